@@ -1,0 +1,1 @@
+"""The paper's math, on NumPy and the standard library alone."""

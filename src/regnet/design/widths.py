@@ -1,0 +1,95 @@
+"""The quantized linear parameterization: from (w0, wa, wm, depth) to stages.
+
+Everything here works on plain numbers and on arrays of them, in float64, so that one implementation
+serves a single network and a population of a hundred thousand.
+Source: Radosavovic et al., Designing Network Design Spaces (2020), section 3.3 and appendix D.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray: TypeAlias = NDArray[np.float64]
+IntArray: TypeAlias = NDArray[np.int64]
+
+Rounding = Literal["half_even", "divisible"]
+"""How a bottleneck width becomes a multiple of the group width.
+
+`half_even` takes the nearest multiple, a tie going to the even one (the paper's code, pycls, and
+timm); `divisible` rounds a tie up and never loses more than a tenth (torchvision).
+"""
+
+QUANTUM = 8
+"""Widths are multiples of this many channels before group rounding."""
+
+
+def linear_widths(w0: Any, wa: Any, block: Any) -> FloatArray:
+    """Width of each block on the line u_j = w0 + wa * j, in channels (Eq. 2)."""
+    return np.asarray(w0 + wa * np.asarray(block, dtype=np.float64), dtype=np.float64)
+
+
+def width_exponents(u: FloatArray, w0: Any, wm: Any) -> FloatArray:
+    """The s_j with u_j = w0 * wm ** s_j (Eq. 3)."""
+    return np.asarray(np.log(u / w0) / np.log(wm), dtype=np.float64)
+
+
+def level_widths(w0: Any, wm: Any, level: Any) -> IntArray:
+    """Width of each quantization level, w0 * wm ** level (Eq. 4), to the nearest multiple of 8."""
+    exact = w0 * np.power(np.asarray(wm, dtype=np.float64), level)
+    return np.asarray(QUANTUM * np.rint(exact / QUANTUM), dtype=np.int64)
+
+
+def block_widths(w0: int, wa: float, wm: float, depth: int) -> IntArray:
+    """Width of every block before group rounding, in channels (Eqs. 2-4)."""
+    s = width_exponents(linear_widths(w0, wa, np.arange(depth)), w0, wm)
+    return level_widths(w0, wm, np.rint(s))
+
+
+def stage_runs(widths: Sequence[int] | IntArray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Widths and depths of the stages: neighbouring blocks of equal width form one."""
+    runs = [(int(width), len(list(blocks))) for width, blocks in groupby(widths)]
+    return tuple(width for width, _ in runs), tuple(depth for _, depth in runs)
+
+
+def bottleneck_widths(width: Any, bottleneck_ratio: Any) -> IntArray:
+    """Width inside a block, in channels: width / b, rounded down.
+
+    The ratio b is a whole number or one over a whole number; dividing by integers keeps it exact.
+    """
+    reduction, expansion = _as_fraction(bottleneck_ratio)
+    return np.asarray(width, dtype=np.int64) * expansion // reduction
+
+
+def round_to_groups(
+    width: Any, group_width: Any, bottleneck_ratio: Any, rounding: Rounding
+) -> tuple[IntArray, IntArray]:
+    """Make block widths compatible with the group width (paper, appendix D).
+
+    The bottleneck width v = width / b moves to a multiple of the group width, which itself shrinks to
+    v where v is narrower; for an inverted bottleneck v stays a multiple of 1 / b as well, so that the
+    block width v * b is whole (pycls, `adjust_block_compatibility`).
+
+    Returns:
+        Block widths and group widths, in channels.
+    """
+    reduction, expansion = _as_fraction(bottleneck_ratio)
+    inner = np.maximum(bottleneck_widths(width, bottleneck_ratio), 1)
+    group = np.minimum(np.asarray(group_width, dtype=np.int64), inner)
+    unit = np.lcm(group, expansion)
+    if rounding == "half_even":
+        rounded = np.rint(inner / unit).astype(np.int64) * unit
+    else:
+        rounded = (2 * inner + unit) // (2 * unit) * unit
+        rounded = np.where(rounded < 0.9 * inner, rounded + unit, rounded)
+    rounded = np.maximum(rounded, unit)
+    return rounded * reduction // expansion, group
+
+
+def _as_fraction(bottleneck_ratio: Any) -> tuple[IntArray, IntArray]:
+    b = np.asarray(bottleneck_ratio, dtype=np.float64)
+    reduction = np.maximum(np.rint(b), 1).astype(np.int64)
+    expansion = np.maximum(np.rint(1 / b), 1).astype(np.int64)
+    return reduction, expansion

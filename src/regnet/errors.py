@@ -1,0 +1,25 @@
+"""The errors that callers may want to catch.
+
+Each also derives from the built-in that a caller would expect, and its message is one line that says
+what was wrong, with which value, and what to do about it.
+"""
+
+
+class RegNetError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(RegNetError, ValueError):
+    """An architecture, an option or a name that cannot be used."""
+
+
+class WeightsError(RegNetError, RuntimeError):
+    """Weights that cannot be found, read or trusted, or that do not fit the model."""
+
+
+class ImageError(RegNetError, ValueError):
+    """A file that cannot be used as an image."""
+
+
+class MissingExtraError(RegNetError, ImportError):
+    """An optional package is needed and not installed."""

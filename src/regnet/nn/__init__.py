@@ -1,0 +1,1 @@
+"""AnyNet as a PyTorch module: layers, blocks, the model and its feature maps."""

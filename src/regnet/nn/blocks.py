@@ -1,0 +1,173 @@
+"""The residual and plain blocks of the AnyNet space.
+
+A block takes its widths, not the network's config. Child names are the Hub's checkpoint format. Where
+`downsample` is None there is no residual connection; an identity shortcut is an `nn.Identity`.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from regnet.design.blocks import BlockConfig
+from regnet.design.config import Activation, AnyNetConfig, Norm
+from regnet.nn.layers import (
+    AvgPoolSame,
+    ConvNormAct,
+    DropPath,
+    SqueezeExcitation,
+    activation_layer,
+    conv2d,
+    norm_activation,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockStyle:
+    """What all blocks of a network have in common."""
+
+    norm: Norm = "batch"
+    activation: Activation = "relu"
+    se_activation: Activation = "relu"
+    average_shortcut: bool = False
+    """Whether a projection shortcut averages 2x2 pixels rather than skip three of four."""
+
+
+def build_block(config: AnyNetConfig, block: BlockConfig, *, drop_path: float = 0.0) -> nn.Module:
+    """The block of the kind that the network's config names."""
+    style = BlockStyle(
+        norm=config.norm,
+        activation=config.activation,
+        se_activation=config.se_activation or config.activation,
+        average_shortcut=config.shortcut == "avg_pool",
+    )
+    if config.block == "preact_bottleneck":
+        return PreactBottleneck(block, style, drop_path=drop_path)
+    if config.block in ("basic", "vanilla"):
+        return Basic(block, style, drop_path=drop_path)
+    linear = config.block == "linear_bottleneck"
+    return Bottleneck(block, style, linear=linear, drop_path=drop_path)
+
+
+class Bottleneck(nn.Module):
+    """1x1, grouped 3x3, squeeze-excitation if any, 1x1, shortcut (X, Y; Z when linear)."""
+
+    def __init__(
+        self, block: BlockConfig, style: BlockStyle, *, linear: bool = False, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        inner, norm, act = block.bottleneck_width, style.norm, style.activation
+        self.conv1 = ConvNormAct(block.width_in, inner, norm=norm, activation=act)
+        self.conv2 = ConvNormAct(
+            inner,
+            inner,
+            3,
+            norm=norm,
+            activation=act,
+            stride=block.stride,
+            dilation=block.dilation,
+            groups=block.groups,
+        )
+        self.se = _squeeze_excitation(block, style)
+        self.conv3 = ConvNormAct(inner, block.width, norm=norm, activation=None)
+        self.downsample = _shortcut(block, style)
+        self.drop_path = DropPath(drop_path)
+        self.act = activation_layer(None if linear else act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv3(self.se(self.conv2(self.conv1(x))))
+        if self.downsample is not None:
+            out = self.drop_path(out) + self.downsample(x)
+        return self.act(out)
+
+
+class PreactBottleneck(nn.Module):
+    """Bottleneck with norm and activation before each convolution (timm's RegNetV).
+
+    The shortcut starts after the first norm and activation, in blocks that keep the shape too.
+    """
+
+    def __init__(self, block: BlockConfig, style: BlockStyle, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        inner, norm, act = block.bottleneck_width, style.norm, style.activation
+        self.norm1, self.act1 = norm_activation(norm, block.width_in, act)
+        self.conv1 = conv2d(block.width_in, inner, 1)
+        self.norm2, self.act2 = norm_activation(norm, inner, act)
+        self.conv2 = conv2d(
+            inner, inner, 3, stride=block.stride, dilation=block.dilation, groups=block.groups
+        )
+        self.se = _squeeze_excitation(block, style)
+        self.norm3, self.act3 = norm_activation(norm, inner, act)
+        self.conv3 = conv2d(inner, block.width, 1)
+        self.downsample = _shortcut(block, style, preact=True)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.norm1(x))
+        out = self.conv1(x)
+        out = self.se(self.conv2(self.act2(self.norm2(out))))
+        out = self.conv3(self.act3(self.norm3(out)))
+        if self.downsample is not None:
+            out = self.drop_path(out) + self.downsample(x)
+        return out
+
+
+class Basic(nn.Module):
+    """Two 3x3 convolutions, with a shortcut (ResNet-34) or without (VGG style, NDS's vanilla block)."""
+
+    def __init__(self, block: BlockConfig, style: BlockStyle, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        norm, act = style.norm, style.activation
+        self.conv1 = ConvNormAct(
+            block.width_in,
+            block.width,
+            3,
+            norm=norm,
+            activation=act,
+            stride=block.stride,
+            dilation=block.dilation,
+        )
+        self.conv2 = ConvNormAct(
+            block.width, block.width, 3, norm=norm, activation=None, dilation=block.dilation
+        )
+        self.downsample = _shortcut(block, style)
+        self.drop_path = DropPath(drop_path)
+        self.act = activation_layer(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv2(self.conv1(x))
+        if self.downsample is not None:
+            out = self.drop_path(out) + self.downsample(x)
+        return self.act(out)
+
+
+def _squeeze_excitation(block: BlockConfig, style: BlockStyle) -> nn.Module:
+    if not block.se_width:
+        return nn.Identity()
+    return SqueezeExcitation(block.bottleneck_width, block.se_width, style.se_activation)
+
+
+def _shortcut(
+    block: BlockConfig, style: BlockStyle, *, preact: bool = False
+) -> nn.Module | None:
+    if block.shortcut == "none":
+        return None
+    if block.shortcut == "identity":
+        return nn.Identity()
+    stride = 1 if style.average_shortcut else block.stride
+    projection: nn.Module
+    if preact:
+        projection = conv2d(block.width_in, block.width, 1, stride=stride)
+    else:
+        projection = ConvNormAct(
+            block.width_in, block.width, norm=style.norm, activation=None, stride=stride
+        )
+    if not style.average_shortcut:
+        return projection
+    return nn.Sequential(_average_pool(block), projection)
+
+
+def _average_pool(block: BlockConfig) -> nn.Module:
+    """The 2x2 average before a projection; where the stride became dilation, as timm has it."""
+    if block.stride == 2:
+        return nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+    return AvgPoolSame() if block.dilation > 1 else nn.Identity()

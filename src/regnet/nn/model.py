@@ -1,0 +1,235 @@
+"""AnyNet: stem, stages, head, built from a config."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.errors import ConfigError
+from regnet.nn.blocks import build_block
+from regnet.nn.features import FeatureInfo, feature_info
+from regnet.nn.init import init_weights, zero_last_norms
+from regnet.nn.layers import ConvNormAct, activation_layer, conv2d
+
+GlobalPool = Literal["avg", "max", ""]
+"""How feature maps become a vector; "" leaves them as they are (with num_classes=0 only)."""
+
+
+class AnyNet(nn.Module):
+    """A network of the AnyNet space: stem, stages of identical blocks, head (paper, section 3.2).
+
+    Takes images (N, in_chans, H, W) of any height and width and returns logits (N, num_classes), or
+    features (N, num_features) where there is no classifier. `RegNet` is this class under the name that
+    fits a `RegNetConfig`.
+
+    Args:
+        config: the architecture.
+        drop_rate: dropout before the classifier while training.
+        drop_path_rate: drop path of the last residual branch; earlier ones drop linearly less.
+        global_pool: "avg", "max", or "" for none.
+        zero_init_last: start residual branches at zero; off in the paper.
+    """
+
+    def __init__(
+        self,
+        config: AnyNetConfig | RegNetConfig,
+        *,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        global_pool: GlobalPool = "avg",
+        zero_init_last: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
+            if not 0 <= rate < 1:
+                raise ConfigError(f"{name} must lie in [0, 1), got {rate!r}")
+        self.config = config
+        self.pretrained_cfg: dict[str, Any] = {}
+        anynet = config.anynet()
+        self.feature_info: FeatureInfo = feature_info(anynet)
+        self.num_features = self.head_hidden_size = anynet.num_features
+        self.grad_checkpointing = False
+
+        self.stem = _stem(anynet)
+        self.stem_pool = nn.MaxPool2d(3, 2, 1) if config.stem == "resnet" else nn.Identity()
+        for number, stage in enumerate(_stages(anynet, drop_path_rate), 1):
+            self.add_module(f"s{number}", stage)
+        self.final_conv = _final_conv(anynet)
+        self.head = Head(self.num_features, config.num_classes, drop_rate, global_pool)
+        init_weights(self)
+        if zero_init_last:
+            zero_last_norms(self)
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the classifier; 0 for none."""
+        return self.config.num_classes
+
+    def trunk(self) -> Iterator[tuple[str, nn.Module]]:
+        """Names and modules from the image to the last feature map, in the order of the data."""
+        if isinstance(self.stem, nn.Sequential):
+            yield from ((f"stem.{name}", module) for name, module in self.stem.named_children())
+        else:
+            yield "stem", self.stem
+        yield "stem_pool", self.stem_pool
+        for number in range(1, len(self.config.anynet().stages) + 1):
+            yield f"s{number}", self.get_submodule(f"s{number}")
+        yield "final_conv", self.final_conv
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Feature maps before the pool: (N, num_features, H', W')."""
+        for _, module in self.trunk():
+            x = self._run(module, x)
+        return x
+
+    def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
+        """Pooled features (N, num_features) to logits; `pre_logits` stops before the classifier."""
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def _run(self, module: nn.Module, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled() and isinstance(module, Stage):
+            for block in module:
+                x = checkpoint(block, x, use_reentrant=False)
+            return x
+        return module(x)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        intermediates_only: bool = False,
+        stop_early: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Feature maps at `indices` of `feature_info`, and the final one.
+
+        Args:
+            x: images (N, in_chans, H, W).
+            indices: which maps, negative ones from the end; a number n means the last n; None means all.
+            intermediates_only: return the list alone.
+            stop_early: end at the deepest map asked for; the final one is then that map.
+        """
+        if isinstance(indices, int):
+            indices = range(-indices, 0)
+        wanted = self.feature_info.select(indices).module_name()
+        maps = []
+        for name, module in self.trunk():
+            x = self._run(module, x)
+            if name in wanted:
+                maps.append(x)
+                if len(maps) == len(wanted) and (stop_early or intermediates_only):
+                    break
+        return maps if intermediates_only else (x, maps)
+
+    def get_classifier(self) -> nn.Module:
+        """The linear layer that gives the logits; the identity where there is none."""
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
+        """Replace the classifier by a freshly initialized one; 0 classes remove it."""
+        self.config = replace(self.config, num_classes=num_classes)
+        pool = self.head.global_pool if global_pool is None else global_pool
+        reference = next(self.parameters())
+        self.head = Head(self.num_features, num_classes, self.head.drop.p, pool)
+        init_weights(self.head)
+        self.head.to(device=reference.device, dtype=reference.dtype).train(self.training)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature
+        """Recompute each block's activations in the backward pass rather than keep them."""
+        self.grad_checkpointing = enable
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 - timm's signature
+        """Patterns that group parameters by depth, for layer-wise learning rates (timm)."""
+        blocks = r"^s(\d+)" if coarse else r"^s(\d+)\.b(\d+)"
+        return {"stem": r"^stem", "blocks": [(blocks, None), (r"^final_conv", (99999,))]}
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that must not decay beside norms and biases: none."""
+        return set()
+
+
+RegNet = AnyNet
+"""A RegNet is an AnyNet whose config is a `RegNetConfig`."""
+
+
+class Stage(nn.Sequential):
+    """A run of identical blocks, named b1, b2, ..."""
+
+
+class Head(nn.Module):
+    """Pool, dropout, classifier."""
+
+    def __init__(
+        self, width: int, num_classes: int, drop_rate: float, global_pool: GlobalPool
+    ) -> None:
+        super().__init__()
+        if global_pool not in ("avg", "max", ""):
+            raise ConfigError(f"global_pool must be 'avg', 'max' or '', got {global_pool!r}")
+        if not global_pool and num_classes:
+            raise ConfigError("global_pool='' keeps feature maps; it needs num_classes=0")
+        self.global_pool: GlobalPool = global_pool
+        self.drop = nn.Dropout(drop_rate)
+        self.fc = nn.Linear(width, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
+        if self.global_pool == "avg":
+            x = x.mean((2, 3))
+        elif self.global_pool == "max":
+            x = x.amax((2, 3))
+        x = self.drop(x)
+        return x if pre_logits else self.fc(x)
+
+
+def _stem(config: AnyNetConfig) -> nn.Module:
+    norm, activation = config.norm, config.activation
+    kernel_size = 7 if config.stem == "resnet" else 3
+    if config.block == "preact_bottleneck":
+        stride = 1 if config.stem == "cifar" else 2
+        return conv2d(config.in_chans, config.stem_width, kernel_size, stride=stride)
+    strides = {"cifar": (1,), "simple": (2,), "resnet": (2,)}.get(config.stem, (2, 1, 2))
+    layers = []
+    width_in = config.in_chans
+    for width, stride in zip(config.stem_widths, strides, strict=True):
+        layers.append(
+            ConvNormAct(
+                width_in, width, kernel_size, norm=norm, activation=activation, stride=stride
+            )
+        )
+        width_in = width
+    if len(layers) == 1:
+        return layers[0]
+    return nn.Sequential(OrderedDict((f"conv{n}", layer) for n, layer in enumerate(layers, 1)))
+
+
+def _stages(config: AnyNetConfig, drop_path_rate: float) -> Iterator[Stage]:
+    blocks = config.blocks()
+    rates = torch.linspace(0, drop_path_rate, len(blocks), device="cpu").tolist()
+    built = [build_block(config, b, drop_path=r) for b, r in zip(blocks, rates, strict=True)]
+    for number in range(1, len(config.stages) + 1):
+        yield Stage(
+            OrderedDict(
+                (f"b{block.index}", module)
+                for block, module in zip(blocks, built, strict=True)
+                if block.stage == number
+            )
+        )
+
+
+def _final_conv(config: AnyNetConfig) -> nn.Module:
+    if config.head_width:
+        return ConvNormAct(
+            config.stages[-1].width,
+            config.head_width,
+            norm=config.norm,
+            activation=config.activation,
+        )
+    # Not in place: the input is a feature map that callers may have asked for.
+    return activation_layer(config.activation if config.head_activation else None, inplace=False)
