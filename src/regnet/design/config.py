@@ -8,7 +8,7 @@ Designing Network Design Spaces (2020), sections 3.2 and 3.3.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from math import isclose
+from math import isclose, prod
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -122,6 +122,28 @@ class ArchitectureConfig:
         raise NotImplementedError
 
     @property
+    def stem_widths(self) -> tuple[int, ...]:
+        """Output channels of each convolution of the stem."""
+        if self.stem == "tiered":
+            return tuple(self.stem_width * part // whole for part, whole in _TIERED_STEM)
+        return (self.stem_width,) * (3 if self.stem == "deep" else 1)
+
+    @property
+    def stem_stride(self) -> int:
+        """Reduction of the image by the stem."""
+        return prod(self.stem_conv_strides) * (2 if self.stem == "resnet" else 1)
+
+    @property
+    def stem_conv_strides(self) -> tuple[int, ...]:
+        """Stride of each convolution of the stem."""
+        return {"cifar": (1,), "simple": (2,), "resnet": (2,)}.get(self.stem, (2, 1, 2))
+
+    @property
+    def stem_kernel_size(self) -> int:
+        """Kernel size of the stem's convolutions."""
+        return 7 if self.stem == "resnet" else 3
+
+    @property
     def head_activation(self) -> bool:
         """Whether a bare activation stands before the pool: blocks ended without one, no head follows."""
         return self.block in ("linear_bottleneck", "preact_bottleneck") and not self.head_width
@@ -169,18 +191,6 @@ class AnyNetConfig(ArchitectureConfig):
     def num_features(self) -> int:
         """Channels that reach the classifier."""
         return self.head_width or self.stages[-1].width
-
-    @property
-    def stem_widths(self) -> tuple[int, ...]:
-        """Output channels of each convolution of the stem."""
-        if self.stem == "tiered":
-            return tuple(self.stem_width * part // whole for part, whole in _TIERED_STEM)
-        return (self.stem_width,) * (3 if self.stem == "deep" else 1)
-
-    @property
-    def stem_stride(self) -> int:
-        """Reduction of the image by the stem."""
-        return {"cifar": 1, "simple": 2}.get(self.stem, 4)
 
     def blocks(self) -> tuple[BlockConfig, ...]:
         """All blocks in order, every width, stride and dilation resolved."""

@@ -57,8 +57,9 @@ class AnyNet(nn.Module):
 
         self.stem = _stem(anynet)
         self.stem_pool = nn.MaxPool2d(3, 2, 1) if config.stem == "resnet" else nn.Identity()
-        for number, stage in enumerate(_stages(anynet, drop_path_rate), 1):
-            self.add_module(f"s{number}", stage)
+        self.stage_names = tuple(f"s{number}" for number in range(1, len(anynet.stages) + 1))
+        for name, stage in zip(self.stage_names, _stages(anynet, drop_path_rate), strict=True):
+            self.add_module(name, stage)
         self.final_conv = _final_conv(anynet)
         self.head = Head(self.num_features, config.num_classes, drop_rate, global_pool)
         init_weights(self)
@@ -70,16 +71,13 @@ class AnyNet(nn.Module):
         """Outputs of the classifier; 0 for none."""
         return self.config.num_classes
 
-    def trunk(self) -> Iterator[tuple[str, nn.Module]]:
+    def trunk(self) -> list[tuple[str, nn.Module]]:
         """Names and modules from the image to the last feature map, in the order of the data."""
+        stem = [("stem", self.stem)]
         if isinstance(self.stem, nn.Sequential):
-            yield from ((f"stem.{name}", module) for name, module in self.stem.named_children())
-        else:
-            yield "stem", self.stem
-        yield "stem_pool", self.stem_pool
-        for number in range(1, len(self.config.anynet().stages) + 1):
-            yield f"s{number}", self.get_submodule(f"s{number}")
-        yield "final_conv", self.final_conv
+            stem = [(f"stem.{name}", layer) for name, layer in self.stem.named_children()]
+        stages = [(name, getattr(self, name)) for name in self.stage_names]
+        return [*stem, ("stem_pool", self.stem_pool), *stages, ("final_conv", self.final_conv)]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Feature maps before the pool: (N, num_features, H', W')."""
@@ -190,11 +188,9 @@ class Head(nn.Module):
 
 def _stem(config: AnyNetConfig) -> nn.Module:
     norm, activation = config.norm, config.activation
-    kernel_size = 7 if config.stem == "resnet" else 3
+    kernel_size, strides = config.stem_kernel_size, config.stem_conv_strides
     if config.block == "preact_bottleneck":
-        stride = 1 if config.stem == "cifar" else 2
-        return conv2d(config.in_chans, config.stem_width, kernel_size, stride=stride)
-    strides = {"cifar": (1,), "simple": (2,), "resnet": (2,)}.get(config.stem, (2, 1, 2))
+        return conv2d(config.in_chans, config.stem_width, kernel_size, stride=strides[0])
     layers = []
     width_in = config.in_chans
     for width, stride in zip(config.stem_widths, strides, strict=True):

@@ -1,0 +1,203 @@
+"""Complexity by arithmetic: flops, parameters, activations, of one network or of a population.
+
+Conventions are those of the paper's code (pycls, `models/blocks.py`): flops are multiply-adds of
+convolutions and the classifier, a layer with bias adding one per output; activations are the outputs of
+those layers, and of the ResNet stem's max pool; norms count as parameters only; pooling, activation
+functions and additions count nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig
+from regnet.design.population import StagePopulation
+from regnet.design.widths import IntArray, bottleneck_widths
+from regnet.errors import ConfigError
+
+Count = TypeVar("Count", int, IntArray)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Complexity(Generic[Count]):
+    """What one image costs; whole numbers, or arrays of them for a population."""
+
+    flops: Count
+    """Multiply-adds."""
+    params: Count
+    """Trainable parameters; they do not depend on the image size."""
+    activations: Count
+    """Output elements of convolutions and the classifier."""
+
+
+def complexity(
+    config: AnyNetConfig | RegNetConfig, input_size: int | tuple[int, int] = 224
+) -> Complexity[int]:
+    """Complexity of one network for an image of this size, a side or (height, width) in pixels."""
+    anynet = config.anynet()
+    tally = _Tally(anynet)
+    height, width = _stem(tally, anynet, input_size)
+    for block in anynet.blocks():
+        area_in = height * width
+        height, width = _reduce(height, block.stride), _reduce(width, block.stride)
+        tally.block(
+            width_in=block.width_in,
+            width=block.width,
+            inner=block.bottleneck_width,
+            group_width=block.group_width,
+            se_width=block.se_width,
+            projects=int(block.shortcut == "projection"),
+            area_in=area_in,
+            area=height * width,
+        )
+    tally.head(anynet.stages[-1].width, height * width)
+    return Complexity(flops=tally.flops, params=tally.params, activations=tally.activations)
+
+
+def population_complexity(
+    population: StagePopulation,
+    like: ArchitectureConfig,
+    input_size: int | tuple[int, int] = 224,
+) -> Complexity[IntArray]:
+    """Complexity of every network of a population, as arrays (n,).
+
+    Args:
+        population: the stages of each network.
+        like: a config that has what the networks share: stem, kind of block, head, classes.
+        input_size: side, or (height, width), of the image in pixels.
+    """
+    if like.bottleneck_from != "output" or like.se_from != "input" or like.output_stride is not None:
+        raise ConfigError(
+            "a population takes bottlenecks from the output width, squeeze-excitation from the input "
+            "width, and no output_stride; count such networks one at a time"
+        )
+    tally = _Tally(like)
+    height, width = _stem(tally, like, input_size)
+    width_in: Any = like.stem_width
+    last: Any = np.zeros(len(population), dtype=np.int64)
+    last_area: Any = np.zeros(len(population), dtype=np.int64)
+    for stage in range(population.num_stages_max):
+        stride = population.strides[stage]
+        depth, w = population.depths[:, stage], population.widths[:, stage]
+        present = (depth > 0).astype(np.int64)
+        inner = bottleneck_widths(w, population.bottleneck_ratios[:, stage])
+        common = {"width": w, "inner": inner, "group_width": population.group_widths[:, stage]}
+        area_in = height * width
+        height, width = _reduce(height, stride), _reduce(width, stride)
+        changes = present if stride != 1 else present * (w != width_in)
+        projects = changes * (like.block != "vanilla" and like.shortcut != "none")
+        for block_width_in, block_area_in, block_projects, times in (
+            (width_in, area_in, projects, present),
+            (w, height * width, 0, depth - present),
+        ):
+            tally.block(
+                width_in=block_width_in,
+                se_width=_se_width(like, block_width_in),
+                projects=block_projects,
+                area_in=block_area_in,
+                area=height * width,
+                times=times,
+                **common,
+            )
+        width_in = w
+        last = np.where(present, w, last)
+        last_area = np.where(present, height * width, last_area)
+    tally.head(last, last_area)
+    return Complexity(flops=tally.flops, params=tally.params, activations=tally.activations)
+
+
+class _Tally:
+    """A running sum over layers. Widths, areas and `times` are whole numbers or arrays of them."""
+
+    def __init__(self, config: ArchitectureConfig) -> None:
+        self.config = config
+        self.flops: Any = 0
+        self.params: Any = 0
+        self.activations: Any = 0
+
+    def conv(
+        self, fan_in: Any, width: Any, area: Any, *, bias: bool = False, times: Any = 1
+    ) -> None:
+        """A convolution with `fan_in` weights per output channel, on `area` output pixels."""
+        weights = (fan_in + bias) * width * times
+        self.params = self.params + weights
+        self.flops = self.flops + weights * area
+        self.activations = self.activations + width * area * times
+
+    def norm(self, width: Any, *, activates: bool = True, times: Any = 1) -> None:
+        """A norm's parameters; EvoNorm has a third per channel where it activates."""
+        per_channel = 3 if self.config.norm == "evonorm_s0a" and activates else 2
+        self.params = self.params + per_channel * width * times
+
+    def block(
+        self,
+        *,
+        width_in: Any,
+        width: Any,
+        inner: Any,
+        group_width: Any,
+        se_width: Any,
+        projects: Any,
+        area_in: Any,
+        area: Any,
+        times: Any = 1,
+    ) -> None:
+        """One block, `times` over; `projects` is 1 where a projection shortcut stands."""
+        preact = self.config.block == "preact_bottleneck"
+        if self.config.block in ("basic", "vanilla"):
+            self.conv(9 * width_in, width, area, times=times)
+            self.norm(width, times=times)
+            self.conv(9 * width, width, area, times=times)
+            self.norm(width, activates=False, times=times)
+        else:
+            self.conv(width_in, inner, area_in, times=times)
+            self.norm(inner, times=times)
+            self.conv(9 * group_width, inner, area, times=times)
+            self.norm(inner, times=times)
+            if self.config.se_ratio:
+                self.conv(inner, se_width, 1, bias=True, times=times)
+                self.conv(se_width, inner, 1, bias=True, times=times)
+            self.conv(inner, width, area, times=times)
+            self.norm(width_in if preact else width, activates=preact, times=times)
+        self.conv(width_in, width, area, times=projects * times)
+        if not preact:
+            self.norm(width, activates=False, times=projects * times)
+
+    def head(self, width_in: Any, area: Any) -> None:
+        """The head convolution, if any, and the classifier, if any."""
+        width = width_in
+        if self.config.head_width:
+            width = self.config.head_width
+            self.conv(width_in, width, area)
+            self.norm(width)
+        if self.config.num_classes:
+            self.conv(width, self.config.num_classes, 1, bias=True)
+
+
+def _stem(
+    tally: _Tally, config: ArchitectureConfig, input_size: int | tuple[int, int]
+) -> tuple[int, int]:
+    """Count the stem; returns height and width after it."""
+    height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+    if height < 1 or width < 1:
+        raise ConfigError(f"input_size must be at least 1 pixel each way, got {input_size!r}")
+    width_in = config.in_chans
+    for channels, stride in zip(config.stem_widths, config.stem_conv_strides, strict=True):
+        height, width = _reduce(height, stride), _reduce(width, stride)
+        tally.conv(config.stem_kernel_size**2 * width_in, channels, height * width)
+        if config.block != "preact_bottleneck":
+            tally.norm(channels)
+        width_in = channels
+    if config.stem == "resnet":
+        height, width = _reduce(height, 2), _reduce(width, 2)
+        tally.activations += width_in * height * width
+    return height, width
+
+
+def _reduce(size: int, stride: int) -> int:
+    return (size - 1) // stride + 1
+
+
+def _se_width(config: ArchitectureConfig, width_in: Any) -> Any:
+    return np.maximum(np.rint(width_in * config.se_ratio), 1).astype(np.int64)

@@ -1,0 +1,248 @@
+"""The inverse of the parameterization: from stage widths and depths back to w0, wa and wm.
+
+Two questions, two answers. Which parameters give exactly these stages? Every condition on them (a width
+that rounds as observed, a block that falls on its level) leaves an interval of wm, found here level
+assignment by level assignment. And how close does any RegNet come to this network? That is e_fit of the
+paper (section 3.3, figure 8), a grid search over the parameters.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import ceil, inf, log
+from typing import Any
+
+import numpy as np
+
+from regnet.design.config import RegNetConfig
+from regnet.design.widths import (
+    QUANTUM,
+    FloatArray,
+    linear_widths,
+    round_to_groups,
+    width_exponents,
+)
+from regnet.errors import ConfigError
+
+_LEAST_WM = 1.1  # below, neighbouring levels of a narrow network round to one width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegNetFit:
+    """A RegNet fitted to stage widths and depths."""
+
+    config: RegNetConfig
+    """Parameters that reproduce the stages, or come closest by `e_fit`."""
+    exact: bool
+    """Whether `config` has exactly the stages asked for."""
+    e_fit: float
+    """The paper's fitting error: the least mean over blocks of log2(predicted / observed width) squared
+    on the grid of `paper_fit`; infinite where no RegNet there has as many stages."""
+
+
+def fit(widths: Sequence[int], depths: Sequence[int], **fixed: Any) -> RegNetFit:
+    """See `RegNetConfig.fit`."""
+    widths, depths = [int(w) for w in widths], [int(d) for d in depths]
+    if len(widths) != len(depths) or not widths or min(widths) < 1 or min(depths) < 1:
+        raise ConfigError(
+            "fit needs one positive width and one positive depth per stage, "
+            f"got widths {widths} and depths {depths}"
+        )
+    base = RegNetConfig(depth=sum(depths), w0=QUANTUM, wa=0, wm=2, **fixed)
+
+    def config(w0: int, wa: float, wm: float) -> RegNetConfig:
+        return RegNetConfig(depth=base.depth, w0=w0, wa=wa, wm=wm, **fixed)
+
+    def reproduces(w0: int, wa: float, wm: float) -> bool:
+        anynet = config(w0, wa, wm).anynet()
+        return list(anynet.widths) == widths and list(anynet.depths) == depths
+
+    best, e_fit = paper_fit(widths, depths)
+    for parameters in _exact(widths, depths, base):
+        if reproduces(*parameters):
+            return RegNetFit(config=config(*parameters), exact=True, e_fit=e_fit)
+    if best is None:
+        raise ConfigError(
+            f"no RegNet has {len(widths)} stages in {sum(depths)} blocks, as widths {widths} and "
+            f"depths {depths} have; use fewer stages or more blocks"
+        )
+    return RegNetFit(config=config(*best), exact=False, e_fit=e_fit)
+
+
+def paper_fit(
+    widths: Sequence[int], depths: Sequence[int]
+) -> tuple[tuple[int, float, float] | None, float]:
+    """The RegNet (w0, wa, wm) closest to the network, and its e_fit.
+
+    The paper states neither norm nor grid; a mean square of log2 ratios over unrounded widths, among
+    RegNets with as many stages and no level skipped, reproduces its figures 6 and 8. The grid is that of
+    its search space: w0 in steps of 8 up to 256, wa in whole numbers up to 256, wm from 1.5 to 3 in
+    steps of 0.1; wider networks extend it.
+    """
+    observed = np.log2(np.repeat(np.asarray(widths, dtype=np.float64), depths))
+    block = np.arange(len(observed))
+    w0 = np.arange(QUANTUM, max(256, 2 * widths[0]) + 1, QUANTUM)[:, None, None]
+    wa = np.arange(max(256, 2 * max(widths) // len(observed)) + 1)[:, None]
+    best, least = None, inf
+    for tenths in range(15, 31):
+        wm = tenths / 10
+        level = np.rint(width_exponents(linear_widths(w0, wa, block), w0, wm))
+        complete = level[..., -1] == len(widths) - 1
+        complete &= (np.diff(level, axis=-1) <= 1).all(axis=-1)
+        error = ((np.log2(w0) + level * log(wm, 2) - observed) ** 2).mean(axis=-1)
+        error = np.where(complete, error, inf)
+        row, column = np.unravel_index(error.argmin(), error.shape)
+        if error[row, column] < least:
+            least = float(error[row, column])
+            best = (int(w0[row, 0, 0]), float(wa[column, 0]), wm)
+    return best, least
+
+
+def _exact(
+    widths: Sequence[int], depths: Sequence[int], base: RegNetConfig
+) -> Iterator[tuple[int, float, float]]:
+    """Candidates (w0, wa, wm) for exactly these stages, with the fewest digits that do."""
+    if any(a > b for a, b in zip(widths, widths[1:], strict=False)):
+        return
+    sources = np.arange(QUANTUM, 2 * max(widths) + 2 * base.group_width + QUANTUM, QUANTUM)
+    rounded, _ = round_to_groups(sources, base.group_width, base.bottleneck_ratio, base.rounding)
+    before_rounding = [sources[rounded == w].tolist() for w in widths]
+    ends = list(accumulate(depths))
+    first, last = [end - d for end, d in zip(ends, depths, strict=True)], [end - 1 for end in ends]
+    # Consecutive levels first, one per stage: what the paper and every published RegNet have.
+    for consecutive in (True, False):
+        for w0 in before_rounding[0]:
+            search = _LevelSearch(w0, before_rounding, first, last, consecutive=consecutive)
+            yield from search.candidates()
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """The levels of one stage: its blocks `first` to `last` lie on levels `low` to `high`."""
+
+    low: int
+    high: int
+    first: int
+    last: int
+
+
+class _LevelSearch:
+    """All ways to put stages on quantization levels, each with its interval of wm."""
+
+    def __init__(
+        self,
+        w0: int,
+        widths: Sequence[Sequence[int]],
+        first: Sequence[int],
+        last: Sequence[int],
+        *,
+        consecutive: bool,
+    ) -> None:
+        self.w0 = w0
+        self.widths = widths
+        self.first = first
+        self.last = last
+        self.consecutive = consecutive
+
+    def candidates(self) -> Iterator[tuple[int, float, float]]:
+        if len(self.widths) == 1:
+            yield self.w0, 0.0, 2.0
+            return
+        for high in range(self._highest(self.w0, 0) + 1):
+            span = _Span(0, high, 0, self.last[0])
+            yield from self._extend([span], self.w0, self._levels_round_to(self.w0, 0, high))
+
+    def _extend(
+        self, spans: list[_Span], width: int, wm: tuple[float, float]
+    ) -> Iterator[tuple[int, float, float]]:
+        low, high = self._on_levels(spans, wm)
+        if not low < high:
+            return
+        if len(spans) == len(self.widths):
+            chosen = _simplest(low, high)
+            slopes = self._slopes(spans, chosen)
+            if slopes[0] < slopes[1]:
+                yield self.w0, _simplest(*slopes), chosen
+            return
+        stage, start = len(spans), spans[-1].high + 1
+        for wider in self.widths[stage]:
+            if wider <= width:
+                continue
+            highest = self._highest(wider, start)
+            for k_low in range(start, highest + 1):
+                for k_high in range(k_low, highest + 1):
+                    rounds_low, rounds_high = self._levels_round_to(wider, k_low, k_high)
+                    narrower = max(low, rounds_low), min(high, rounds_high)
+                    if narrower[0] < narrower[1]:
+                        span = _Span(k_low, k_high, self.first[stage], self.last[stage])
+                        yield from self._extend([*spans, span], wider, narrower)
+
+    def _highest(self, width: int, start: int) -> int:
+        """The highest level that may have this width, given the first that may."""
+        if self.consecutive:
+            return start
+        return int(log((width + QUANTUM / 2) / self.w0) / log(_LEAST_WM))
+
+    def _levels_round_to(self, width: int, low: int, high: int) -> tuple[float, float]:
+        """The wm for which the levels from `low` to `high` all round to `width`."""
+        least, most = _LEAST_WM, inf
+        for k in {low, high} - {0}:
+            least = max(least, ((width - QUANTUM / 2) / self.w0) ** (1 / k))
+            most = min(most, ((width + QUANTUM / 2) / self.w0) ** (1 / k))
+        return least, most
+
+    def _slopes(self, spans: list[_Span], wm: float) -> tuple[float, float]:
+        """The wa for which every block lies on a level of its stage."""
+        lows = [self.w0 * (wm ** (s.low - 0.5) - 1) / s.first for s in spans if s.first]
+        highs = [self.w0 * (wm ** (s.high + 0.5) - 1) / s.last for s in spans if s.last]
+        return max(lows, default=0.0), min(highs, default=inf)
+
+    def _on_levels(self, spans: list[_Span], wm: tuple[float, float]) -> tuple[float, float]:
+        """The part of the interval of wm where some wa puts every block on its level.
+
+        A lower bound on wa must not pass an upper one. As a function of wm > 1 their difference,
+        a x^p - b x^q + c with x = 1 as a root, changes sign at most once (Descartes), so that each pair
+        of bounds leaves an interval. Only pairs with the newest stage are new.
+        """
+        low, high = wm
+        newest = spans[-1]
+        for other in spans:
+            for lower, upper in {(newest, other), (other, newest)}:
+                if not lower.first or not upper.last or not low < high:
+                    continue
+
+                def excess(x: float, lower: _Span = lower, upper: _Span = upper) -> float:
+                    least = (x ** (lower.low - 0.5) - 1) / lower.first
+                    return least - (x ** (upper.high + 0.5) - 1) / upper.last
+
+                low, high = _where_negative(excess, low, min(high, 1e6))
+        return low, high
+
+
+def _where_negative(
+    function: Callable[[float], float], low: float, high: float
+) -> tuple[float, float]:
+    """The part of the interval where a function that changes sign at most once is negative."""
+    at_low, at_high = function(low) < 0, function(high) < 0
+    if at_low and at_high:
+        return low, high
+    if not at_low and not at_high:
+        return low, low
+    left, right = low, high
+    while (middle := (left + right) / 2) not in (left, right):
+        if (function(middle) < 0) == at_low:
+            left = middle
+        else:
+            right = middle
+    return (low, left) if at_low else (right, high)
+
+
+def _simplest(low: float, high: float) -> float:
+    """The number strictly inside the interval with the fewest decimals, near its middle."""
+    if high == inf:
+        return ceil(low) + 1.0
+    middle = (low + high) / 2
+    for digits in range(16):
+        if low < (rounded := round(middle, digits)) < high:
+            return rounded
+    return middle
