@@ -2,42 +2,77 @@
 
     python scripts/train_embedded.py --data PATH/cifar10 --out runs/embedded
 
-reads {train,test}.parquet (columns `img`, `label`, as in the public `uoft-cs/cifar10`), writes one JSON
-line per epoch and a checkpoint to resume from, and ends with model.safetensors (fp16) and its
-measured accuracy. Needs pyarrow beside the package.
+reads {train,test}.parquet (columns `img`, `label`, as in the public `uoft-cs/cifar10`), prints
+one JSON line per epoch, keeps a checkpoint in --out to resume from, and ends with the files in
+weights/: fp16 weights, table row and model card. Needs pyarrow beside the package.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import math
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from regnet.design.config import RegNetConfig
+from regnet.design.complexity import complexity
+from regnet.design.variants import VARIANTS
 from regnet.nn.model import AnyNet
+from regnet.weights.files import load_weights
 
-CONFIG = RegNetConfig(
-    depth=7,
-    w0=64,
-    wa=24.0,
-    wm=2.0,
-    group_width=16,
-    se_ratio=0.25,
-    stem="cifar",
-    num_classes=10,
-)
-MEAN = torch.tensor([0.4914, 0.4822, 0.4465])[:, None, None]
-STD = torch.tensor([0.2470, 0.2435, 0.2616])[:, None, None]
+VARIANT, TAG = "regnety_cifar", "cifar10"
+CONFIG = VARIANTS[VARIANT].config
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+LABELS = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 EMA_DECAY = 0.998
+WEIGHTS = Path(__file__).parents[1] / "weights"
+
+RECIPE = (
+    "SGD with Nesterov momentum 0.9, peak lr {lr}, 2 epochs of warm-up, cosine, weight decay 5e-4 (not "
+    "on norms and biases), label smoothing 0.1, random crop and flip, moving average of the weights, "
+    "bf16 autocast"
+)
+
+CARD = """---
+license: apache-2.0
+library_name: regnet
+pipeline_tag: image-classification
+datasets: [uoft-cs/cifar10]
+---
+# {id}
+
+A small RegNetY with a CIFAR stem ({flops:.1f} M multiply-adds at 32x32, {params:.2f} M
+parameters, {size:.2f} MB in fp16): the checkpoint that comes with the package, so that a first
+prediction needs no network.
+
+| | |
+| --- | --- |
+| top-1 on the {images:,} test images of {dataset} | **{top1:.2f} %** |
+| classes | {classes} |
+| trained | {date}, torch {torch}, two CPU cores |
+| recipe | {epochs} epochs, batch {batch}, {recipe} |
+| SHA-256 | `{sha256}` |
+
+"CIFAR-10 (JPEG)" is the data set with images stored as JPEG, quality 75; accuracies are a little
+lower than on the originals. The accuracy is that of the published fp16 file, computed in float32.
+
+Made by
+
+    {command}
+
+It knows ten classes and sees 32x32 pixels: a demonstration, not a product.
+"""
 
 
 def read(path: Path) -> tuple[Tensor, Tensor]:
@@ -45,7 +80,8 @@ def read(path: Path) -> tuple[Tensor, Tensor]:
     table = pq.read_table(path)
     pixels = [np.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in table["img"].to_pylist()]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
-    return (images - MEAN) / STD, torch.tensor(table["label"].to_pylist())
+    mean, std = torch.tensor(MEAN)[:, None, None], torch.tensor(STD)[:, None, None]
+    return (images - mean) / std, torch.tensor(table["label"].to_pylist())
 
 
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -58,7 +94,9 @@ def augment(images: Tensor, rng: torch.Generator) -> Tensor:
     flip = torch.rand(count, 1, generator=rng) < 0.5
     columns = torch.where(flip, columns.flip(1), columns)
     index = torch.arange(count)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -74,7 +112,9 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def main() -> None:
     """Train, or resume, and export."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=30)
@@ -97,7 +137,9 @@ def main() -> None:
     warmup, total = 2 * steps, args.epochs * steps
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda t: min((t + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(t - warmup, 0) / (total - warmup)))),
+        lambda t: min(
+            (t + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(t - warmup, 0) / (total - warmup)))
+        ),
     )
     state = {"model": model, "average": average, "optimizer": optimizer, "scheduler": scheduler}
     start, checkpoint = 0, args.out / "last.pt"
@@ -109,15 +151,19 @@ def main() -> None:
 
     for epoch in range(start, args.epochs):
         began, losses = time.monotonic(), []
-        rng = torch.Generator().manual_seed(1000 * args.seed + epoch)  # so that a resumed run is the same
+        rng = torch.Generator().manual_seed(
+            1000 * args.seed + epoch
+        )  # so that a resumed run is the same
         model.train()
-        for batch in torch.randperm(len(train_labels), generator=rng)[: steps * args.batch_size].split(
-            args.batch_size
-        ):
+        for batch in torch.randperm(len(train_labels), generator=rng)[
+            : steps * args.batch_size
+        ].split(args.batch_size):
             images = augment(train_images[batch], rng).to(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logits = model(images)
-            loss = nn.functional.cross_entropy(logits.float(), train_labels[batch], label_smoothing=0.1)
+            loss = nn.functional.cross_entropy(
+                logits.float(), train_labels[batch], label_smoothing=0.1
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -135,15 +181,57 @@ def main() -> None:
         torch.save({"epoch": epoch + 1} | {k: v.state_dict() for k, v in state.items()}, temporary)
         temporary.replace(checkpoint)
 
-    half = {k: v.half() if v.is_floating_point() else v for k, v in average.module.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in half.items()}, args.out / "model.safetensors")
-    exported = AnyNet(CONFIG)
-    exported.load_state_dict(
-        {k: v.float() if v.is_floating_point() else v for k, v in load_file(args.out / "model.safetensors").items()}
+    publish(average.module, test_images, test_labels, args)
+
+
+def publish(model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Namespace) -> None:
+    """Write fp16 weights, table row and model card into `weights/`, with the accuracy of that
+    file.""" tensors = {
+        name: (value.half() if value.is_floating_point() else value).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    path = WEIGHTS / f"{VARIANT}.{TAG}.safetensors"
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)
+    published = AnyNet(CONFIG)
+    load_weights(published, path)
+    top1 = accuracy(published, images, labels)
+    cost = complexity(CONFIG, 32)
+    command = (
+        "python scripts/train_embedded.py --data cifar10 --out runs/embedded "
+        f"--epochs {args.epochs} --batch-size {args.batch_size} --lr {args.lr} --seed {args.seed}"
     )
-    result = {"top1": accuracy(exported, test_images, test_labels), "images": len(test_labels)}
-    print(json.dumps(result))
-    (args.out / "result.json").write_text(json.dumps(result | {"args": {k: str(v) for k, v in vars(args).items()}}))
+    row = {
+        "variant": VARIANT,
+        "tag": TAG,
+        "file": path.name,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "license": "apache-2.0",
+        "dataset": "CIFAR-10 (JPEG)",
+        "num_classes": CONFIG.num_classes,
+        "preprocess": {"size": [32, 32], "crop_pct": 1.0, "mean": MEAN, "std": STD},
+        "labels": list(LABELS),
+        "metrics": {"top1": top1},
+        "command": command,
+    }
+    (WEIGHTS / "embedded.json").write_text(json.dumps([row], indent=2) + "\n", encoding="utf-8")
+    card = CARD.format(
+        **row,
+        id=f"{VARIANT}.{TAG}",
+        top1=top1,
+        images=len(labels),
+        flops=cost.flops / 1e6,
+        params=cost.params / 1e6,
+        size=path.stat().st_size / 1e6,
+        date=datetime.now(timezone.utc).date(),
+        torch=torch.__version__,
+        classes=", ".join(LABELS),
+        batch=args.batch_size,
+        epochs=args.epochs,
+        recipe=RECIPE.format(lr=args.lr),
+    )
+    (WEIGHTS / f"{VARIANT}.{TAG}.md").write_text(card, encoding="utf-8")
+    print(json.dumps({"top1": top1, "file": str(path)}))
 
 
 if __name__ == "__main__":

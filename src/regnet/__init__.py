@@ -1,1 +1,47 @@
-"""The RegNet library."""
+"""The RegNet library: models of the AnyNet and RegNet design spaces, their weights, their
+method."""
+
+from regnet import errors
+from regnet.data.preprocess import Preprocess
+from regnet.design.complexity import Complexity, complexity
+from regnet.design.config import (
+    AnyNetConfig,
+    RegNetConfig,
+    StageConfig,
+    config_from_dict,
+    config_from_json,
+)
+from regnet.nn.features import FeatureNet
+from regnet.nn.model import AnyNet, RegNet
+from regnet.predict import ClassScore, Prediction, predict
+from regnet.zoo import factories
+from regnet.zoo.create import ModelInfo, create, info, is_model, list_models, preprocess
+from regnet.zoo.factories import *  # noqa: F403 - one function per variant
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnyNet",
+    "AnyNetConfig",
+    "ClassScore",
+    "Complexity",
+    "FeatureNet",
+    "ModelInfo",
+    "Prediction",
+    "Preprocess",
+    "RegNet",
+    "RegNetConfig",
+    "StageConfig",
+    "__version__",
+    "complexity",
+    "config_from_dict",
+    "config_from_json",
+    "create",
+    "errors",
+    "info",
+    "is_model",
+    "list_models",
+    "predict",
+    "preprocess",
+]
+__all__ += factories.__all__

@@ -1,7 +1,7 @@
 """The errors that callers may want to catch.
 
-Each also derives from the built-in that a caller would expect, and its message is one line that says
-what was wrong, with which value, and what to do about it.
+Each also derives from the built-in that a caller would expect, and its message is one line that
+says what was wrong, with which value, and what to do about it.
 """
 
 

@@ -59,7 +59,8 @@ def expand(config: "AnyNetConfig") -> tuple[BlockConfig, ...]:
         for index in range(1, stage.depth + 1):
             first = index == 1
             inner, group_width = _bottleneck(config, number, stage, width_in)
-            # The stride counts as configured: a dilated network keeps the parameters of the plain one.
+            # The stride counts as configured: a dilated network keeps the parameters of the plain
+            # one.
             changes_shape = width_in != stage.width or (first and stage.stride != 1)
             blocks.append(
                 BlockConfig(
@@ -89,7 +90,7 @@ def _bottleneck(
     ratio = stage.bottleneck_ratio
     if ratio > 1 and base % round(ratio):
         raise ConfigError(
-            f"stage {number}: a width of {base} cannot be divided by the bottleneck ratio {ratio:g}; "
+            f"stage {number}: the bottleneck ratio {ratio:g} does not divide the width {base}; "
             f"use a multiple of {ratio:g}"
         )
     inner = int(bottleneck_widths(base, ratio))
@@ -98,7 +99,8 @@ def _bottleneck(
         nearest = min(_divisors(inner), key=lambda divisor: abs(divisor - stage.group_width))
         raise ConfigError(
             f"stage {number}: a group width of {stage.group_width} does not divide the bottleneck "
-            f"width {inner} (width {base}, bottleneck ratio {ratio:g}); the nearest that does is {nearest}"
+            f"width {inner} (width {base}, bottleneck ratio {ratio:g}); "
+            f"the nearest that does is {nearest}"
         )
     _check_norm(config, inner, stage.width, where=f"stage {number}")
     return inner, group_width

@@ -1,9 +1,9 @@
 """Complexity by arithmetic: flops, parameters, activations, of one network or of a population.
 
 Conventions are those of the paper's code (pycls, `models/blocks.py`): flops are multiply-adds of
-convolutions and the classifier, a layer with bias adding one per output; activations are the outputs of
-those layers, and of the ResNet stem's max pool; norms count as parameters only; pooling, activation
-functions and additions count nothing.
+convolutions and the classifier, a layer with bias adding one per output; activations are the
+outputs of those layers, and of the ResNet stem's max pool; norms count as parameters only;
+pooling, activation functions and additions count nothing.
 """
 
 from dataclasses import dataclass
@@ -67,10 +67,14 @@ def population_complexity(
         like: a config that has what the networks share: stem, kind of block, head, classes.
         input_size: side, or (height, width), of the image in pixels.
     """
-    if like.bottleneck_from != "output" or like.se_from != "input" or like.output_stride is not None:
+    if (
+        like.bottleneck_from != "output"
+        or like.se_from != "input"
+        or like.output_stride is not None
+    ):
         raise ConfigError(
-            "a population takes bottlenecks from the output width, squeeze-excitation from the input "
-            "width, and no output_stride; count such networks one at a time"
+            "a population takes bottlenecks from the output width, squeeze-excitation from the "
+            "input width, and no output_stride; count such networks one at a time"
         )
     tally = _Tally(like)
     height, width = _stem(tally, like, input_size)

@@ -1,8 +1,8 @@
 """Architectures as plain data: an AnyNet stage by stage, a RegNet by its few parameters.
 
 A config is frozen, keyword-only and valid once built; change one with `dataclasses.replace`. What
-follows from it (stages, blocks) is computed, never stored. Source of the design: Radosavovic et al.,
-Designing Network Design Spaces (2020), sections 3.2 and 3.3.
+follows from it (stages, blocks) is computed, never stored. Source of the design: Radosavovic et
+al., Designing Network Design Spaces (2020), sections 3.2 and 3.3.
 """
 
 import json
@@ -22,23 +22,24 @@ if TYPE_CHECKING:
     from regnet.design.fit import RegNetFit
 
 Stem = Literal["simple", "resnet", "cifar", "tiered", "deep"]
-"""simple: 3x3, stride 2 (the paper). resnet: 7x7, stride 2, and a 3x3 max pool, stride 2. cifar: 3x3,
-stride 1. tiered, deep: three 3x3 with strides 2, 1, 2; tiered grows to 3/8, 1/2 and all of the stem
-width, deep has the full width throughout (timm's RegNetZ)."""
+"""simple: 3x3, stride 2 (the paper). resnet: 7x7, stride 2, and a 3x3 max pool, stride 2. cifar:
+3x3, stride 1. tiered, deep: three 3x3 with strides 2, 1, 2; tiered grows to 3/8, 1/2 and all of
+the stem width, deep has the full width throughout (timm's RegNetZ)."""
 
 Block = Literal["bottleneck", "linear_bottleneck", "preact_bottleneck", "basic", "vanilla"]
 """bottleneck: 1x1, grouped 3x3, 1x1, shortcut (X, Y; R with one group). linear_bottleneck: the same
 without the activation after the sum (Z). preact_bottleneck: norm and activation come before each
-convolution (timm's RegNetV). basic: two 3x3 and a shortcut (ResNet-34). vanilla: two 3x3, no shortcut
-(VGG style, NDS)."""
+convolution (timm's RegNetV). basic: two 3x3 and a shortcut (ResNet-34). vanilla: two 3x3, no
+shortcut (VGG style, NDS)."""
 
 Shortcut = Literal["conv1x1", "avg_pool", "none"]
-"""What carries the input past a block that changes width or stride: a strided 1x1 convolution, a 2x2
-average pool and a 1x1 convolution, or nothing, so that only blocks that keep the shape are residual."""
+"""What carries the input past a block that changes width or stride: a strided 1x1 convolution, a
+2x2 average pool and a 1x1 convolution, or nothing, so that only blocks that keep the shape are
+residual."""
 
 Norm = Literal["batch", "group", "evonorm_s0a"]
-"""group: groups of 16 channels. evonorm_s0a: EvoNorm-S0 over groups of 16 channels, affine, with the
-activation inside (timm)."""
+"""group: groups of 16 channels. evonorm_s0a: EvoNorm-S0 over groups of 16 channels, affine, with
+the activation inside (timm)."""
 
 Activation = Literal["relu", "silu"]
 
@@ -54,9 +55,9 @@ class StageConfig:
     width: int
     """Width of every block's output, in channels (w)."""
     group_width: int = 1
-    """Channels per group of the 3x3 convolution (g); narrower blocks use one group. Bottlenecks only."""
-    bottleneck_ratio: float = 1.0
-    """Block width over bottleneck width (b): 4 for ResNet-50, 1/4 for an inverted bottleneck."""
+    """Channels per group of the 3x3 convolution (g); narrower blocks use one group. Bottlenecks
+    only.""" bottleneck_ratio: float = 1.0 """Block width over bottleneck width (b): 4 for
+    ResNet-50, 1/4 for an inverted bottleneck."""
     stride: int = 2
 
     def __post_init__(self) -> None:
@@ -110,11 +111,13 @@ class ArchitectureConfig:
             raise ConfigError(f"a {self.block} block has no squeeze-excitation; set se_ratio to 0")
         if self.block == "preact_bottleneck" and self.stem in ("tiered", "deep"):
             raise ConfigError(
-                f"a preact_bottleneck needs a stem of one convolution, got {self.stem!r}; use 'simple'"
+                f"a preact_bottleneck needs a stem of one convolution, got {self.stem!r}; "
+                "use 'simple'"
             )
         if self.output_stride is not None and self.output_stride not in (1, 2, 4, 8, 16, 32, 64):
             raise ConfigError(
-                f"output_stride must be a power of two up to 64, or None; got {self.output_stride!r}"
+                "output_stride must be a power of two up to 64, or None; "
+                f"got {self.output_stride!r}"
             )
 
     def anynet(self) -> "AnyNetConfig":
@@ -145,8 +148,9 @@ class ArchitectureConfig:
 
     @property
     def head_activation(self) -> bool:
-        """Whether a bare activation stands before the pool: blocks ended without one, no head follows."""
-        return self.block in ("linear_bottleneck", "preact_bottleneck") and not self.head_width
+        """Whether a bare activation stands before the pool: blocks ended without one, no head
+        follows.""" return self.block in ("linear_bottleneck", "preact_bottleneck") and not
+        self.head_width
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serializable form; `config_from_dict` reads it."""
@@ -159,7 +163,8 @@ class ArchitectureConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnyNetConfig(ArchitectureConfig):
-    """A network stage by stage: the space that holds VGG-, ResNet-, ResNeXt- and RegNet-like networks."""
+    """A network stage by stage: the space that holds VGG-, ResNet-, ResNeXt- and RegNet-like
+    networks."""
 
     kind: ClassVar[str] = "anynet"
 
@@ -199,7 +204,8 @@ class AnyNetConfig(ArchitectureConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegNetConfig(ArchitectureConfig):
-    """A RegNet as the paper parameterizes it (section 3.3): block widths follow a quantized line."""
+    """A RegNet as the paper parameterizes it (section 3.3): block widths follow a quantized
+    line."""
 
     kind: ClassVar[str] = "regnet"
 
@@ -228,7 +234,9 @@ class RegNetConfig(ArchitectureConfig):
                 f"use {max(line.QUANTUM, round(self.w0 / line.QUANTUM) * line.QUANTUM)}"
             )
         if not 0 <= self.wa < float("inf"):
-            raise ConfigError(f"wa must be 0 or more, got {self.wa}: widths never shrink along a RegNet")
+            raise ConfigError(
+                f"wa must be 0 or more, got {self.wa}: widths never shrink along a RegNet"
+            )
         if not 1 < self.wm < float("inf"):
             raise ConfigError(
                 f"wm must be greater than 1 so that stages differ in width, got {self.wm}; "
@@ -237,14 +245,15 @@ class RegNetConfig(ArchitectureConfig):
         _require_ratio(self)
         if self.bottleneck_from == "input":
             raise ConfigError(
-                "a RegNet's bottleneck ratio divides the block's own width; write the network as an "
-                "AnyNetConfig to use bottleneck_from='input'"
+                "a RegNet's bottleneck ratio divides the block's own width; write the network "
+                "as an AnyNetConfig to use bottleneck_from='input'"
             )
         self.anynet()
 
     def block_widths(self) -> tuple[int, ...]:
-        """Width of every block before group rounding, in channels: the quantized line of Eqs. 2-4."""
-        return tuple(int(w) for w in line.block_widths(self.w0, self.wa, self.wm, self.depth))
+        """Width of every block before group rounding, in channels: the quantized line of Eqs.
+        2-4.""" return tuple(int(w) for w in line.block_widths(self.w0, self.wa, self.wm,
+        self.depth))
 
     def stages(self) -> tuple[StageConfig, ...]:
         """The stages: equal neighbours of `block_widths`, made compatible with the group width."""
@@ -253,9 +262,7 @@ class RegNetConfig(ArchitectureConfig):
             widths, self.group_width, self.bottleneck_ratio, self.rounding
         )
         return tuple(
-            StageConfig(
-                depth=depth, width=w, group_width=g, bottleneck_ratio=self.bottleneck_ratio
-            )
+            StageConfig(depth=depth, width=w, group_width=g, bottleneck_ratio=self.bottleneck_ratio)
             for depth, w, g in zip(depths, rounded.tolist(), groups.tolist(), strict=True)
         )
 
@@ -271,16 +278,15 @@ class RegNetConfig(ArchitectureConfig):
         return explain(self)
 
     @classmethod
-    def fit(
-        cls, widths: Sequence[int], depths: Sequence[int], **fixed: Any
-    ) -> "RegNetFit":
+    def fit(cls, widths: Sequence[int], depths: Sequence[int], **fixed: Any) -> "RegNetFit":
         """The RegNet that has, or comes closest to, these stage widths and depths.
 
         Args:
             widths: width of each stage, in channels.
             depths: number of blocks of each stage.
-            fixed: any other field of the config, such as `group_width`; the fit needs the same group
-                width, bottleneck ratio and rounding to reproduce widths that these have moved.
+            fixed: any other field of the config, such as `group_width`; the fit needs the same
+                group width, bottleneck ratio and rounding to reproduce widths that these have
+                moved.
 
         Raises:
             ConfigError: lengths differ, or a value is not positive.
@@ -294,7 +300,8 @@ def config_from_dict(data: Mapping[str, Any]) -> "AnyNetConfig | RegNetConfig":
     """Read what `to_dict` wrote; missing fields take their defaults.
 
     Raises:
-        ConfigError: the kind or a field is unknown, a required one is missing, or a value is invalid.
+        ConfigError: the kind or a field is unknown, a required one is missing, or a value is
+            invalid.
     """
     values = dict(data)
     kind = values.pop("kind", None)

@@ -46,14 +46,16 @@ class Explanation:
             "block    u_j = w0 + wa*j     s_j  level    w_j",
         ]
         steps = zip(self.u, self.s, self.levels, self.widths, strict=True)
-        lines += [f"{j:5d} {u:18.2f} {s:7.3f} {k:6d} {w:6d}" for j, (u, s, k, w) in enumerate(steps)]
+        lines += [
+            f"{j:5d} {u:18.2f} {s:7.3f} {k:6d} {w:6d}" for j, (u, s, k, w) in enumerate(steps)
+        ]
         lines += ["", "stage  depth  w0*wm^level  to 8s  width  group width"]
         for number, stage in enumerate(self.stages, 1):
             moved = stage.width - stage.quantized_width
             note = f"  ({moved:+d} to fit the groups)" if moved else ""
             lines.append(
-                f"{number:5d} {stage.depth:6d} {stage.exact_width:12.2f} {stage.quantized_width:6d} "
-                f"{stage.width:6d} {stage.group_width:12d}{note}"
+                f"{number:5d} {stage.depth:6d} {stage.exact_width:12.2f} "
+                f"{stage.quantized_width:6d} {stage.width:6d} {stage.group_width:12d}{note}"
             )
         return "\n".join(lines)
 

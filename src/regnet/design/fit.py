@@ -1,14 +1,14 @@
 """The inverse of the parameterization: from stage widths and depths back to w0, wa and wm.
 
-Two questions, two answers. Which parameters give exactly these stages? Every condition on them (a width
-that rounds as observed, a block that falls on its level) leaves an interval of wm, found here level
-assignment by level assignment. And how close does any RegNet come to this network? That is e_fit of the
-paper (section 3.3, figure 8), a grid search over the parameters.
+Two questions, two answers. Which parameters give exactly these stages? Every condition on them (a
+width that rounds as observed, a block that falls on its level) leaves an interval of wm, found
+here level assignment by level assignment. And how close does any RegNet come to this network?
+That is e_fit of the paper (section 3.3, figure 8), a grid search over the parameters.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import ceil, inf, log
 from typing import Any
 
@@ -17,7 +17,6 @@ import numpy as np
 from regnet.design.config import RegNetConfig
 from regnet.design.widths import (
     QUANTUM,
-    FloatArray,
     linear_widths,
     round_to_groups,
     width_exponents,
@@ -36,8 +35,8 @@ class RegNetFit:
     exact: bool
     """Whether `config` has exactly the stages asked for."""
     e_fit: float
-    """The paper's fitting error: the least mean over blocks of log2(predicted / observed width) squared
-    on the grid of `paper_fit`; infinite where no RegNet there has as many stages."""
+    """The paper's fitting error: the least mean over blocks of log2(predicted / observed width)
+    squared on the grid of `paper_fit`; infinite where no RegNet there has as many stages."""
 
 
 def fit(widths: Sequence[int], depths: Sequence[int], **fixed: Any) -> RegNetFit:
@@ -74,10 +73,10 @@ def paper_fit(
 ) -> tuple[tuple[int, float, float] | None, float]:
     """The RegNet (w0, wa, wm) closest to the network, and its e_fit.
 
-    The paper states neither norm nor grid; a mean square of log2 ratios over unrounded widths, among
-    RegNets with as many stages and no level skipped, reproduces its figures 6 and 8. The grid is that of
-    its search space: w0 in steps of 8 up to 256, wa in whole numbers up to 256, wm from 1.5 to 3 in
-    steps of 0.1; wider networks extend it.
+    The paper states neither norm nor grid; a mean square of log2 ratios over unrounded widths,
+    among RegNets with as many stages and no level skipped, reproduces its figures 6 and 8. The
+    grid is that of its search space: w0 in steps of 8 up to 256, wa in whole numbers up to 256,
+    wm from 1.5 to 3 in steps of 0.1; wider networks extend it.
     """
     observed = np.log2(np.repeat(np.asarray(widths, dtype=np.float64), depths))
     block = np.arange(len(observed))
@@ -102,7 +101,7 @@ def _exact(
     widths: Sequence[int], depths: Sequence[int], base: RegNetConfig
 ) -> Iterator[tuple[int, float, float]]:
     """Candidates (w0, wa, wm) for exactly these stages, with the fewest digits that do."""
-    if any(a > b for a, b in zip(widths, widths[1:], strict=False)):
+    if any(a > b for a, b in pairwise(widths)):
         return
     sources = np.arange(QUANTUM, 2 * max(widths) + 2 * base.group_width + QUANTUM, QUANTUM)
     rounded, _ = round_to_groups(sources, base.group_width, base.bottleneck_ratio, base.rounding)
@@ -201,8 +200,8 @@ class _LevelSearch:
         """The part of the interval of wm where some wa puts every block on its level.
 
         A lower bound on wa must not pass an upper one. As a function of wm > 1 their difference,
-        a x^p - b x^q + c with x = 1 as a root, changes sign at most once (Descartes), so that each pair
-        of bounds leaves an interval. Only pairs with the newest stage are new.
+        a x^p - b x^q + c with x = 1 as a root, changes sign at most once (Descartes), so that
+        each pair of bounds leaves an interval. Only pairs with the newest stage are new.
         """
         low, high = wm
         newest = spans[-1]
@@ -212,8 +211,9 @@ class _LevelSearch:
                     continue
 
                 def excess(x: float, lower: _Span = lower, upper: _Span = upper) -> float:
-                    least = (x ** (lower.low - 0.5) - 1) / lower.first
-                    return least - (x ** (upper.high + 0.5) - 1) / upper.last
+                    least: float = (x ** (lower.low - 0.5) - 1) / lower.first
+                    most: float = (x ** (upper.high + 0.5) - 1) / upper.last
+                    return least - most
 
                 low, high = _where_negative(excess, low, min(high, 1e6))
         return low, high

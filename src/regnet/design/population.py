@@ -20,7 +20,8 @@ _CHUNK = 4096  # rows worked on at once, so that intermediate arrays stay in the
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePopulation:
-    """Stages of n networks as arrays (n, s); a network with fewer than s stages has depth 0 behind."""
+    """Stages of n networks as arrays (n, s); a network with fewer than s stages has depth 0
+    behind."""
 
     depths: IntArray
     widths: IntArray
@@ -37,12 +38,13 @@ class StagePopulation:
     @property
     def num_stages(self) -> IntArray:
         """Number of stages of each network (n,)."""
-        return np.count_nonzero(self.depths, axis=1)
+        present: IntArray = (self.depths > 0).sum(axis=1)
+        return present
 
     @property
     def num_stages_max(self) -> int:
         """Number of stages of the network that has most."""
-        return self.depths.shape[1]
+        return int(self.depths.shape[1])
 
 
 def regnet_population(
@@ -83,7 +85,9 @@ def regnet_population(
     )
 
 
-def _stages(w0: IntArray, wa: FloatArray, wm: FloatArray, depth: IntArray) -> tuple[IntArray, IntArray]:
+def _stages(
+    w0: IntArray, wa: FloatArray, wm: FloatArray, depth: IntArray
+) -> tuple[IntArray, IntArray]:
     """Widths before group rounding, and depths, of every stage: arrays (n, s)."""
     count = len(w0)
     block = np.arange(depth.max())

@@ -1,8 +1,8 @@
 """The architecture table: one row per published variant.
 
-Everything else that names a variant (factories, aliases, listings, tests, docs) is made from these rows.
-Parameters are those of the paper's model zoo (pycls), of torchvision for `_tv`, of timm for V and Z, of
-VISSL for the SEER sizes, and of the original papers for ResNet and ResNeXt.
+Everything else that names a variant (factories, aliases, listings, tests, docs) is made from
+these rows. Parameters are those of the paper's model zoo (pycls), of torchvision for `_tv`, of
+timm for V and Z, of VISSL for the SEER sizes, and of the original papers for ResNet and ResNeXt.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,21 +63,35 @@ def _regnet(
     )
 
 
-_V = {
+_V: dict[str, Any] = {
     "se_ratio": 0.25,
     "block": "preact_bottleneck",
     "activation": "silu",
 }
-_Z = {
+_Z: dict[str, Any] = {
     "se_ratio": 0.25,
     "block": "linear_bottleneck",
     "shortcut": "none",
     "activation": "silu",
 }
-_Y_040 = {"depth": 22, "w0": 96, "wa": 31.41, "wm": 2.24, "group_width": 64}
-_Y_064 = {"depth": 25, "w0": 112, "wa": 33.22, "wm": 2.27, "group_width": 72}
-_Z_005 = {"depth": 21, "w0": 16, "wa": 10.7, "wm": 2.51, "group_width": 4, "bottleneck_ratio": 1 / 4}
-_Z_040 = {"depth": 28, "w0": 48, "wa": 14.5, "wm": 2.226, "group_width": 8, "bottleneck_ratio": 1 / 4}
+_Y_040: dict[str, Any] = {"depth": 22, "w0": 96, "wa": 31.41, "wm": 2.24, "group_width": 64}
+_Y_064: dict[str, Any] = {"depth": 25, "w0": 112, "wa": 33.22, "wm": 2.27, "group_width": 72}
+_Z_005: dict[str, Any] = {
+    "depth": 21,
+    "w0": 16,
+    "wa": 10.7,
+    "wm": 2.51,
+    "group_width": 4,
+    "bottleneck_ratio": 1 / 4,
+}
+_Z_040: dict[str, Any] = {
+    "depth": 28,
+    "w0": 48,
+    "wa": 14.5,
+    "wm": 2.226,
+    "group_width": 8,
+    "bottleneck_ratio": 1 / 4,
+}
 
 
 def _stages(
@@ -242,8 +256,8 @@ def _rows() -> Iterator[Variant]:
     d8 = _stages(*_D8, (8,) * 4, 1 / 4, (1, 2, 2, 2))
     d32 = _stages(*_D8, (32,) * 4, 1 / 4, (1, 2, 2, 2))
     e8 = _stages(*_E8, (8,) * 4, 1 / 4, (1, 2, 2, 2))
-    evonorm = {"norm": "evonorm_s0a"}
-    tiered = {"stem": "tiered", "stem_width": 64}
+    evonorm: dict[str, Any] = {"norm": "evonorm_s0a"}
+    tiered: dict[str, Any] = {"stem": "tiered", "stem_width": 64}
     yield _byobnet_z("b16", b16, input_size=224, head_width=1536)
     yield _byobnet_z("b16_evos", b16, input_size=224, head_width=1536, **evonorm)
     yield _byobnet_z("c16", c16, head_width=1536)

@@ -68,9 +68,9 @@ def round_to_groups(
 ) -> tuple[IntArray, IntArray]:
     """Make block widths compatible with the group width (paper, appendix D).
 
-    The bottleneck width v = width / b moves to a multiple of the group width, which itself shrinks to
-    v where v is narrower; for an inverted bottleneck v stays a multiple of 1 / b as well, so that the
-    block width v * b is whole (pycls, `adjust_block_compatibility`).
+    The bottleneck width v = width / b moves to a multiple of the group width, which itself
+    shrinks to v where v is narrower; for an inverted bottleneck v stays a multiple of 1 / b as
+    well, so that the block width v * b is whole (pycls, `adjust_block_compatibility`).
 
     Returns:
         Block widths and group widths, in channels.

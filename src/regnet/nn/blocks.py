@@ -1,7 +1,8 @@
 """The residual and plain blocks of the AnyNet space.
 
-A block takes its widths, not the network's config. Child names are the Hub's checkpoint format. Where
-`downsample` is None there is no residual connection; an identity shortcut is an `nn.Identity`.
+A block takes its widths, not the network's config. Child names are the Hub's checkpoint format.
+Where `downsample` is None there is no residual connection; an identity shortcut is an
+`nn.Identity`.
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ class BlockStyle:
     se_activation: Activation = "relu"
     average_shortcut: bool = False
     """Whether a projection shortcut averages 2x2 pixels rather than skip three of four."""
+
+
+class Stage(nn.Sequential):
+    """A run of identical blocks, named b1, b2, ..."""
 
 
 def build_block(config: AnyNetConfig, block: BlockConfig, *, drop_path: float = 0.0) -> nn.Module:
@@ -74,10 +79,11 @@ class Bottleneck(nn.Module):
         self.act = activation_layer(None if linear else act)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv3(self.se(self.conv2(self.conv1(x))))
+        out: Tensor = self.conv3(self.se(self.conv2(self.conv1(x))))
         if self.downsample is not None:
             out = self.drop_path(out) + self.downsample(x)
-        return self.act(out)
+        activated: Tensor = self.act(out)
+        return activated
 
 
 class PreactBottleneck(nn.Module):
@@ -103,7 +109,7 @@ class PreactBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act1(self.norm1(x))
-        out = self.conv1(x)
+        out: Tensor = self.conv1(x)
         out = self.se(self.conv2(self.act2(self.norm2(out))))
         out = self.conv3(self.act3(self.norm3(out)))
         if self.downsample is not None:
@@ -112,7 +118,8 @@ class PreactBottleneck(nn.Module):
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions, with a shortcut (ResNet-34) or without (VGG style, NDS's vanilla block)."""
+    """Two 3x3 convolutions, with a shortcut (ResNet-34) or without (VGG style, NDS's vanilla
+    block)."""
 
     def __init__(self, block: BlockConfig, style: BlockStyle, *, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -134,10 +141,11 @@ class Basic(nn.Module):
         self.act = activation_layer(act)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv2(self.conv1(x))
+        out: Tensor = self.conv2(self.conv1(x))
         if self.downsample is not None:
             out = self.drop_path(out) + self.downsample(x)
-        return self.act(out)
+        activated: Tensor = self.act(out)
+        return activated
 
 
 def _squeeze_excitation(block: BlockConfig, style: BlockStyle) -> nn.Module:
@@ -146,9 +154,7 @@ def _squeeze_excitation(block: BlockConfig, style: BlockStyle) -> nn.Module:
     return SqueezeExcitation(block.bottleneck_width, block.se_width, style.se_activation)
 
 
-def _shortcut(
-    block: BlockConfig, style: BlockStyle, *, preact: bool = False
-) -> nn.Module | None:
+def _shortcut(block: BlockConfig, style: BlockStyle, *, preact: bool = False) -> nn.Module | None:
     if block.shortcut == "none":
         return None
     if block.shortcut == "identity":

@@ -1,9 +1,18 @@
 """Feature maps: which ones a network offers, and a module that returns them as a list."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from regnet.design.config import AnyNetConfig
+from regnet.nn.blocks import Stage
+
+if TYPE_CHECKING:
+    from regnet.nn.model import AnyNet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +59,11 @@ class FeatureInfo(tuple[FeatureMap, ...]):
 
 
 def feature_info(config: AnyNetConfig) -> FeatureInfo:
-    """The feature maps: the stem at its first reduction, each stage, and the head where it counts."""
-    stem = "stem.conv2" if len(config.stem_widths) > 1 else "stem"
-    first = config.stem_widths[1] if len(config.stem_widths) > 1 else config.stem_width
-    maps = [FeatureMap(module=stem, num_chs=first, reduction=min(config.stem_stride, 2))]
-    reduction = config.stem_stride
-    for block in config.blocks():
+    """The feature maps: the stem at its first reduction, each stage, and the head where it
+    counts.""" stem = "stem.conv2" if len(config.stem_widths) > 1 else "stem" first =
+    config.stem_widths[1] if len(config.stem_widths) > 1 else config.stem_width maps =
+    [FeatureMap(module=stem, num_chs=first, reduction=min(config.stem_stride, 2))] reduction =
+    config.stem_stride for block in config.blocks():
         reduction *= block.stride
         if block.index == config.stages[block.stage - 1].depth:
             maps.append(
@@ -64,3 +72,74 @@ def feature_info(config: AnyNetConfig) -> FeatureInfo:
     if config.head_width and config.head_feature:
         maps[-1] = FeatureMap(module="final_conv", num_chs=config.head_width, reduction=reduction)
     return FeatureInfo(maps)
+
+
+def named_trunk(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules from the image to the last feature map, in the order of the data."""
+    for name, module in network.named_children():
+        if name == "stem" and isinstance(module, nn.Sequential):
+            yield from ((f"stem.{part}", layer) for part, layer in module.named_children())
+        elif name != "head":
+            yield name, module
+
+
+def run_trunk(
+    network: nn.Module,
+    x: Tensor,
+    wanted: Collection[str] = (),
+    *,
+    stop_early: bool = False,
+    checkpoint_blocks: bool = False,
+) -> tuple[Tensor, list[Tensor]]:
+    """Images through the trunk: the last output, and those of the modules named in `wanted`.
+
+    Args:
+        network: an AnyNet, or anything with its children.
+        x: images (N, C, H, W).
+        wanted: names of modules, as in `named_trunk`.
+        stop_early: end at the last wanted module.
+        checkpoint_blocks: recompute each block's activations in the backward pass.
+    """
+    maps: list[Tensor] = []
+    for name, module in named_trunk(network):
+        if checkpoint_blocks and torch.is_grad_enabled() and isinstance(module, Stage):
+            for block in module:
+                x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = module(x)
+        if name in wanted:
+            maps.append(x)
+            if stop_early and len(maps) == len(wanted):
+                break
+    return x, maps
+
+
+class FeatureNet(nn.Module):
+    """The trunk of an AnyNet as a backbone: images in, a list of feature maps out.
+
+    Modules keep their names, so that state dicts of the whole network fit. What lies behind the
+    deepest map asked for is left out.
+    """
+
+    def __init__(self, model: "AnyNet", out_indices: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.config = model.config
+        self.pretrained_cfg = model.pretrained_cfg
+        self.feature_info = model.feature_info.select(out_indices)
+        self.grad_checkpointing = False
+        deepest = self.feature_info[-1].module.partition(".")[0]
+        for name, module in model.named_children():
+            self.add_module(name, module)
+            if name == deepest:
+                break
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        wanted = self.feature_info.module_name()
+        _, maps = run_trunk(
+            self, x, wanted, stop_early=True, checkpoint_blocks=self.grad_checkpointing
+        )
+        return maps
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature
+        """Recompute each block's activations in the backward pass rather than keep them."""
+        self.grad_checkpointing = enable

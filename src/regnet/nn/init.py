@@ -8,8 +8,8 @@ from torch import nn
 def init_weights(model: nn.Module) -> None:
     """Convolutions normal by fan-out, linear layers normal with 0.01, biases zero.
 
-    The fan-out counts all output channels, whatever the number of groups. Norms keep PyTorch's scale of
-    one and shift of zero.
+    The fan-out counts all output channels, whatever the number of groups. Norms keep PyTorch's
+    scale of one and shift of zero.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

@@ -44,7 +44,8 @@ def norm_activation(
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, norm, activation (None for none): (N, C, H, W) to (N, width, H', W')."""
+    """Convolution without bias, norm, activation (None for none): (N, C, H, W) to (N, width, H',
+    W')."""
 
     def __init__(
         self,
@@ -65,7 +66,8 @@ class ConvNormAct(nn.Module):
         self.bn, self.act = norm_activation(norm, width, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))
+        out: Tensor = self.act(self.bn(self.conv(x)))
+        return out
 
 
 class EvoNormS0a(nn.Module):
@@ -84,14 +86,17 @@ class EvoNormS0a(nn.Module):
         self.v = nn.Parameter(torch.ones(width)) if activate else None
 
     def forward(self, x: Tensor) -> Tensor:
-        grouped = x.unflatten(1, (self.groups, -1))
+        grouped = x.reshape(x.shape[0], self.groups, -1, *x.shape[2:])
         if x.dtype in (torch.float16, torch.bfloat16):
-            grouped = grouped.float()  # sums over whole feature maps leave the range of half precision
+            grouped = (
+                grouped.float()
+            )  # sums over whole feature maps leave the range of half precision
         variance = grouped.var(dim=(2, 3, 4), correction=0, keepdim=True)
         std = (variance + self.eps).sqrt().expand_as(grouped).flatten(1, 2).to(x.dtype)
         if self.v is not None:
             x = x * (x * self.v[:, None, None]).sigmoid()
-        return x / std * self.weight[:, None, None] + self.bias[:, None, None]
+        scale, shift = self.weight[:, None, None], self.bias[:, None, None]
+        return x / std * scale + shift
 
 
 class SqueezeExcitation(nn.Module):
@@ -105,7 +110,8 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         squeezed = x.mean((2, 3), keepdim=True)
-        return x * self.fc2(self.act(self.fc1(squeezed))).sigmoid()
+        gate: Tensor = self.fc2(self.act(self.fc1(squeezed))).sigmoid()
+        return x * gate
 
 
 class AvgPoolSame(nn.Module):

@@ -7,12 +7,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError
-from regnet.nn.blocks import build_block
-from regnet.nn.features import FeatureInfo, feature_info
+from regnet.nn.blocks import Stage, build_block
+from regnet.nn.features import FeatureInfo, feature_info, run_trunk
 from regnet.nn.init import init_weights, zero_last_norms
 from regnet.nn.layers import ConvNormAct, activation_layer, conv2d
 
@@ -24,8 +23,8 @@ class AnyNet(nn.Module):
     """A network of the AnyNet space: stem, stages of identical blocks, head (paper, section 3.2).
 
     Takes images (N, in_chans, H, W) of any height and width and returns logits (N, num_classes), or
-    features (N, num_features) where there is no classifier. `RegNet` is this class under the name that
-    fits a `RegNetConfig`.
+    features (N, num_features) where there is no classifier. `RegNet` is this class under the name
+    that fits a `RegNetConfig`.
 
     Args:
         config: the architecture.
@@ -57,9 +56,8 @@ class AnyNet(nn.Module):
 
         self.stem = _stem(anynet)
         self.stem_pool = nn.MaxPool2d(3, 2, 1) if config.stem == "resnet" else nn.Identity()
-        self.stage_names = tuple(f"s{number}" for number in range(1, len(anynet.stages) + 1))
-        for name, stage in zip(self.stage_names, _stages(anynet, drop_path_rate), strict=True):
-            self.add_module(name, stage)
+        for number, stage in enumerate(_stages(anynet, drop_path_rate), 1):
+            self.add_module(f"s{number}", stage)
         self.final_conv = _final_conv(anynet)
         self.head = Head(self.num_features, config.num_classes, drop_rate, global_pool)
         init_weights(self)
@@ -71,33 +69,17 @@ class AnyNet(nn.Module):
         """Outputs of the classifier; 0 for none."""
         return self.config.num_classes
 
-    def trunk(self) -> list[tuple[str, nn.Module]]:
-        """Names and modules from the image to the last feature map, in the order of the data."""
-        stem = [("stem", self.stem)]
-        if isinstance(self.stem, nn.Sequential):
-            stem = [(f"stem.{name}", layer) for name, layer in self.stem.named_children()]
-        stages = [(name, getattr(self, name)) for name in self.stage_names]
-        return [*stem, ("stem_pool", self.stem_pool), *stages, ("final_conv", self.final_conv)]
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Feature maps before the pool: (N, num_features, H', W')."""
-        for _, module in self.trunk():
-            x = self._run(module, x)
-        return x
+        return run_trunk(self, x, checkpoint_blocks=self.grad_checkpointing)[0]
 
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Pooled features (N, num_features) to logits; `pre_logits` stops before the classifier."""
-        return self.head(x, pre_logits=pre_logits)
+        out: Tensor = self.head(x, pre_logits=pre_logits)
+        return out
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
-
-    def _run(self, module: nn.Module, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and torch.is_grad_enabled() and isinstance(module, Stage):
-            for block in module:
-                x = checkpoint(block, x, use_reentrant=False)
-            return x
-        return module(x)
 
     def forward_intermediates(
         self,
@@ -111,21 +93,21 @@ class AnyNet(nn.Module):
 
         Args:
             x: images (N, in_chans, H, W).
-            indices: which maps, negative ones from the end; a number n means the last n; None means all.
+            indices: which maps, negative ones from the end; a number n means the last n; None
+                means all.
             intermediates_only: return the list alone.
             stop_early: end at the deepest map asked for; the final one is then that map.
         """
         if isinstance(indices, int):
             indices = range(-indices, 0)
-        wanted = self.feature_info.select(indices).module_name()
-        maps = []
-        for name, module in self.trunk():
-            x = self._run(module, x)
-            if name in wanted:
-                maps.append(x)
-                if len(maps) == len(wanted) and (stop_early or intermediates_only):
-                    break
-        return maps if intermediates_only else (x, maps)
+        last, maps = run_trunk(
+            self,
+            x,
+            self.feature_info.select(indices).module_name(),
+            stop_early=stop_early or intermediates_only,
+            checkpoint_blocks=self.grad_checkpointing,
+        )
+        return maps if intermediates_only else (last, maps)
 
     def get_classifier(self) -> nn.Module:
         """The linear layer that gives the logits; the identity where there is none."""
@@ -158,10 +140,6 @@ RegNet = AnyNet
 """A RegNet is an AnyNet whose config is a `RegNetConfig`."""
 
 
-class Stage(nn.Sequential):
-    """A run of identical blocks, named b1, b2, ..."""
-
-
 class Head(nn.Module):
     """Pool, dropout, classifier."""
 
@@ -183,7 +161,8 @@ class Head(nn.Module):
         elif self.global_pool == "max":
             x = x.amax((2, 3))
         x = self.drop(x)
-        return x if pre_logits else self.fc(x)
+        logits: Tensor = x if pre_logits else self.fc(x)
+        return logits
 
 
 def _stem(config: AnyNetConfig) -> nn.Module:

@@ -1,0 +1,1 @@
+"""The `regnet` command: thin shells over public functions."""

@@ -1,0 +1,72 @@
+"""Entry point: the commands, and what happens when one fails."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from regnet.cli import info, list_models, predict
+from regnet.cli.output import print_error
+from regnet.errors import ConfigError, RegNetError
+
+app = typer.Typer(
+    name="regnet",
+    help="The RegNet library: models, weights, benchmarks, studies.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("predict")(predict.command)
+app.command("list")(list_models.command)
+app.command("info")(info.command)
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001 - typer calls it by position
+    if asked:
+        from regnet import __version__
+
+        print(f"regnet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """The RegNet library: models, weights, benchmarks, studies."""
+    if debug:
+        os.environ["REGNET_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Run a command. Exit code 0: done; 1: failed, with one line on stderr; 2: wrong usage."""
+    try:
+        app()
+    except (RegNetError, OSError, MemoryError) as error:
+        if os.environ.get("REGNET_DEBUG"):
+            raise
+        if isinstance(error, BrokenPipeError):
+            # The reader of our output is gone, as with `regnet list | head`: no error of ours.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+        print_error(_message(error))
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        print_error("interrupted")
+        sys.exit(130)
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and not isinstance(error, RegNetError):
+        return f"{error.filename or 'output'}: {error.strerror or error}"
+    return str(error) or type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""How commands speak: results on stdout, everything else on stderr."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+# Output that goes to a file or another program keeps its lines whole.
+stdout = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, and nothing else."""
+    print(json.dumps(value, indent=2, default=_plain))
+
+
+def print_error(message: str) -> None:
+    """One line on stderr."""
+    stderr.print("error:", " ".join(message.split()), markup=False)
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None
+) -> None:
+    """A table without frames. A column whose name begins with > aligns right, one with ~ may be
+    cut.""" grid = Table(title=title, title_justify="left", box=None, pad_edge=False,
+    header_style="bold") for number, column in enumerate(columns):
+        name = column.lstrip(">~")
+        whole = max(len(text) for text in (name, *(row[number] for row in rows)))
+        grid.add_column(
+            name,
+            justify="right" if column.startswith(">") else "left",
+            no_wrap=True,
+            min_width=8 if column.startswith("~") else whole,
+        )
+    for row in rows:
+        grid.add_row(*row)
+    stdout.print(grid)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def scaled(number: float) -> str:
+    """A count with three digits and a unit: 1.61 G, 11.2 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:g}"

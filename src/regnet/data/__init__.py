@@ -1,0 +1,1 @@
+"""Images in: opening files safely, and turning them into what a model takes."""

@@ -1,0 +1,79 @@
+"""From an image to the tensor that a model takes, with Pillow and torch alone."""
+
+from dataclasses import dataclass
+from math import floor
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from regnet.data.images import open_image, to_rgb
+from regnet.errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocess:
+    """Resize, crop the centre, scale to [0, 1], normalize: the evaluation transform of a
+    checkpoint.
+
+    Calling it turns an image (Pillow, or a path) into a tensor (3, height, width), float32.
+    Pixels are those of torchvision's and timm's Pillow transforms.
+    """
+
+    size: tuple[int, int] = (224, 224)
+    """Height and width of the result, in pixels."""
+    crop_pct: float = 0.875
+    """Part of the resized image's side that the crop keeps."""
+    resize: Literal["short_side", "squash"] = "short_side"
+    """Resize the short side and keep the shape of the image, or both sides and lose it."""
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 1:
+            raise ConfigError(f"size must be at least 1 pixel each way, got {self.size}")
+        if not 0 < self.crop_pct <= 1:
+            raise ConfigError(f"crop_pct must lie in (0, 1], got {self.crop_pct!r}")
+        if self.interpolation not in _RESAMPLING:
+            known = ", ".join(_RESAMPLING)
+            raise ConfigError(f"interpolation must be one of {known}; got {self.interpolation!r}")
+        if self.resize not in ("short_side", "squash"):
+            raise ConfigError(f"resize must be 'short_side' or 'squash', got {self.resize!r}")
+
+    def __call__(self, image: Image.Image | str | Path) -> Tensor:
+        image = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
+        pixels = torch.from_numpy(np.array(self.crop(image)))
+        scaled = pixels.permute(2, 0, 1).to(torch.float32) / 255
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (scaled - mean) / std
+
+    def crop(self, image: Image.Image) -> Image.Image:
+        """The resized and cropped image, before it becomes numbers."""
+        height, width = self.size
+        target = (floor(height / self.crop_pct), floor(width / self.crop_pct))
+        if self.resize == "squash":
+            new_height, new_width = target
+        elif target[0] * image.width >= target[1] * image.height:
+            new_height = target[0]
+            new_width = max(target[1], image.width * target[0] // image.height)
+        else:
+            new_height = max(target[0], image.height * target[1] // image.width)
+            new_width = target[1]
+        if (new_width, new_height) != image.size:
+            image = image.resize((new_width, new_height), _RESAMPLING[self.interpolation])
+        top, left = round((new_height - height) / 2), round((new_width - width) / 2)
+        return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,126 @@
+"""Classify images: top-k classes with their probabilities."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from regnet.data.preprocess import Preprocess
+from regnet.errors import ConfigError, ImageError
+from regnet.nn.model import AnyNet
+from regnet.zoo.create import create, preprocess
+
+DEFAULT_MODEL = "regnety_cifar"
+"""The variant whose weights come with the package."""
+
+BATCH_SIZE = 32
+
+ImageSource: TypeAlias = str | Path | Image.Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassScore:
+    """One class and its probability."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """The most probable classes of one image, best first; none, and the reason, where it failed."""
+
+    image: str
+    classes: tuple[ClassScore, ...] = ()
+    error: str | None = None
+
+
+def predict(
+    images: ImageSource | Sequence[ImageSource],
+    model: AnyNet | str = DEFAULT_MODEL,
+    *,
+    topk: int = 5,
+) -> list[Prediction]:
+    """Classify images.
+
+    Args:
+        images: paths or Pillow images; one, or several.
+        model: a model that `create` built, or the name of a checkpoint.
+        topk: classes per image.
+
+    Raises:
+        ImageError: an image cannot be read.
+        ConfigError: there is no such model, or topk is not between 1 and its number of classes.
+        WeightsError: there are no such weights.
+    """
+    several = [images] if isinstance(images, (str, Path, Image.Image)) else images
+    results = list(predict_each(several, model, topk=topk))
+    for result in results:
+        if result.error:
+            raise ImageError(result.error)
+    return results
+
+
+def predict_each(
+    images: Iterable[ImageSource], model: AnyNet | str = DEFAULT_MODEL, *, topk: int = 5
+) -> Iterator[Prediction]:
+    """As `predict`, one result after another; an image that cannot be read gives a result with
+    `error`.""" network = create(model, pretrained=True) if isinstance(model, str) else model if
+    not 1 <= topk <= network.num_classes:
+        raise ConfigError(
+            f"topk must lie between 1 and the number of classes, {network.num_classes}; got {topk}"
+        )
+    return _results(images, network.eval(), topk)
+
+
+def _results(images: Iterable[ImageSource], model: AnyNet, topk: int) -> Iterator[Prediction]:
+    transform = preprocess(model)
+    reference = next(model.parameters())
+    remaining = iter(images)
+    while batch := list(islice(remaining, BATCH_SIZE)):
+        inputs = [_read(image, transform) for image in batch]
+        tensors = [x for x in inputs if isinstance(x, Tensor)]
+        scores: Iterator[tuple[ClassScore, ...]] = iter(())
+        if tensors:
+            stacked = torch.stack(tensors).to(reference.device, reference.dtype)
+            with torch.inference_mode():
+                probabilities = model(stacked).float().softmax(1).cpu()
+            scores = _top(probabilities, topk, _labels(model))
+        for image, x in zip(batch, inputs, strict=True):
+            name = getattr(image, "filename", "") if isinstance(image, Image.Image) else str(image)
+            if isinstance(x, ImageError):
+                yield Prediction(image=name, error=str(x))
+            else:
+                yield Prediction(image=name, classes=next(scores))
+
+
+def _read(image: ImageSource, transform: Preprocess) -> Tensor | ImageError:
+    try:
+        return transform(image)
+    except ImageError as error:
+        return error
+
+
+def _top(
+    probabilities: Tensor, topk: int, labels: Sequence[str]
+) -> Iterator[tuple[ClassScore, ...]]:
+    values, indices = probabilities.topk(topk, dim=1)
+    for row_values, row_indices in zip(values.tolist(), indices.tolist(), strict=True):
+        yield tuple(
+            ClassScore(index=index, label=labels[index], probability=value)
+            for value, index in zip(row_values, row_indices, strict=True)
+        )
+
+
+def _labels(model: AnyNet) -> Sequence[str]:
+    """Names of the classes; their numbers where the model has none for them."""
+    labels: Sequence[str] = model.pretrained_cfg.get("label_names", ())
+    if len(labels) == model.num_classes:
+        return labels
+    return [f"class {index}" for index in range(model.num_classes)]

@@ -1,0 +1,49 @@
+"""Names of variants: what each alias stands for, and what someone may have meant."""
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+
+from regnet.design.variants import VARIANTS, Variant
+from regnet.errors import ConfigError
+
+
+def find_variant(name: str) -> tuple[Variant, str | None]:
+    """The variant that a name stands for, and the tag of a checkpoint if it ends with one.
+
+    Args:
+        name: a canonical name or an alias, or one of these with `.tag` behind it; upper and lower
+            case, and - and _, are the same.
+
+    Raises:
+        ConfigError: there is no such variant; the message names the closest ones.
+    """
+    names = _names()
+    if variant := names.get(_key(name)):
+        return variant, None
+    before, dot, tag = name.rpartition(".")
+    if dot and tag and (variant := names.get(_key(before))):
+        return variant, tag
+    close = difflib.get_close_matches(_key(name), names, n=3, cutoff=0.75)
+    meant = list(dict.fromkeys(names[key].name for key in close))
+    hint = (
+        f"did you mean {' or '.join(repr(m) for m in meant)}?"
+        if meant
+        else "regnet.list_models() and `regnet list` name them all"
+    )
+    raise ConfigError(f"there is no variant {name!r}; {hint}")
+
+
+@cache
+def _names() -> Mapping[str, Variant]:
+    names: dict[str, Variant] = {}
+    for variant in VARIANTS.values():
+        for name in (variant.name, variant.factory, variant.label, *variant.aliases):
+            other = names.setdefault(_key(name), variant)
+            if other is not variant:
+                raise ConfigError(f"{name!r} names both {other.name} and {variant.name}")
+    return names
+
+
+def _key(name: str) -> str:
+    return name.strip().lower().replace("-", "_")
