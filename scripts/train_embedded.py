@@ -39,9 +39,9 @@ EMA_DECAY = 0.998
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 RECIPE = (
-    "SGD with Nesterov momentum 0.9, peak lr {lr}, 2 epochs of warm-up, cosine, weight decay 5e-4 (not "
-    "on norms and biases), label smoothing 0.1, random crop and flip, moving average of the weights, "
-    "bf16 autocast"
+    "SGD with Nesterov momentum 0.9, peak lr {lr}, 2 epochs of warm-up, cosine, weight decay 5e-4 "
+    "(not on norms and biases), label smoothing 0.1, random crop and flip, moving average of the "
+    "weights, bf16 autocast"
 )
 
 CARD = """---
@@ -185,8 +185,8 @@ def main() -> None:
 
 
 def publish(model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Namespace) -> None:
-    """Write fp16 weights, table row and model card into `weights/`, with the accuracy of that
-    file.""" tensors = {
+    """Write fp16 weights, table row and model card, with the measured accuracy of that file."""
+    tensors = {
         name: (value.half() if value.is_floating_point() else value).contiguous()
         for name, value in model.state_dict().items()
     }

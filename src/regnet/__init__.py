@@ -1,5 +1,4 @@
-"""The RegNet library: models of the AnyNet and RegNet design spaces, their weights, their
-method."""
+"""The RegNet library: every published RegNet, and any that you can parameterize."""
 
 from regnet import errors
 from regnet.data.preprocess import Preprocess

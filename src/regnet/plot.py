@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 
 def draw_block_widths(config: AnyNetConfig | RegNetConfig, axes: "Axes") -> None:
-    """Width of every block against its number; for a RegNet the line u_j and its quantization
-    too.""" widths = [block.width for block in config.anynet().blocks()] numbers =
-    range(len(widths)) if isinstance(config, RegNetConfig):
+    """Width of every block; for a RegNet the line u_j and its quantized steps behind it."""
+    widths = [block.width for block in config.anynet().blocks()]
+    numbers = range(len(widths))
+    if isinstance(config, RegNetConfig):
         steps = config.explain()
         axes.plot(numbers, steps.u, ":", color="0.4", label="$u_j = w_0 + w_a j$")
         exact = [config.w0 * config.wm**level for level in steps.levels]

@@ -70,9 +70,9 @@ def predict(
 def predict_each(
     images: Iterable[ImageSource], model: AnyNet | str = DEFAULT_MODEL, *, topk: int = 5
 ) -> Iterator[Prediction]:
-    """As `predict`, one result after another; an image that cannot be read gives a result with
-    `error`.""" network = create(model, pretrained=True) if isinstance(model, str) else model if
-    not 1 <= topk <= network.num_classes:
+    """As `predict`, one after another; an image that cannot be read gives a result with `error`."""
+    network = create(model, pretrained=True) if isinstance(model, str) else model
+    if not 1 <= topk <= network.num_classes:
         raise ConfigError(
             f"topk must lie between 1 and the number of classes, {network.num_classes}; got {topk}"
         )

@@ -27,9 +27,9 @@ def print_error(message: str) -> None:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None
 ) -> None:
-    """A table without frames. A column whose name begins with > aligns right, one with ~ may be
-    cut.""" grid = Table(title=title, title_justify="left", box=None, pad_edge=False,
-    header_style="bold") for number, column in enumerate(columns):
+    """A table; a column whose name begins with > aligns right, one with ~ may be cut."""
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
         name = column.lstrip(">~")
         whole = max(len(text) for text in (name, *(row[number] for row in rows)))
         grid.add_column(

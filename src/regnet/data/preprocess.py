@@ -26,8 +26,7 @@ _RESAMPLING = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
-    """Resize, crop the centre, scale to [0, 1], normalize: the evaluation transform of a
-    checkpoint.
+    """The evaluation transform of a checkpoint: resize, crop the centre, normalize.
 
     Calling it turns an image (Pillow, or a path) into a tensor (3, height, width), float32.
     Pixels are those of torchvision's and timm's Pillow transforms.

@@ -55,9 +55,9 @@ class StageConfig:
     width: int
     """Width of every block's output, in channels (w)."""
     group_width: int = 1
-    """Channels per group of the 3x3 convolution (g); narrower blocks use one group. Bottlenecks
-    only.""" bottleneck_ratio: float = 1.0 """Block width over bottleneck width (b): 4 for
-    ResNet-50, 1/4 for an inverted bottleneck."""
+    """Channels per group of a bottleneck's 3x3 convolution (g); narrower ones have one group."""
+    bottleneck_ratio: float = 1.0
+    """Block width over bottleneck width (b): 4 in ResNet-50, 1/4 in an inverted bottleneck."""
     stride: int = 2
 
     def __post_init__(self) -> None:
@@ -148,9 +148,8 @@ class ArchitectureConfig:
 
     @property
     def head_activation(self) -> bool:
-        """Whether a bare activation stands before the pool: blocks ended without one, no head
-        follows.""" return self.block in ("linear_bottleneck", "preact_bottleneck") and not
-        self.head_width
+        """Whether a bare activation stands before the pool: blocks end in none, no head follows."""
+        return self.block in ("linear_bottleneck", "preact_bottleneck") and not self.head_width
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serializable form; `config_from_dict` reads it."""
@@ -251,9 +250,8 @@ class RegNetConfig(ArchitectureConfig):
         self.anynet()
 
     def block_widths(self) -> tuple[int, ...]:
-        """Width of every block before group rounding, in channels: the quantized line of Eqs.
-        2-4.""" return tuple(int(w) for w in line.block_widths(self.w0, self.wa, self.wm,
-        self.depth))
+        """Width of every block before group rounding, in channels (Eqs. 2-4)."""
+        return tuple(line.block_widths(self.w0, self.wa, self.wm, self.depth).tolist())
 
     def stages(self) -> tuple[StageConfig, ...]:
         """The stages: equal neighbours of `block_widths`, made compatible with the group width."""

@@ -20,8 +20,7 @@ _CHUNK = 4096  # rows worked on at once, so that intermediate arrays stay in the
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePopulation:
-    """Stages of n networks as arrays (n, s); a network with fewer than s stages has depth 0
-    behind."""
+    """Stages of n networks as arrays (n, s); one with fewer than s has stages of depth 0 last."""
 
     depths: IntArray
     widths: IntArray

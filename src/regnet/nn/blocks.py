@@ -118,8 +118,7 @@ class PreactBottleneck(nn.Module):
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions, with a shortcut (ResNet-34) or without (VGG style, NDS's vanilla
-    block)."""
+    """Two 3x3 convolutions, with a shortcut (ResNet-34) or without (NDS's vanilla block)."""
 
     def __init__(self, block: BlockConfig, style: BlockStyle, *, drop_path: float = 0.0) -> None:
         super().__init__()

@@ -59,11 +59,17 @@ class FeatureInfo(tuple[FeatureMap, ...]):
 
 
 def feature_info(config: AnyNetConfig) -> FeatureInfo:
-    """The feature maps: the stem at its first reduction, each stage, and the head where it
-    counts.""" stem = "stem.conv2" if len(config.stem_widths) > 1 else "stem" first =
-    config.stem_widths[1] if len(config.stem_widths) > 1 else config.stem_width maps =
-    [FeatureMap(module=stem, num_chs=first, reduction=min(config.stem_stride, 2))] reduction =
-    config.stem_stride for block in config.blocks():
+    """The feature maps: the stem's at its first reduction, each stage's, the head's if it counts."""
+    tap = min(len(config.stem_widths), 2)
+    maps = [
+        FeatureMap(
+            module="stem" if tap == 1 else f"stem.conv{tap}",
+            num_chs=config.stem_widths[tap - 1],
+            reduction=min(config.stem_stride, 2),
+        )
+    ]
+    reduction = config.stem_stride
+    for block in config.blocks():
         reduction *= block.stride
         if block.index == config.stages[block.stage - 1].depth:
             maps.append(

@@ -44,8 +44,7 @@ def norm_activation(
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, norm, activation (None for none): (N, C, H, W) to (N, width, H',
-    W')."""
+    """Convolution without bias, norm, activation: (N, width_in, H, W) to (N, width, H', W')."""
 
     def __init__(
         self,

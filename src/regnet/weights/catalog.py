@@ -38,9 +38,10 @@ class Checkpoint:
 
 
 def data_dir() -> Path:
-    """The folder of the tables and the embedded checkpoint: in the package, or in a source
-    checkout.""" installed = Path(__file__).parent / "data" checkout = Path(__file__).parents[3] /
-    "weights" for folder in (installed, checkout):
+    """The folder of the tables and the embedded checkpoint: in the package, or in a checkout."""
+    installed = Path(__file__).parent / "data"
+    checkout = Path(__file__).parents[3] / "weights"
+    for folder in (installed, checkout):
         if (folder / "embedded.json").is_file():
             return folder
     raise WeightsError(f"the package's data is missing from {installed}; install regnet again")
