@@ -162,8 +162,7 @@ class ArchitectureConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnyNetConfig(ArchitectureConfig):
-    """A network stage by stage: the space that holds VGG-, ResNet-, ResNeXt- and RegNet-like
-    networks."""
+    """A network stage by stage: the space that holds VGG, ResNet, ResNeXt and RegNet styles."""
 
     kind: ClassVar[str] = "anynet"
 
@@ -203,8 +202,7 @@ class AnyNetConfig(ArchitectureConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegNetConfig(ArchitectureConfig):
-    """A RegNet as the paper parameterizes it (section 3.3): block widths follow a quantized
-    line."""
+    """A RegNet as the paper parameterizes it (section 3.3): widths follow a quantized line."""
 
     kind: ClassVar[str] = "regnet"
 

@@ -59,7 +59,7 @@ class FeatureInfo(tuple[FeatureMap, ...]):
 
 
 def feature_info(config: AnyNetConfig) -> FeatureInfo:
-    """The feature maps: the stem's at its first reduction, each stage's, the head's if it counts."""
+    """The feature maps: stem (at its first reduction), stages, and the head where it counts."""
     tap = min(len(config.stem_widths), 2)
     maps = [
         FeatureMap(
@@ -80,10 +80,10 @@ def feature_info(config: AnyNetConfig) -> FeatureInfo:
     return FeatureInfo(maps)
 
 
-def named_trunk(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules from the image to the last feature map, in the order of the data."""
+def _trunk(network: nn.Module, wanted: Collection[str]) -> Iterator[tuple[str, nn.Module]]:
+    """Modules in the order of the data; a stem is taken apart where a part of it is wanted."""
     for name, module in network.named_children():
-        if name == "stem" and isinstance(module, nn.Sequential):
+        if name == "stem" and any(part.startswith("stem.") for part in wanted):
             yield from ((f"stem.{part}", layer) for part, layer in module.named_children())
         elif name != "head":
             yield name, module
@@ -102,12 +102,12 @@ def run_trunk(
     Args:
         network: an AnyNet, or anything with its children.
         x: images (N, C, H, W).
-        wanted: names of modules, as in `named_trunk`.
+        wanted: names of modules, as in `FeatureInfo.module_name`.
         stop_early: end at the last wanted module.
         checkpoint_blocks: recompute each block's activations in the backward pass.
     """
     maps: list[Tensor] = []
-    for name, module in named_trunk(network):
+    for name, module in _trunk(network, wanted):
         if checkpoint_blocks and torch.is_grad_enabled() and isinstance(module, Stage):
             for block in module:
                 x = checkpoint(block, x, use_reentrant=False)

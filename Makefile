@@ -1,0 +1,35 @@
+# Both targets set up everything they need in .venv; PYTHON chooses the interpreter (3.10 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test format clean
+
+demo: .venv/package ## classify a real photo with the weights that come with the package
+	$(BIN)/regnet predict docs/photos/chelsea.png --topk 3
+	@echo
+	$(BIN)/regnet list 'regnet[xy]_*' --max-flops 1G
+
+test: .venv/dev ## formatter, linter, types, import contract, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+
+format: .venv/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build dist
+
+.venv/package: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+.venv/dev: .venv/package
+	$(PIP) --editable '.[dev]'
+	touch $@

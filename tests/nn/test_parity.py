@@ -1,0 +1,126 @@
+"""Outputs equal those of timm and pycls, number by number, in float64 and in float32."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.design.variants import VARIANTS
+from regnet.nn.model import AnyNet
+from regnet.weights.keys import BYOBNET, PYCLS, KeyTable
+from tests import golden
+
+IDENTITY = KeyTable(())
+
+
+def with_overrides(
+    config: AnyNetConfig | RegNetConfig, overrides: dict[str, Any]
+) -> AnyNetConfig | RegNetConfig:
+    """timm's options in our words."""
+    ours = {
+        "linear_out": lambda _: {"block": "linear_bottleneck"},
+        "downsample": lambda _: {"shortcut": "avg_pool"},
+        "act_layer": lambda value: {"activation": value},
+        "bottle_ratio": lambda value: {"bottleneck_ratio": 1 / value},
+        "num_features": lambda value: {"head_width": value},
+    }
+    changes: dict[str, Any] = {}
+    for name, value in overrides.items():
+        changes |= ours[name](value) if name in ours else {name: value}
+    return replace(config, **changes)
+
+
+def cases(file: str) -> list[Any]:
+    rows = []
+    for name, records in golden.load(file)["records"].items():
+        for record in records:
+            size = "x".join(map(str, record["input"][2:]))
+            extra = "".join(f"-{k}={v}" for k, v in (record.get("overrides") or {}).items())
+            # One worker takes the giants in turn: the largest fills 10 GB in float64.
+            giant = VARIANTS[name].name in ("regnety_640", "regnety_1280", "regnety_2560")
+            marks = [pytest.mark.xdist_group("giants")] if giant else []
+            rows.append(pytest.param(name, record, id=f"{name}-{size}{extra}", marks=marks))
+    return rows
+
+
+def keys_of(name: str) -> KeyTable:
+    byobnet = golden.load("variants.json")[name]["defined_in"] == "byobnet.py"
+    return BYOBNET if byobnet else IDENTITY
+
+
+def filled(config: AnyNetConfig | RegNetConfig, conv_gain: float, to_theirs: Any) -> AnyNet:
+    with torch.device("meta"):
+        model = AnyNet(config).double().eval()
+    model.to_empty(device="cpu")
+    for name, tensor in model.state_dict().items():
+        golden.fill(to_theirs(name), tensor, conv_gain)
+    return model
+
+
+def worst_difference(model: AnyNet, record: dict[str, Any], names: dict[str, str]) -> float:
+    outputs: dict[str, torch.Tensor] = {}
+    hooks = [
+        model.get_submodule(names.get(name, name)).register_forward_hook(
+            lambda _module, _inputs, output, name=name: outputs.__setitem__(name, output.clone())
+        )
+        for name in record["features"]
+    ]
+    dtype = next(model.parameters()).dtype
+    with torch.inference_mode():
+        features = model.forward_features(golden.images(*record["input"][2:]).to(dtype))
+        pre_logits = model.forward_head(features, pre_logits=True)
+        logits = model.forward_head(features)
+    for hook in hooks:
+        hook.remove()
+    worst = [0.0]
+    for name, expected in record["features"].items():
+        assert list(outputs[name].shape) == expected["shape"], name
+        worst += golden.differences(outputs[name], expected)
+    for output, expected in ((pre_logits, record.get("pre_logits")), (logits, record["logits"])):
+        if expected:
+            assert output.shape[1] == expected["num"]
+            worst += golden.differences(output, expected)
+    assert logits.argmax(1).tolist() == record["logits"]["argmax"]
+    return max(worst)
+
+
+@pytest.mark.parametrize(("name", "record"), cases("golden_timm.json"))
+def test_outputs_equal_timms(name, record):
+    config = with_overrides(VARIANTS[name].config, record.get("overrides") or {})
+    model = filled(config, record["conv_gain"], keys_of(name).to_theirs)
+    assert worst_difference(model, record, {}) < 1e-9
+    assert worst_difference(model.float(), record, {}) < 1e-4
+
+
+def pycls_name(name: str, key: str) -> str:
+    theirs = PYCLS.to_theirs(key)
+    # pycls's vanilla block has no residual branch f; its convolutions are children of the block.
+    return theirs.replace(".f.", ".") if name == "vanilla56_cifar" else theirs
+
+
+@pytest.mark.parametrize(("name", "record"), cases("golden_pycls.json"))
+def test_outputs_equal_pyclss(name, record):
+    config = VARIANTS[name].config
+    model = filled(config, record["conv_gain"], lambda key: pycls_name(name, key))
+    # The max pool is part of pycls's ResNet stem.
+    names = {"stem": "stem_pool"} if config.stem == "resnet" else {}
+    assert worst_difference(model, record, names) < 1e-9
+    assert worst_difference(model.float(), record, names) < 1e-4
+
+
+@pytest.mark.parametrize("name", golden.load("state_dicts_timm.json.gz"))
+def test_state_dict_is_that_of_timm(name):
+    with torch.device("meta"):
+        state_dict = AnyNet(VARIANTS[name].config).state_dict()
+    ours = [[keys_of(name).to_theirs(key), list(value.shape)] for key, value in state_dict.items()]
+    assert ours == golden.load("state_dicts_timm.json.gz")[name]
+
+
+@pytest.mark.parametrize("name", golden.load("state_dicts_pycls.json.gz"))
+def test_state_dict_has_the_tensors_of_pycls(name):
+    with torch.device("meta"):
+        state_dict = AnyNet(VARIANTS[name].config).state_dict()
+    ours = {pycls_name(name, key): list(value.shape) for key, value in state_dict.items()}
+    assert ours == dict(golden.load("state_dicts_pycls.json.gz")[name])
