@@ -1,0 +1,76 @@
+"""Count a module's complexity by running it, with fvcore and with torch's own counter.
+
+The arithmetic of `regnet.design.complexity` needs no module; these are what it is checked against.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from regnet.design.complexity import Complexity
+from regnet.nn.model import AnyNet
+
+
+def count(model: AnyNet, input_size: int | tuple[int, int] = 224) -> Complexity[int]:
+    """What fvcore counts for one image: multiply-adds of convolutions and linear layers.
+
+    Two conventions differ from the paper's: additions of biases do not count, nor do the outputs of
+    max pools.
+
+    Args:
+        model: the network; not on `meta`, which torch cannot trace.
+        input_size: side, or (height, width), of the image in pixels.
+    """
+    with _evaluating(model), _quiet():
+        from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+
+        image = _image(model, input_size)
+        by_operator = FlopCountAnalysis(model, image).by_operator()
+        activations = ActivationCountAnalysis(model, image).total()
+    return Complexity(
+        flops=int(by_operator["conv"] + by_operator["linear"]),
+        params=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        activations=int(activations),
+    )
+
+
+def count_flops_torch(model: AnyNet, input_size: int | tuple[int, int] = 224) -> int:
+    """Multiply-adds by `torch.utils.flop_counter`, which counts each as two; on `meta` too."""
+    with _evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(_image(model, input_size))
+    return counter.get_total_flops() // 2
+
+
+def _image(model: AnyNet, input_size: int | tuple[int, int]) -> torch.Tensor:
+    height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+    reference = next(model.parameters())
+    return reference.new_zeros((1, model.config.in_chans, height, width))
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """fvcore logs every operator without a rule, and traces by an interface that torch deprecates."""
+    logger = logging.getLogger("fvcore.nn.jit_analysis")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

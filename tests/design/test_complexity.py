@@ -1,0 +1,142 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from regnet.design.complexity import complexity, population_complexity
+from regnet.design.config import RegNetConfig
+from regnet.design.population import regnet_population
+from regnet.design.variants import VARIANTS
+from regnet.errors import ConfigError
+from regnet.nn.count import count, count_flops_torch
+from regnet.nn.model import AnyNet
+from tests import golden
+from tests.strategies import anynets, regnet_parameters
+
+
+def reference(name):
+    return golden.load("variants.json").get(name) or golden.load("baselines.json")[name]
+
+
+MEASURED = [*golden.load("variants.json"), *golden.load("baselines.json")]
+
+
+def empty(config):
+    """A module whose memory nobody has written: counting must run it, not know what it says."""
+    with torch.device("meta"):
+        model = AnyNet(config).to(torch.bfloat16)
+    return model.to_empty(device="cpu")
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_published_complexity(name):
+    row = reference(name)
+    size = row.get("complexity_input_size", row.get("input_size"))[1]
+    found = complexity(VARIANTS[name].config, size)
+    expected = (row["flops"], row["params"], row["activations"])
+    assert (found.flops, found.params, found.activations) == expected
+
+
+@pytest.mark.parametrize("name", golden.load("variants.json"))
+def test_published_complexity_at_other_sizes(name):
+    for size, row in reference(name)["complexity_by_input_size"].items():
+        found = complexity(VARIANTS[name].config, int(size))
+        assert (found.flops, found.activations) == (row["flops"], row["activations"])
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_parameters_of_the_module(name):
+    with torch.device("meta"):
+        model = AnyNet(VARIANTS[name].config)
+    assert sum(p.numel() for p in model.parameters()) == reference(name)["params"]
+
+
+@settings(max_examples=50)
+@given(anynets(), st.integers(20, 70), st.integers(20, 70))
+def test_arithmetic_equals_what_two_counters_find(config, height, width):
+    expected = complexity(config, (height, width))
+    model = empty(config)
+    counted = count(model, (height, width))
+    assert counted.params == expected.params
+    assert counted.flops == expected.flops - bias_additions(config)
+    assert counted.activations == expected.activations - pooled(config, height, width)
+    assert count_flops_torch(model, (height, width)) == counted.flops
+
+
+def bias_additions(config):
+    """The paper's convention adds one per output of a layer with bias; neither counter does."""
+    squeeze = sum(b.se_width + b.bottleneck_width for b in config.blocks() if b.se_width)
+    return squeeze + config.num_classes
+
+
+def pooled(config, height, width):
+    """The paper's code counts the outputs of the ResNet stem's max pool; fvcore does not."""
+    if config.stem != "resnet":
+        return 0
+    return config.stem_width * -(-height // 4) * -(-width // 4)
+
+
+@pytest.mark.xdist_group("giants")
+@pytest.mark.parametrize("name", golden.load("variants.json"))
+def test_fvcore_counts_are_those_recorded(name):
+    row = reference(name)
+    recorded = row["fvcore"]
+    by_operator = recorded["flops_by_operator"]
+    model = empty(VARIANTS[name].config)
+    counted = count(model, tuple(recorded["input_size"][1:]))
+    assert counted.flops == by_operator["conv"] + by_operator["linear"]
+    assert counted.activations == recorded["activations"]
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(regnet_parameters(), min_size=1, max_size=8),
+    st.sampled_from(("half_even", "divisible")),
+    st.sampled_from(
+        (
+            {},
+            {"se_ratio": 0.25},
+            {"se_ratio": 0.25, "block": "linear_bottleneck", "shortcut": "none", "head_width": 64},
+            {"block": "preact_bottleneck", "se_ratio": 0.25},
+            {"stem": "resnet", "stem_width": 64, "num_classes": 0},
+            {"stem": "cifar", "num_classes": 10},
+            {"block": "basic"},
+            {"block": "vanilla"},
+        )
+    ),
+)
+def test_population_equals_one_network_after_another(rows, rounding, shared):
+    arrays = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    population = regnet_population(**arrays, rounding=rounding)
+    like = RegNetConfig(depth=1, w0=8, wa=0, wm=2, **shared)
+    counted = population_complexity(population, like, (97, 64))
+    for i, row in enumerate(rows):
+        config = RegNetConfig(**row, rounding=rounding, **shared)
+        stages = config.stages()
+        present = population.depths[i] > 0
+        assert population.num_stages[i] == len(stages)
+        assert population.depths[i][present].tolist() == [s.depth for s in stages]
+        assert population.widths[i][present].tolist() == [s.width for s in stages]
+        assert population.group_widths[i][present].tolist() == [s.group_width for s in stages]
+        one = complexity(config, (97, 64))
+        assert counted.flops[i] == one.flops
+        assert counted.params[i] == one.params
+        assert counted.activations[i] == one.activations
+
+
+def test_population_takes_numbers_for_what_is_shared():
+    population = regnet_population(w0=24, wa=36.44, wm=2.49, depth=[12, 13], group_width=8)
+    like = VARIANTS["regnetx_002"].config
+    assert population_complexity(population, like).flops[1] == complexity(like).flops
+
+
+def test_population_refuses_what_it_cannot_count():
+    population = regnet_population(w0=24, wa=36.44, wm=2.49, depth=13)
+    with pytest.raises(ConfigError, match="one at a time"):
+        population_complexity(population, VARIANTS["regnetz_b16"].config)
+
+
+def test_image_must_have_pixels():
+    with pytest.raises(ConfigError, match="at least 1 pixel each way, got 0"):
+        complexity(VARIANTS["regnetx_002"].config, 0)
