@@ -1,4 +1,4 @@
-"""Weights and images made by a fixed rule, and outputs of other implementations recorded for them."""
+"""Weights and images made by a fixed rule, and what other implementations made of them."""
 
 import gzip
 import hashlib

@@ -32,9 +32,7 @@ def regnet_parameters(max_depth: int = 63) -> st.SearchStrategy[dict[str, Any]]:
 
 def regnets() -> st.SearchStrategy[RegNetConfig]:
     return st.builds(
-        lambda parameters, rounding, se: RegNetConfig(
-            **parameters, rounding=rounding, se_ratio=se
-        ),
+        lambda parameters, rounding, se: RegNetConfig(**parameters, rounding=rounding, se_ratio=se),
         regnet_parameters(),
         st.sampled_from(("half_even", "divisible")),
         st.sampled_from((0.0, 0.25)),

@@ -8,9 +8,7 @@ from regnet.design.variants import VARIANTS
 from tests import golden
 from tests.strategies import powers_of_two, ratios, regnet_parameters, regnets
 
-REGNETS = [
-    name for name, row in golden.load("variants.json").items() if "generator" in row
-]
+REGNETS = [name for name, row in golden.load("variants.json").items() if "generator" in row]
 
 
 @given(regnet_parameters())
@@ -99,7 +97,7 @@ def test_any_number_of_stages():
         len(RegNetConfig(depth=depth, w0=16, wa=wa, wm=2.0).stages())
         for depth, wa in ((1, 0.0), (4, 8.0), (12, 16.0), (30, 60.0), (60, 200.0))
     ]
-    # The last level is round(log2((16 + wa * (depth - 1)) / 16)), and each lower one is used or not.
+    # The last level is round(log2((16 + wa * (depth - 1)) / 16)); lower ones are used or not.
     assert counts == [1, 2, 5, 7, 8]
 
 

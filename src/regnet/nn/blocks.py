@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regnet.design.blocks import BlockConfig
 from regnet.design.config import Activation, AnyNetConfig, Norm
 from regnet.nn.layers import (
-    AvgPoolSame,
+    AvgPool2x2,
     ConvNormAct,
     DropPath,
     SqueezeExcitation,
@@ -173,6 +173,6 @@ def _shortcut(block: BlockConfig, style: BlockStyle, *, preact: bool = False) ->
 
 def _average_pool(block: BlockConfig) -> nn.Module:
     """The 2x2 average before a projection; where the stride became dilation, as timm has it."""
-    if block.stride == 2:
-        return nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
-    return AvgPoolSame() if block.dilation > 1 else nn.Identity()
+    if block.stride == 1 and block.dilation == 1:
+        return nn.Identity()
+    return AvgPool2x2(block.stride)

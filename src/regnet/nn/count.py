@@ -43,7 +43,7 @@ def count_flops_torch(model: AnyNet, input_size: int | tuple[int, int] = 224) ->
     """Multiply-adds by `torch.utils.flop_counter`, which counts each as two; on `meta` too."""
     with _evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(_image(model, input_size))
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def _image(model: AnyNet, input_size: int | tuple[int, int]) -> torch.Tensor:
@@ -64,7 +64,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """fvcore logs every operator without a rule, and traces by an interface that torch deprecates."""
+    """Keep fvcore from logging operators without a rule, and torch from deprecating its tracer."""
     logger = logging.getLogger("fvcore.nn.jit_analysis")
     level = logger.level
     logger.setLevel(logging.ERROR)

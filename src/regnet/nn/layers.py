@@ -113,11 +113,26 @@ class SqueezeExcitation(nn.Module):
         return x * gate
 
 
-class AvgPoolSame(nn.Module):
-    """2x2 average, stride 1, that keeps height and width by a row and a column of zeros (timm)."""
+class AvgPool2x2(nn.Module):
+    """Average of 2x2 pixels that loses no row or column.
+
+    With stride 2, an odd last row or column is averaged alone, which repeating it gives; `ceil_mode`
+    would do the same, but ties an exported program to even or odd sizes. With stride 1, a row and a
+    column of zeros keep the size, as timm has it where the stride became dilation.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.avg_pool2d(nn.functional.pad(x, (0, 1, 0, 1)), 2, 1)
+        mode = "replicate" if self.stride == 2 else "constant"
+        return nn.functional.avg_pool2d(
+            nn.functional.pad(x, (0, 1, 0, 1), mode=mode), 2, self.stride
+        )
+
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}"
 
 
 class DropPath(nn.Module):

@@ -1,0 +1,43 @@
+"""Write src/regnet/zoo/factories.pyi from the architecture table, for type checkers and editors.
+
+python scripts/write_factory_stubs.py
+"""
+
+import inspect
+from pathlib import Path
+
+from regnet.design.variants import VARIANTS
+from regnet.zoo.create import create
+
+STUB = Path(__file__).parents[1] / "src/regnet/zoo/factories.pyi"
+
+HEADER = '''"""Written by scripts/write_factory_stubs.py from the architecture table: do not edit."""
+
+from typing import Literal, TypedDict
+
+import torch
+from typing_extensions import Unpack
+
+from regnet.nn.model import AnyNet
+
+class _Options(TypedDict, total=False):
+'''
+
+
+def render() -> str:
+    """The text of the stub file."""
+    options = [
+        f"    {name}: {inspect.formatannotation(parameter.annotation)}"
+        for name, parameter in inspect.signature(create).parameters.items()
+        if name not in ("name", "features_only", "out_indices")  # a factory builds whole networks
+    ]
+    functions = [
+        f"def {v.factory}(**options: Unpack[_Options]) -> AnyNet: ..." for v in VARIANTS.values()
+    ]
+    factories = sorted(v.factory for v in VARIANTS.values())
+    names = ["__all__ = [", *(f'    "{factory}",' for factory in factories), "]"]
+    return (HEADER + "\n".join([*options, "", *functions, "", *names, ""])).replace("'", '"')
+
+
+if __name__ == "__main__":
+    STUB.write_text(render(), encoding="utf-8")

@@ -1,0 +1,296 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import regnet
+from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig
+from regnet.design.variants import VARIANTS
+from regnet.errors import ConfigError
+from regnet.nn.features import FeatureNet
+from regnet.nn.init import init_weights
+from regnet.nn.layers import DropPath
+from regnet.nn.model import AnyNet
+from tests import golden
+
+SMALL = RegNetConfig(depth=6, w0=16, wa=16.0, wm=2.0, group_width=8, se_ratio=0.25, num_classes=5)
+TWO_STAGES = (StageConfig(depth=2, width=16), StageConfig(depth=1, width=32))
+KINDS = {
+    "y": SMALL,
+    "z": replace(SMALL, block="linear_bottleneck", shortcut="none", head_width=64),
+    "v": replace(SMALL, block="preact_bottleneck", shortcut="avg_pool", activation="silu"),
+    "basic": AnyNetConfig(stages=TWO_STAGES, block="basic", stem="resnet", num_classes=5),
+    "vanilla": AnyNetConfig(stages=TWO_STAGES, block="vanilla", stem="cifar", num_classes=5),
+    "deep": AnyNetConfig(stages=TWO_STAGES, stem="deep", norm="evonorm_s0a", num_classes=5),
+    "group": AnyNetConfig(stages=TWO_STAGES, norm="group", stem="simple", num_classes=5),
+    "tiered": AnyNetConfig(stages=TWO_STAGES, stem="tiered", stem_width=64, num_classes=5),
+}
+EACH_KIND = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def images(*size):
+    return torch.randn(2, 3, *(size or (64, 48)))
+
+
+@EACH_KIND
+def test_every_parameter_gets_a_gradient(config):
+    model = AnyNet(config)
+    model(images()).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@EACH_KIND
+def test_compiles_without_graph_breaks(config):
+    model = AnyNet(config).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x = images()
+    torch.testing.assert_close(compiled(x), model(x))
+
+
+@EACH_KIND
+def test_exports_with_dynamic_batch_height_and_width(config):
+    model = AnyNet(config).eval()
+    shapes = {0: Dim("batch"), 2: Dim("height", min=33), 3: Dim("width", min=33)}
+    program = torch.export.export(model, (images(64, 96),), dynamic_shapes={"x": shapes})
+    x = torch.randn(3, 3, 75, 41)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@EACH_KIND
+def test_meta_device_allocates_nothing(config):
+    with torch.device("meta"):
+        model = AnyNet(config)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
+def test_the_largest_network_is_built_on_meta_in_no_memory():
+    model = regnet.create("regnety_2560", device="meta")
+    assert sum(p.numel() for p in model.parameters()) == 1_282_601_138
+
+
+@EACH_KIND
+def test_gradient_checkpointing_changes_no_gradient(config):
+    model = AnyNet(config)
+    x = images()
+    model(x).sum().backward()
+    plain = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    model(x).sum().backward()
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, plain[name])
+
+
+def test_gradient_checkpointing_recomputes_blocks():
+    model = AnyNet(SMALL)
+    calls = []
+    model.s1.b1.register_forward_pre_hook(lambda *_: calls.append(1))
+    model.set_grad_checkpointing()
+    model(images()).sum().backward()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16, 32])
+@pytest.mark.parametrize("name", ["regnetx_002", "regnetv_064", "regnetz_d8"])
+def test_output_stride_limits_the_reduction_and_keeps_the_parameters(name, stride):
+    plain = regnet.create(name, device="meta").state_dict()
+    model = regnet.create(name, device="meta", output_stride=stride)
+    shapes = {key: value.shape for key, value in model.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in plain.items()}
+    assert max(model.feature_info.reduction()) == stride
+    features = model.forward_features(torch.empty(1, 3, 128, 128, device="meta"))
+    assert features.shape[2:] == (128 // stride, 128 // stride)
+
+
+@pytest.mark.parametrize("name", golden.load("variants.json"))
+def test_feature_info_is_that_of_timm(name):
+    model = regnet.create(name, device="meta")
+    recorded = golden.load("variants.json")[name]["feature_info"]
+    assert model.feature_info.channels() == [row["num_chs"] for row in recorded]
+    assert model.feature_info.reduction() == [row["reduction"] for row in recorded]
+
+
+@EACH_KIND
+def test_feature_maps_have_the_shapes_announced(config):
+    model = AnyNet(config).eval()
+    maps = FeatureNet(model)(images(64, 128))
+    assert len(maps) == len(model.feature_info)
+    for feature, info in zip(maps, model.feature_info, strict=True):
+        reduced = (64 // info.reduction, 128 // info.reduction)
+        assert feature.shape == (2, info.num_chs, *reduced)
+
+
+@EACH_KIND
+def test_feature_maps_are_those_of_the_whole_network(config):
+    model = AnyNet(config).eval()
+    x = images()
+    last, maps = model.forward_intermediates(x)
+    torch.testing.assert_close(last, model.forward_features(x))
+    for alone, inside in zip(FeatureNet(model)(x), maps, strict=True):
+        torch.testing.assert_close(alone, inside)
+
+
+def test_chosen_feature_maps():
+    model = regnet.create("regnety_cifar", features_only=True, out_indices=(1, -1)).eval()
+    assert model.feature_info.module_name() == ["s1", "s3"]
+    assert [tuple(m.shape) for m in model(images(32, 32))] == [(2, 64, 16, 16), (2, 256, 4, 4)]
+
+
+def test_feature_net_leaves_out_what_is_behind_the_deepest_map():
+    model = regnet.create("regnetx_002", features_only=True, out_indices=(2,))
+    names = {name.partition(".")[0] for name, _ in model.named_parameters()}
+    assert names == {"stem", "s1", "s2"}
+
+
+def test_feature_net_takes_the_state_dict_of_the_whole_network():
+    whole = AnyNet(SMALL)
+    backbone = FeatureNet(AnyNet(SMALL))
+    result = backbone.load_state_dict(whole.state_dict(), strict=False)
+    assert result.missing_keys == []
+    assert result.unexpected_keys == ["head.fc.weight", "head.fc.bias"]
+
+
+def test_a_feature_map_that_is_not_there():
+    with pytest.raises(IndexError, match="there is no feature map 7; the network has 5"):
+        regnet.create("regnetx_002", features_only=True, out_indices=(7,))
+
+
+def test_intermediates_by_number_and_alone():
+    model = AnyNet(SMALL).eval()
+    x = images()
+    maps = model.forward_intermediates(x, 2, intermediates_only=True)
+    everything = model.forward_intermediates(x, intermediates_only=True)
+    assert len(maps) == 2
+    torch.testing.assert_close(maps, everything[-2:])
+    last, _ = model.forward_intermediates(x, [0], stop_early=True)
+    torch.testing.assert_close(last, everything[0])
+
+
+def test_head_gives_features_before_the_classifier():
+    model = AnyNet(SMALL).eval()
+    features = model.forward_features(images())
+    pooled = model.forward_head(features, pre_logits=True)
+    torch.testing.assert_close(pooled, features.mean((2, 3)))
+    torch.testing.assert_close(model.get_classifier()(pooled), model.forward_head(features))
+
+
+def test_no_classes_give_pooled_features():
+    model = AnyNet(replace(SMALL, num_classes=0)).eval()
+    assert model(images()).shape == (2, model.num_features)
+    assert isinstance(model.get_classifier(), nn.Identity)
+
+
+def test_global_pool_choices():
+    config = replace(SMALL, num_classes=0)
+    model = AnyNet(config, global_pool="max").eval()
+    features = model.forward_features(images())
+    torch.testing.assert_close(model.forward_head(features), features.amax((2, 3)))
+    assert AnyNet(config, global_pool="")(images()).ndim == 4
+    with pytest.raises(ConfigError, match="global_pool='' keeps feature maps"):
+        AnyNet(SMALL, global_pool="")
+    with pytest.raises(ConfigError, match="got 'mean'"):
+        AnyNet(SMALL, global_pool="mean")  # type: ignore[arg-type]
+
+
+def test_reset_classifier_changes_the_head_alone():
+    model = AnyNet(SMALL, drop_rate=0.25).double().eval()
+    x = images().double()
+    before = model.forward_features(x)
+    model.reset_classifier(9, "max")
+    assert model(x).shape == (2, 9)
+    assert model.num_classes == model.config.num_classes == 9
+    assert model.head.global_pool == "max"
+    assert model.head.drop.p == 0.25
+    assert not model.head.training
+    model.reset_classifier(0)
+    assert model.head.global_pool == "max"
+    torch.testing.assert_close(model.forward_features(x), before, atol=0, rtol=0)
+    assert model(x).shape == (2, model.num_features)
+
+
+def test_drop_path_grows_linearly_and_keeps_the_mean():
+    model = AnyNet(SMALL, drop_path_rate=0.5)
+    rates = [m.rate for m in model.modules() if isinstance(m, DropPath)]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    drop = DropPath(0.5)
+    ones = torch.ones(4000, 1, 1, 1)
+    out = drop(ones)
+    assert set(out.flatten().tolist()) == {0.0, 2.0}
+    assert out.mean().item() == pytest.approx(1, abs=0.1)
+    assert drop.eval()(ones) is ones
+
+
+def test_rates_outside_their_range_are_refused():
+    with pytest.raises(ConfigError, match=r"drop_path_rate must lie in \[0, 1\), got 1.5"):
+        AnyNet(SMALL, drop_path_rate=1.5)
+
+
+def test_initialization_is_the_papers():
+    model = AnyNet(replace(VARIANTS["regnetx_016"].config, num_classes=1000))
+    conv = model.s3.b2.conv2.conv  # fan-out counts all outputs, whatever the number of groups
+    expected = (2 / (9 * conv.out_channels)) ** 0.5
+    assert conv.weight.std().item() == pytest.approx(expected, rel=0.02)
+    assert model.head.fc.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert model.head.fc.bias.abs().max() == 0
+    assert (model.s3.b2.conv3.bn.weight == 1).all()
+
+
+def test_zero_initialized_residual_branches_start_as_identities():
+    model = AnyNet(SMALL, zero_init_last=True).eval()
+    block = model.s1.b1
+    assert (block.conv3.bn.weight == 0).all()
+    same_shape = next(b for b in model.s3 if isinstance(b.downsample, nn.Identity))
+    x = torch.randn(1, same_shape.conv1.conv.in_channels, 8, 8).relu()
+    torch.testing.assert_close(same_shape(x), x)
+
+
+def test_zero_initialization_spares_blocks_without_a_shortcut():
+    model = AnyNet(KINDS["z"], zero_init_last=True)
+    first, second = model.s3.b1, model.s3.b2
+    assert (first.conv3.bn.weight == 1).all()
+    assert (second.conv3.bn.weight == 0).all()
+
+
+def test_initialization_can_be_repeated():
+    model = AnyNet(SMALL)
+    torch.manual_seed(1)
+    init_weights(model)
+    before = model.s1.b1.conv1.conv.weight.clone()
+    torch.manual_seed(1)
+    init_weights(model)
+    torch.testing.assert_close(model.s1.b1.conv1.conv.weight, before)
+
+
+def test_group_matcher_covers_every_parameter():
+    import re
+
+    model = AnyNet(KINDS["z"])
+    matcher = model.group_matcher()
+    patterns = [matcher["stem"], *(pattern for pattern, _ in matcher["blocks"]), r"^head"]
+    for name, _ in model.named_parameters():
+        assert sum(bool(re.match(pattern, name)) for pattern in patterns) == 1, name
+    assert model.no_weight_decay() == set()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_evonorm_survives_half_precision(dtype):
+    model = AnyNet(KINDS["deep"]).eval()
+    x = 30 * images(128, 128)
+    expected = model(x)
+    found = model.to(dtype)(x.to(dtype)).float()
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * expected.std().item())
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_numbers_of_channels(channels):
+    model = regnet.create("regnetx_002", in_chans=channels).eval()
+    assert model(torch.randn(1, channels, 32, 32)).shape == (1, 1000)

@@ -1,0 +1,136 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from regnet.data.images import open_image, to_rgb
+from regnet.errors import ImageError
+
+
+def save(path, image, **options):
+    image.save(path, **options)
+    return path
+
+
+def pixel(path):
+    image = open_image(path)
+    assert image.mode == "RGB"
+    return image.getpixel((0, 0))
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    image = Image.new("RGB", (20, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    assert open_image(save(tmp_path / "a.jpg", image, exif=exif)).size == (10, 20)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 77, (77, 77, 77)),
+        ("1", 1, (255, 255, 255)),
+        ("RGB", (1, 2, 3), (1, 2, 3)),
+        ("RGBA", (0, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 255), (0, 0, 0)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+        ("LA", (10, 255), (10, 10, 10)),
+        ("I;16", 65535, (255, 255, 255)),
+        ("I;16", 257 * 100, (100, 100, 100)),
+    ],
+)
+def test_png_modes(tmp_path, mode, colour, expected):
+    path = save(tmp_path / "a.png", Image.new(mode, (4, 4), colour))
+    assert pixel(path) == expected
+
+
+def test_palette_and_its_transparency(tmp_path):
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([9, 9, 9, 40, 50, 60])
+    assert pixel(save(tmp_path / "a.png", image)) == (40, 50, 60)
+    assert pixel(save(tmp_path / "b.png", image, transparency=1)) == (255, 255, 255)
+
+
+def test_cmyk(tmp_path):
+    assert pixel(save(tmp_path / "a.jpg", Image.new("CMYK", (8, 8), (0, 0, 0, 0)))) == (255,) * 3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "expected"),
+    [(np.float32, 0.2, 51), (np.float32, 80.0, 80), (np.int32, 65535, 255), (np.int32, 99, 99)],
+)
+def test_32_bit_grayscale(tmp_path, dtype, value, expected):
+    image = Image.fromarray(np.full((4, 4), value, dtype=dtype))
+    assert pixel(save(tmp_path / "a.tif", image)) == (expected,) * 3
+
+
+def test_pillow_images_are_converted_too():
+    assert to_rgb(Image.new("LA", (3, 3), (0, 0))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def bomb(path, side):
+    """A valid PNG header that announces side x side pixels."""
+
+    def chunk(kind, data):
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0" * 64)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    return path
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_a_decompression_bomb_is_refused(tmp_path, side):
+    with pytest.raises(ImageError, match=r"too many pixels to open safely .* scale it down first"):
+        open_image(bomb(tmp_path / "bomb.png", side))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "tif", "bmp"])
+def test_a_truncated_file_is_refused(tmp_path, suffix):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = save(tmp_path / f"a.{suffix}", Image.fromarray(noise))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=str(path)):
+        open_image(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty; fetch or export it again"),
+        (b"these are words, not pixels", "not an image that Pillow can read"),
+        (b"\x89PNG\r\n\x1a\n", "a.jpg: "),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 100, "a.jpg: "),
+    ],
+)
+def test_what_is_no_image_is_refused(tmp_path, content, message):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    with pytest.raises(ImageError) as error:
+        open_image(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path):
+    with pytest.raises(ImageError, match="no such file or directory"):
+        open_image(tmp_path / "none.jpg")
+    with pytest.raises(ImageError, match="is a folder"):
+        open_image(tmp_path)
+
+
+def test_damage_of_any_byte_is_refused_in_our_words_or_harmless(tmp_path):
+    data = save(tmp_path / "a.png", Image.new("RGB", (3, 3), "red")).read_bytes()
+    path = tmp_path / "b.png"
+    outcomes = set()
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+        try:
+            outcomes.add(open_image(path).mode)
+        except ImageError:
+            outcomes.add("refused")
+    assert outcomes == {"RGB", "refused"}

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import regnet
+from regnet.data.preprocess import Preprocess
+from regnet.errors import ConfigError
+from tests import golden
+
+PHOTO = Path(__file__).parents[1] / "docs/photos/chelsea.png"
+REFERENCE = np.load(golden.DATA / "preprocess_torchvision.npz")
+
+
+@pytest.mark.parametrize("case", REFERENCE.files)
+def test_pixels_are_those_of_torchvision(case):
+    shape, size, crop_pct, interpolation = case.split("-")
+    side = int(size)
+    transform = Preprocess(
+        size=(side, side),
+        crop_pct=float(crop_pct),
+        resize="squash" if shape == "squash" else "short_side",
+        interpolation=interpolation,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+    with Image.open(PHOTO) as photo:
+        image = photo.transpose(Image.Transpose.ROTATE_90) if shape == "tall" else photo.copy()
+    step = max(1, side // 32)
+    found = transform(image)[:, ::step, ::step].permute(1, 2, 0).numpy()
+    assert np.abs(found - REFERENCE[case] / 255).max() < 1e-6
+
+
+def test_result_is_normalized():
+    white = Image.new("RGB", (40, 40), "white")
+    out = Preprocess(size=(8, 8), mean=(0.5, 0.4, 0.3), std=(0.5, 0.2, 0.1))(white)
+    assert out.shape == (3, 8, 8)
+    torch.testing.assert_close(out[:, 0, 0], torch.tensor([1.0, 3.0, 7.0]))
+
+
+@pytest.mark.parametrize("image", [(1, 1), (1, 500), (500, 1), (7, 31)])
+@pytest.mark.parametrize("size", [(32, 32), (16, 48), (48, 16)])
+def test_any_shape_of_image_fills_the_crop(image, size):
+    out = Preprocess(size=size, crop_pct=0.9)(Image.new("RGB", image))
+    assert out.shape == (3, *size)
+
+
+def test_paths_are_opened():
+    assert Preprocess()(PHOTO).shape == Preprocess()(str(PHOTO)).shape == (3, 224, 224)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": (0, 3)}, r"size must be at least 1 pixel each way, got \(0, 3\)"),
+        ({"crop_pct": 1.5}, r"crop_pct must lie in \(0, 1\], got 1.5"),
+        ({"interpolation": "cubic"}, "interpolation must be one of bicubic, .* got 'cubic'"),
+        ({"resize": "fit"}, "resize must be 'short_side' or 'squash', got 'fit'"),
+    ],
+)
+def test_impossible_transforms_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Preprocess(**options)
+
+
+def test_a_models_own_transform():
+    transform = regnet.preprocess(regnet.create("regnety_cifar", pretrained=True))
+    assert transform.size == (32, 32)
+    assert transform.crop_pct == 1.0
+    transform = regnet.preprocess(regnet.create("regnetz_b16"))
+    assert transform == Preprocess()
+
+
+def test_a_model_that_does_not_say():
+    with pytest.raises(ConfigError, match="does not say how its images look"):
+        regnet.preprocess(torch.nn.Identity())
