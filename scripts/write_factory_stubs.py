@@ -11,7 +11,7 @@ from regnet.zoo.create import create
 
 STUB = Path(__file__).parents[1] / "src/regnet/zoo/factories.pyi"
 
-HEADER = '''"""Written by scripts/write_factory_stubs.py from the architecture table: do not edit."""
+HEADER = '''"""Written by scripts/write_factory_stubs.py from the variant table: do not edit."""
 
 from typing import Literal, TypedDict
 

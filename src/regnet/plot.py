@@ -1,8 +1,10 @@
 """Drawings of networks, as the paper has them. Needs matplotlib (`pip install regnet[report]`)."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regnet.atomic import write_bytes
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError, MissingExtraError
 
@@ -53,4 +55,6 @@ def save_block_widths(config: AnyNetConfig | RegNetConfig, path: Path, *, title:
     axes = figure.add_subplot()
     axes.set_title(title)
     draw_block_widths(config, axes)
-    figure.savefig(path)
+    drawing = BytesIO()
+    figure.savefig(drawing, format=path.suffix.lower().removeprefix("."))
+    write_bytes(path, drawing.getvalue())

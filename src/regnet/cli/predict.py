@@ -1,13 +1,13 @@
 """`regnet predict`: classify files, folders, or a list on stdin."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import track
 
-from regnet.cli.output import print_error, print_json, print_table
+from regnet.cli.output import print_error, print_json, print_table, stderr, stdout
 
 
 def command(
@@ -27,11 +27,16 @@ def command(
     """
     from regnet.predict import predict_each
 
+    paths, empty = _find(images)
+    failures = [f"{folder}: no image files in this folder" for folder in empty]
+    for failure in failures:
+        print_error(failure)
     results = []
-    failed = 0
-    for result in predict_each(_paths(images), model, topk=topk):
+    silent = not stderr.is_terminal or stdout.is_terminal and not as_json
+    progress = track(paths, "classifying", console=stderr, transient=True, disable=silent)
+    for result in predict_each(progress, model, topk=topk):
         if result.error:
-            failed += 1
+            failures.append(result.error)
             print_error(result.error)
         if as_json:
             results.append(result)
@@ -40,20 +45,23 @@ def command(
             print_table((">", ""), rows, title=result.image)
     if as_json:
         print_json(results)
-    if failed:
+    if failures:
         raise typer.Exit(1)
 
 
-def _paths(images: list[str]) -> Iterator[str]:
+def _find(images: list[str]) -> tuple[list[str], list[str]]:
+    """Paths of the image files, and the folders that hold none."""
     from regnet.data.images import IMAGE_SUFFIXES
 
+    paths: list[str] = []
+    empty = []
     for image in images:
         if image == "-":
-            yield from (line for line in sys.stdin.read().splitlines() if line.strip())
+            paths += [line for line in sys.stdin.read().splitlines() if line.strip()]
         elif (folder := Path(image)).is_dir():
             inside = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-            if not inside:
-                print_error(f"{folder}: no image files in this folder")
-            yield from (str(path) for path in sorted(inside))
+            paths += [str(path) for path in sorted(inside)]
+            empty += [] if inside else [image]
         else:
-            yield image
+            paths.append(image)
+    return paths, empty

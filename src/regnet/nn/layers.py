@@ -116,9 +116,9 @@ class SqueezeExcitation(nn.Module):
 class AvgPool2x2(nn.Module):
     """Average of 2x2 pixels that loses no row or column.
 
-    With stride 2, an odd last row or column is averaged alone, which repeating it gives; `ceil_mode`
-    would do the same, but ties an exported program to even or odd sizes. With stride 1, a row and a
-    column of zeros keep the size, as timm has it where the stride became dilation.
+    With stride 2, an odd last row or column is averaged alone, which repeating it gives;
+    `ceil_mode` would do the same, but ties an exported program to even or odd sizes. With stride 1,
+    a row and a column of zeros keep the size, as timm has it where the stride became dilation.
     """
 
     def __init__(self, stride: int) -> None:

@@ -1,0 +1,203 @@
+"""The command as people run it: in a process of its own, seen from outside."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from regnet.cli import info, list_models, predict
+
+PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
+
+
+def regnet(*args, stdin=None, cwd=None, limit=None, env=None):
+    return subprocess.run(
+        [sys.executable, "-m", "regnet.cli.main", *map(str, args)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "160", **(env or {})},
+        preexec_fn=limit,
+    )
+
+
+def refused(result, code, *words):
+    """One line on stderr that says what is wrong; nothing else, no traceback."""
+    assert result.returncode == code, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+    return lines
+
+
+def test_predict_prints_a_table():
+    result = regnet("predict", PHOTO, "--topk", "2")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert re.search(r"chelsea.png\s+\d+\.\d % +cat\s+\d+\.\d % +\w+", result.stdout)
+
+
+def test_predict_prints_json_and_nothing_else():
+    result = regnet("predict", PHOTO, "--json", "--topk", "1")
+    [row] = json.loads(result.stdout)
+    assert row["image"] == str(PHOTO)
+    assert row["error"] is None
+    assert row["classes"][0]["label"] == "cat"
+    assert row["classes"][0]["index"] == 3
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two good images, one of them further down, two bad ones, and a file that is none of ours."""
+    (tmp_path / "deep").mkdir()
+    shutil.copy(PHOTO, tmp_path / "b.png")
+    shutil.copy(PHOTO, tmp_path / "deep/C.PNG")
+    (tmp_path / "a.jpg").write_text("text")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "notes.txt").write_text("not looked at")
+    return tmp_path
+
+
+def test_a_bad_file_in_a_folder_is_reported_and_the_rest_classified(folder):
+    result = regnet("predict", folder, "--json")
+    lines = refused(result, 1, "a.jpg: not an image", "empty.jpg: the file is empty")
+    assert len(lines) == 2
+    rows = json.loads(result.stdout)
+    assert [Path(row["image"]).name for row in rows] == ["a.jpg", "b.png", "C.PNG", "empty.jpg"]
+    assert [bool(row["error"]) for row in rows] == [True, False, False, True]
+
+
+def test_paths_come_from_stdin(folder):
+    result = regnet("predict", "-", "--json", stdin=f"{folder}/b.png\n\n{folder}/deep/C.PNG\n")
+    assert result.returncode == 0
+    assert len(json.loads(result.stdout)) == 2
+
+
+def test_a_folder_without_images_is_said(tmp_path):
+    result = regnet("predict", tmp_path)
+    refused(result, 1, f"{tmp_path}: no image files in this folder")
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["predict", "none.jpg"], 1, ["none.jpg: no such file or directory"]),
+        (["predict", PHOTO, "--model", "regnety_16"], 2, ["'regnety_16'", "did you mean"]),
+        (["predict", PHOTO, "--model", "regnety_016"], 1, ["no weights for regnety_016"]),
+        (["predict", PHOTO, "--topk", "11"], 2, ["between 1 and the number of classes, 10"]),
+        (["info", "regnet_y_1_6g"], 2, ["there is no variant 'regnet_y_1_6g'"]),
+        (["info", "regnety_016", "--plot", "/none/x.svg"], 1, ["/none/x.svg", "No such file"]),
+        (["info", "regnety_016", "--plot", "x.doc"], 2, ["x.doc", "svg"]),
+        (["list", "--family", "vit"], 2, ["there is no family 'vit'"]),
+    ],
+)
+def test_what_fails_says_why_in_one_line(args, code, words, tmp_path):
+    lines = refused(regnet(*args, cwd=tmp_path), code, *words)
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], ["Usage"]),
+        (["predict"], ["Missing argument"]),
+        (["predict", PHOTO, "--topk", "0"], ["--topk"]),
+        (["list", "--max-flops", "4X"], ["4e9, 4G or 600M", "'4X'"]),
+        (["train"], ["No such command 'train'"]),
+        (["info", "regnety_016", "--image-size", "0"], ["--image-size"]),
+    ],
+)
+def test_wrong_usage_is_explained(args, words):
+    result = regnet(*args)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stdout + result.stderr
+
+
+def test_debug_shows_the_traceback():
+    result = regnet("--debug", "info", "nothing")
+    assert "Traceback" in result.stderr
+    assert "ConfigError" in result.stderr
+
+
+def test_a_full_disk_is_said_and_leaves_no_half_file(tmp_path):
+    def no_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+    result = regnet("info", "regnety_016", "--plot", tmp_path / "x.svg", limit=no_room)
+    assert result.returncode != 0
+    assert not (tmp_path / "x.svg").exists()
+
+
+def test_list_prints_a_table():
+    result = regnet("list", "regnety_*", "--max-flops", "1.7G")
+    lines = result.stdout.splitlines()
+    assert lines[0].split()[:2] == ["name", "paper"]
+    assert any(line.split()[:2] == ["regnety_016", "RegNetY-1.6GF"] for line in lines)
+    assert not any("regnety_032" in line for line in lines)
+
+
+def test_list_prints_json():
+    rows = json.loads(regnet("list", "--family", "regnetx", "--json").stdout)
+    assert len(rows) == 13
+    assert rows[0]["name"] == "regnetx_002"
+    assert rows[0]["complexity"]["flops"] == 199_040_872
+    assert rows[0]["config"]["w0"] == 24
+
+
+@pytest.mark.parametrize("name", ["regnetx_004", "regnetz_d8", "resnet50", "regnety_cifar"])
+def test_info_prints_stages_and_cost(name):
+    result = regnet("info", name)
+    assert result.returncode == 0
+    for word in ("stage", "depth", "flops", "params", "activations", "weights", "aliases"):
+        assert word in result.stdout
+
+
+def test_info_prints_json():
+    data = json.loads(regnet("info", "regnet_x_400mf", "--json").stdout)
+    assert data["info"]["name"] == "regnetx_004"
+    assert [stage["width"] for stage in data["stages"]] == [32, 64, 160, 384]
+    assert len(data["blocks"]) == 22
+
+
+@pytest.mark.parametrize("name", ["regnetx_004", "resnet50"])
+def test_info_draws_the_block_widths(name, tmp_path):
+    path = tmp_path / "widths.svg"
+    result = regnet("info", name, "--plot", path)
+    assert result.returncode == 0
+    assert f"wrote {path}" in result.stderr
+    assert path.read_text().count("<path") > 10
+
+
+def test_version():
+    result = regnet("--version")
+    assert re.fullmatch(r"regnet \d+\.\d+\.\d+\S*\n", result.stdout)
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m regnet.cli.main list --json | head -1"
+    result = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "[\n"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("module", [info, list_models, predict], ids=lambda m: m.__name__)
+def test_examples_in_the_help_run(module, folder):
+    example = re.search(r"Example: regnet (.*)", module.command.__doc__)[1]
+    shutil.copy(PHOTO, folder / "photo.jpg")
+    (folder / "deep").rename(folder / "holiday")
+    result = regnet(*(word.strip("'") for word in example.split()), cwd=folder)
+    assert result.returncode == 0, result.stderr

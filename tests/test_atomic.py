@@ -1,0 +1,63 @@
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from regnet.atomic import write_bytes
+
+
+def test_new_and_replaced_files(tmp_path):
+    path = tmp_path / "a.json"
+    write_bytes(path, b"one")
+    path.chmod(0o640)
+    write_bytes(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        write_bytes(tmp_path / "none/a.json", b"")
+    assert error.value.filename == str(tmp_path / "none/a.json")
+
+
+def test_a_write_that_fails_keeps_the_old_content(tmp_path):
+    path = tmp_path / "a.json"
+    write_bytes(path, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_bytes(path, b"x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_writer_leaves_the_old_content_or_the_new(tmp_path):
+    path = tmp_path / "a.bin"
+    write_bytes(path, b"\0" * 1_000_000)
+    code = (
+        "import sys; from pathlib import Path; from regnet.atomic import write_bytes\n"
+        "number = 0\n"
+        "while True:\n"
+        "    number = (number + 1) % 256\n"
+        "    write_bytes(Path(sys.argv[1]), bytes([number]) * 1_000_000)\n"
+        "    print(flush=True)\n"
+    )
+    for _ in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(0.01)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.communicate()
+        data = path.read_bytes()
+        assert len(data) == 1_000_000
+        assert len(set(data)) == 1

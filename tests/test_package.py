@@ -1,0 +1,128 @@
+"""The package as others get it: what importing costs, what is public, what is in the archives."""
+
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import regnet
+from regnet.weights.catalog import checkpoints, data_dir
+
+ROOT = Path(__file__).parents[1]
+PIP_INSTALL = "-m pip install --quiet --no-deps --no-build-isolation --ignore-installed".split()
+HEAVY = ("fvcore", "torchvision", "timm", "matplotlib", "huggingface_hub", "typer", "rich")
+
+
+def python(code, interpreter=sys.executable, cwd=None):
+    result = subprocess.run(
+        [interpreter, "-c", code], capture_output=True, text=True, check=True, cwd=cwd
+    )
+    return result.stdout.strip()
+
+
+def test_importing_brings_in_nothing_heavy():
+    code = f"import sys, regnet; print([m for m in {HEAVY} if m in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_importing_changes_no_global_state():
+    code = (
+        "import torch; before = torch.get_rng_state(), torch.get_num_threads(), "
+        "torch.get_default_dtype(), torch.is_grad_enabled(); import regnet; "
+        "print(bool((before[0] == torch.get_rng_state()).all()), "
+        "before[1:] == (torch.get_num_threads(), torch.get_default_dtype(), "
+        "torch.is_grad_enabled()))"
+    )
+    assert python(code) == "True True"
+
+
+def test_public_names():
+    assert sorted(set(regnet.__all__) - set(regnet.zoo.factories.__all__)) == [
+        "AnyNet",
+        "AnyNetConfig",
+        "ClassScore",
+        "Complexity",
+        "FeatureNet",
+        "ModelInfo",
+        "Prediction",
+        "Preprocess",
+        "RegNet",
+        "RegNetConfig",
+        "StageConfig",
+        "__version__",
+        "complexity",
+        "config_from_dict",
+        "config_from_json",
+        "create",
+        "errors",
+        "info",
+        "is_model",
+        "list_models",
+        "predict",
+        "preprocess",
+    ]
+    assert all(hasattr(regnet, name) for name in regnet.__all__)
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """The wheel, built from the sdist, and the sdist itself."""
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    [wheel], [sdist] = out.glob("*.whl"), out.glob("*.tar.gz")
+    return wheel, sdist
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_archives_install_and_predict(archives, kind, tmp_path):
+    archive = archives[kind == "sdist"]
+    venv.create(tmp_path / "env", with_pip=True, system_site_packages=False)
+    interpreter = tmp_path / "env/bin/python"
+    # Dependencies come from the environment of the tests; the package itself must not.
+    site = next((tmp_path / "env/lib").glob("python*/site-packages"))
+    (site / "dependencies.pth").write_text("\n".join(p for p in sys.path if "site-packages" in p))
+    subprocess.run(
+        [interpreter, *PIP_INSTALL, archive],
+        check=True,
+        capture_output=True,
+    )
+    where = python("import regnet; print(regnet.__file__)", interpreter, tmp_path)
+    assert where.startswith(str(site))
+    result = subprocess.run(
+        [tmp_path / "env/bin/regnet", "predict", ROOT / "docs/photos/chelsea.png", "--topk", "1"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert "cat" in result.stdout
+
+
+def test_archives_hold_what_they_need(archives):
+    wheel, sdist = archives
+    row = next(iter(checkpoints().values()))
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+    expected = {
+        "regnet/py.typed",
+        "regnet/zoo/factories.pyi",
+        "regnet/weights/data/embedded.json",
+        f"regnet/weights/data/{row.file}",
+    }
+    assert expected.issubset(names)
+    assert not [name for name in names if "tests" in name or "runs" in name]
+    with tarfile.open(sdist) as file:
+        inside = {name.partition("/")[2] for name in file.getnames()}
+    assert {f"weights/{row.file}", "LICENSE", "README.md", "Makefile"}.issubset(inside)
+
+
+def test_an_editable_install_finds_its_data():
+    assert data_dir() == ROOT / "weights"

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import regnet
+from regnet.errors import ConfigError, ImageError
+from regnet.predict import BATCH_SIZE, predict_each
+
+PHOTO = Path(__file__).parents[1] / "docs/photos/chelsea.png"
+
+
+def test_a_photo_of_a_cat():
+    [result] = regnet.predict(PHOTO, topk=10)
+    assert result.classes[0].label == "cat"
+    assert sum(score.probability for score in result.classes) == pytest.approx(1)
+    probabilities = [score.probability for score in result.classes]
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_results_keep_the_order_of_the_images_and_do_not_depend_on_the_batch():
+    grey = Image.new("RGB", (40, 40), "grey")
+    images = [PHOTO, grey] * (BATCH_SIZE - 3)
+    results = regnet.predict(images)
+    assert [r.image for r in results] == [str(PHOTO), ""] * (BATCH_SIZE - 3)
+    alone = regnet.predict(grey)[0]
+    for result in results[1::2]:
+        assert [s.label for s in result.classes] == [s.label for s in alone.classes]
+        assert result.classes[0].probability == pytest.approx(alone.classes[0].probability)
+
+
+def test_a_bad_image_is_an_error_or_a_result(tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no image")
+    with pytest.raises(ImageError, match=r"bad.jpg: not an image"):
+        regnet.predict([PHOTO, bad])
+    first, failed, last = predict_each([PHOTO, bad, PHOTO])
+    assert failed.error
+    assert failed.classes == ()
+    assert first == last
+    assert first.classes[0].label == "cat"
+
+
+def test_models_without_names_of_classes_number_them():
+    model = regnet.create("regnetx_002", num_classes=3)
+    [result] = regnet.predict(PHOTO, model, topk=3)
+    assert {score.label for score in result.classes} == {"class 0", "class 1", "class 2"}
+    assert not model.training
+
+
+def test_other_dtypes():
+    model = regnet.create("regnety_cifar", pretrained=True, dtype=torch.bfloat16)
+    assert regnet.predict(PHOTO, model)[0].classes[0].label == "cat"
+
+
+@pytest.mark.parametrize("topk", [0, 11])
+def test_topk_outside_its_range(topk):
+    with pytest.raises(ConfigError, match=f"between 1 and the number of classes, 10; got {topk}"):
+        regnet.predict(PHOTO, topk=topk)

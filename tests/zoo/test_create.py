@@ -1,0 +1,177 @@
+import inspect
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+import regnet
+from regnet.design.variants import VARIANTS
+from regnet.errors import ConfigError, WeightsError
+from regnet.zoo import factories
+from regnet.zoo.names import find_variant
+from tests import golden
+
+ROOT = Path(__file__).parents[2]
+
+ALIASES = [
+    (alias, name)
+    for name, row in golden.load("variants.json").items()
+    for source, alias in row["aliases"].items()
+    # torchvision gives the plain names to its own rounding; here they are the paper's.
+    if not (source == "torchvision" and name.endswith("_tv"))
+    and "(" not in alias
+    and source != "vissl"
+]
+
+
+@pytest.mark.parametrize("name", [v.name for v in VARIANTS.values()])
+def test_every_variant_can_be_built(name):
+    model = regnet.create(name, device="meta")
+    size = VARIANTS[name].input_size
+    assert model(torch.empty(2, 3, size, size, device="meta")).shape == (2, model.num_classes)
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES)
+def test_names_of_other_libraries(alias, name):
+    for spelling in (alias, alias.lower(), alias.upper(), alias.replace("-", "_")):
+        assert find_variant(spelling)[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name", "tag"),
+    [
+        ("regnety_016", "regnety_016", None),
+        ("regnet_y_1_6gf", "regnety_016", None),
+        ("RegNetY-1.6GF", "regnety_016", None),
+        ("facebook/regnet-y-016", "regnety_016", None),
+        ("regnety_016.tv2_in1k", "regnety_016", "tv2_in1k"),
+        ("regnet_y_1.6gf.tv2_in1k", "regnety_016", "tv2_in1k"),
+        ("regnet_y_16gf", "regnety_160", None),
+        ("regnet_x_400mf", "regnetx_004", None),
+        ("regnet_x_400mf_tv", "regnetx_004_tv", None),
+        ("regnet_y_8gf", "regnety_080", None),
+        ("regnetz_040h", "regnetz_040_h", None),
+        ("RG-256Gf", "regnety_2560", None),
+        ("ResNet-50", "resnet50", None),
+        ("X-101", "resnext101_32x4d", None),
+    ],
+)
+def test_spellings(spelling, name, tag):
+    variant, found = find_variant(spelling)
+    assert (variant.name, found) == (name, tag)
+    assert regnet.is_model(spelling)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("regnety_16", "did you mean 'regnety_160'"),
+        ("regnet_y_1_6g", "'regnety_016'"),
+        ("regnety_017", "did you mean"),
+        ("resnet51", "'resnet50'"),
+        ("vit_base", "regnet.list_models() and `regnet list` name them all"),
+        ("", "name them all"),
+    ],
+)
+def test_unknown_names_get_a_hint(name, hint):
+    assert not regnet.is_model(name)
+    with pytest.raises(ConfigError) as error:
+        regnet.create(name)
+    assert f"there is no variant {name!r}; " in str(error.value)
+    assert hint in str(error.value)
+
+
+def test_unknown_options_are_type_errors():
+    with pytest.raises(TypeError, match="num_class"):
+        regnet.create("regnetx_002", num_class=10)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="num_class"):
+        regnet.regnet_x_200mf(num_class=10)  # type: ignore[call-arg]
+
+
+def test_options_that_need_each_other():
+    with pytest.raises(ConfigError, match="it needs features_only=True"):
+        regnet.create("regnetx_002", out_indices=(1,))  # type: ignore[call-overload]
+
+
+def test_dtype_and_device():
+    model = regnet.create("regnetx_002", dtype=torch.bfloat16, device="cpu", num_classes=3)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.num_classes == 3
+
+
+def test_pretrained_weights_load_without_network():
+    model = regnet.create("regnety_cifar", pretrained=True).eval()
+    again = regnet.create("regnety_cifar.cifar10", pretrained=True).eval()
+    x = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(model(x), again(x), rtol=0, atol=0)
+    assert model.pretrained_cfg["label_names"][3] == "cat"
+    assert model.pretrained_cfg["tag"] == "cifar10"
+
+
+def test_pretrained_trunk_under_a_new_classifier():
+    model = regnet.create("regnety_cifar", pretrained=True).eval()
+    other = regnet.create("regnety_cifar", pretrained=True, num_classes=3).eval()
+    backbone = regnet.create("regnety_cifar", pretrained=True, features_only=True).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(other.forward_features(x), model.forward_features(x))
+    torch.testing.assert_close(backbone(x)[-1], model.forward_features(x))
+    assert other(x).shape == (2, 3)
+
+
+def test_weights_that_are_not_there_are_not_replaced_by_random_ones():
+    with pytest.raises(WeightsError, match="no weights for regnety_016 in this version"):
+        regnet.create("regnety_016", pretrained=True)
+    with pytest.raises(WeightsError, match="no weights for regnety_016 in this version"):
+        regnet.create("regnety_016.tv2_in1k")
+    with pytest.raises(WeightsError, match="images of 3 channels, not 1"):
+        regnet.create("regnety_cifar", pretrained=True, in_chans=1)
+
+
+def test_listing():
+    names = regnet.list_models("regnetx_*")
+    assert names[0] == "regnetx_002"
+    assert names[-1] == "regnetx_320"
+    assert len(regnet.list_models()) == len(VARIANTS)
+    y = regnet.list_models(family="regnety", max_flops=1e9, max_params=5e6)
+    assert y == ["regnety_002", "regnety_004", "regnety_cifar"]
+    assert regnet.list_models("nothing*") == []
+    with pytest.raises(ConfigError, match="there is no family 'vit'; there are regnetv"):
+        regnet.list_models(family="vit")
+
+
+def test_natural_order():
+    names = regnet.list_models("regnety_*")
+    assert names.index("regnety_640") < names.index("regnety_1280") < names.index("regnety_2560")
+
+
+def test_info_says_what_is_known():
+    info = regnet.info("regnet_y_1_6gf")
+    assert info.name == "regnety_016"
+    assert info.complexity.flops == 1_612_087_326
+    assert info.checkpoints == ()
+    assert regnet.info("regnety_016", input_size=448).complexity.flops > 4 * 1.6e9
+    assert regnet.info("regnety_cifar").checkpoints == ("regnety_cifar.cifar10",)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda v: v.name)
+def test_every_variant_has_a_factory(variant):
+    factory = getattr(regnet, variant.factory)
+    assert factory.__name__ == variant.factory
+    assert variant.name in factory.__doc__
+    model = factory(device="meta", num_classes=7)
+    assert model.config == regnet.create(variant.name, device="meta", num_classes=7).config
+
+
+def test_stubs_of_the_factories_are_in_step_with_the_table():
+    script = runpy.run_path(str(ROOT / "scripts/write_factory_stubs.py"))
+    stub = script["STUB"].read_text(encoding="utf-8")
+    assert stub == script["render"](), "run python scripts/write_factory_stubs.py"
+    assert sorted(factories.__all__) == sorted(v.factory for v in VARIANTS.values())
+
+
+def test_factories_take_the_options_of_create():
+    options = set(inspect.signature(regnet.create).parameters)
+    stub = (ROOT / "src/regnet/zoo/factories.pyi").read_text(encoding="utf-8")
+    for name in options - {"name", "features_only", "out_indices"}:
+        assert f"    {name}: " in stub
