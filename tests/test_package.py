@@ -13,7 +13,7 @@ import regnet
 from regnet.weights.catalog import checkpoints, data_dir
 
 ROOT = Path(__file__).parents[1]
-PIP_INSTALL = "-m pip install --quiet --no-deps --no-build-isolation --ignore-installed".split()
+PIP_INSTALL = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "-I"]
 HEAVY = ("fvcore", "torchvision", "timm", "matplotlib", "huggingface_hub", "typer", "rich")
 
 

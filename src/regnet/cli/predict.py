@@ -32,8 +32,10 @@ def command(
     for failure in failures:
         print_error(failure)
     results = []
-    silent = not stderr.is_terminal or stdout.is_terminal and not as_json
-    progress = track(paths, "classifying", console=stderr, transient=True, disable=silent)
+    # Results that scroll by on the screen show the progress themselves.
+    shown = stdout.is_terminal and not as_json
+    hidden = shown or not stderr.is_terminal
+    progress = track(paths, "classifying", console=stderr, transient=True, disable=hidden)
     for result in predict_each(progress, model, topk=topk):
         if result.error:
             failures.append(result.error)
