@@ -32,7 +32,7 @@ def test_the_row_of_contributing_makes_a_variant():
     assert variant.factory == "regnet_x_100mf"
     assert variant.label == "RegNetX-100MF"
     assert "facebook/regnet-x-001" in variant.aliases
-    assert variant.config.anynet().depths
+    assert variant.config.depths
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def draw_block_widths(config: AnyNetConfig | RegNetConfig, axes: "Axes") -> None:
     """Width of every block; for a RegNet the line u_j and its quantized steps behind it."""
-    widths = [block.width for block in config.anynet().blocks()]
+    widths = [block.width for block in config.blocks()]
     numbers = range(len(widths))
     if isinstance(config, RegNetConfig):
         steps = config.explain()

@@ -113,7 +113,7 @@ def test_population_equals_one_network_after_another(rows, rounding, shared):
     counted = population_complexity(population, like, (97, 64))
     for i, row in enumerate(rows):
         config = RegNetConfig(**row, rounding=rounding, **shared)
-        stages = config.stages()
+        stages = config.stages
         present = population.depths[i] > 0
         assert population.num_stages[i] == len(stages)
         assert population.depths[i][present].tolist() == [s.depth for s in stages]

@@ -37,7 +37,7 @@ def test_published_config_survives_json(variant):
 @given(regnets())
 def test_regnet_is_an_anynet_of_its_stages(config):
     anynet = config.anynet()
-    assert anynet.stages == config.stages()
+    assert anynet.stages == config.stages
     assert anynet.se_ratio == config.se_ratio
     assert sum(anynet.depths) == config.depth == len(anynet.blocks())
 

@@ -24,7 +24,7 @@ def refit(config):
 def test_published_stages_are_recovered(variant):
     fit = refit(variant.config)
     assert fit.exact
-    assert fit.config.stages() == variant.config.stages()
+    assert fit.config.stages == variant.config.stages
     assert fit.e_fit < 0.03
 
 
@@ -33,7 +33,7 @@ def test_published_stages_are_recovered(variant):
 def test_random_stages_are_recovered(config):
     fit = refit(config)
     assert fit.exact
-    assert fit.config.stages() == config.stages()
+    assert fit.config.stages == config.stages
 
 
 @pytest.mark.parametrize(

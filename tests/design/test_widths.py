@@ -26,7 +26,7 @@ def test_first_block_has_width_w0(parameters):
 
 @given(regnets())
 def test_group_width_divides_every_bottleneck_width(config):
-    for block in config.anynet().blocks():
+    for block in config.blocks():
         assert block.bottleneck_width % block.group_width == 0
         assert block.group_width <= config.group_width
         assert block.bottleneck_width == round(block.width / config.bottleneck_ratio)
@@ -60,7 +60,7 @@ def test_published_stages(name):
 
 @pytest.mark.parametrize("name", golden.load("variants.json"))
 def test_published_blocks(name):
-    blocks = VARIANTS[name].config.anynet().blocks()
+    blocks = VARIANTS[name].config.blocks()
     for number, stage in enumerate(golden.load("variants.json")[name]["stages"], 1):
         first, *others = [block for block in blocks if block.stage == number]
         expected = [stage["first_block"]] + [stage.get("other_blocks")] * len(others)
@@ -88,13 +88,13 @@ def test_published_blocks(name):
 def test_the_two_rounding_rules_differ_where_published_models_do(
     name, last_or_first, half_even, divisible
 ):
-    assert VARIANTS[name].config.anynet().widths[last_or_first] == half_even
-    assert VARIANTS[f"{name}_tv"].config.anynet().widths[last_or_first] == divisible
+    assert VARIANTS[name].config.widths[last_or_first] == half_even
+    assert VARIANTS[f"{name}_tv"].config.widths[last_or_first] == divisible
 
 
 def test_any_number_of_stages():
     counts = [
-        len(RegNetConfig(depth=depth, w0=16, wa=wa, wm=2.0).stages())
+        len(RegNetConfig(depth=depth, w0=16, wa=wa, wm=2.0).stages)
         for depth, wa in ((1, 0.0), (4, 8.0), (12, 16.0), (30, 60.0), (60, 200.0))
     ]
     # The last level is round(log2((16 + wa * (depth - 1)) / 16)); lower ones are used or not.

@@ -159,8 +159,27 @@ def test_feature_net_takes_the_state_dict_of_the_whole_network():
 
 
 def test_a_feature_map_that_is_not_there():
-    with pytest.raises(IndexError, match="there is no feature map 7; the network has 5"):
+    with pytest.raises(ConfigError, match="there is no feature map 7; the network has 5"):
         regnet.create("regnetx_002", features_only=True, out_indices=(7,))
+
+
+@pytest.mark.parametrize("indices", [(), (4, -1), (0, 0)])
+def test_feature_maps_must_be_different_ones(indices):
+    with pytest.raises(ConfigError, match="must be different, and at least one"):
+        regnet.create("regnetx_002", features_only=True, out_indices=indices)
+
+
+def test_modules_that_users_attach_are_not_in_the_path_of_the_data():
+    model = AnyNet(SMALL).eval()
+    x = images()
+    before = model(x)
+    model.loss = nn.Softmax(1)
+    model.auxiliary = nn.Linear(3, 4)
+    torch.testing.assert_close(model(x), before, atol=0, rtol=0)
+
+
+def test_feature_maps_can_be_read_as_timms():
+    assert AnyNet(SMALL).feature_info[-1]["num_chs"] == 128
 
 
 def test_intermediates_by_number_and_alone():
@@ -216,6 +235,15 @@ def test_reset_classifier_changes_the_head_alone():
     assert model(x).shape == (2, model.num_features)
 
 
+@pytest.mark.parametrize("change", [(-1, None), (7, ""), (7, "mean")])
+def test_a_refused_classifier_changes_nothing(change):
+    model = AnyNet(SMALL)
+    with pytest.raises(ConfigError):
+        model.reset_classifier(*change)
+    assert model.config == SMALL
+    assert model.get_classifier().out_features == 5
+
+
 def test_drop_path_grows_linearly_and_keeps_the_mean():
     model = AnyNet(SMALL, drop_path_rate=0.5)
     rates = [m.rate for m in model.modules() if isinstance(m, DropPath)]
@@ -259,14 +287,16 @@ def test_zero_initialization_spares_blocks_without_a_shortcut():
     assert (second.conv3.bn.weight == 0).all()
 
 
-def test_initialization_can_be_repeated():
-    model = AnyNet(SMALL)
-    torch.manual_seed(1)
-    init_weights(model)
-    before = model.s1.b1.conv1.conv.weight.clone()
-    torch.manual_seed(1)
-    init_weights(model)
-    torch.testing.assert_close(model.s1.b1.conv1.conv.weight, before)
+@EACH_KIND
+def test_initialization_sets_every_tensor(config):
+    fresh, dirty = AnyNet(config), AnyNet(config)
+    for tensor in dirty.state_dict().values():
+        tensor.fill_(5)
+    for model in (fresh, dirty):
+        torch.manual_seed(1)
+        init_weights(model)
+    for name, tensor in dirty.state_dict().items():
+        torch.testing.assert_close(tensor, fresh.state_dict()[name], atol=0, rtol=0)
 
 
 def test_group_matcher_covers_every_parameter():

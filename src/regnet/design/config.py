@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from math import isclose, prod
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from regnet.design import widths as line
@@ -62,6 +62,7 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         _require_whole(self, "depth", "width", "group_width", least=1)
+        _require_whole(self, "stride", least=1)
         if self.stride not in (1, 2):
             raise ConfigError(f"stride of a stage must be 1 or 2, got {self.stride!r}")
         _require_ratio(self)
@@ -119,10 +120,34 @@ class ArchitectureConfig:
                 "output_stride must be a power of two up to 64, or None; "
                 f"got {self.output_stride!r}"
             )
+        if self.output_stride is not None and self.output_stride < self.stem_stride:
+            raise ConfigError(
+                f"output_stride {self.output_stride} is less than the stem's own stride "
+                f"{self.stem_stride}; only stages can dilate"
+            )
 
     def anynet(self) -> "AnyNetConfig":
         """The same network, stage by stage."""
         raise NotImplementedError
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each stage, in channels."""
+        return tuple(stage.width for stage in self.anynet().stages)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Number of blocks of each stage."""
+        return tuple(stage.depth for stage in self.anynet().stages)
+
+    @property
+    def num_features(self) -> int:
+        """Channels that reach the classifier."""
+        return self.head_width or self.widths[-1]
+
+    def blocks(self) -> tuple[BlockConfig, ...]:
+        """All blocks in order, every width, stride and dilation resolved."""
+        return expand(self.anynet())
 
     @property
     def stem_widths(self) -> tuple[int, ...]:
@@ -180,25 +205,6 @@ class AnyNetConfig(ArchitectureConfig):
         """This config."""
         return self
 
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Width of each stage, in channels."""
-        return tuple(stage.width for stage in self.stages)
-
-    @property
-    def depths(self) -> tuple[int, ...]:
-        """Number of blocks of each stage."""
-        return tuple(stage.depth for stage in self.stages)
-
-    @property
-    def num_features(self) -> int:
-        """Channels that reach the classifier."""
-        return self.head_width or self.stages[-1].width
-
-    def blocks(self) -> tuple[BlockConfig, ...]:
-        """All blocks in order, every width, stride and dilation resolved."""
-        return expand(self)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegNetConfig(ArchitectureConfig):
@@ -251,6 +257,7 @@ class RegNetConfig(ArchitectureConfig):
         """Width of every block before group rounding, in channels (Eqs. 2-4)."""
         return tuple(line.block_widths(self.w0, self.wa, self.wm, self.depth).tolist())
 
+    @property
     def stages(self) -> tuple[StageConfig, ...]:
         """The stages: equal neighbours of `block_widths`, made compatible with the group width."""
         widths, depths = line.stage_runs(self.block_widths())
@@ -265,7 +272,7 @@ class RegNetConfig(ArchitectureConfig):
     def anynet(self) -> AnyNetConfig:
         """The same network, stage by stage."""
         shared = {f.name: getattr(self, f.name) for f in fields(ArchitectureConfig)}
-        return AnyNetConfig(stages=self.stages(), **shared)
+        return AnyNetConfig(stages=self.stages, **shared)
 
     def explain(self) -> "Explanation":
         """How the parameters become stages, step by step; print it."""
@@ -282,7 +289,7 @@ class RegNetConfig(ArchitectureConfig):
             depths: number of blocks of each stage.
             fixed: any other field of the config, such as `group_width`; the fit needs the same
                 group width, bottleneck ratio and rounding to reproduce widths that these have
-                moved.
+                moved. An exact fit is looked for with wm of 1.1 or more.
 
         Raises:
             ConfigError: lengths differ, or a value is not positive.
@@ -361,10 +368,12 @@ def _require_choices(config: ArchitectureConfig) -> None:
 
 
 def _require_whole(config: Any, *names: str, least: int) -> None:
+    """Check fields, and turn NumPy's numbers, which have no JSON form, into Python's."""
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
             raise ConfigError(f"{name} must be a whole number, {least} or more; got {value!r}")
+        object.__setattr__(config, name, int(value))
 
 
 def _require_number(config: Any, *names: str) -> None:
@@ -372,6 +381,7 @@ def _require_number(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, Real):
             raise ConfigError(f"{name} must be a number, got {value!r}")
+        object.__setattr__(config, name, float(value))
 
 
 def _require_ratio(config: Any) -> None:

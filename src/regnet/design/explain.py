@@ -83,7 +83,7 @@ def explain(config: RegNetConfig) -> Explanation:
                 group_width=stage.group_width,
             )
             for stage, width, block in zip(
-                config.stages(), quantized, first_blocks.tolist(), strict=True
+                config.stages, quantized, first_blocks.tolist(), strict=True
             )
         ),
     )

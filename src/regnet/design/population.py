@@ -56,7 +56,7 @@ def regnet_population(
     bottleneck_ratio: ArrayLike = 1.0,
     rounding: Rounding = "half_even",
 ) -> StagePopulation:
-    """The stages of many RegNets at once, equal to `RegNetConfig(...).stages()` of each.
+    """The stages of many RegNets at once, equal to `RegNetConfig(...).stages` of each.
 
     Arguments are as in `RegNetConfig`: numbers, or arrays (n,). They are not checked.
     """

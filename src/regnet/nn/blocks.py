@@ -26,10 +26,10 @@ from regnet.nn.layers import (
 class BlockStyle:
     """What all blocks of a network have in common."""
 
-    norm: Norm = "batch"
-    activation: Activation = "relu"
-    se_activation: Activation = "relu"
-    average_shortcut: bool = False
+    norm: Norm
+    activation: Activation
+    se_activation: Activation
+    average_shortcut: bool
     """Whether a projection shortcut averages 2x2 pixels rather than skip three of four."""
 
 

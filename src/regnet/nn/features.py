@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from regnet.design.config import AnyNetConfig
+from regnet.errors import ConfigError
 from regnet.nn.blocks import Stage
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ class FeatureMap:
     """Channels."""
     reduction: int
     """Image size over the size of the map."""
+
+    def __getitem__(self, name: str) -> Any:
+        """A field by name, as where feature maps are dictionaries (timm)."""
+        return getattr(self, name)
 
 
 class FeatureInfo(tuple[FeatureMap, ...]):
@@ -48,14 +53,19 @@ class FeatureInfo(tuple[FeatureMap, ...]):
         """The maps at these indices, negative ones from the end; None selects all.
 
         Raises:
-            IndexError: there is no such map.
+            ConfigError: there is no such map, none is asked for, or one twice.
         """
         if indices is None:
             return self
         for index in indices:
             if not -len(self) <= index < len(self):
-                raise IndexError(f"there is no feature map {index}; the network has {len(self)}")
-        return FeatureInfo(self[index] for index in sorted(i % len(self) for i in indices))
+                raise ConfigError(f"there is no feature map {index}; the network has {len(self)}")
+        chosen = sorted(index % len(self) for index in indices)
+        if not chosen or len(set(chosen)) < len(chosen):
+            raise ConfigError(
+                f"indices of feature maps must be different, and at least one; got {list(indices)}"
+            )
+        return FeatureInfo(self[index] for index in chosen)
 
 
 def feature_info(config: AnyNetConfig) -> FeatureInfo:
@@ -80,34 +90,27 @@ def feature_info(config: AnyNetConfig) -> FeatureInfo:
     return FeatureInfo(maps)
 
 
-def _trunk(network: nn.Module, wanted: Collection[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules in the order of the data; a stem is taken apart where a part of it is wanted."""
-    for name, module in network.named_children():
-        if name == "stem" and any(part.startswith("stem.") for part in wanted):
-            yield from ((f"stem.{part}", layer) for part, layer in module.named_children())
-        elif name != "head":
-            yield name, module
-
-
 def run_trunk(
     network: nn.Module,
+    names: Sequence[str],
     x: Tensor,
     wanted: Collection[str] = (),
     *,
     stop_early: bool = False,
     checkpoint_blocks: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Images through the trunk: the last output, and those of the modules named in `wanted`.
+    """Images through modules of a network: the last output, and those of the modules wanted.
 
     Args:
-        network: an AnyNet, or anything with its children.
+        network: an AnyNet, or a part of one.
+        names: its modules from the image to the last feature map.
         x: images (N, C, H, W).
         wanted: names of modules, as in `FeatureInfo.module_name`.
         stop_early: end at the last wanted module.
         checkpoint_blocks: recompute each block's activations in the backward pass.
     """
     maps: list[Tensor] = []
-    for name, module in _trunk(network, wanted):
+    for name, module in _steps(network, names, wanted):
         if checkpoint_blocks and torch.is_grad_enabled() and isinstance(module, Stage):
             for block in module:
                 x = checkpoint(block, x, use_reentrant=False)
@@ -118,6 +121,18 @@ def run_trunk(
             if stop_early and len(maps) == len(wanted):
                 break
     return x, maps
+
+
+def _steps(
+    network: nn.Module, names: Sequence[str], wanted: Collection[str]
+) -> Iterator[tuple[str, nn.Module]]:
+    """The modules by name; a stem of several convolutions is taken apart where one is wanted."""
+    for name in names:
+        module = getattr(network, name)
+        if any(part.startswith(f"{name}.") for part in wanted):
+            yield from ((f"{name}.{part}", layer) for part, layer in module.named_children())
+        else:
+            yield name, module
 
 
 class FeatureNet(nn.Module):
@@ -134,15 +149,18 @@ class FeatureNet(nn.Module):
         self.feature_info = model.feature_info.select(out_indices)
         self.grad_checkpointing = False
         deepest = self.feature_info[-1].module.partition(".")[0]
-        for name, module in model.named_children():
-            self.add_module(name, module)
-            if name == deepest:
-                break
+        self.trunk = model.trunk[: model.trunk.index(deepest) + 1]
+        for name in self.trunk:
+            self.add_module(name, getattr(model, name))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        wanted = self.feature_info.module_name()
         _, maps = run_trunk(
-            self, x, wanted, stop_early=True, checkpoint_blocks=self.grad_checkpointing
+            self,
+            self.trunk,
+            x,
+            self.feature_info.module_name(),
+            stop_early=True,
+            checkpoint_blocks=self.grad_checkpointing,
         )
         return maps
 

@@ -4,12 +4,14 @@ from math import sqrt
 
 from torch import nn
 
+from regnet.nn.layers import EvoNormS0a
+
 
 def init_weights(model: nn.Module) -> None:
-    """Convolutions normal by fan-out, linear layers normal with 0.01, biases zero.
+    """Convolutions normal by fan-out, linear layers normal with 0.01, biases zero, norms fresh.
 
-    The fan-out counts all output channels, whatever the number of groups. Norms keep PyTorch's
-    scale of one and shift of zero.
+    The fan-out counts all output channels, whatever the number of groups. Every parameter and buffer
+    is set, so that a model may come from memory that nobody has written.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -18,6 +20,8 @@ def init_weights(model: nn.Module) -> None:
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
         else:
+            if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, EvoNormS0a)):
+                module.reset_parameters()
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)

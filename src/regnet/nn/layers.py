@@ -80,9 +80,17 @@ class EvoNormS0a(nn.Module):
         super().__init__()
         self.groups = width // NORM_GROUP_WIDTH
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width))
-        self.v = nn.Parameter(torch.ones(width)) if activate else None
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+        self.v = nn.Parameter(torch.empty(width)) if activate else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Scale and v of one, shift of zero."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        if self.v is not None:
+            nn.init.ones_(self.v)
 
     def forward(self, x: Tensor) -> Tensor:
         grouped = x.reshape(x.shape[0], self.groups, -1, *x.shape[2:])

@@ -31,7 +31,8 @@ class AnyNet(nn.Module):
         drop_rate: dropout before the classifier while training.
         drop_path_rate: drop path of the last residual branch; earlier ones drop linearly less.
         global_pool: "avg", "max", or "" for none.
-        zero_init_last: start residual branches at zero; off in the paper.
+        zero_init_last: start residual branches at zero; off in the paper. Pre-activation blocks
+            have no norm at the end of the branch and stay as they are.
     """
 
     def __init__(
@@ -56,10 +57,13 @@ class AnyNet(nn.Module):
 
         self.stem = _stem(anynet)
         self.stem_pool = nn.MaxPool2d(3, 2, 1) if config.stem == "resnet" else nn.Identity()
-        for number, stage in enumerate(_stages(anynet, drop_path_rate), 1):
-            self.add_module(f"s{number}", stage)
+        stages = {f"s{number}": s for number, s in enumerate(_stages(anynet, drop_path_rate), 1)}
+        for name, stage in stages.items():
+            self.add_module(name, stage)
         self.final_conv = _final_conv(anynet)
         self.head = Head(self.num_features, config.num_classes, drop_rate, global_pool)
+        self.trunk = ("stem", "stem_pool", *stages, "final_conv")
+        """Names of the modules that images pass before the head, in that order."""
         init_weights(self)
         if zero_init_last:
             zero_last_norms(self)
@@ -71,7 +75,7 @@ class AnyNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Feature maps before the pool: (N, num_features, H', W')."""
-        return run_trunk(self, x, checkpoint_blocks=self.grad_checkpointing)[0]
+        return run_trunk(self, self.trunk, x, checkpoint_blocks=self.grad_checkpointing)[0]
 
     def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
         """Pooled features (N, num_features) to logits; `pre_logits` stops before the classifier."""
@@ -102,6 +106,7 @@ class AnyNet(nn.Module):
             indices = range(-indices, 0)
         last, maps = run_trunk(
             self,
+            self.trunk,
             x,
             self.feature_info.select(indices).module_name(),
             stop_early=stop_early or intermediates_only,
@@ -114,13 +119,18 @@ class AnyNet(nn.Module):
         return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
-        """Replace the classifier by a freshly initialized one; 0 classes remove it."""
-        self.config = replace(self.config, num_classes=num_classes)
+        """Replace the classifier by a freshly initialized one; 0 classes remove it.
+
+        Raises:
+            ConfigError: the classes or the pool are not possible; the model is as before.
+        """
         pool = self.head.global_pool if global_pool is None else global_pool
+        config = replace(self.config, num_classes=num_classes)
+        head = Head(self.num_features, config.num_classes, self.head.drop.p, pool)
+        init_weights(head)
         reference = next(self.parameters())
-        self.head = Head(self.num_features, num_classes, self.head.drop.p, pool)
-        init_weights(self.head)
-        self.head.to(device=reference.device, dtype=reference.dtype).train(self.training)
+        head.to(device=reference.device, dtype=reference.dtype).train(self.training)
+        self.config, self.head = config, head
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature
         """Recompute each block's activations in the backward pass rather than keep them."""
