@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from regnet.design.complexity import complexity, population_complexity
-from regnet.design.config import RegNetConfig
+from regnet.design.config import ArchitectureConfig, RegNetConfig
 from regnet.design.population import regnet_population
 
 COUNT, ONE_BY_ONE = 100_000, 300
@@ -28,11 +28,11 @@ def main() -> None:
         "group_width": 2 ** rng.integers(0, 6, COUNT),
         "bottleneck_ratio": 2.0 ** rng.integers(0, 3, COUNT),
     }
-    like = RegNetConfig(depth=1, w0=8, wa=0, wm=2, se_ratio=0.25)
+    shared = ArchitectureConfig(se_ratio=0.25)
     seconds = []
     for _ in range(7):
         start = time.perf_counter()
-        costs = population_complexity(regnet_population(**parameters), like)
+        costs = population_complexity(regnet_population(**parameters), shared)
         seconds.append(time.perf_counter() - start)
     rows = [{name: values[i].item() for name, values in parameters.items()} for i in range(COUNT)]
     start = time.perf_counter()

@@ -117,7 +117,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=36)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
@@ -143,8 +143,16 @@ def main() -> None:
     )
     state = {"model": model, "average": average, "optimizer": optimizer, "scheduler": scheduler}
     start, checkpoint = 0, args.out / "last.pt"
+    options = {
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "lr": args.lr,
+        "seed": args.seed,
+    }
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
+        if (earlier := saved.pop("options")) != options:
+            parser.error(f"{checkpoint} was trained with {earlier}; use these, or another --out")
         start = saved.pop("epoch")
         for name, value in saved.items():
             state[name].load_state_dict(value)
@@ -178,7 +186,8 @@ def main() -> None:
         }
         print(json.dumps(row), flush=True)
         temporary = checkpoint.with_suffix(".tmp")
-        torch.save({"epoch": epoch + 1} | {k: v.state_dict() for k, v in state.items()}, temporary)
+        parts = {name: part.state_dict() for name, part in state.items()}
+        torch.save({"epoch": epoch + 1, "options": options} | parts, temporary)
         temporary.replace(checkpoint)
 
     publish(average.module, test_images, test_labels, args)

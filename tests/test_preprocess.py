@@ -57,12 +57,27 @@ def test_paths_are_opened():
         ({"size": (0, 3)}, r"size must be at least 1 pixel each way, got \(0, 3\)"),
         ({"crop_pct": 1.5}, r"crop_pct must lie in \(0, 1\], got 1.5"),
         ({"interpolation": "cubic"}, "interpolation must be one of bicubic, .* got 'cubic'"),
+        ({"mean": (0.5,)}, r"mean needs 3 values, got \(0.5,\)"),
+        ({"std": (1, 0, 1)}, r"std must be positive, got \(1, 0, 1\)"),
         ({"resize": "fit"}, "resize must be 'short_side' or 'squash', got 'fit'"),
     ],
 )
 def test_impossible_transforms_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Preprocess(**options)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Preprocess(),
+        Preprocess(size=(32, 48), crop_pct=1.0, resize="squash", interpolation="bilinear"),
+        Preprocess(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5]),
+    ],
+)
+def test_transforms_survive_timms_words(transform):
+    assert Preprocess.from_timm(transform.to_timm()) == transform
+    assert hash(transform) == hash(Preprocess.from_timm(transform.to_timm()))
 
 
 def test_a_models_own_transform():

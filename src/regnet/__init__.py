@@ -12,10 +12,11 @@ from regnet.design.config import (
 )
 from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet, RegNet
-from regnet.predict import ClassScore, Prediction, predict
+from regnet.prediction import ClassScore, Prediction, predict
 from regnet.zoo import factories
-from regnet.zoo.create import ModelInfo, create, info, is_model, list_models, preprocess
+from regnet.zoo.create import create, preprocess
 from regnet.zoo.factories import *  # noqa: F403 - one function per variant
+from regnet.zoo.listing import ModelInfo, info, is_model, list_models
 
 __version__ = "0.1.0"
 

@@ -136,8 +136,8 @@ def test_a_full_disk_is_said_and_leaves_no_half_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
     result = regnet("info", "regnety_016", "--plot", tmp_path / "x.svg", limit=no_room)
-    assert result.returncode != 0
-    assert not (tmp_path / "x.svg").exists()
+    refused(result, 1, "x.svg", "File too large")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_list_prints_a_table():

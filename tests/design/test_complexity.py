@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regnet.design.complexity import complexity, population_complexity
-from regnet.design.config import RegNetConfig
+from regnet.design.config import ArchitectureConfig, RegNetConfig
 from regnet.design.population import regnet_population
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError
@@ -97,6 +97,7 @@ def test_fvcore_counts_are_those_recorded(name):
         (
             {},
             {"se_ratio": 0.25},
+            {"se_ratio": 0.25, "se_from": "bottleneck"},
             {"se_ratio": 0.25, "block": "linear_bottleneck", "shortcut": "none", "head_width": 64},
             {"block": "preact_bottleneck", "se_ratio": 0.25},
             {"stem": "resnet", "stem_width": 64, "num_classes": 0},
@@ -109,8 +110,7 @@ def test_fvcore_counts_are_those_recorded(name):
 def test_population_equals_one_network_after_another(rows, rounding, shared):
     arrays = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     population = regnet_population(**arrays, rounding=rounding)
-    like = RegNetConfig(depth=1, w0=8, wa=0, wm=2, **shared)
-    counted = population_complexity(population, like, (97, 64))
+    counted = population_complexity(population, ArchitectureConfig(**shared), (97, 64))
     for i, row in enumerate(rows):
         config = RegNetConfig(**row, rounding=rounding, **shared)
         stages = config.stages
@@ -127,8 +127,28 @@ def test_population_equals_one_network_after_another(rows, rounding, shared):
 
 def test_population_takes_numbers_for_what_is_shared():
     population = regnet_population(w0=24, wa=36.44, wm=2.49, depth=[12, 13], group_width=8)
-    like = VARIANTS["regnetx_002"].config
-    assert population_complexity(population, like).flops[1] == complexity(like).flops
+    config = VARIANTS["regnetx_002"].config
+    assert population_complexity(population, config).flops[1] == complexity(config).flops
+
+
+def test_population_of_none():
+    population = regnet_population(w0=[], wa=[], wm=[], depth=[])
+    assert len(population) == 0
+    assert population_complexity(population, ArchitectureConfig()).flops.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"w0": [24, 20]}, "w0 must be positive multiples of 8, got 20"),
+        ({"wm": [2.0, 1.0]}, "wm must be greater than 1, got 1.0"),
+        ({"depth": [0, 3]}, "depth must be 1 or more, got 0"),
+        ({"wa": [-1.0]}, "wa must be 0 or more, got -1.0"),
+    ],
+)
+def test_population_refuses_what_a_config_refuses(change, message):
+    with pytest.raises(ConfigError, match=message):
+        regnet_population(**{"w0": 24, "wa": 36.0, "wm": 2.5, "depth": 13} | change)
 
 
 def test_population_refuses_what_it_cannot_count():

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regnet.design import widths as line
 from regnet.design.config import RegNetConfig
 from regnet.design.variants import VARIANTS
+from regnet.design.widths import bottleneck_widths, round_to_groups
 from tests import golden
 from tests.strategies import powers_of_two, ratios, regnet_parameters, regnets
 
@@ -39,9 +39,9 @@ def test_group_width_divides_every_bottleneck_width(config):
     st.sampled_from(("half_even", "divisible")),
 )
 def test_group_rounding_moves_a_bottleneck_by_half_a_unit_at_most(width, group, ratio, rounding):
-    inner = line.bottleneck_widths(width, ratio)
-    rounded, groups = line.round_to_groups(width, group, ratio, rounding)
-    moved = abs(line.bottleneck_widths(rounded, ratio) - inner)
+    inner = bottleneck_widths(width, ratio)
+    rounded, groups = round_to_groups(width, group, ratio, rounding)
+    moved = abs(bottleneck_widths(rounded, ratio) - inner)
     unit = max(groups, 1 / ratio)
     # `divisible` goes up a whole unit rather than lose more than a tenth.
     assert moved <= (unit if rounding == "divisible" or inner < unit else unit / 2)

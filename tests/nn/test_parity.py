@@ -9,7 +9,7 @@ import torch
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.nn.model import AnyNet
-from regnet.weights.keys import BYOBNET, PYCLS, KeyTable
+from regnet.weights.keys import BYOBNET, PYCLS, PYCLS_VANILLA, KeyTable
 from tests import golden
 
 IDENTITY = KeyTable(())
@@ -94,16 +94,14 @@ def test_outputs_equal_timms(name, record):
     assert worst_difference(model.float(), record, {}) < 1e-4
 
 
-def pycls_name(name: str, key: str) -> str:
-    theirs = PYCLS.to_theirs(key)
-    # pycls's vanilla block has no residual branch f; its convolutions are children of the block.
-    return theirs.replace(".f.", ".") if name == "vanilla56_cifar" else theirs
+def pycls_keys(name: str) -> KeyTable:
+    return PYCLS_VANILLA if name.startswith("vanilla") else PYCLS
 
 
 @pytest.mark.parametrize(("name", "record"), cases("golden_pycls.json"))
 def test_outputs_equal_pyclss(name, record):
     config = VARIANTS[name].config
-    model = filled(config, record["conv_gain"], lambda key: pycls_name(name, key))
+    model = filled(config, record["conv_gain"], pycls_keys(name).to_theirs)
     # The max pool is part of pycls's ResNet stem.
     names = {"stem": "stem_pool"} if config.stem == "resnet" else {}
     assert worst_difference(model, record, names) < 1e-9
@@ -122,5 +120,8 @@ def test_state_dict_is_that_of_timm(name):
 def test_state_dict_has_the_tensors_of_pycls(name):
     with torch.device("meta"):
         state_dict = AnyNet(VARIANTS[name].config).state_dict()
-    ours = {pycls_name(name, key): list(value.shape) for key, value in state_dict.items()}
-    assert ours == dict(golden.load("state_dicts_pycls.json.gz")[name])
+    recorded = dict(golden.load("state_dicts_pycls.json.gz")[name])
+    table = pycls_keys(name)
+    theirs = table.state_dict_to_theirs(state_dict)
+    assert {key: list(value.shape) for key, value in theirs.items()} == recorded
+    assert table.state_dict_to_ours(recorded).keys() == state_dict.keys()

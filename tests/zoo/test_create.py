@@ -60,7 +60,7 @@ def test_names_of_other_libraries(alias, name):
 def test_spellings(spelling, name, tag):
     variant, found = find_variant(spelling)
     assert (variant.name, found) == (name, tag)
-    assert regnet.is_model(spelling)
+    assert regnet.is_model(spelling) == (tag is None)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,7 @@ def test_spellings(spelling, name, tag):
     [
         ("regnety_16", "did you mean 'regnety_160'"),
         ("regnet_y_1_6g", "'regnety_016'"),
+        ("regnety_16.tv2_in1k", "did you mean 'regnety_160'"),
         ("regnety_017", "did you mean"),
         ("resnet51", "'resnet50'"),
         ("vit_base", "regnet.list_models() and `regnet list` name them all"),
@@ -100,6 +101,18 @@ def test_dtype_and_device():
     assert model.num_classes == 3
 
 
+def test_labels_come_with_the_weights_alone():
+    assert "label_names" not in regnet.create("regnety_cifar.cifar10").pretrained_cfg
+    assert not regnet.create(VARIANTS["regnety_cifar"].config).pretrained_cfg
+
+
+def test_a_config_can_stand_for_a_name():
+    config = VARIANTS["regnety_cifar"].config
+    assert regnet.create(config, device="meta").config == config
+    model = regnet.create(config, device="meta", num_classes=3, in_chans=1, output_stride=4)
+    assert (model.num_classes, model.config.in_chans, model.config.output_stride) == (3, 1, 4)
+
+
 def test_pretrained_weights_load_without_network():
     model = regnet.create("regnety_cifar", pretrained=True).eval()
     again = regnet.create("regnety_cifar.cifar10", pretrained=True).eval()
@@ -124,6 +137,10 @@ def test_weights_that_are_not_there_are_not_replaced_by_random_ones():
         regnet.create("regnety_016", pretrained=True)
     with pytest.raises(WeightsError, match="no weights for regnety_016 in this version"):
         regnet.create("regnety_016.tv2_in1k")
+    with pytest.raises(ConfigError, match="cannot be loaded on device 'meta'"):
+        regnet.create("regnety_cifar", pretrained=True, device="meta")
+    with pytest.raises(WeightsError, match="a config of your own has no published weights"):
+        regnet.create(VARIANTS["regnety_cifar"].config, pretrained=True)
     with pytest.raises(WeightsError, match="images of 3 channels, not 1"):
         regnet.create("regnety_cifar", pretrained=True, in_chans=1)
 
@@ -151,7 +168,10 @@ def test_info_says_what_is_known():
     assert info.complexity.flops == 1_612_087_326
     assert info.checkpoints == ()
     assert regnet.info("regnety_016", input_size=448).complexity.flops > 4 * 1.6e9
-    assert regnet.info("regnety_cifar").checkpoints == ("regnety_cifar.cifar10",)
+    assert regnet.info("regnety_cifar.cifar10").checkpoints == ("regnety_cifar.cifar10",)
+    assert regnet.is_model("regnety_cifar.cifar10")
+    with pytest.raises(WeightsError, match="no weights tagged 'v2'"):
+        regnet.info("regnety_cifar.v2")
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=lambda v: v.name)

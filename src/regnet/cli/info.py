@@ -24,7 +24,7 @@ def command(
     Example: regnet info regnety_016
     """
     from regnet.design.config import RegNetConfig
-    from regnet.zoo.create import info
+    from regnet.zoo.listing import info
 
     row = info(name, input_size=image_size)
     if plot is not None:

@@ -21,7 +21,7 @@ def command(
 
     Example: regnet list 'regnety_*' --max-flops 4G
     """
-    from regnet.zoo.create import info, list_models
+    from regnet.zoo.listing import info, list_models
 
     names = list_models(
         pattern,
@@ -56,7 +56,7 @@ def parse_count(option: str, text: str | None) -> float | None:
         return None
     unit = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1.0)
     try:
-        number = float(text.rstrip("kKmMgG")) * unit
+        number = float(text[:-1] if unit > 1 else text) * unit
     except ValueError:
         number = -1.0
     if not number > 0:

@@ -34,14 +34,12 @@ def _version(asked: bool) -> None:  # noqa: FBT001 - typer calls it by position
 @app.callback()
 def options(
     *,
-    debug: Annotated[bool, typer.Option(help="Show the traceback of an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show an error's traceback.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """The RegNet library: models, weights, benchmarks, studies."""
-    if debug:
-        os.environ["REGNET_DEBUG"] = "1"
 
 
 def main() -> None:
@@ -49,7 +47,7 @@ def main() -> None:
     try:
         app()
     except (RegNetError, OSError, MemoryError) as error:
-        if os.environ.get("REGNET_DEBUG"):
+        if "--debug" in sys.argv[1:]:
             raise
         if isinstance(error, BrokenPipeError):
             # The reader of our output is gone, as with `regnet list | head`: no error of ours.

@@ -18,14 +18,16 @@ def command(
     model: Annotated[
         str, typer.Option(help="A variant with weights, or variant.tag.")
     ] = "regnety_cifar",
-    topk: Annotated[int, typer.Option(help="Classes per image.", min=1)] = 5,
+    topk: Annotated[
+        int | None, typer.Option(help="Classes per image; 5, or all if fewer.", min=1)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Classify images; a file that cannot be read is reported, and the rest goes on.
 
     Example: regnet predict photo.jpg holiday/ --topk 3
     """
-    from regnet.predict import predict_each
+    from regnet.prediction import predict_each
 
     paths, empty = _find(images)
     failures = [f"{folder}: no image files in this folder" for folder in empty]

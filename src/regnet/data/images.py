@@ -1,6 +1,9 @@
 """Open an image file as RGB, whatever it holds, or say why not."""
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +30,8 @@ def open_image(path: str | Path) -> Image.Image:
             raise ImageError(f"{path}: is a folder, not an image file")
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty; fetch or export it again")
-        with warnings.catch_warnings():
-            # Pillow warns between one and two times its limit: refuse from the start.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            with Image.open(path) as image:
-                return to_rgb(image)
+        with _quiet(), Image.open(path) as image:
+            return to_rgb(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageError(
             f"{path}: too many pixels to open safely (limit {Image.MAX_IMAGE_PIXELS:,}); "
@@ -45,14 +44,31 @@ def open_image(path: str | Path) -> Image.Image:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ImageError(f"{path}: {reason[:1].lower()}{reason[1:]}") from error
-    except (ValueError, SyntaxError, EOFError, IndexError, OverflowError) as error:
-        # What Pillow's decoders raise on damaged data.
-        raise ImageError(f"{path}: damaged image data ({error})") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{path}: damaged image data ({type(error).__name__}: {error})") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Refuse from Pillow's first warning of too many pixels on; drop its other remarks."""
+    logger = logging.getLogger("PIL")
+    disabled, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        logger.disabled = disabled
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image upright (EXIF orientation), in 8-bit RGB, transparency over white."""
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    with suppress(Exception):  # damaged metadata: the pixels are still good
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image)
     if "A" in image.mode or "transparency" in image.info:

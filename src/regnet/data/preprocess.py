@@ -1,9 +1,10 @@
 """From an image to the tensor that a model takes, with Pillow and torch alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,6 +44,13 @@ class Preprocess:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
+        for name, count in (("size", 2), ("mean", 3), ("std", 3)):
+            values = tuple(getattr(self, name))
+            if len(values) != count:
+                raise ConfigError(f"{name} needs {count} values, got {values}")
+            object.__setattr__(self, name, values)
+        if min(self.std) <= 0:
+            raise ConfigError(f"std must be positive, got {self.std}")
         if min(self.size) < 1:
             raise ConfigError(f"size must be at least 1 pixel each way, got {self.size}")
         if not 0 < self.crop_pct <= 1:
@@ -52,6 +60,33 @@ class Preprocess:
             raise ConfigError(f"interpolation must be one of {known}; got {self.interpolation!r}")
         if self.resize not in ("short_side", "squash"):
             raise ConfigError(f"resize must be 'short_side' or 'squash', got {self.resize!r}")
+
+    @classmethod
+    def from_timm(cls, cfg: Mapping[str, Any]) -> "Preprocess":
+        """The transform that timm's `pretrained_cfg` describes; fields it lacks take our defaults.
+
+        Raises:
+            ConfigError: a value is not one that can be used.
+        """
+        options: dict[str, Any] = {
+            name: cfg[name] for name in ("crop_pct", "interpolation", "mean", "std") if name in cfg
+        }
+        if "input_size" in cfg:
+            options["size"] = tuple(cfg["input_size"])[-2:]
+        if cfg.get("crop_mode") == "squash":
+            options["resize"] = "squash"
+        return cls(**options)
+
+    def to_timm(self) -> dict[str, Any]:
+        """The transform in the words of timm's `pretrained_cfg`."""
+        return {
+            "input_size": (3, *self.size),
+            "crop_pct": self.crop_pct,
+            "crop_mode": "squash" if self.resize == "squash" else "center",
+            "interpolation": self.interpolation,
+            "mean": self.mean,
+            "std": self.std,
+        }
 
     def __call__(self, image: Image.Image | str | Path) -> Tensor:
         image = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)

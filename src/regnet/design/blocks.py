@@ -4,13 +4,15 @@ The model and the complexity arithmetic both build from this one list.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from regnet.design.widths import bottleneck_widths
 from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
-    from regnet.design.config import AnyNetConfig, StageConfig
+    from regnet.design.config import AnyNetConfig, ArchitectureConfig, StageConfig
 
 NORM_GROUP_WIDTH = 16
 """Channels per group of the group norm and of EvoNorm (timm)."""
@@ -72,7 +74,7 @@ def expand(config: "AnyNetConfig") -> tuple[BlockConfig, ...]:
                     group_width=group_width,
                     stride=stride if first else 1,
                     dilation=first_dilation if first else dilation,
-                    se_width=_se_width(config, width_in, inner),
+                    se_width=int(se_width(config, width_in, inner)),
                     shortcut=_shortcut(config, changes_shape=changes_shape),
                 )
             )
@@ -121,19 +123,23 @@ def _check_norm(config: "AnyNetConfig", *widths: int, where: str) -> None:
             )
 
 
-def _se_width(config: "AnyNetConfig", width_in: int, inner: int) -> int:
+def se_width(config: "ArchitectureConfig", width_in: Any, bottleneck_width: Any) -> Any:
+    """Width between the layers of squeeze-excitation; numbers or arrays of them, in channels."""
     if not config.se_ratio:
-        return 0
+        return 0 * width_in
     if config.se_from == "input":
-        return max(round(width_in * config.se_ratio), 1)
-    return max(int(inner * config.se_ratio + 4) // 8 * 8, 8)
+        return np.maximum(np.rint(width_in * config.se_ratio), 1).astype(np.int64)
+    return np.maximum(np.floor(bottleneck_width * config.se_ratio + 4) // 8 * 8, 8).astype(np.int64)
+
+
+def has_projection(config: "ArchitectureConfig", changes_shape: Any) -> Any:
+    """Whether a projection shortcut stands in blocks that change the shape; booleans, or arrays."""
+    return changes_shape & (config.block != "vanilla" and config.shortcut != "none")
 
 
 def _shortcut(
     config: "AnyNetConfig", *, changes_shape: bool
 ) -> Literal["identity", "projection", "none"]:
-    if config.block == "vanilla":
-        return "none"
-    if not changes_shape:
-        return "identity"
-    return "none" if config.shortcut == "none" else "projection"
+    if has_projection(config, changes_shape):
+        return "projection"
+    return "none" if changes_shape or config.block == "vanilla" else "identity"

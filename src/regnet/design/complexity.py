@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from regnet.design.blocks import has_projection, se_width
 from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig
 from regnet.design.population import StagePopulation
 from regnet.design.widths import IntArray, bottleneck_widths
@@ -28,7 +29,7 @@ class Complexity(Generic[Count]):
     params: Count
     """Trainable parameters; they do not depend on the image size."""
     activations: Count
-    """Output elements of convolutions and the classifier."""
+    """Output elements of convolutions, the classifier, and a ResNet stem's max pool."""
 
 
 def complexity(
@@ -47,7 +48,7 @@ def complexity(
             inner=block.bottleneck_width,
             group_width=block.group_width,
             se_width=block.se_width,
-            projects=int(block.shortcut == "projection"),
+            projects=block.shortcut == "projection",
             area_in=area_in,
             area=height * width,
         )
@@ -57,57 +58,59 @@ def complexity(
 
 def population_complexity(
     population: StagePopulation,
-    like: ArchitectureConfig,
+    architecture: ArchitectureConfig,
     input_size: int | tuple[int, int] = 224,
 ) -> Complexity[IntArray]:
     """Complexity of every network of a population, as arrays (n,).
 
     Args:
         population: the stages of each network.
-        like: a config that has what the networks share: stem, kind of block, head, classes.
+        architecture: what the networks share (stem, kind of block, head, classes), such as
+            `ArchitectureConfig(se_ratio=0.25)`; of an AnyNet or a RegNet, its stages do not matter.
         input_size: side, or (height, width), of the image in pixels.
+
+    Raises:
+        ConfigError: the architecture is one that can be counted one network at a time only.
     """
-    if (
-        like.bottleneck_from != "output"
-        or like.se_from != "input"
-        or like.output_stride is not None
-    ):
+    if architecture.bottleneck_from != "output" or architecture.output_stride is not None:
         raise ConfigError(
-            "a population takes bottlenecks from the output width, squeeze-excitation from the "
-            "input width, and no output_stride; count such networks one at a time"
+            "a population takes bottlenecks from the output width, and has no output_stride; "
+            "count such networks one at a time"
         )
-    tally = _Tally(like)
-    height, width = _stem(tally, like, input_size)
-    width_in: Any = like.stem_width
-    last: Any = np.zeros(len(population), dtype=np.int64)
-    last_area: Any = np.zeros(len(population), dtype=np.int64)
-    for stage in range(population.num_stages_max):
-        stride = population.strides[stage]
+    tally = _Tally(architecture)
+    height, width = _stem(tally, architecture, input_size)
+    none = np.zeros(len(population), dtype=np.int64)
+    width_in, area, last_width, last_area = (
+        none + architecture.stem_width,
+        height * width,
+        none,
+        none,
+    )
+    for stage, stride in enumerate(population.strides):
         depth, w = population.depths[:, stage], population.widths[:, stage]
-        present = (depth > 0).astype(np.int64)
+        present = depth > 0
         inner = bottleneck_widths(w, population.bottleneck_ratios[:, stage])
-        common = {"width": w, "inner": inner, "group_width": population.group_widths[:, stage]}
-        area_in = height * width
         height, width = _reduce(height, stride), _reduce(width, stride)
-        changes = present if stride != 1 else present * (w != width_in)
-        projects = changes * (like.block != "vanilla" and like.shortcut != "none")
-        for block_width_in, block_area_in, block_projects, times in (
-            (width_in, area_in, projects, present),
-            (w, height * width, 0, depth - present),
-        ):
+        area_in, area = area, height * width
+        changes_shape = present & ((w != width_in) | (stride != 1))
+        first = (width_in, area_in, has_projection(architecture, changes_shape), present)
+        others = (w, area, np.False_, depth - present)
+        for block_width_in, block_area_in, projects, times in (first, others):
             tally.block(
                 width_in=block_width_in,
-                se_width=_se_width(like, block_width_in),
-                projects=block_projects,
+                width=w,
+                inner=inner,
+                group_width=population.group_widths[:, stage],
+                se_width=se_width(architecture, block_width_in, inner),
+                projects=projects,
                 area_in=block_area_in,
-                area=height * width,
+                area=area,
                 times=times,
-                **common,
             )
         width_in = w
-        last = np.where(present, w, last)
-        last_area = np.where(present, height * width, last_area)
-    tally.head(last, last_area)
+        last_width = np.where(present, w, last_width)
+        last_area = np.where(present, area, last_area)
+    tally.head(last_width, last_area)
     return Complexity(flops=tally.flops, params=tally.params, activations=tally.activations)
 
 
@@ -147,7 +150,7 @@ class _Tally:
         area: Any,
         times: Any = 1,
     ) -> None:
-        """One block, `times` over; `projects` is 1 where a projection shortcut stands."""
+        """One block, `times` over; `projects` says where a projection shortcut stands."""
         preact = self.config.block == "preact_bottleneck"
         if self.config.block in ("basic", "vanilla"):
             self.conv(9 * width_in, width, area, times=times)
@@ -201,7 +204,3 @@ def _stem(
 
 def _reduce(size: int, stride: int) -> int:
     return (size - 1) // stride + 1
-
-
-def _se_width(config: ArchitectureConfig, width_in: Any) -> Any:
-    return np.maximum(np.rint(width_in * config.se_ratio), 1).astype(np.int64)

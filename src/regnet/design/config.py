@@ -12,9 +12,8 @@ from math import isclose, prod
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
-from regnet.design import widths as line
 from regnet.design.blocks import BlockConfig, expand
-from regnet.design.widths import Rounding
+from regnet.design.widths import QUANTUM, Rounding, block_widths, round_to_groups, stage_runs
 from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -231,10 +230,10 @@ class RegNetConfig(ArchitectureConfig):
         ArchitectureConfig.__post_init__(self)
         _require_whole(self, "depth", "w0", "group_width", least=1)
         _require_number(self, "wa", "wm")
-        if self.w0 % line.QUANTUM:
+        if self.w0 % QUANTUM:
             raise ConfigError(
-                f"w0 must be a multiple of {line.QUANTUM} channels, got {self.w0}; "
-                f"use {max(line.QUANTUM, round(self.w0 / line.QUANTUM) * line.QUANTUM)}"
+                f"w0 must be a multiple of {QUANTUM} channels, got {self.w0}; "
+                f"use {max(QUANTUM, round(self.w0 / QUANTUM) * QUANTUM)}"
             )
         if not 0 <= self.wa < float("inf"):
             raise ConfigError(
@@ -255,13 +254,13 @@ class RegNetConfig(ArchitectureConfig):
 
     def block_widths(self) -> tuple[int, ...]:
         """Width of every block before group rounding, in channels (Eqs. 2-4)."""
-        return tuple(line.block_widths(self.w0, self.wa, self.wm, self.depth).tolist())
+        return tuple(block_widths(self.w0, self.wa, self.wm, self.depth).tolist())
 
     @property
     def stages(self) -> tuple[StageConfig, ...]:
         """The stages: equal neighbours of `block_widths`, made compatible with the group width."""
-        widths, depths = line.stage_runs(self.block_widths())
-        rounded, groups = line.round_to_groups(
+        widths, depths = stage_runs(self.block_widths())
+        rounded, groups = round_to_groups(
             widths, self.group_width, self.bottleneck_ratio, self.rounding
         )
         return tuple(

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from regnet.design import widths as line
 from regnet.design.config import RegNetConfig
+from regnet.design.widths import linear_widths, stage_runs, width_exponents
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +62,11 @@ class Explanation:
 
 def explain(config: RegNetConfig) -> Explanation:
     """See `RegNetConfig.explain`."""
-    u = line.linear_widths(config.w0, config.wa, np.arange(config.depth))
-    s = line.width_exponents(u, config.w0, config.wm)
+    u = linear_widths(config.w0, config.wa, np.arange(config.depth))
+    s = width_exponents(u, config.w0, config.wm)
     levels = np.rint(s).astype(np.int64)
     widths = config.block_widths()
-    quantized, depths = line.stage_runs(widths)
+    quantized, depths = stage_runs(widths)
     first_blocks = np.cumsum((0, *depths[:-1]))
     return Explanation(
         config=config,

@@ -24,6 +24,7 @@ from regnet.design.widths import (
 from regnet.errors import ConfigError
 
 _LEAST_WM = 1.1  # below, neighbouring levels of a narrow network round to one width
+_MOST_POINTS = 1024  # values of w0, and of wa, on the grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +64,7 @@ def fit(widths: Sequence[int], depths: Sequence[int], **fixed: Any) -> RegNetFit
     if best is None:
         raise ConfigError(
             f"no RegNet has {len(widths)} stages in {sum(depths)} blocks, as widths {widths} and "
-            f"depths {depths} have; use fewer stages or more blocks"
+            f"depths {depths} have, with wm of {_LEAST_WM} or more; use fewer stages or more blocks"
         )
     return RegNetFit(config=config(*best), exact=False, e_fit=e_fit)
 
@@ -76,24 +77,25 @@ def paper_fit(
     The paper states neither norm nor grid; a mean square of log2 ratios over unrounded widths,
     among RegNets with as many stages and no level skipped, reproduces its figures 6 and 8. The
     grid is that of its search space: w0 in steps of 8 up to 256, wa in whole numbers up to 256,
-    wm from 1.5 to 3 in steps of 0.1; wider networks extend it.
+    wm from 1.5 to 3 in steps of 0.1; wider networks extend it, to 1024 values each way at most.
     """
     observed = np.log2(np.repeat(np.asarray(widths, dtype=np.float64), depths))
     block = np.arange(len(observed))
-    w0 = np.arange(QUANTUM, max(256, 2 * widths[0]) + 1, QUANTUM)[:, None, None]
-    wa = np.arange(max(256, 2 * max(widths) // len(observed)) + 1)[:, None]
+    w0_step = QUANTUM * ceil(max(256, 2 * widths[0]) / (_MOST_POINTS * QUANTUM))
+    wa_most = max(256, 2 * max(widths) // len(observed))
+    wa = np.arange(0, wa_most + 1, ceil(wa_most / _MOST_POINTS))[:, None]
+    wm = np.arange(15, 31)[:, None, None] / 10
     best, least = None, inf
-    for tenths in range(15, 31):
-        wm = tenths / 10
+    for w0 in range(w0_step, max(256, 2 * widths[0]) + 1, w0_step):
         level = np.rint(width_exponents(linear_widths(w0, wa, block), w0, wm))
         complete = level[..., -1] == len(widths) - 1
         complete &= (np.diff(level, axis=-1) <= 1).all(axis=-1)
-        error = ((np.log2(w0) + level * log(wm, 2) - observed) ** 2).mean(axis=-1)
+        error = ((log(w0, 2) + level * np.log2(wm) - observed) ** 2).mean(axis=-1)
         error = np.where(complete, error, inf)
         row, column = np.unravel_index(error.argmin(), error.shape)
         if error[row, column] < least:
             least = float(error[row, column])
-            best = (int(w0[row, 0, 0]), float(wa[column, 0]), wm)
+            best = (w0, float(wa[column, 0]), float(wm[row, 0, 0]))
     return best, least
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from regnet.design.widths import (
+    QUANTUM,
     FloatArray,
     IntArray,
     Rounding,
@@ -14,6 +15,7 @@ from regnet.design.widths import (
     round_to_groups,
     width_exponents,
 )
+from regnet.errors import ConfigError
 
 _CHUNK = 4096  # rows worked on at once, so that intermediate arrays stay in the cache
 
@@ -40,11 +42,6 @@ class StagePopulation:
         present: IntArray = (self.depths > 0).sum(axis=1)
         return present
 
-    @property
-    def num_stages_max(self) -> int:
-        """Number of stages of the network that has most."""
-        return int(self.depths.shape[1])
-
 
 def regnet_population(
     *,
@@ -58,11 +55,33 @@ def regnet_population(
 ) -> StagePopulation:
     """The stages of many RegNets at once, equal to `RegNetConfig(...).stages` of each.
 
-    Arguments are as in `RegNetConfig`: numbers, or arrays (n,). They are not checked.
+    Arguments are as in `RegNetConfig`: numbers, or arrays (n,).
+
+    Raises:
+        ConfigError: a value is one that `RegNetConfig` refuses.
     """
     w0_, wa_, wm_, depth_, group_width_, ratio = np.broadcast_arrays(
         *(np.atleast_1d(value) for value in (w0, wa, wm, depth, group_width, bottleneck_ratio))
     )
+    for name, values, valid, needs in (
+        ("w0", w0_, (w0_ > 0) & (w0_ % QUANTUM == 0), f"positive multiples of {QUANTUM}"),
+        ("wa", wa_, wa_ >= 0, "0 or more"),
+        ("wm", wm_, wm_ > 1, "greater than 1"),
+        ("depth", depth_, depth_ >= 1, "1 or more"),
+        ("group_width", group_width_, group_width_ >= 1, "1 or more"),
+        ("bottleneck_ratio", ratio, ratio > 0, "positive"),
+    ):
+        if not valid.all():
+            raise ConfigError(f"{name} must be {needs}, got {values[~valid][0]}")
+    if not len(w0_):
+        nothing = np.zeros((0, 0), dtype=np.int64)
+        return StagePopulation(
+            depths=nothing,
+            widths=nothing,
+            group_widths=nothing,
+            bottleneck_ratios=nothing.astype(np.float64),
+            strides=(),
+        )
     chunks = [
         _stages(w0_[rows], wa_[rows], wm_[rows], depth_[rows])
         for rows in (slice(at, at + _CHUNK) for at in range(0, len(w0_), _CHUNK))

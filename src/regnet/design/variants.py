@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig
+from regnet.design.config import AnyNetConfig, Block, RegNetConfig, StageConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +161,7 @@ def _resnet(kind: str, layers: int, depths: Sequence[int]) -> Variant:
     )
 
 
-def _cifar(name: str, family: str, label: str, depth: int, block: Any) -> Variant:
+def _cifar(name: str, family: str, label: str, depth: int, block: Block) -> Variant:
     """A network of NDS for 32x32 images: three stages of two-convolution blocks."""
     return Variant(
         name=name,
@@ -276,9 +276,9 @@ def _rows() -> Iterator[Variant]:
     yield Variant(
         name="regnety_cifar",
         family="regnety",
-        label="RegNetY-30MF (CIFAR)",
+        label="RegNetY-40MF (CIFAR)",
         config=RegNetConfig(
-            depth=7, w0=64, wa=24.0, wm=2.0, group_width=16, se_ratio=0.25, stem="cifar",
+            depth=8, w0=64, wa=24.0, wm=2.25, group_width=16, se_ratio=0.25, stem="cifar",
             num_classes=10,
         ),
         factory="regnet_y_cifar",

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from regnet.design.complexity import Complexity
-from regnet.nn.model import AnyNet
+from regnet.nn.model import AnyNet, evaluating
 
 
 def count(model: AnyNet, input_size: int | tuple[int, int] = 224) -> Complexity[int]:
@@ -26,7 +25,7 @@ def count(model: AnyNet, input_size: int | tuple[int, int] = 224) -> Complexity[
         model: the network; not on `meta`, which torch cannot trace.
         input_size: side, or (height, width), of the image in pixels.
     """
-    with _evaluating(model), _quiet():
+    with evaluating(model), _quiet():
         from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
         image = _image(model, input_size)
@@ -41,7 +40,7 @@ def count(model: AnyNet, input_size: int | tuple[int, int] = 224) -> Complexity[
 
 def count_flops_torch(model: AnyNet, input_size: int | tuple[int, int] = 224) -> int:
     """Multiply-adds by `torch.utils.flop_counter`, which counts each as two; on `meta` too."""
-    with _evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
         model(_image(model, input_size))
     return int(counter.get_total_flops()) // 2
 
@@ -50,16 +49,6 @@ def _image(model: AnyNet, input_size: int | tuple[int, int]) -> torch.Tensor:
     height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
     reference = next(model.parameters())
     return reference.new_zeros((1, model.config.in_chans, height, width))
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from regnet.nn.layers import EvoNormS0a
 def init_weights(model: nn.Module) -> None:
     """Convolutions normal by fan-out, linear layers normal with 0.01, biases zero, norms fresh.
 
-    The fan-out counts all output channels, whatever the number of groups. Every parameter and buffer
-    is set, so that a model may come from memory that nobody has written.
+    The fan-out counts all output channels, whatever the number of groups. Every parameter and
+    buffer is set, so that a model may come from memory that nobody has written.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):

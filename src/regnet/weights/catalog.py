@@ -73,7 +73,5 @@ def find_checkpoint(variant: str, tag: str | None = None) -> Checkpoint:
 
 def _row(values: dict[str, Any]) -> Checkpoint:
     transform: dict[str, Any] = values["preprocess"]
-    for name in ("size", "mean", "std"):
-        transform[name] = tuple(transform[name])
     values |= {"preprocess": Preprocess(**transform), "labels": tuple(values["labels"])}
     return Checkpoint(**values)

@@ -23,11 +23,11 @@ def verify(path: Path, sha256: str) -> None:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}; install regnet again") from error
+        raise WeightsError(f"{path}: {error.strerror}") from error
     if digest.hexdigest() != sha256:
         raise WeightsError(
             f"{path}: the file is damaged: its SHA-256 begins with {digest.hexdigest()[:12]}, not "
-            f"{sha256[:12]}; install regnet again"
+            f"{sha256[:12]}; fetch or install it again"
         )
 
 

@@ -6,9 +6,11 @@ fits renames a key; a key that no pair fits keeps its name.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
+
+from regnet.errors import WeightsError
 
 Value = TypeVar("Value")
 
@@ -30,11 +32,11 @@ class KeyTable:
 
     def state_dict_to_ours(self, state_dict: Mapping[str, Value]) -> dict[str, Value]:
         """Their state dict under our names."""
-        return {self.to_ours(key): value for key, value in state_dict.items()}
+        return _renamed(state_dict, self.to_ours)
 
     def state_dict_to_theirs(self, state_dict: Mapping[str, Value]) -> dict[str, Value]:
         """Our state dict under their names."""
-        return {self.to_theirs(key): value for key, value in state_dict.items()}
+        return _renamed(state_dict, self.to_theirs)
 
     @staticmethod
     def _rename(key: str, pairs: Iterable[tuple[str, str]]) -> str:
@@ -46,6 +48,15 @@ class KeyTable:
                 }
                 return _fill(target, from_one) + key[match.end() :]
         return key
+
+
+def _renamed(state_dict: Mapping[str, Value], rename: Callable[[str], str]) -> dict[str, Value]:
+    renamed = {rename(key): value for key, value in state_dict.items()}
+    if len(renamed) < len(state_dict):
+        raise WeightsError(
+            "two tensors have the same name after renaming; is this the right format?"
+        )
+    return renamed
 
 
 def _pattern(source: str) -> str:
@@ -95,4 +106,9 @@ PYCLS: Final = KeyTable(
         ),
     )
 )
-"""The paper's code, pycls: RegNets, ResNets and ResNeXts."""
+"""The paper's code, pycls: networks with bottleneck or basic blocks."""
+
+PYCLS_VANILLA: Final = KeyTable(
+    tuple((ours, theirs.replace(".f.", ".")) for ours, theirs in PYCLS.pairs)
+)
+"""pycls networks with vanilla blocks, whose convolutions are not in a residual branch f."""

@@ -10,7 +10,7 @@ from regnet.nn.model import AnyNet
 class _Options(TypedDict, total=False):
     pretrained: bool
     num_classes: int | None
-    in_chans: int
+    in_chans: int | None
     output_stride: int | None
     drop_rate: float
     drop_path_rate: float

@@ -24,7 +24,8 @@ def find_variant(name: str) -> tuple[Variant, str | None]:
     before, dot, tag = name.rpartition(".")
     if dot and tag and (variant := names.get(_key(before))):
         return variant, tag
-    close = difflib.get_close_matches(_key(name), names, n=3, cutoff=0.75)
+    bare = _key(before if dot else name)
+    close = difflib.get_close_matches(bare, names, n=3, cutoff=0.75)
     meant = list(dict.fromkeys(names[key].name for key in close))
     hint = (
         f"did you mean {' or '.join(repr(m) for m in meant)}?"
@@ -40,8 +41,7 @@ def _names() -> Mapping[str, Variant]:
     for variant in VARIANTS.values():
         for name in (variant.name, variant.factory, variant.label, *variant.aliases):
             other = names.setdefault(_key(name), variant)
-            if other is not variant:
-                raise ConfigError(f"{name!r} names both {other.name} and {variant.name}")
+            assert other is variant, f"{name!r} names both {other.name} and {variant.name}"
     return names
 
 

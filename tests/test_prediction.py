@@ -6,7 +6,7 @@ from PIL import Image
 
 import regnet
 from regnet.errors import ConfigError, ImageError
-from regnet.predict import BATCH_SIZE, predict_each
+from regnet.prediction import BATCH_SIZE, predict_each
 
 PHOTO = Path(__file__).parents[1] / "docs/photos/chelsea.png"
 
@@ -44,9 +44,15 @@ def test_a_bad_image_is_an_error_or_a_result(tmp_path):
 
 def test_models_without_names_of_classes_number_them():
     model = regnet.create("regnetx_002", num_classes=3)
-    [result] = regnet.predict(PHOTO, model, topk=3)
+    [result] = regnet.predict(PHOTO, model)
     assert {score.label for score in result.classes} == {"class 0", "class 1", "class 2"}
-    assert not model.training
+    assert model.training
+    assert regnet.predict(PHOTO, model) == [result]
+
+
+def test_models_without_a_classifier():
+    with pytest.raises(ConfigError, match="no classifier; create it with num_classes"):
+        regnet.predict(PHOTO, regnet.create("regnetx_002", num_classes=0))
 
 
 def test_other_dtypes():

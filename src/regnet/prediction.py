@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regnet.data.preprocess import Preprocess
 from regnet.errors import ConfigError, ImageError
-from regnet.nn.model import AnyNet
+from regnet.nn.model import AnyNet, evaluating
 from regnet.zoo.create import create, preprocess
 
 DEFAULT_MODEL = "regnety_cifar"
@@ -45,14 +45,14 @@ def predict(
     images: ImageSource | Sequence[ImageSource],
     model: AnyNet | str = DEFAULT_MODEL,
     *,
-    topk: int = 5,
+    topk: int | None = None,
 ) -> list[Prediction]:
     """Classify images.
 
     Args:
         images: paths or Pillow images; one, or several.
         model: a model that `create` built, or the name of a checkpoint.
-        topk: classes per image.
+        topk: classes per image; None gives 5, or all where there are fewer.
 
     Raises:
         ImageError: an image cannot be read.
@@ -68,15 +68,19 @@ def predict(
 
 
 def predict_each(
-    images: Iterable[ImageSource], model: AnyNet | str = DEFAULT_MODEL, *, topk: int = 5
+    images: Iterable[ImageSource], model: AnyNet | str = DEFAULT_MODEL, *, topk: int | None = None
 ) -> Iterator[Prediction]:
     """As `predict`, one after another; an image that cannot be read gives a result with `error`."""
     network = create(model, pretrained=True) if isinstance(model, str) else model
-    if not 1 <= topk <= network.num_classes:
+    classes = network.num_classes
+    if not classes:
+        raise ConfigError("this model has no classifier; create it with num_classes")
+    topk = min(5, classes) if topk is None else topk
+    if not 1 <= topk <= classes:
         raise ConfigError(
-            f"topk must lie between 1 and the number of classes, {network.num_classes}; got {topk}"
+            f"topk must lie between 1 and the number of classes, {classes}; got {topk}"
         )
-    return _results(images, network.eval(), topk)
+    return _results(images, network, topk)
 
 
 def _results(images: Iterable[ImageSource], model: AnyNet, topk: int) -> Iterator[Prediction]:
@@ -89,7 +93,7 @@ def _results(images: Iterable[ImageSource], model: AnyNet, topk: int) -> Iterato
         scores: Iterator[tuple[ClassScore, ...]] = iter(())
         if tensors:
             stacked = torch.stack(tensors).to(reference.device, reference.dtype)
-            with torch.inference_mode():
+            with evaluating(model), torch.inference_mode():
                 probabilities = model(stacked).float().softmax(1).cpu()
             scores = _top(probabilities, topk, _labels(model))
         for image, x in zip(batch, inputs, strict=True):
