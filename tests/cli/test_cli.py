@@ -76,6 +76,16 @@ def test_a_bad_file_in_a_folder_is_reported_and_the_rest_classified(folder):
     assert [bool(row["error"]) for row in rows] == [True, False, False, True]
 
 
+@pytest.mark.parametrize("name", ["[red]a[/red].png", ":cat: é.png", "-b.png"])
+def test_odd_file_names_are_printed_as_they_are(tmp_path, name):
+    shutil.copy(PHOTO, tmp_path / name)
+    result = regnet("predict", ".", "--topk", "1", cwd=tmp_path)
+    assert result.returncode == 0
+    assert result.stdout.splitlines()[0].strip() == name
+    (tmp_path / name).write_text("text")
+    refused(regnet("predict", "--", name, cwd=tmp_path), 1, f"error: {name}: not an image")
+
+
 def test_paths_come_from_stdin(folder):
     result = regnet("predict", "-", "--json", stdin=f"{folder}/b.png\n\n{folder}/deep/C.PNG\n")
     assert result.returncode == 0

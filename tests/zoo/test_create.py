@@ -137,7 +137,7 @@ def test_weights_that_are_not_there_are_not_replaced_by_random_ones():
         regnet.create("regnety_016", pretrained=True)
     with pytest.raises(WeightsError, match="no weights for regnety_016 in this version"):
         regnet.create("regnety_016.tv2_in1k")
-    with pytest.raises(ConfigError, match="cannot be loaded on device 'meta'"):
+    with pytest.raises(ConfigError, match="cannot be loaded on the device 'meta'"):
         regnet.create("regnety_cifar", pretrained=True, device="meta")
     with pytest.raises(WeightsError, match="a config of your own has no published weights"):
         regnet.create(VARIANTS["regnety_cifar"].config, pretrained=True)

@@ -31,7 +31,7 @@ def command(
         from regnet.plot import save_block_widths
 
         save_block_widths(row.config, plot, title=row.label)
-        stderr.print(f"wrote {plot}", markup=False)
+        stderr.print(f"wrote {plot}")
     anynet = row.config.anynet()
     if as_json:
         blocks = anynet.blocks()
@@ -39,7 +39,7 @@ def command(
             {"info": row, "stages": list(anynet.to_dict()["stages"]), "blocks": list(blocks)}
         )
         return
-    stdout.print(f"{row.label}  ({row.name}, factory {row.factory})\n", markup=False)
+    stdout.print(f"{row.label}  ({row.name}, factory {row.factory})\n")
     if isinstance(row.config, RegNetConfig):
         print(row.config.explain())
     else:
@@ -71,4 +71,4 @@ def command(
         "aliases": ", ".join(row.aliases) or "none",
     }
     for key, value in facts.items():
-        stdout.print(f"{key:12s}{value}", markup=False)
+        stdout.print(f"{key:12s}{value}")

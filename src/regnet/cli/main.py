@@ -40,6 +40,7 @@ def options(
     ] = False,
 ) -> None:
     """The RegNet library: models, weights, benchmarks, studies."""
+    # `main`, which sees the errors, looks for --debug itself.
 
 
 def main() -> None:

@@ -9,9 +9,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-# Output that goes to a file or another program keeps its lines whole.
-stdout = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+# Names of files may hold what looks like markup: print every text as it is. Output that goes to a
+# file or another program keeps its lines whole.
+stdout = Console(
+    highlight=False,
+    markup=False,
+    emoji=False,
+    soft_wrap=True,
+    width=None if sys.stdout.isatty() else 160,
+)
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -21,7 +28,7 @@ def print_json(value: Any) -> None:
 
 def print_error(message: str) -> None:
     """One line on stderr."""
-    stderr.print("error:", " ".join(message.split()), markup=False)
+    stderr.print("error:", " ".join(message.split()))
 
 
 def print_table(
