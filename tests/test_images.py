@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from regnet.data.images import open_image, to_rgb
+from regnet.data.images import open_image
 from regnet.errors import ImageError
 
 
@@ -59,7 +59,14 @@ def test_cmyk(tmp_path):
 
 @pytest.mark.parametrize(
     ("dtype", "value", "expected"),
-    [(np.float32, 0.2, 51), (np.float32, 80.0, 80), (np.int32, 65535, 255), (np.int32, 99, 99)],
+    [
+        (np.float32, 0.2, 51),
+        (np.float32, 1.0001, 255),
+        (np.float32, 80.0, 80),
+        (np.float32, float("nan"), 0),
+        (np.int32, 65535, 255),
+        (np.int32, 99, 99),
+    ],
 )
 def test_32_bit_grayscale(tmp_path, dtype, value, expected):
     image = Image.fromarray(np.full((4, 4), value, dtype=dtype))
@@ -67,7 +74,33 @@ def test_32_bit_grayscale(tmp_path, dtype, value, expected):
 
 
 def test_pillow_images_are_converted_too():
-    assert to_rgb(Image.new("LA", (3, 3), (0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert open_image(Image.new("LA", (3, 3), (0, 0))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_transparent_gray_of_16_bits(tmp_path):
+    path = save(tmp_path / "a.png", Image.new("I;16", (4, 4), 257 * 9), transparency=257 * 9)
+    assert pixel(path) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((3, 3, 3)), "must be a path or a Pillow image, got ndarray"),
+        (Image.new("RGB", (0, 5)), "an image must have pixels, got 0 x 5"),
+        (Image.fromarray(np.full((4, 4), 1e9, dtype=np.float32)), "gray values up to 1e"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(source, message):
+    with pytest.raises(ImageError, match=message):
+        open_image(source)
+
+
+def test_a_pillow_image_that_breaks_while_it_loads(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    path = save(tmp_path / "a.png", Image.fromarray(noise))
+    path.write_bytes(path.read_bytes()[:2000])
+    with Image.open(path) as image, pytest.raises(ImageError, match=str(path)):
+        open_image(image)
 
 
 def bomb(path, side):

@@ -7,7 +7,7 @@ from PIL import Image
 
 import regnet
 from regnet.data.preprocess import Preprocess
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, ImageError
 from tests import golden
 
 PHOTO = Path(__file__).parents[1] / "docs/photos/chelsea.png"
@@ -47,6 +47,11 @@ def test_any_shape_of_image_fills_the_crop(image, size):
     assert out.shape == (3, *size)
 
 
+def test_a_long_thin_image_does_not_fill_the_memory():
+    with pytest.raises(ImageError, match=r"too long and thin to resize to .* crop it first"):
+        Preprocess()(Image.new("RGB", (60_000, 1)))
+
+
 def test_paths_are_opened():
     assert Preprocess()(PHOTO).shape == Preprocess()(str(PHOTO)).shape == (3, 224, 224)
 
@@ -54,6 +59,7 @@ def test_paths_are_opened():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"size": 224}, "size needs 2 values, got 224"),
         ({"size": (0, 3)}, r"size must be at least 1 pixel each way, got \(0, 3\)"),
         ({"crop_pct": 1.5}, r"crop_pct must lie in \(0, 1\], got 1.5"),
         ({"interpolation": "cubic"}, "interpolation must be one of bicubic, .* got 'cubic'"),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from regnet.data.images import image_name
 from regnet.data.preprocess import Preprocess
 from regnet.errors import ConfigError, ImageError
 from regnet.nn.model import AnyNet, evaluating
@@ -72,9 +73,13 @@ def predict_each(
 ) -> Iterator[Prediction]:
     """As `predict`, one after another; an image that cannot be read gives a result with `error`."""
     network = create(model, pretrained=True) if isinstance(model, str) else model
-    classes = network.num_classes
-    if not classes:
+    if not isinstance(network, AnyNet) or not network.num_classes:
         raise ConfigError("this model has no classifier; create it with num_classes")
+    if network.config.in_chans != 3:
+        raise ConfigError(
+            f"this model takes {network.config.in_chans} channels; predictions are for RGB images"
+        )
+    classes = network.num_classes
     topk = min(5, classes) if topk is None else topk
     if not 1 <= topk <= classes:
         raise ConfigError(
@@ -97,11 +102,10 @@ def _results(images: Iterable[ImageSource], model: AnyNet, topk: int) -> Iterato
                 probabilities = model(stacked).float().softmax(1).cpu()
             scores = _top(probabilities, topk, _labels(model))
         for image, x in zip(batch, inputs, strict=True):
-            name = getattr(image, "filename", "") if isinstance(image, Image.Image) else str(image)
             if isinstance(x, ImageError):
-                yield Prediction(image=name, error=str(x))
+                yield Prediction(image=image_name(image), error=str(x))
             else:
-                yield Prediction(image=name, classes=next(scores))
+                yield Prediction(image=image_name(image), classes=next(scores))
 
 
 def _read(image: ImageSource, transform: Preprocess) -> Tensor | ImageError:

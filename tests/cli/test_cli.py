@@ -76,7 +76,7 @@ def test_a_bad_file_in_a_folder_is_reported_and_the_rest_classified(folder):
     assert [bool(row["error"]) for row in rows] == [True, False, False, True]
 
 
-@pytest.mark.parametrize("name", ["[red]a[/red].png", ":cat: é.png", "-b.png"])
+@pytest.mark.parametrize("name", ["[red]a.png", ":cat: é.png", "-b.png"])
 def test_odd_file_names_are_printed_as_they_are(tmp_path, name):
     shutil.copy(PHOTO, tmp_path / name)
     result = regnet("predict", ".", "--topk", "1", cwd=tmp_path)
@@ -87,7 +87,8 @@ def test_odd_file_names_are_printed_as_they_are(tmp_path, name):
 
 
 def test_paths_come_from_stdin(folder):
-    result = regnet("predict", "-", "--json", stdin=f"{folder}/b.png\n\n{folder}/deep/C.PNG\n")
+    paths = f"\ufeff{folder}/b.png\n\n{folder}/deep\n"
+    result = regnet("predict", "-", "--json", stdin=paths)
     assert result.returncode == 0
     assert len(json.loads(result.stdout)) == 2
 
@@ -106,7 +107,11 @@ def test_a_folder_without_images_is_said(tmp_path):
         (["predict", PHOTO, "--topk", "11"], 2, ["between 1 and the number of classes, 10"]),
         (["info", "regnet_y_1_6g"], 2, ["there is no variant 'regnet_y_1_6g'"]),
         (["info", "regnety_016", "--plot", "/none/x.svg"], 1, ["/none/x.svg", "No such file"]),
-        (["info", "regnety_016", "--plot", "x.doc"], 2, ["x.doc", "svg"]),
+        (["info", "regnety_016", "--plot", "x.doc"], 2, ["x.doc", ".svg, .png or .pdf"]),
+        (["info", "regnety_016", "--plot", "x.pgf"], 2, ["x.pgf"]),
+        (["list", "nothing*"], 1, ["no variant fits 'nothing*'"]),
+        (["predict", "-"], 1, ["no paths on stdin"]),
+        (["predict", ""], 1, ["path is empty"]),
         (["list", "--family", "vit"], 2, ["there is no family 'vit'"]),
     ],
 )
@@ -193,6 +198,22 @@ def test_info_draws_the_block_widths(name, tmp_path):
 def test_version():
     result = regnet("--version")
     assert re.fullmatch(r"regnet \d+\.\d+\.\d+\S*\n", result.stdout)
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_crash(closed):
+    command = f"{sys.executable} -m regnet.cli.main predict {PHOTO} {closed}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 0
+    assert result.stderr == ""
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path):
+    path = tmp_path / "ünï\x1b[31m.png"
+    shutil.copy(PHOTO, path)
+    result = regnet("predict", path, env={"PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 0
+    assert "\\xfcn\\xef\\x1b[31m.png" in result.stdout
 
 
 def test_a_closed_pipe_is_no_error():

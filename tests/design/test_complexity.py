@@ -137,12 +137,30 @@ def test_population_of_none():
     assert population_complexity(population, ArchitectureConfig()).flops.shape == (0,)
 
 
+def test_population_of_extremes_is_neither_slow_nor_wrong():
+    rows = {"w0": [8, 2000, 24], "wa": [2000.0, 1.0, 36.44], "wm": [1.05, 10.0, 1 + 1e-9]}
+    population = regnet_population(**rows, depth=[200, 200, 13])
+    for i, depth in enumerate((200, 200, 13)):
+        config = RegNetConfig(depth=depth, **{name: values[i] for name, values in rows.items()})
+        present = population.depths[i] > 0
+        assert tuple(population.widths[i][present]) == config.widths
+        assert tuple(population.depths[i][present]) == config.depths
+
+
+def test_population_must_suit_the_norm():
+    population = regnet_population(w0=24, wa=36.44, wm=2.49, depth=13, group_width=8)
+    with pytest.raises(ConfigError, match="multiples of 16, and some of the population's are not"):
+        population_complexity(population, ArchitectureConfig(norm="group"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"w0": [24, 20]}, "w0 must be positive multiples of 8, got 20"),
         ({"wm": [2.0, 1.0]}, "wm must be greater than 1, got 1.0"),
-        ({"depth": [0, 3]}, "depth must be 1 or more, got 0"),
+        ({"depth": [0, 3]}, "depth must be from 1 to 10000, got 0"),
+        ({"bottleneck_ratio": [1.0, 1.5]}, "bottleneck_ratio must be whole numbers or .* got 1.5"),
+        ({"rounding": "up"}, "rounding must be one of half_even, divisible; got 'up'"),
         ({"wa": [-1.0]}, "wa must be 0 or more, got -1.0"),
     ],
 )
@@ -158,5 +176,7 @@ def test_population_refuses_what_it_cannot_count():
 
 
 def test_image_must_have_pixels():
+    config = VARIANTS["regnetx_002"].config
+    assert complexity(config, np.int64(224)) == complexity(config, (224, 224))
     with pytest.raises(ConfigError, match="at least 1 pixel each way, got 0"):
         complexity(VARIANTS["regnetx_002"].config, 0)

@@ -28,6 +28,14 @@ def test_published_stages_are_recovered(variant):
     assert fit.e_fit < 0.03
 
 
+def test_a_network_with_group_norm_is_recovered():
+    config = VARIANTS["regnety_040_sgn"].config
+    shared = {"group_width": 64, "norm": "group", "activation": "silu", "se_ratio": 0.25}
+    fit = RegNetConfig.fit(config.widths, config.depths, **shared)
+    assert fit.exact
+    assert fit.config.anynet() == config.anynet()
+
+
 @settings(max_examples=60)
 @given(regnets())
 def test_random_stages_are_recovered(config):

@@ -141,7 +141,7 @@ def test_feature_maps_are_those_of_the_whole_network(config):
 def test_chosen_feature_maps():
     model = regnet.create("regnety_cifar", features_only=True, out_indices=(1, -1)).eval()
     assert model.feature_info.module_name() == ["s1", "s3"]
-    assert [tuple(m.shape) for m in model(images(32, 32))] == [(2, 64, 16, 16), (2, 256, 4, 4)]
+    assert [tuple(m.shape) for m in model(images(32, 32))] == [(2, 64, 16, 16), (2, 320, 4, 4)]
 
 
 def test_feature_net_leaves_out_what_is_behind_the_deepest_map():
@@ -318,6 +318,12 @@ def test_evonorm_survives_half_precision(dtype):
     found = model.to(dtype)(x.to(dtype)).float()
     assert torch.isfinite(found).all()
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * expected.std().item())
+
+
+@pytest.mark.filterwarnings("ignore:var")  # torch's variance warns of empty batches
+@EACH_KIND
+def test_an_empty_batch(config):
+    assert AnyNet(config).eval()(torch.empty(0, 3, 64, 64)).shape == (0, 5)
 
 
 @pytest.mark.parametrize("channels", [1, 4])

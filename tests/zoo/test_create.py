@@ -48,6 +48,7 @@ def test_names_of_other_libraries(alias, name):
         ("regnety_016.tv2_in1k", "regnety_016", "tv2_in1k"),
         ("regnet_y_1.6gf.tv2_in1k", "regnety_016", "tv2_in1k"),
         ("regnet_y_16gf", "regnety_160", None),
+        ("regnet_y_8_0gf", "regnety_080", None),
         ("regnet_x_400mf", "regnetx_004", None),
         ("regnet_x_400mf_tv", "regnetx_004_tv", None),
         ("regnet_y_8gf", "regnety_080", None),
@@ -130,6 +131,10 @@ def test_pretrained_trunk_under_a_new_classifier():
     torch.testing.assert_close(other.forward_features(x), model.forward_features(x))
     torch.testing.assert_close(backbone(x)[-1], model.forward_features(x))
     assert other(x).shape == (2, 3)
+    assert other.pretrained_cfg["num_classes"] == 3
+    assert "label_names" not in other.pretrained_cfg
+    model.reset_classifier(10)
+    assert "label_names" not in model.pretrained_cfg
 
 
 def test_weights_that_are_not_there_are_not_replaced_by_random_ones():
@@ -153,6 +158,7 @@ def test_listing():
     y = regnet.list_models(family="regnety", max_flops=1e9, max_params=5e6)
     assert y == ["regnety_002", "regnety_004", "regnety_cifar"]
     assert regnet.list_models("nothing*") == []
+    assert regnet.list_models("RegNet_Y_1*gf")[0] == "regnety_016"
     with pytest.raises(ConfigError, match="there is no family 'vit'; there are regnetv"):
         regnet.list_models(family="vit")
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from regnet.cli.output import print_json, print_table, scaled
+from regnet.cli.output import print_error, print_json, print_table, scaled
 
 
 def command(
@@ -29,6 +29,9 @@ def command(
         max_flops=parse_count("--max-flops", max_flops),
         max_params=parse_count("--max-params", max_params),
     )
+    if not names:
+        print_error(f"no variant fits {pattern!r} and the limits; `regnet list` names them all")
+        raise typer.Exit(1)
     infos = [info(name) for name in names]
     if as_json:
         print_json(infos)

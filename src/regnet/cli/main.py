@@ -2,6 +2,7 @@
 
 import os
 import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -45,13 +46,16 @@ def options(
 
 def main() -> None:
     """Run a command. Exit code 0: done; 1: failed, with one line on stderr; 2: wrong usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
     try:
         app()
     except (RegNetError, OSError, MemoryError) as error:
         if "--debug" in sys.argv[1:]:
             raise
         if isinstance(error, BrokenPipeError):
-            # The reader of our output is gone, as with `regnet list | head`: no error of ours.
+            # The reader of our output is gone, as with `regnet list | head`: nothing to report.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         print_error(_message(error))

@@ -1,13 +1,19 @@
 """How commands speak: results on stdout, everything else on stderr."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+for _name in ("stdin", "stdout", "stderr"):
+    if getattr(sys, _name) is None:  # closed by who started us
+        setattr(sys, _name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - for good
 
 # Names of files may hold what looks like markup: print every text as it is. Output that goes to a
 # file or another program keeps its lines whole.
@@ -28,13 +34,19 @@ def print_json(value: Any) -> None:
 
 def print_error(message: str) -> None:
     """One line on stderr."""
-    stderr.print("error:", " ".join(message.split()))
+    stderr.print("error:", printable(" ".join(message.split())))
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which a terminal would obey, written out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None
 ) -> None:
     """A table; a column whose name begins with > aligns right, one with ~ may be cut."""
+    title = None if title is None else printable(title)
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
         name = column.lstrip(">~")
@@ -46,7 +58,7 @@ def print_table(
             min_width=8 if column.startswith("~") else whole,
         )
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*(printable(text) for text in row))
     stdout.print(grid)
 
 

@@ -29,8 +29,7 @@ def command(
     """
     from regnet.prediction import predict_each
 
-    paths, empty = _find(images)
-    failures = [f"{folder}: no image files in this folder" for folder in empty]
+    paths, failures = _find(images)
     for failure in failures:
         print_error(failure)
     results = []
@@ -54,18 +53,23 @@ def command(
 
 
 def _find(images: list[str]) -> tuple[list[str], list[str]]:
-    """Paths of the image files, and the folders that hold none."""
+    """Paths of the image files, and what was wrong with arguments that gave none."""
     from regnet.data.images import IMAGE_SUFFIXES
 
     paths: list[str] = []
-    empty = []
+    failures = []
     for image in images:
         if image == "-":
-            paths += [line for line in sys.stdin.read().splitlines() if line.strip()]
+            listed = sys.stdin.read().removeprefix("\ufeff").splitlines()
+            found, failed = _find([line for line in listed if line.strip() and line != "-"])
+            paths += found
+            failures += failed if listed else ["there are no paths on stdin"]
+        elif not image:
+            failures.append("an image's path is empty")
         elif (folder := Path(image)).is_dir():
             inside = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
             paths += [str(path) for path in sorted(inside)]
-            empty += [] if inside else [image]
+            failures += [] if inside else [f"{image}: no image files in this folder"]
         else:
             paths.append(image)
-    return paths, empty
+    return paths, failures

@@ -17,37 +17,58 @@ IMAGE_SUFFIXES = frozenset(
 """Files with these endings count as images when a folder is read."""
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """The image of a file, upright and in RGB.
+def open_image(source: str | Path | Image.Image) -> Image.Image:
+    """An image upright (EXIF orientation), in 8-bit RGB, transparency over white.
+
+    Args:
+        source: a path, or an image that Pillow has opened.
 
     Raises:
         ImageError: the file is missing, unreadable, empty, damaged, not an image, or so large when
             unpacked that it may be an attack on memory (Pillow's limit, 89 megapixels).
     """
-    path = Path(path)
-    try:
+    if isinstance(source, Image.Image):
+        with _explained(image_name(source) or "image"):
+            return _to_rgb(source)
+    if not isinstance(source, (str, Path)):
+        raise ImageError(f"an image must be a path or a Pillow image, got {type(source).__name__}")
+    path = Path(source)
+    with _explained(str(path)):
         if path.is_dir():
             raise ImageError(f"{path}: is a folder, not an image file")
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty; fetch or export it again")
-        with _quiet(), Image.open(path) as image:
-            return to_rgb(image)
+        with Image.open(path) as image:
+            return _to_rgb(image)
+
+
+def image_name(source: str | Path | Image.Image) -> str:
+    """The path of an image; empty for one that Pillow did not read from a file."""
+    return str(getattr(source, "filename", "") if isinstance(source, Image.Image) else source)
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Whatever goes wrong inside becomes one line that begins with the name of the image."""
+    try:
+        with _quiet():
+            yield
+    except ImageError:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageError(
-            f"{path}: too many pixels to open safely (limit {Image.MAX_IMAGE_PIXELS:,}); "
+            f"{name}: too many pixels to open safely (limit {Image.MAX_IMAGE_PIXELS:,}); "
             "scale it down first"
         ) from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{path}: not an image that Pillow can read") from error
-    except ImageError:
-        raise
+        raise ImageError(f"{name}: not an image that Pillow can read") from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ImageError(f"{path}: {reason[:1].lower()}{reason[1:]}") from error
-    except MemoryError:
-        raise
+        raise ImageError(f"{name}: {reason[:1].lower()}{reason[1:]}") from error
+    except MemoryError as error:
+        raise ImageError(f"{name}: not enough memory for it; scale it down first") from error
     except Exception as error:
-        raise ImageError(f"{path}: damaged image data ({type(error).__name__}: {error})") from error
+        raise ImageError(f"{name}: damaged image data ({type(error).__name__}: {error})") from error
 
 
 @contextmanager
@@ -64,9 +85,10 @@ def _quiet() -> Iterator[None]:
         logger.disabled = disabled
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image upright (EXIF orientation), in 8-bit RGB, transparency over white."""
+def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
+    if 0 in image.size:
+        raise ImageError(f"an image must have pixels, got {image.width} x {image.height}")
     with suppress(Exception):  # damaged metadata: the pixels are still good
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
@@ -79,12 +101,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """A grayscale image of 16 or 32 bits, or of floats in [0, 1], as 8 bits."""
-    pixels = np.asarray(image)
-    if pixels.dtype.kind == "f":
-        scaled = pixels * 255.0 if pixels.max(initial=0) <= 1 else pixels
-    elif pixels.max(initial=0) > 255 or image.mode.startswith("I;16"):
-        scaled = pixels / 257.0  # 65535 becomes 255
+    """A grayscale image of 16 or 32 bits as 8 bits; floats up to 1 count as parts of white."""
+    pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    brightest = pixels.max()
+    if image.mode == "F" and brightest <= 1.01:  # resampling overshoots a little
+        scale = 255.0
+    elif brightest <= 255 and not image.mode.startswith("I;16"):
+        scale = 1.0
+    elif brightest <= 65535:
+        scale = 255 / 65535
     else:
-        scaled = pixels.astype(np.float64)
-    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+        raise ImageError(
+            f"gray values up to {brightest:g} are too many; convert it to 16 bits first"
+        )
+    gray = Image.fromarray(np.clip(np.rint(pixels * scale), 0, 255).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        gray.info["transparency"] = round(transparent * scale)
+    return gray

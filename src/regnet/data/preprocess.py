@@ -1,8 +1,8 @@
 """From an image to the tensor that a model takes, with Pillow and torch alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import floor
+from math import floor, inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from regnet.data.images import open_image, to_rgb
-from regnet.errors import ConfigError
+from regnet.data.images import image_name, open_image
+from regnet.errors import ConfigError, ImageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -45,11 +45,12 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         for name, count in (("size", 2), ("mean", 3), ("std", 3)):
-            values = tuple(getattr(self, name))
-            if len(values) != count:
-                raise ConfigError(f"{name} needs {count} values, got {values}")
+            values = getattr(self, name)
+            if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
+                raise ConfigError(f"{name} needs {count} values, got {values!r}")
+            values = tuple(values)
             object.__setattr__(self, name, values)
-        if min(self.std) <= 0:
+        if not min(self.std) > 0:
             raise ConfigError(f"std must be positive, got {self.std}")
         if min(self.size) < 1:
             raise ConfigError(f"size must be at least 1 pixel each way, got {self.size}")
@@ -89,14 +90,18 @@ class Preprocess:
         }
 
     def __call__(self, image: Image.Image | str | Path) -> Tensor:
-        image = to_rgb(image) if isinstance(image, Image.Image) else open_image(image)
-        pixels = torch.from_numpy(np.array(self.crop(image)))
+        opened = open_image(image)
+        pixels = torch.from_numpy(np.array(self.crop(opened, name=image_name(image) or "image")))
         scaled = pixels.permute(2, 0, 1).to(torch.float32) / 255
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (scaled - mean) / std
 
-    def crop(self, image: Image.Image) -> Image.Image:
-        """The resized and cropped image, before it becomes numbers."""
+    def crop(self, image: Image.Image, *, name: str = "image") -> Image.Image:
+        """The resized and cropped image, before it becomes numbers; `name` is for the error.
+
+        Raises:
+            ImageError: the image is so long and thin that, resized, it would fill the memory.
+        """
         height, width = self.size
         target = (floor(height / self.crop_pct), floor(width / self.crop_pct))
         if self.resize == "squash":
@@ -107,6 +112,11 @@ class Preprocess:
         else:
             new_height = max(target[0], image.height * target[1] // image.width)
             new_width = target[1]
+        if new_width * new_height > (Image.MAX_IMAGE_PIXELS or inf):
+            raise ImageError(
+                f"{name}: an image of {image.width} x {image.height} pixels is too long and thin "
+                f"to resize to {new_width} x {new_height}; crop it first"
+            )
         if (new_width, new_height) != image.size:
             image = image.resize((new_width, new_height), _RESAMPLING[self.interpolation])
         top, left = round((new_height - height) / 2), round((new_width - width) / 2)

@@ -4,6 +4,7 @@ The model and the complexity arithmetic both build from this one list.
 """
 
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -49,6 +50,7 @@ def expand(config: "AnyNetConfig") -> tuple[BlockConfig, ...]:
         ConfigError: a width is not divisible as the block or the norm needs it.
     """
     _check_norm(config, *config.stem_widths, where="the stem")
+    _check_norm(config, config.head_width, where="the head")
     blocks = []
     width_in, reduction, dilation = config.stem_width, config.stem_stride, 1
     for number, stage in enumerate(config.stages, 1):
@@ -98,7 +100,12 @@ def _bottleneck(
     inner = int(bottleneck_widths(base, ratio))
     group_width = min(stage.group_width, inner)
     if inner % group_width:
-        nearest = min(_divisors(inner), key=lambda divisor: abs(divisor - stage.group_width))
+        nearest = next(
+            divisor
+            for distance in count(1)
+            for divisor in (stage.group_width - distance, stage.group_width + distance)
+            if divisor > 0 and inner % divisor == 0
+        )
         raise ConfigError(
             f"stage {number}: a group width of {stage.group_width} does not divide the bottleneck "
             f"width {inner} (width {base}, bottleneck ratio {ratio:g}); "
@@ -106,10 +113,6 @@ def _bottleneck(
         )
     _check_norm(config, inner, stage.width, where=f"stage {number}")
     return inner, group_width
-
-
-def _divisors(number: int) -> list[int]:
-    return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
 def _check_norm(config: "AnyNetConfig", *widths: int, where: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from regnet.design.blocks import has_projection, se_width
+from regnet.design.blocks import NORM_GROUP_WIDTH, has_projection, se_width
 from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig
 from regnet.design.population import StagePopulation
 from regnet.design.widths import IntArray, bottleneck_widths
@@ -76,6 +76,12 @@ def population_complexity(
         raise ConfigError(
             "a population takes bottlenecks from the output width, and has no output_stride; "
             "count such networks one at a time"
+        )
+    widths = (population.widths, bottleneck_widths(population.widths, population.bottleneck_ratios))
+    if architecture.norm != "batch" and np.any(np.concatenate(widths) % NORM_GROUP_WIDTH):
+        raise ConfigError(
+            f"norm {architecture.norm!r} needs widths that are multiples of {NORM_GROUP_WIDTH}, "
+            "and some of the population's are not"
         )
     tally = _Tally(architecture)
     height, width = _stem(tally, architecture, input_size)
@@ -186,7 +192,7 @@ def _stem(
     tally: _Tally, config: ArchitectureConfig, input_size: int | tuple[int, int]
 ) -> tuple[int, int]:
     """Count the stem; returns height and width after it."""
-    height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+    height, width = input_size if isinstance(input_size, tuple) else (input_size, input_size)
     if height < 1 or width < 1:
         raise ConfigError(f"input_size must be at least 1 pixel each way, got {input_size!r}")
     width_in = config.in_chans

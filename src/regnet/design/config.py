@@ -8,12 +8,20 @@ al., Designing Network Design Spaces (2020), sections 3.2 and 3.3.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
-from math import isclose, prod
+from math import prod
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from regnet.design.blocks import BlockConfig, expand
-from regnet.design.widths import QUANTUM, Rounding, block_widths, round_to_groups, stage_runs
+from regnet.design.widths import (
+    MOST_BLOCKS,
+    QUANTUM,
+    Rounding,
+    block_widths,
+    is_ratio,
+    round_to_groups,
+    stage_runs,
+)
 from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +68,8 @@ class StageConfig:
     stride: int = 2
 
     def __post_init__(self) -> None:
-        _require_whole(self, "depth", "width", "group_width", least=1)
+        _require_whole(self, "width", "group_width", least=1)
+        _require_whole(self, "depth", least=1, most=MOST_BLOCKS)
         _require_whole(self, "stride", least=1)
         if self.stride not in (1, 2):
             raise ConfigError(f"stride of a stage must be 1 or 2, got {self.stride!r}")
@@ -113,6 +122,10 @@ class ArchitectureConfig:
             raise ConfigError(
                 f"a preact_bottleneck needs a stem of one convolution, got {self.stem!r}; "
                 "use 'simple'"
+            )
+        if min(self.stem_widths) < 1:
+            raise ConfigError(
+                f"a {self.stem} stem needs a stem_width of 8 or more, got {self.stem_width}"
             )
         if self.output_stride is not None and self.output_stride not in (1, 2, 4, 8, 16, 32, 64):
             raise ConfigError(
@@ -195,9 +208,10 @@ class AnyNetConfig(ArchitectureConfig):
     def __post_init__(self) -> None:
         # slots=True replaces the class, so that a bare super() would look in the wrong place.
         ArchitectureConfig.__post_init__(self)
-        object.__setattr__(self, "stages", tuple(self.stages))
-        if not self.stages:
-            raise ConfigError("an AnyNet needs at least one stage, got none")
+        stages = self.stages if isinstance(self.stages, Sequence) else ()
+        if not stages or not all(isinstance(stage, StageConfig) for stage in stages):
+            raise ConfigError(f"an AnyNet needs at least one StageConfig, got {self.stages!r}")
+        object.__setattr__(self, "stages", tuple(stages))
         self.blocks()
 
     def anynet(self) -> "AnyNetConfig":
@@ -228,18 +242,19 @@ class RegNetConfig(ArchitectureConfig):
 
     def __post_init__(self) -> None:
         ArchitectureConfig.__post_init__(self)
-        _require_whole(self, "depth", "w0", "group_width", least=1)
+        _require_whole(self, "w0", "group_width", least=1)
+        _require_whole(self, "depth", least=1, most=MOST_BLOCKS)
         _require_number(self, "wa", "wm")
         if self.w0 % QUANTUM:
             raise ConfigError(
                 f"w0 must be a multiple of {QUANTUM} channels, got {self.w0}; "
                 f"use {max(QUANTUM, round(self.w0 / QUANTUM) * QUANTUM)}"
             )
-        if not 0 <= self.wa < float("inf"):
+        if self.wa < 0:
             raise ConfigError(
                 f"wa must be 0 or more, got {self.wa}: widths never shrink along a RegNet"
             )
-        if not 1 < self.wm < float("inf"):
+        if self.wm <= 1:
             raise ConfigError(
                 f"wm must be greater than 1 so that stages differ in width, got {self.wm}; "
                 "published RegNets use 2.0 to 3.0"
@@ -325,7 +340,7 @@ def config_from_json(text: str) -> "AnyNetConfig | RegNetConfig":
     """
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"a config must be JSON text: {error}") from error
     if not isinstance(data, Mapping):
         raise ConfigError(f"a config must be a JSON object, got {type(data).__name__}")
@@ -366,20 +381,26 @@ def _require_choices(config: ArchitectureConfig) -> None:
             raise ConfigError(f"{name} must be one of {', '.join(options)}; got {value!r}")
 
 
-def _require_whole(config: Any, *names: str, least: int) -> None:
+def _require_whole(config: Any, *names: str, least: int, most: int = 10_000_000) -> None:
     """Check fields, and turn NumPy's numbers, which have no JSON form, into Python's."""
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-            raise ConfigError(f"{name} must be a whole number, {least} or more; got {value!r}")
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole or not least <= value <= most:
+            raise ConfigError(
+                f"{name} must be a whole number from {least} to {most}; got {value!r}"
+            )
         object.__setattr__(config, name, int(value))
 
 
 def _require_number(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, Real):
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if not number:
             raise ConfigError(f"{name} must be a number, got {value!r}")
+        if not -10_000_000 <= value <= 10_000_000:
+            raise ConfigError(f"{name} must be a number up to 10000000, got {value!r}")
         object.__setattr__(config, name, float(value))
 
 
@@ -387,8 +408,7 @@ def _require_ratio(config: Any) -> None:
     """Bottlenecks divide, inverted bottlenecks multiply, both by a whole number."""
     _require_number(config, "bottleneck_ratio")
     b = config.bottleneck_ratio
-    whole = b > 0 and isclose(max(b, 1 / b), round(max(b, 1 / b)), rel_tol=1e-9)
-    if not whole:
+    if not is_ratio(b):
         raise ConfigError(
             f"bottleneck_ratio must be a whole number or one over a whole number, got {b!r}; "
             "it divides: 4 is a narrow bottleneck, 1/4 an inverted one"

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import ceil, inf, log
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -42,31 +43,31 @@ class RegNetFit:
 
 def fit(widths: Sequence[int], depths: Sequence[int], **fixed: Any) -> RegNetFit:
     """See `RegNetConfig.fit`."""
-    widths, depths = [int(w) for w in widths], [int(d) for d in depths]
-    if len(widths) != len(depths) or not widths or min(widths) < 1 or min(depths) < 1:
+    if len(widths) != len(depths) or not widths or min(*widths, *depths) < 1:
         raise ConfigError(
             "fit needs one positive width and one positive depth per stage, "
-            f"got widths {widths} and depths {depths}"
+            f"got widths {list(widths)} and depths {list(depths)}"
         )
-    base = RegNetConfig(depth=sum(depths), w0=QUANTUM, wa=0, wm=2, **fixed)
-
-    def config(w0: int, wa: float, wm: float) -> RegNetConfig:
-        return RegNetConfig(depth=base.depth, w0=w0, wa=wa, wm=wm, **fixed)
+    widths, depths = [index(w) for w in widths], [index(d) for d in depths]
+    # Candidates need not suit the norm, only the network that comes out.
+    groups = {k: fixed[k] for k in ("group_width", "bottleneck_ratio", "rounding") if k in fixed}
+    depth = sum(depths)
 
     def reproduces(w0: int, wa: float, wm: float) -> bool:
-        anynet = config(w0, wa, wm).anynet()
-        return list(anynet.widths) == widths and list(anynet.depths) == depths
+        candidate = RegNetConfig(depth=depth, w0=w0, wa=wa, wm=wm, **groups)
+        return list(candidate.widths) == widths and list(candidate.depths) == depths
 
     best, e_fit = paper_fit(widths, depths)
-    for parameters in _exact(widths, depths, base):
-        if reproduces(*parameters):
-            return RegNetFit(config=config(*parameters), exact=True, e_fit=e_fit)
-    if best is None:
+    exact = _exact(widths, depths, RegNetConfig(depth=1, w0=QUANTUM, wa=0, wm=2, **groups))
+    found = next((parameters for parameters in exact if reproduces(*parameters)), None)
+    if found is None and best is None:
         raise ConfigError(
-            f"no RegNet has {len(widths)} stages in {sum(depths)} blocks, as widths {widths} and "
+            f"no RegNet has {len(widths)} stages in {depth} blocks, as widths {widths} and "
             f"depths {depths} have, with wm of {_LEAST_WM} or more; use fewer stages or more blocks"
         )
-    return RegNetFit(config=config(*best), exact=False, e_fit=e_fit)
+    w0, wa, wm = found or best or (QUANTUM, 0.0, 2.0)
+    config = RegNetConfig(depth=depth, w0=w0, wa=wa, wm=wm, **fixed)
+    return RegNetFit(config=config, exact=found is not None, e_fit=e_fit)
 
 
 def paper_fit(

@@ -1,15 +1,18 @@
 """RegNets by the hundred thousand: the stages of a whole population as arrays."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from regnet.design.widths import (
+    MOST_BLOCKS,
     QUANTUM,
     FloatArray,
     IntArray,
     Rounding,
+    is_ratio,
     level_widths,
     linear_widths,
     round_to_groups,
@@ -65,14 +68,18 @@ def regnet_population(
     )
     for name, values, valid, needs in (
         ("w0", w0_, (w0_ > 0) & (w0_ % QUANTUM == 0), f"positive multiples of {QUANTUM}"),
-        ("wa", wa_, wa_ >= 0, "0 or more"),
-        ("wm", wm_, wm_ > 1, "greater than 1"),
-        ("depth", depth_, depth_ >= 1, "1 or more"),
+        ("wa", wa_, (wa_ >= 0) & (wa_ < np.inf), "0 or more"),
+        ("wm", wm_, (wm_ > 1) & (wm_ < np.inf), "greater than 1"),
+        ("depth", depth_, (depth_ >= 1) & (depth_ <= MOST_BLOCKS), f"from 1 to {MOST_BLOCKS}"),
         ("group_width", group_width_, group_width_ >= 1, "1 or more"),
-        ("bottleneck_ratio", ratio, ratio > 0, "positive"),
+        ("bottleneck_ratio", ratio, is_ratio(ratio), "whole numbers or one over a whole number"),
     ):
         if not valid.all():
             raise ConfigError(f"{name} must be {needs}, got {values[~valid][0]}")
+    if rounding not in get_args(Rounding):
+        raise ConfigError(
+            f"rounding must be one of {', '.join(get_args(Rounding))}; got {rounding!r}"
+        )
     if not len(w0_):
         nothing = np.zeros((0, 0), dtype=np.int64)
         return StagePopulation(
@@ -107,25 +114,16 @@ def _stages(
     w0: IntArray, wa: FloatArray, wm: FloatArray, depth: IntArray
 ) -> tuple[IntArray, IntArray]:
     """Widths before group rounding, and depths, of every stage: arrays (n, s)."""
-    count = len(w0)
     block = np.arange(depth.max())
-    u = linear_widths(w0[:, None], wa[:, None], block)
-    level = np.rint(width_exponents(u, w0[:, None], wm[:, None])).astype(np.int64)
+    w0, wm = w0[:, None], wm[:, None]
+    level = np.rint(width_exponents(linear_widths(w0, wa[:, None], block), w0, wm))
+    block_widths = level_widths(w0, wm, level)
     exists = block < depth[:, None]
-    num_levels = int(level[exists].max()) + 1
-    flat = (np.arange(count)[:, None] * num_levels + level)[exists]
-    blocks = np.bincount(flat, minlength=count * num_levels).reshape(count, num_levels)
-
-    # Levels that no block uses are skipped; neighbours that 8 rounds to one width are one stage.
-    row, stage = np.arange(count), np.full(count, -1)
-    last_width = np.zeros(count, dtype=np.int64)
-    widths, depths = np.zeros((2, count, num_levels), dtype=np.int64)
-    for k in range(num_levels):
-        width = level_widths(w0, wm, k)
-        used = blocks[:, k] > 0
-        stage += used & (width != last_width)
-        last_width = np.where(used, width, last_width)
-        widths[row, stage] = last_width
-        depths[row, stage] += blocks[:, k]
-    num_stages = int(stage.max()) + 1
-    return widths[:, :num_stages], depths[:, :num_stages]
+    starts = exists & (np.diff(block_widths, axis=1, prepend=0) != 0)
+    stage = starts.cumsum(axis=1) - 1
+    count, num_stages = len(w0), int(stage.max()) + 1
+    flat = np.arange(count)[:, None] * num_stages + stage
+    depths = np.bincount(flat[exists], minlength=count * num_stages)
+    widths = np.zeros(count * num_stages, dtype=np.int64)
+    widths[flat[starts]] = block_widths[starts]
+    return widths.reshape(count, num_stages), depths.reshape(count, num_stages)

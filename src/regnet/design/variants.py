@@ -45,7 +45,8 @@ def _regnet(
     if family == "y":
         config = {"se_ratio": 0.25} | config
     short = label.removesuffix("GF").removesuffix(".0") + "GF" if "GF" in label else label
-    sizes = {label.lower(), short.lower(), short.lower().replace(".", "_")}
+    spelled = (label.lower(), short.lower())
+    sizes = {*spelled, *(size.replace(".", "_") for size in spelled)}
     tail = f"_{suffix}" if suffix else ""
     hub = () if suffix else (f"facebook/regnet-{family}-{size}",)
     return Variant(

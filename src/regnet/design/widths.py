@@ -26,6 +26,18 @@ QUANTUM = 8
 """Widths are multiples of this many channels before group rounding."""
 
 
+MOST_BLOCKS = 10_000
+"""Deepest network that a config describes: far beyond use, and quick to expand."""
+
+
+def is_ratio(bottleneck_ratio: Any) -> Any:
+    """Whether b is a whole number or one over a whole number: numbers or arrays."""
+    b = np.asarray(bottleneck_ratio, dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        larger = np.maximum(b, 1 / b)
+        return (b > 0) & (larger < 1e6) & (np.abs(larger - np.rint(larger)) <= 1e-9 * larger)
+
+
 def linear_widths(w0: Any, wa: Any, block: Any) -> FloatArray:
     """Width of each block on the line u_j = w0 + wa * j, in channels (Eq. 2)."""
     return np.asarray(w0 + wa * np.asarray(block, dtype=np.float64), dtype=np.float64)

@@ -78,7 +78,6 @@ class EvoNormS0a(nn.Module):
 
     def __init__(self, width: int, *, activate: bool, eps: float = 1e-3) -> None:
         super().__init__()
-        self.groups = width // NORM_GROUP_WIDTH
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(width))
         self.bias = nn.Parameter(torch.empty(width))
@@ -93,11 +92,10 @@ class EvoNormS0a(nn.Module):
             nn.init.ones_(self.v)
 
     def forward(self, x: Tensor) -> Tensor:
-        grouped = x.reshape(x.shape[0], self.groups, -1, *x.shape[2:])
-        if x.dtype in (torch.float16, torch.bfloat16):
-            grouped = (
-                grouped.float()
-            )  # sums over whole feature maps leave the range of half precision
+        # Sums over whole feature maps leave the range of half precision.
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        wide = x.float() if half else x
+        grouped: Tensor = wide.unflatten(1, (-1, NORM_GROUP_WIDTH))  # type: ignore[no-untyped-call]
         variance = grouped.var(dim=(2, 3, 4), correction=0, keepdim=True)
         std = (variance + self.eps).sqrt().expand_as(grouped).flatten(1, 2).to(x.dtype)
         if self.v is not None:

@@ -78,7 +78,7 @@ class AnyNet(nn.Module):
         """Feature maps before the pool: (N, num_features, H', W')."""
         return run_trunk(self, self.trunk, x, checkpoint_blocks=self.grad_checkpointing)[0]
 
-    def forward_head(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - timm's signature
         """Pooled features (N, num_features) to logits; `pre_logits` stops before the classifier."""
         out: Tensor = self.head(x, pre_logits=pre_logits)
         return out
@@ -132,9 +132,16 @@ class AnyNet(nn.Module):
         reference = next(self.parameters())
         head.to(device=reference.device, dtype=reference.dtype).train(self.training)
         self.config, self.head = config, head
+        # The names of the old classes are not those of the new ones.
+        named = {k: v for k, v in self.pretrained_cfg.items() if k != "label_names"}
+        self.pretrained_cfg = named | {"num_classes": num_classes} if named else named
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature
-        """Recompute each block's activations in the backward pass rather than keep them."""
+        """Recompute each block's activations in the backward pass rather than keep them.
+
+        Batch norms then update their running statistics twice a step, as in timm; gradients are
+        the same.
+        """
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 - timm's signature

@@ -114,7 +114,7 @@ def create(
     if dtype is not None:
         model = model.to(dtype)
     if variant:
-        model.pretrained_cfg = _pretrained_cfg(variant, checkpoint if pretrained else None)
+        model.pretrained_cfg = _pretrained_cfg(model, variant, checkpoint if pretrained else None)
     if pretrained and checkpoint:
         _load(model, checkpoint)
     return FeatureNet(model, out_indices) if features_only else model
@@ -144,22 +144,18 @@ def _load(model: AnyNet, checkpoint: Checkpoint) -> None:
     load_weights(model, path, leave=() if same_classes else ("head.fc.weight", "head.fc.bias"))
 
 
-def _pretrained_cfg(variant: Variant, checkpoint: Checkpoint | None) -> dict[str, Any]:
-    """Facts for preprocessing and labels, with timm's keys; labels only with the weights."""
-    cfg: dict[str, Any] = {
-        "architecture": variant.name,
-        "num_classes": variant.config.num_classes,
-        **Preprocess(size=(variant.input_size,) * 2).to_timm(),
-    }
+def _pretrained_cfg(
+    model: AnyNet, variant: Variant, checkpoint: Checkpoint | None
+) -> dict[str, Any]:
+    """Facts for preprocessing and labels, with timm's keys; labels only with their classifier."""
+    transform = Preprocess(size=(variant.input_size,) * 2)
+    cfg: dict[str, Any] = {"architecture": variant.name, "num_classes": model.num_classes}
     if checkpoint:
-        cfg |= {
-            "tag": checkpoint.tag,
-            "num_classes": checkpoint.num_classes,
-            "label_names": checkpoint.labels,
-            "license": checkpoint.license,
-            **checkpoint.preprocess.to_timm(),
-        }
-    return cfg
+        transform = checkpoint.preprocess
+        cfg |= {"tag": checkpoint.tag, "license": checkpoint.license}
+        if model.num_classes == checkpoint.num_classes:
+            cfg["label_names"] = checkpoint.labels
+    return cfg | transform.to_timm() | {"input_size": (model.config.in_chans, *transform.size)}
 
 
 def preprocess(model: nn.Module) -> Preprocess:

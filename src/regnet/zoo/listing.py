@@ -68,7 +68,7 @@ def list_models(
     """Names of variants, in natural order.
 
     Args:
-        filter: a pattern with * and ?.
+        filter: a pattern with * and ? for the name or an alias.
         family: regnetx, regnety, regnetv, regnetz, resnet, resnext or vanilla.
         max_flops: most multiply-adds at the variant's published image size.
         max_params: most parameters.
@@ -81,7 +81,10 @@ def list_models(
         raise ConfigError(f"there is no family {family!r}; there are {', '.join(families)}")
     names = []
     for variant in VARIANTS.values():
-        if not fnmatchcase(variant.name, filter.lower()) or family not in (None, variant.family):
+        names_of = (variant.name, variant.factory, variant.label, *variant.aliases)
+        if not any(fnmatchcase(name.lower(), filter.lower()) for name in names_of):
+            continue
+        if family not in (None, variant.family):
             continue
         if max_flops is not None or max_params is not None:
             cost = complexity(variant.config, variant.input_size)
