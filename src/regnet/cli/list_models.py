@@ -1,5 +1,6 @@
 """`regnet list`: the variants, as a table or as JSON."""
 
+from math import inf
 from typing import Annotated
 
 import typer
@@ -53,10 +54,10 @@ def command(
     )
 
 
-def parse_count(option: str, text: str | None) -> float | None:
-    """A number that may end with k, M or G."""
+def parse_count(option: str, text: str | None) -> float:
+    """A number that may end with k, M or G; infinite if not given."""
     if text is None:
-        return None
+        return inf
     unit = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1.0)
     try:
         number = float(text[:-1] if unit > 1 else text) * unit

@@ -25,7 +25,6 @@ timm); `divisible` rounds a tie up and never loses more than a tenth (torchvisio
 QUANTUM = 8
 """Widths are multiples of this many channels before group rounding."""
 
-
 MOST_BLOCKS = 10_000
 """Deepest network that a config describes: far beyond use, and quick to expand."""
 

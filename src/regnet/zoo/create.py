@@ -108,7 +108,7 @@ def create(
             replace(config, **changes),
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
-            global_pool=global_pool,
+            global_pool="avg" if features_only else global_pool,
             zero_init_last=zero_init_last,
         )
     if dtype is not None:

@@ -62,8 +62,8 @@ def list_models(
     filter: str = "*",
     *,
     family: str | None = None,
-    max_flops: float | None = None,
-    max_params: float | None = None,
+    max_flops: float = inf,
+    max_params: float = inf,
 ) -> list[str]:
     """Names of variants, in natural order.
 
@@ -86,9 +86,9 @@ def list_models(
             continue
         if family not in (None, variant.family):
             continue
-        if max_flops is not None or max_params is not None:
+        if max_flops < inf or max_params < inf:
             cost = complexity(variant.config, variant.input_size)
-            if cost.flops > (max_flops or inf) or cost.params > (max_params or inf):
+            if cost.flops > max_flops or cost.params > max_params:
                 continue
         names.append(variant.name)
     return sorted(names, key=_natural)
