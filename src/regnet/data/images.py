@@ -35,9 +35,9 @@ def open_image(source: str | Path | Image.Image) -> Image.Image:
     path = Path(source)
     with _explained(str(path)):
         if path.is_dir():
-            raise ImageError(f"{path}: is a folder, not an image file")
+            raise ImageError("is a folder, not an image file")
         if path.stat().st_size == 0:
-            raise ImageError(f"{path}: the file is empty; fetch or export it again")
+            raise ImageError("the file is empty; fetch or export it again")
         with Image.open(path) as image:
             return _to_rgb(image)
 
@@ -53,8 +53,8 @@ def _explained(name: str) -> Iterator[None]:
     try:
         with _quiet():
             yield
-    except ImageError:
-        raise
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ImageError(
             f"{name}: too many pixels to open safely (limit {Image.MAX_IMAGE_PIXELS:,}); "
@@ -67,7 +67,7 @@ def _explained(name: str) -> Iterator[None]:
         raise ImageError(f"{name}: {reason[:1].lower()}{reason[1:]}") from error
     except MemoryError as error:
         raise ImageError(f"{name}: not enough memory for it; scale it down first") from error
-    except Exception as error:
+    except Exception as error:  # on damaged data, decoders raise whatever they hit
         raise ImageError(f"{name}: damaged image data ({type(error).__name__}: {error})") from error
 
 
