@@ -77,6 +77,15 @@ def pooled(config, height, width):
     return config.stem_width * -(-height // 4) * -(-width // 4)
 
 
+@pytest.mark.parametrize("name", MEASURED)
+def test_torchs_counter_agrees_on_published_networks(name):
+    config = VARIANTS[name].config
+    with torch.device("meta"):
+        model = AnyNet(config)
+    expected = complexity(config, 96).flops - bias_additions(config)
+    assert count_flops_torch(model, 96) == expected
+
+
 @pytest.mark.xdist_group("giants")
 @pytest.mark.parametrize("name", golden.load("variants.json"))
 def test_fvcore_counts_are_those_recorded(name):
@@ -87,6 +96,9 @@ def test_fvcore_counts_are_those_recorded(name):
     counted = count(model, tuple(recorded["input_size"][1:]))
     assert counted.flops == by_operator["conv"] + by_operator["linear"]
     assert counted.activations == recorded["activations"]
+    ours = complexity(VARIANTS[name].config, tuple(recorded["input_size"][1:]))
+    assert counted.flops == ours.flops - bias_additions(VARIANTS[name].config)
+    assert counted.activations == ours.activations
 
 
 @settings(max_examples=25)
