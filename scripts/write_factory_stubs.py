@@ -13,7 +13,9 @@ STUB = Path(__file__).parents[1] / "src/regnet/zoo/factories.pyi"
 
 HEADER = '''"""Written by scripts/write_factory_stubs.py from the variant table: do not edit."""
 
-from typing import Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 import torch
 from typing_extensions import Unpack
@@ -27,7 +29,7 @@ class _Options(TypedDict, total=False):
 def render() -> str:
     """The text of the stub file."""
     options = [
-        f"    {name}: {inspect.formatannotation(parameter.annotation)}"
+        f"    {name}: {_annotation(parameter)}"
         for name, parameter in inspect.signature(create).parameters.items()
         if name not in ("name", "features_only", "out_indices")  # a factory builds whole networks
     ]
@@ -37,6 +39,14 @@ def render() -> str:
     factories = sorted(v.factory for v in VARIANTS.values())
     names = ["__all__ = [", *(f'    "{factory}",' for factory in factories), "]"]
     return (HEADER + "\n".join([*options, "", *functions, "", *names, ""])).replace("'", '"')
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    """The annotation in the words of the header's imports."""
+    text = inspect.formatannotation(parameter.annotation)
+    for module in ("collections.abc.", "pathlib.", "typing."):
+        text = text.replace(module, "")
+    return text
 
 
 if __name__ == "__main__":

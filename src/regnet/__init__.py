@@ -16,7 +16,14 @@ from regnet.prediction import ClassScore, Prediction, predict
 from regnet.zoo import factories
 from regnet.zoo.create import create, preprocess
 from regnet.zoo.factories import *  # noqa: F403 - one function per variant
-from regnet.zoo.listing import ModelInfo, info, is_model, list_models
+from regnet.zoo.listing import (
+    ModelInfo,
+    get_pretrained_cfg,
+    info,
+    is_model,
+    list_models,
+    list_pretrained,
+)
 
 __version__ = "0.1.0"
 
@@ -38,9 +45,11 @@ __all__ = [
     "config_from_json",
     "create",
     "errors",
+    "get_pretrained_cfg",
     "info",
     "is_model",
     "list_models",
+    "list_pretrained",
     "predict",
     "preprocess",
 ]

@@ -23,3 +23,7 @@ class ImageError(RegNetError, ValueError):
 
 class MissingExtraError(RegNetError, ImportError):
     """An optional package is needed and not installed."""
+
+
+class LicenseWarning(UserWarning):
+    """Weights whose license restricts their use, or does not say."""

@@ -1,15 +1,18 @@
 """`regnet info`: one variant, from its parameters to its stages and its cost."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from regnet.cli.output import print_json, print_table, scaled, stderr, stdout
 
+if TYPE_CHECKING:
+    from regnet.weights.catalog import Checkpoint
+
 
 def command(
-    name: Annotated[str, typer.Argument(help="A variant or one of its aliases.")],
+    name: Annotated[str, typer.Argument(help="A variant, an alias, or weights.")],
     *,
     image_size: Annotated[
         int | None, typer.Option(help="Side of the images to count for, in pixels.", min=1)
@@ -19,9 +22,9 @@ def command(
         Path | None, typer.Option(help="Draw the block widths into this file (.svg, .png, .pdf).")
     ] = None,
 ) -> None:
-    """Show the config, stages and complexity of a variant.
+    """Show the config, stages and complexity of a variant, and what is known about weights.
 
-    Example: regnet info regnety_016
+    Example: regnet info regnety_016.tv2_in1k
     """
     from regnet.design.config import RegNetConfig
     from regnet.zoo.listing import info
@@ -67,8 +70,49 @@ def command(
         "flops": f"{scaled(cost.flops)} at {row.input_size} x {row.input_size} ({cost.flops:,})",
         "params": f"{scaled(cost.params)} ({cost.params:,})",
         "activations": f"{scaled(cost.activations)} ({cost.activations:,})",
-        "weights": " ".join(row.checkpoints) or "none in this version",
+        "weights": ", ".join(row.checkpoints) or "none published",
+        "default": row.default or "none: name the weights that you want",
         "aliases": ", ".join(row.aliases) or "none",
     }
     for key, value in facts.items():
         stdout.print(f"{key:12s}{value}")
+    if row.checkpoint:
+        _print_weights(row.checkpoint)
+
+
+def _print_weights(row: "Checkpoint") -> None:
+    stdout.print(f"\n{row.id}\n")
+    terms, setting = row.license_terms, row.preprocess
+    facts = {
+        "source": row.source + (f" at {row.revision}" if row.revision else ""),
+        "SHA-256": row.sha256 or "as the server declares",
+        "came from": row.origin,
+        "known as": row.upstream,
+        "format": row.format + (", blue first" if row.bgr else ""),
+        "license": f"{terms.name}  {terms.link}",
+        "classes": f"{row.num_classes or 'none'}  {row.labels or ''}",
+        "images": f"{setting.size[0]} x {setting.size[1]}, crop {setting.crop_pct:g}, "
+        f"{setting.interpolation}, mean {setting.mean}, std {setting.std}",
+        "larger": row.test
+        and f"{row.test.size[0]} x {row.test.size[1]}, crop {row.test.crop_pct:g}",
+        "accuracies": row.metrics_source,
+        "note": row.note,
+    }
+    for key, value in facts.items():
+        if value:
+            stdout.print(f"{key:12s}{value}")
+    if row.metrics:
+        stdout.print()
+        print_table(
+            ("data set", ">image", ">crop", ">top-1", ">top-5"),
+            [
+                (
+                    metric.dataset,
+                    str(metric.image_size or ""),
+                    f"{metric.crop_pct:g}" if metric.crop_pct else "",
+                    f"{metric.top1:.2f}",
+                    f"{metric.top5:.2f}" if metric.top5 else "",
+                )
+                for metric in row.metrics
+            ],
+        )

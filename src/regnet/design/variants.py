@@ -235,6 +235,15 @@ def _rows() -> Iterator[Variant]:
         "y", "2560", "256GF", depth=27, w0=640, wa=230.83, wm=2.53, group_width=373,
         aliases=("RG-256Gf",),
     )  # fmt: skip
+    # The other one, a class of ClassyVision without weights.
+    yield _regnet(
+        "y", "2560", "256GF", suffix="classy", depth=27, w0=640, wa=124.47, wm=2.04,
+        group_width=848,
+    )  # fmt: skip
+    yield _regnet(
+        "y", "10b", "10B", title="RegNetY-10B", depth=27, w0=1744, wa=620.83, wm=2.52,
+        group_width=1010, aliases=("facebook/regnet-y-10b-seer", "RG-10B"),
+    )  # fmt: skip
 
     yield _regnet("v", "040", "4.0GF", **_V, **_Y_040)
     yield _regnet("v", "064", "6.4GF", shortcut="avg_pool", **_V, **_Y_064)

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -132,8 +133,10 @@ class AnyNet(nn.Module):
         reference = next(self.parameters())
         head.to(device=reference.device, dtype=reference.dtype).train(self.training)
         self.config, self.head = config, head
-        # The names of the old classes are not those of the new ones.
-        named = {k: v for k, v in self.pretrained_cfg.items() if k != "label_names"}
+        # What was known about the old classes does not hold for the new ones.
+        named = {
+            k: v for k, v in self.pretrained_cfg.items() if k not in ("label_names", "metrics")
+        }
         self.pretrained_cfg = named | {"num_classes": num_classes} if named else named
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature
@@ -152,6 +155,33 @@ class AnyNet(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that must not decay beside norms and biases: none."""
         return set()
+
+    # The next three reach up into rooms above this one, for the sake of users' habits.
+
+    @classmethod
+    def from_pretrained(cls, name: str, **options: Any) -> "AnyNet":
+        """A model with weights, in evaluation mode: `create(name, pretrained=True, **options)`.
+
+        Args:
+            name: `owner/name` of a repository of the Hub, `owner/name@revision`, a folder, or
+                whatever `create` takes.
+            options: those of `create`; also `revision` of a repository.
+        """
+        from regnet.zoo.create import create_pretrained
+
+        return create_pretrained(name, **options).eval()
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write the model as a repository; see `regnet.weights.repository.save_pretrained`."""
+        from regnet.weights.repository import save_pretrained
+
+        save_pretrained(self, folder, **options)
+
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Upload the model to the Hub; see `regnet.weights.repository.push_to_hub`."""
+        from regnet.weights.repository import push_to_hub
+
+        return push_to_hub(self, repo, **options)
 
 
 RegNet = AnyNet

@@ -1,62 +1,227 @@
-"""Read a safetensors file into a model: verified and strict."""
+"""Read the tensors of a checkpoint file: memory-mapped, whole or refused, and never run.
+
+Files are safetensors, alone or in shards with an index, or what `torch.save` writes, which is read
+with `weights_only=True`: tensors and plain containers, nothing that executes.
+"""
 
 import hashlib
-from collections.abc import Collection
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Final
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import nn
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from regnet.errors import WeightsError
+from regnet.weights import inert
+
+CHUNK: Final = 1 << 20
+
+INDEX_SUFFIX: Final = ".index.json"
+"""How the index of a checkpoint in several files ends."""
+
+_WRAPPERS: Final = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state")
+_PREFIXES: Final = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
-def verify(path: Path, sha256: str) -> None:
-    """Compare a file with its SHA-256.
+def sha256_of(path: Path, progress: Callable[[int], object] | None = None) -> str:
+    """SHA-256 of a file; `progress` is told the size of each piece.
 
     Raises:
-        WeightsError: the file is missing, unreadable, or not the one expected.
+        WeightsError: the file cannot be read.
     """
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
+            while chunk := file.read(CHUNK):
                 digest.update(chunk)
+                if progress:
+                    progress(len(chunk))
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}") from error
-    if digest.hexdigest() != sha256:
+    return digest.hexdigest()
+
+
+def verify(path: Path, sha256: str) -> None:
+    """Compare a file with its SHA-256, or with the first digits of it.
+
+    Raises:
+        WeightsError: the file is missing, unreadable, or not the one expected.
+    """
+    found = sha256_of(path)
+    if not found.startswith(sha256):
         raise WeightsError(
-            f"{path}: the file is damaged: its SHA-256 begins with {digest.hexdigest()[:12]}, not "
+            f"{path}: the file is damaged: its SHA-256 begins with {found[:12]}, not "
             f"{sha256[:12]}; fetch or install it again"
         )
 
 
-def load_weights(model: nn.Module, path: Path, *, leave: Collection[str] = ()) -> None:
-    """Copy the tensors of a safetensors file into the model, in the model's dtype.
+def read_tensors(path: Path, *, ignore_objects: bool = False) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, as the file has them.
+
+    Safetensors and zip files are mapped into memory: bytes are read when they are used, and a
+    change of the tensors does not reach the file.
 
     Args:
-        model: takes exactly the tensors of the file, by name and shape.
-        path: the file.
-        leave: names that keep the model's values, such as a classifier for other classes.
+        path: the file, the index of a sharded checkpoint, or a folder that holds either.
+        ignore_objects: leave out what is neither tensor nor plain container, instead of refusing
+            the file; no code in it runs either way.
 
     Raises:
-        WeightsError: the file cannot be read, or tensors are missing, unexpected or of another
-            shape.
+        WeightsError: there is no such file, or it is damaged or not a checkpoint.
+    """
+    path = _file_in(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}") from error
+    if path.name.endswith(INDEX_SUFFIX):
+        return _read_shards(path, ignore_objects=ignore_objects)
+    if start[8:] == b"{":
+        return _read_safetensors(path)
+    if start[:4] in (b"PK\x03\x04", b"PK\x05\x06") or start[:1] == b"\x80":
+        return _flat(_read_pickle(path, ignore_objects=ignore_objects), path)
+    raise WeightsError(f"{path}: not a safetensors file and not one of torch.save")
+
+
+def _file_in(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in USUAL_NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise WeightsError(f"{path}: none of {', '.join(USUAL_NAMES)} is in this folder")
+
+
+USUAL_NAMES: Final = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""Names of checkpoints in folders and repositories, the ones to prefer first."""
+
+
+def shard_names(index: Path) -> list[str]:
+    """Names of the files that an index lists.
+
+    Raises:
+        WeightsError: it is no index, or names files outside its folder.
     """
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
-    expected = model.state_dict()
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in leave}
-    problems = [f"missing {name}" for name in expected if name not in tensors and name not in leave]
-    problems += [f"unexpected {name}" for name in tensors if name not in expected]
-    problems += [
-        f"{name} has shape {tuple(tensor.shape)}, the model needs {tuple(expected[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    if problems:
-        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise WeightsError(f"{path} does not fit the model: {', '.join(problems[:3])}{more}")
-    model.load_state_dict(expected | tensors)
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index}: not an index of a sharded checkpoint ({error})") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or name.endswith(INDEX_SUFFIX):
+            raise WeightsError(f"{index}: names the file {name!r}, which is not beside it")
+    return names
+
+
+def _read_shards(index: Path, *, ignore_objects: bool) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name in shard_names(index):
+        part = read_tensors(index.parent / name, ignore_objects=ignore_objects)
+        if twice := tensors.keys() & part.keys():
+            raise WeightsError(f"{index}: {min(twice)} is in two shards")
+        tensors |= part
+    listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    if missing := listed.keys() - tensors.keys():
+        raise WeightsError(f"{index}: {min(missing)} is in none of the shards")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        # The mapped memory lives as long as the tensors do.
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise WeightsError(f"{path}: not a readable safetensors file ({_line(error)})") from error
+
+
+def _read_pickle(path: Path, *, ignore_objects: bool) -> Any:
+    zipped = zipfile.is_zipfile(path)
+    try:
+        if zipped:
+            _check_zip(path)
+        options: dict[str, Any] = {"map_location": "cpu", "mmap": zipped}
+        if ignore_objects:
+            return torch.load(path, weights_only=False, pickle_module=inert, **options)
+        return torch.load(path, weights_only=True, **options)
+    except WeightsError:
+        raise
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            what = _line(error).partition("GLOBAL ")[2].partition(" ")[0] or "objects"
+            raise WeightsError(
+                f"{path}: holds Python objects beside its tensors ({what}), which could run code; "
+                f"`regnet weights convert {path} OUT.safetensors --ignore-objects` keeps the "
+                "tensors and runs nothing"
+            ) from error
+        raise WeightsError(f"{path}: not a readable torch file ({_line(error)})") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise WeightsError(f"{path}: not a readable torch file ({_line(error)})") from error
+
+
+def _check_zip(path: Path) -> None:
+    """Compare every part with its checksum; torch does not when it maps the file."""
+    with zipfile.ZipFile(path) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+            raise WeightsError(f"{path}: its parts are compressed, which torch.save never does")
+        if damaged := archive.testzip():
+            raise WeightsError(f"{path}: the file is damaged: the checksum of {damaged} is wrong")
+
+
+def _line(error: BaseException) -> str:
+    """The first sentence of an error."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _flat(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside whatever a training script wrote around it."""
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("classy_state_dict"), Mapping):
+        loaded = _classy(loaded["classy_state_dict"])
+    elif isinstance(loaded, Mapping) and _better_average(loaded):
+        loaded = loaded["ema_state"]
+    for wrapper in _WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise WeightsError(f"{path}: no state dict in it, but a {type(loaded).__name__}")
+    strangers = [name for name, value in loaded.items() if not isinstance(value, Tensor)]
+    if strangers or not all(isinstance(name, str) for name in loaded):
+        shown = ", ".join(map(str, strangers[:3]))
+        raise WeightsError(f"{path}: a state dict has tensors by name; this one has {shown} too")
+    tensors: dict[str, Tensor] = dict(loaded)
+    for prefix in _PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _classy(state: Mapping[str, Any]) -> dict[str, Any]:
+    """ClassyVision's and VISSL's checkpoints: trunk and heads."""
+    model = state.get("base_model", {})
+    model = model.get("model", {}) if isinstance(model, Mapping) else {}
+    parts = [model.get(part) for part in ("trunk", "heads")]
+    return {k: v for part in parts if isinstance(part, Mapping) for k, v in part.items()}
+
+
+def _better_average(loaded: Mapping[str, Any]) -> bool:
+    """Whether pycls found the moving average of the weights better than the weights."""
+    if not isinstance(loaded.get("ema_state"), Mapping):
+        return False
+    plain, average = loaded.get("test_err"), loaded.get("ema_err")
+    return "model_state" not in loaded or (
+        isinstance(plain, float) and isinstance(average, float) and average < plain
+    )

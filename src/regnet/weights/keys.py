@@ -1,13 +1,14 @@
 """State-dict keys of other libraries, as reversible tables.
 
-Ours are those of timm's regnet.py. A table lists pairs of patterns, ours and theirs, in which
-`{i}` and `{j}` are the numbers of stage and block; `{i-1}` counts from 0. The first pair that
-fits renames a key; a key that no pair fits keeps its name.
+Ours are those of timm's regnet.py. A table lists pairs of patterns, ours and theirs, which are
+the beginnings of keys; `{i}` and `{j}` are the numbers of stage and block, `{i-1}` counts from 0,
+`{i+1}` from 2. The first pair that fits renames a key; a key that no pair fits keeps its name.
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, TypeVar
 
 from regnet.errors import WeightsError
@@ -30,6 +31,14 @@ class KeyTable:
         """Their name of our tensor."""
         return self._rename(key, self.pairs)
 
+    def knows_ours(self, key: str) -> bool:
+        """Whether a pair fits a key of ours."""
+        return any(_match(ours, key) for ours, _ in self.pairs)
+
+    def knows_theirs(self, key: str) -> bool:
+        """Whether a pair fits a key of theirs."""
+        return any(_match(theirs, key) for _, theirs in self.pairs)
+
     def state_dict_to_ours(self, state_dict: Mapping[str, Value]) -> dict[str, Value]:
         """Their state dict under our names."""
         return _renamed(state_dict, self.to_ours)
@@ -41,12 +50,9 @@ class KeyTable:
     @staticmethod
     def _rename(key: str, pairs: Iterable[tuple[str, str]]) -> str:
         for source, target in pairs:
-            if match := re.match(_pattern(source), key):
-                from_one = {
-                    name: int(number) + (f"{{{name}-1}}" in source)
-                    for name, number in match.groupdict().items()
-                }
-                return _fill(target, from_one) + key[match.end() :]
+            if match := _match(source, key):
+                numbers, rest = match
+                return _filled(target, numbers) + rest
         return key
 
 
@@ -59,33 +65,84 @@ def _renamed(state_dict: Mapping[str, Value], rename: Callable[[str], str]) -> d
     return renamed
 
 
-def _pattern(source: str) -> str:
-    return re.sub(r"\\\{(\w)(?:\\-1)?\\\}", r"(?P<\1>\\d+)", re.escape(source))
+_PLACEHOLDER = re.compile(r"\{(\w)([+-]1)?\}")
 
 
-def _fill(target: str, numbers: Mapping[str, int]) -> str:
-    for name, number in numbers.items():
-        target = target.replace(f"{{{name}}}", str(number)).replace(
-            f"{{{name}-1}}", str(number - 1)
-        )
-    return target
+def _match(source: str, key: str) -> tuple[dict[str, int], str] | None:
+    """The numbers in a key that begins as the pattern says, counted from 1, and its rest."""
+    expression, placeholders = _compiled(source)
+    match = expression.match(key)
+    if not match:
+        return None
+    numbers: dict[str, int] = {}
+    for (name, offset), digits in zip(placeholders, match.groups(), strict=True):
+        if numbers.setdefault(name, int(digits) - offset) != int(digits) - offset:
+            return None
+    return numbers, key[match.end() :]
+
+
+def _filled(target: str, numbers: Mapping[str, int]) -> str:
+    return _PLACEHOLDER.sub(lambda m: str(numbers[m[1]] + int(m[2] or 0)), target)
+
+
+@cache
+def _compiled(source: str) -> tuple[re.Pattern[str], tuple[tuple[str, int], ...]]:
+    """The pattern as an expression, and name and offset of each number in it."""
+    literals = [re.escape(part) for part in _PLACEHOLDER.split(source)[::3]]
+    placeholders = tuple((m[1], int(m[2] or 0)) for m in _PLACEHOLDER.finditer(source))
+    return re.compile(r"(\d+)".join(literals)), placeholders
 
 
 def _in_blocks(ours: str, theirs: str, parts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     return tuple((f"{ours}{a}.", f"{theirs}{b}.") for a, b in parts.items())
 
 
+def _like_pycls(
+    stem: str, block: str, parts: Mapping[str, str], *others: tuple[str, str]
+) -> KeyTable:
+    """A table of a library whose blocks are built as pycls's: stem, blocks, and other parts."""
+    return KeyTable(
+        (
+            ("stem.conv.", f"{stem}0."),
+            ("stem.bn.", f"{stem}1."),
+            *_in_blocks("s{i}.b{j}.", block, parts),
+            *others,
+        )
+    )
+
+
+_PARTS = ("conv1", "conv2", "conv3", "se", "downsample", "norm1", "norm2", "norm3")
+
+TIMM: Final = KeyTable(
+    tuple(
+        (beginning, beginning)
+        for beginning in (
+            "stem.",
+            *(f"s{{i}}.b{{j}}.{part}." for part in _PARTS),
+            "final_conv.",
+            "head.fc.",
+        )
+    )
+)
+"""timm's regnet.py: our own names."""
+
 BYOBNET: Final = KeyTable(
-    _in_blocks(
-        "s{i}.b{j}.",
-        "stages.{i-1}.{j-1}.",
-        {"conv1": "conv1_1x1", "conv2": "conv2_kxk", "se": "attn", "conv3": "conv3_1x1"},
+    (
+        *_in_blocks(
+            "s{i}.b{j}.",
+            "stages.{i-1}.{j-1}.",
+            {"conv1": "conv1_1x1", "conv2": "conv2_kxk", "se": "attn", "conv3": "conv3_1x1"},
+        ),
+        ("stem.", "stem."),
+        ("final_conv.", "final_conv."),
+        ("head.fc.", "head.fc."),
     )
 )
 """timm's byobnet.py: RegNetZ b16, c16, d8, d32, e8 and evos."""
 
 PYCLS: Final = KeyTable(
     (
+        ("stem.", "stem."),
         ("head.fc.", "head.fc."),
         ("final_conv.", "head."),
         *_in_blocks(
@@ -112,3 +169,92 @@ PYCLS_VANILLA: Final = KeyTable(
     tuple((ours, theirs.replace(".f.", ".")) for ours, theirs in PYCLS.pairs)
 )
 """pycls networks with vanilla blocks, whose convolutions are not in a residual branch f."""
+
+TORCHVISION: Final = _like_pycls(
+    "stem.",
+    "trunk_output.block{i}.block{i}-{j-1}.",
+    {
+        "conv1.conv": "f.a.0",
+        "conv1.bn": "f.a.1",
+        "conv2.conv": "f.b.0",
+        "conv2.bn": "f.b.1",
+        "se.fc1": "f.se.fc1",
+        "se.fc2": "f.se.fc2",
+        "conv3.conv": "f.c.0",
+        "conv3.bn": "f.c.1",
+        "downsample.conv": "proj.0",
+        "downsample.bn": "proj.1",
+    },
+    ("head.fc.", "fc."),
+)
+"""torchvision's regnet.py."""
+
+_CLASSY_PARTS: Final = {
+    "conv1.conv": "f.a.0",
+    "conv1.bn": "f.a.1",
+    "conv2.conv": "f.b.0",
+    "conv2.bn": "f.b.1",
+    "se.fc1": "f.se.excitation.0",
+    "se.fc2": "f.se.excitation.2",
+    "conv3.conv": "f.c",
+    "conv3.bn": "f.final_bn",
+    "downsample.conv": "proj",
+    "downsample.bn": "bn",
+}
+
+CLASSY: Final = _like_pycls(
+    "stem.stem.",
+    "trunk_output.block{i}.block{i}-{j-1}.",
+    _CLASSY_PARTS,
+    ("head.fc.", "head.fc."),
+)
+"""ClassyVision's trunks, and SWAG, which gives them a classifier."""
+
+VISSL: Final = _like_pycls(
+    "_feature_blocks.conv1.stem.",
+    "_feature_blocks.res{i+1}.block{i}-{j-1}.",
+    _CLASSY_PARTS,
+    ("head.fc.", "0.clf.0."),
+)
+"""ClassyVision's trunks as VISSL wraps them."""
+
+_VISSL_PART: Final = re.compile(r"(_feature_blocks\.res\d+\.)(block\d+-part\d+\.)(block\d+-\d+\.)")
+
+
+def vissl_table(keys: Iterable[str]) -> KeyTable:
+    """VISSL's names as in this state dict: SEER 10B cuts stages into parts (`block3-part1.`)."""
+    pairs: list[tuple[str, str]] = []
+    for stage, part, block in {m.groups() for key in keys if (m := _VISSL_PART.match(key))}:
+        ours = VISSL.to_ours(f"{stage}{block}proj.").removesuffix("downsample.conv.")
+        pairs += _in_blocks(ours, f"{stage}{part}{block}", _CLASSY_PARTS)
+    return KeyTable((*pairs, *VISSL.pairs)) if pairs else VISSL
+
+
+def _transformers(prefix: str, *, se: bool) -> KeyTable:
+    layers = {"conv1.": "layer.0.", "conv2.": "layer.1.", "conv3.": f"layer.{2 + se}."}
+    layers |= {"downsample.": "shortcut."}
+    parts = {
+        ours + kind: theirs + name
+        for ours, theirs in layers.items()
+        for kind, name in (("conv", "convolution"), ("bn", "normalization"))
+    }
+    if se:
+        parts |= {"se.fc1": "layer.2.attention.0", "se.fc2": "layer.2.attention.2"}
+    embedder = f"{prefix}embedder.embedder."
+    return KeyTable(
+        (
+            ("stem.conv.", f"{embedder}convolution."),
+            ("stem.bn.", f"{embedder}normalization."),
+            *_in_blocks("s{i}.b{j}.", f"{prefix}encoder.stages.{{i-1}}.layers.{{j-1}}.", parts),
+            *((("head.fc.", "classifier.1."),) if prefix else ()),
+        )
+    )
+
+
+TRANSFORMERS: Final = (
+    _transformers("", se=False),
+    _transformers("", se=True),
+    _transformers("regnet.", se=False),
+    _transformers("regnet.", se=True),
+)
+"""transformers' RegNetModel, without classifier, and RegNetForImageClassification; X and Y."""

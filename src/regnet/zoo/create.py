@@ -1,7 +1,8 @@
 """Build a model by name, with or without weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
@@ -9,13 +10,16 @@ from torch import nn
 
 from regnet.data.preprocess import Preprocess
 from regnet.design.config import AnyNetConfig, RegNetConfig
-from regnet.design.variants import Variant
 from regnet.errors import ConfigError, WeightsError
 from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet, GlobalPool
-from regnet.weights.catalog import Checkpoint, data_dir, find_checkpoint
-from regnet.weights.files import load_weights, verify
-from regnet.zoo.names import find_variant
+from regnet.weights.catalog import find_upstream
+from regnet.weights.download import Fetch, fetch
+from regnet.weights.files import read_tensors
+from regnet.weights.formats import to_native
+from regnet.weights.licenses import warn_if_restricted
+from regnet.weights.loading import Adaptation, load_tensors
+from regnet.zoo.source import FOLDER_PREFIX, HUB_PREFIXES, Source, find_source
 
 
 @overload
@@ -23,7 +27,9 @@ def create(
     name: str | AnyNetConfig | RegNetConfig,
     *,
     pretrained: bool = ...,
+    checkpoint_path: str | Path | None = ...,
     num_classes: int | None = ...,
+    classes: Sequence[int] | None = ...,
     in_chans: int | None = ...,
     features_only: Literal[False] = ...,
     output_stride: int | None = ...,
@@ -33,12 +39,17 @@ def create(
     zero_init_last: bool = ...,
     device: torch.device | str | None = ...,
     dtype: torch.dtype | None = ...,
+    cache_dir: str | Path | None = ...,
+    local_files_only: bool = ...,
+    token: str | bool | None = ...,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
 ) -> AnyNet: ...
 @overload
 def create(
     name: str | AnyNetConfig | RegNetConfig,
     *,
     pretrained: bool = ...,
+    checkpoint_path: str | Path | None = ...,
     in_chans: int | None = ...,
     features_only: Literal[True],
     out_indices: Sequence[int] | None = ...,
@@ -47,12 +58,18 @@ def create(
     zero_init_last: bool = ...,
     device: torch.device | str | None = ...,
     dtype: torch.dtype | None = ...,
+    cache_dir: str | Path | None = ...,
+    local_files_only: bool = ...,
+    token: str | bool | None = ...,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
 ) -> FeatureNet: ...
 def create(
     name: str | AnyNetConfig | RegNetConfig,
     *,
     pretrained: bool = False,
+    checkpoint_path: str | Path | None = None,
     num_classes: int | None = None,
+    classes: Sequence[int] | None = None,
     in_chans: int | None = None,
     features_only: bool = False,
     out_indices: Sequence[int] | None = None,
@@ -63,17 +80,27 @@ def create(
     zero_init_last: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    pretrained_cfg_overlay: Mapping[str, Any] | None = None,
 ) -> AnyNet | FeatureNet:
-    """Build a model by the name of its variant.
+    """Build a model by the name of its variant or of its weights.
 
     Args:
         name: a variant (`regnety_016`), an alias (`regnet_y_1_6gf`, `RegNetY-1.6GF`), a checkpoint
-            (`regnety_cifar.cifar10`), or a config of your own.
-        pretrained: load weights: those of the tag, or the variant's default.
+            (`regnety_016.tv2_in1k`, or what its publisher calls it, `facebook/regnet-y-016`), a
+            repository (`hf-hub:owner/name`, `hf-hub:owner/name@revision`), a folder
+            (`local-dir:path`), or a config of your own.
+        pretrained: load weights: those that the name chooses, or the variant's default, the most
+            accurate ones under a permissive license (`regnet.weights.catalog.find_checkpoint`).
+        checkpoint_path: load the weights in this file or folder, in any known format, instead.
         num_classes: outputs of the classifier; None keeps the variant's, or the checkpoint's; 0
             gives pooled features. A classifier for other classes than the checkpoint's starts
             afresh.
-        in_chans: channels of the images; None gives 3.
+        classes: keep these classes of the checkpoint, in this order, instead of num_classes.
+        in_chans: channels of the images; None gives 3. The stem's weights are adapted to others by
+            timm's rule (`regnet.weights.loading.adapt_stem`).
         features_only: return a backbone that gives a list of feature maps instead of logits; it has
             no head, so that num_classes, drop_rate and global_pool do not matter.
         out_indices: which feature maps, as indices into `feature_info`; None gives all.
@@ -83,79 +110,119 @@ def create(
         global_pool: "avg", "max", or "" to keep feature maps (with num_classes=0).
         zero_init_last: start residual branches at zero.
         device: where to build the model; "meta" allocates nothing.
-        dtype: floating-point type of the parameters.
+        dtype: floating-point type of the parameters; None: torch's default.
+        cache_dir: the Hub client's cache; None: as its environment variables say.
+        local_files_only: take what is in the cache, and do not ask the network.
+        token: for private and gated repositories; None: the one that is logged in.
+        pretrained_cfg_overlay: values to put over the model's `pretrained_cfg`.
 
     Returns:
-        A model in training mode, as modules are when new; `.eval()` before inference.
+        A model in training mode, as modules are when new; `.eval()` before inference. Weights are
+        mapped from their file: memory is used as they are read, and training does not change it.
 
     Raises:
         ConfigError: the name or an option is not known, or options contradict each other.
-        WeightsError: there are no such weights, or they do not fit.
+        WeightsError: there are no such weights, they cannot be had, or do not fit.
     """
-    config, variant, checkpoint = _find(name, pretrained=pretrained)
+    loads = pretrained or checkpoint_path is not None
     if out_indices is not None and not features_only:
         raise ConfigError("out_indices chooses feature maps; it needs features_only=True")
-    if pretrained and torch.device(device or "cpu").type == "meta":
+    if classes is not None and (num_classes is not None or not loads):
+        raise ConfigError("classes chooses among a checkpoint's; it takes no num_classes")
+    target = torch.device(device or torch.get_default_device())
+    if loads and target.type == "meta":
         raise ConfigError(
             "weights cannot be loaded on the device 'meta'; use pretrained=False there"
         )
-    if num_classes is None and checkpoint:
-        num_classes = checkpoint.num_classes
-    options = {"num_classes": num_classes, "in_chans": in_chans, "output_stride": output_stride}
+    how = Fetch(
+        cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+        local_files_only=local_files_only,
+        token=token,
+    )
+    source = find_source(name, pretrained=pretrained and checkpoint_path is None, how=how)
+    known_classes = (source.checkpoint or source.config).num_classes
+    options = {
+        "num_classes": len(classes) if classes is not None else num_classes,
+        "in_chans": in_chans,
+        "output_stride": output_stride,
+    }
+    if options["num_classes"] is None:
+        options["num_classes"] = known_classes
     changes: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
-    with torch.device(device or torch.get_default_device()):
+    with torch.device("meta" if loads else target):
         model = AnyNet(
-            replace(config, **changes),
+            replace(source.config, **changes),
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
             global_pool="avg" if features_only else global_pool,
             zero_init_last=zero_init_last,
         )
-    if dtype is not None:
+    if loads:
+        allow = Adaptation(
+            classifier=num_classes is not None or features_only,
+            classes=classes,
+            channels=in_chans is not None,
+        )
+        _load(model, source, checkpoint_path, how, allow, target, dtype)
+    elif dtype is not None:
         model = model.to(dtype)
-    if variant:
-        model.pretrained_cfg = _pretrained_cfg(model, variant, checkpoint if pretrained else None)
-    if pretrained and checkpoint:
-        _load(model, checkpoint)
+    model.pretrained_cfg = source.pretrained_cfg(
+        loaded=loads,
+        same_classes=model.num_classes == known_classes and classes is None,
+    )
+    model.pretrained_cfg |= {
+        "num_classes": model.num_classes,
+        "input_size": (model.config.in_chans, *source.preprocess.size),
+    }
+    if classes is not None and source.checkpoint and source.checkpoint.label_names:
+        labels = source.checkpoint.label_names
+        model.pretrained_cfg["label_names"] = tuple(labels[index] for index in classes)
+    model.pretrained_cfg |= pretrained_cfg_overlay or {}
     return FeatureNet(model, out_indices) if features_only else model
 
 
-def _find(
-    name: str | AnyNetConfig | RegNetConfig, *, pretrained: bool
-) -> tuple[AnyNetConfig | RegNetConfig, Variant | None, Checkpoint | None]:
-    if isinstance(name, str):
-        variant, tag = find_variant(name)
-        wanted = pretrained or tag is not None
-        return variant.config, variant, find_checkpoint(variant.name, tag) if wanted else None
-    if pretrained:
-        raise WeightsError("a config of your own has no published weights; use pretrained=False")
-    return name, None, None
+def _load(
+    model: AnyNet,
+    source: Source,
+    checkpoint_path: str | Path | None,
+    how: Fetch,
+    allow: Adaptation,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> None:
+    row = source.checkpoint
+    if row:
+        warn_if_restricted(row.id, row.license_terms, source=row.source)
+    if checkpoint_path is not None:
+        path, name = Path(checkpoint_path).expanduser(), str(checkpoint_path)
+    else:
+        assert row is not None, "a name without weights has been refused"
+        path, name = fetch(row, how), row.id
+    try:
+        tensors, _ = to_native(read_tensors(path), bgr=row.bgr or None if row else None)
+    except WeightsError as error:
+        raise WeightsError(f"{name}: {error}") from error
+    load_tensors(
+        model,
+        tensors,
+        source=name,
+        allow=allow,
+        device=device or torch.get_default_device(),
+        dtype=dtype,
+    )
 
 
-def _load(model: AnyNet, checkpoint: Checkpoint) -> None:
-    if model.config.in_chans != 3:
-        raise WeightsError(
-            f"{checkpoint.id} is for images of 3 channels, not {model.config.in_chans}; "
-            "use in_chans=3 or pretrained=False"
-        )
-    path = data_dir() / checkpoint.file
-    verify(path, checkpoint.sha256)
-    same_classes = model.config.num_classes == checkpoint.num_classes
-    load_weights(model, path, leave=() if same_classes else ("head.fc.weight", "head.fc.bias"))
-
-
-def _pretrained_cfg(
-    model: AnyNet, variant: Variant, checkpoint: Checkpoint | None
-) -> dict[str, Any]:
-    """Facts for preprocessing and labels, with timm's keys; labels only with their classifier."""
-    transform = Preprocess(size=(variant.input_size,) * 2)
-    cfg: dict[str, Any] = {"architecture": variant.name, "num_classes": model.num_classes}
-    if checkpoint:
-        transform = checkpoint.preprocess
-        cfg |= {"tag": checkpoint.tag, "license": checkpoint.license}
-        if model.num_classes == checkpoint.num_classes:
-            cfg["label_names"] = checkpoint.labels
-    return cfg | transform.to_timm() | {"input_size": (model.config.in_chans, *transform.size)}
+def create_pretrained(name: str, *, revision: str | None = None, **options: Any) -> AnyNet:
+    """`create` with weights, where `owner/name` is a repository and a path is a folder."""
+    if find_upstream(name) is None and ":" not in name:
+        if Path(name).expanduser().is_dir():
+            name = f"{FOLDER_PREFIX}{name}"
+        elif name.count("/") == 1:
+            name = f"{HUB_PREFIXES[0]}{name}"
+    if revision is not None:
+        name = f"{name}@{revision}"
+    model: AnyNet = create(name, pretrained=True, **options)
+    return model
 
 
 def preprocess(model: nn.Module) -> Preprocess:

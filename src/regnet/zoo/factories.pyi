@@ -1,6 +1,8 @@
 """Written by scripts/write_factory_stubs.py from the variant table: do not edit."""
 
-from typing import Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 import torch
 from typing_extensions import Unpack
@@ -9,7 +11,9 @@ from regnet.nn.model import AnyNet
 
 class _Options(TypedDict, total=False):
     pretrained: bool
+    checkpoint_path: str | Path | None
     num_classes: int | None
+    classes: Sequence[int] | None
     in_chans: int | None
     output_stride: int | None
     drop_rate: float
@@ -18,6 +22,10 @@ class _Options(TypedDict, total=False):
     zero_init_last: bool
     device: torch.device | str | None
     dtype: torch.dtype | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    token: str | bool | None
+    pretrained_cfg_overlay: Mapping[str, Any] | None
 
 def regnet_x_200mf(**options: Unpack[_Options]) -> AnyNet: ...
 def regnet_x_400mf(**options: Unpack[_Options]) -> AnyNet: ...
@@ -50,6 +58,8 @@ def regnet_y_32gf(**options: Unpack[_Options]) -> AnyNet: ...
 def regnet_y_64gf(**options: Unpack[_Options]) -> AnyNet: ...
 def regnet_y_128gf(**options: Unpack[_Options]) -> AnyNet: ...
 def regnet_y_256gf(**options: Unpack[_Options]) -> AnyNet: ...
+def regnet_y_256gf_classy(**options: Unpack[_Options]) -> AnyNet: ...
+def regnet_y_10b(**options: Unpack[_Options]) -> AnyNet: ...
 def regnet_v_4gf(**options: Unpack[_Options]) -> AnyNet: ...
 def regnet_v_6_4gf(**options: Unpack[_Options]) -> AnyNet: ...
 def regnet_z_500mf(**options: Unpack[_Options]) -> AnyNet: ...
@@ -90,12 +100,14 @@ __all__ = [
     "regnet_x_6_4gf",
     "regnet_x_800mf",
     "regnet_x_8gf",
+    "regnet_y_10b",
     "regnet_y_128gf",
     "regnet_y_12gf",
     "regnet_y_16gf",
     "regnet_y_1_6gf",
     "regnet_y_200mf",
     "regnet_y_256gf",
+    "regnet_y_256gf_classy",
     "regnet_y_32gf",
     "regnet_y_3_2gf",
     "regnet_y_400mf",

@@ -4,18 +4,24 @@ import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import inf
+from typing import Any, Final, Literal
 
 from regnet.design.complexity import Complexity, complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig
-from regnet.design.variants import VARIANTS
+from regnet.design.variants import VARIANTS, Variant
 from regnet.errors import ConfigError, RegNetError
-from regnet.weights.catalog import checkpoints, find_checkpoint
-from regnet.zoo.names import find_variant
+from regnet.weights.catalog import Checkpoint, checkpoints_of, default_checkpoint
+from regnet.weights.licenses import find_license
+from regnet.zoo.source import find_model, find_source
+
+Sort = Literal["name", "top1", "flops", "params"]
+
+_SORTS: Final = ("name", "top1", "flops", "params")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What is known about a variant."""
+    """What is known about a variant, and about one checkpoint of it."""
 
     name: str
     label: str
@@ -27,24 +33,27 @@ class ModelInfo:
     """Side of the images that the complexity is for, in pixels."""
     complexity: Complexity[int]
     checkpoints: tuple[str, ...]
-    """Ids of its weights."""
+    """Ids of its weights, the default first."""
+    default: str | None
+    """Id of the weights that `pretrained=True` takes; None where all restrict their use."""
+    checkpoint: Checkpoint | None = None
+    """The weights that the name chose."""
 
 
 def info(name: str, *, input_size: int | None = None) -> ModelInfo:
     """Everything about one variant, without building it.
 
     Args:
-        name: as for `create`.
+        name: as for `create`; with a tag, the checkpoint is described too.
         input_size: side of the images to count the complexity for; None: as published.
 
     Raises:
         ConfigError: there is no such variant.
         WeightsError: the name has a tag, and there are no such weights.
     """
-    variant, tag = find_variant(name)
-    if tag:
-        find_checkpoint(variant.name, tag)
+    variant, row = find_model(name)
     size = variant.input_size if input_size is None else input_size
+    default = default_checkpoint(variant.name)
     return ModelInfo(
         name=variant.name,
         label=variant.label,
@@ -54,7 +63,9 @@ def info(name: str, *, input_size: int | None = None) -> ModelInfo:
         config=variant.config,
         input_size=size,
         complexity=complexity(variant.config, size),
-        checkpoints=tuple(row.id for row in checkpoints().values() if row.variant == variant.name),
+        checkpoints=tuple(row.id for row in checkpoints_of(variant.name)),
+        default=default.id if default else None,
+        checkpoint=row,
     )
 
 
@@ -62,47 +73,94 @@ def list_models(
     filter: str = "*",
     *,
     family: str | None = None,
+    pretrained: bool = False,
+    license: str | None = None,
+    min_top1: float | None = None,
     max_flops: float = inf,
     max_params: float = inf,
+    sort: Sort = "name",
 ) -> list[str]:
-    """Names of variants, in natural order.
+    """Names of variants, or with `pretrained=True` of their weights.
 
     Args:
-        filter: a pattern with * and ? for the name or an alias.
+        filter: a pattern with * and ? for the name or an alias, or for the id of weights.
         family: regnetx, regnety, regnetv, regnetz, resnet, resnext or vanilla.
+        pretrained: list weights, as `variant.tag`; implied by the next two.
+        license: of the weights, such as "apache-2.0"; "commercial" stands for all that allow
+            commercial use.
+        min_top1: least published ImageNet-1k top-1 accuracy in percent, at the default image size.
         max_flops: most multiply-adds at the variant's published image size.
         max_params: most parameters.
+        sort: "name" in natural order; "top1", the best first; "flops" or "params", the least first.
 
     Raises:
-        ConfigError: there is no such family.
+        ConfigError: there is no such family, license or order.
     """
     families = sorted({variant.family for variant in VARIANTS.values()})
     if family is not None and family not in families:
         raise ConfigError(f"there is no family {family!r}; there are {', '.join(families)}")
-    names = []
+    if sort not in _SORTS:
+        raise ConfigError(f"sort must be one of {', '.join(_SORTS)}; got {sort!r}")
+    if license not in (None, "commercial"):
+        find_license(license)
+    of_weights = pretrained or license is not None or min_top1 is not None or sort == "top1"
+    names: list[tuple[Any, str]] = []
     for variant in VARIANTS.values():
-        names_of = (variant.name, variant.factory, variant.label, *variant.aliases)
-        if not any(fnmatchcase(name.lower(), filter.lower()) for name in names_of):
-            continue
         if family not in (None, variant.family):
             continue
-        if max_flops < inf or max_params < inf:
-            cost = complexity(variant.config, variant.input_size)
-            if cost.flops > max_flops or cost.params > max_params:
+        cost = complexity(variant.config, variant.input_size)
+        if cost.flops > max_flops or cost.params > max_params:
+            continue
+        key = {"flops": cost.flops, "params": cost.params}.get(sort, 0)
+        if not of_weights:
+            if _fits(filter, variant):
+                names.append((key, variant.name))
+            continue
+        for row in checkpoints_of(variant.name):
+            if not (_fits(filter, variant) or _fits_row(filter, row)):
                 continue
-        names.append(variant.name)
-    return sorted(names, key=_natural)
+            if license == "commercial" and not row.license_terms.permissive:
+                continue
+            if license not in (None, "commercial", row.license):
+                continue
+            if min_top1 is not None and (row.top1 is None or row.top1 < min_top1):
+                continue
+            names.append((-(row.top1 or 0) if sort == "top1" else key, row.id))
+    return [name for _, name in sorted(names, key=lambda pair: (pair[0], _natural(pair[1])))]
+
+
+def list_pretrained(filter: str = "*", **options: Any) -> list[str]:
+    """`list_models(filter, pretrained=True, ...)`: ids of weights."""
+    return list_models(filter, pretrained=True, **options)
 
 
 def is_model(name: str) -> bool:
     """Whether `create` knows the name, its tag included if it has one."""
     try:
-        variant, tag = find_variant(name)
-        if tag:
-            find_checkpoint(variant.name, tag)
+        find_model(name)
     except RegNetError:
         return False
     return True
+
+
+def get_pretrained_cfg(name: str) -> dict[str, Any]:
+    """What `create(name, pretrained=True)` would put into the model's `pretrained_cfg`.
+
+    Raises:
+        ConfigError: there is no such variant.
+        WeightsError: there are no such weights, or none is the default.
+    """
+    return find_source(name, pretrained=True).pretrained_cfg(loaded=True, same_classes=True)
+
+
+def _fits(pattern: str, variant: Variant) -> bool:
+    names = (variant.name, variant.factory, variant.label, *variant.aliases)
+    return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
+
+
+def _fits_row(pattern: str, row: Checkpoint) -> bool:
+    names = (row.id, row.upstream or "")
+    return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -1,0 +1,395 @@
+"""Bring published weights to this machine: from the Hub or a URL, or from the cache.
+
+Files of the Hub lie in the Hub client's own cache, where other libraries find them too; other
+files lie in `regnet` beside it. A file is verified before it enters the cache. Its SHA-256 is
+remembered beside it, and computed again when the file's size or time has changed.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from regnet.atomic import write_bytes
+from regnet.errors import WeightsError
+from regnet.weights.catalog import Checkpoint, data_dir
+from regnet.weights.files import INDEX_SUFFIX, USUAL_NAMES, sha256_of, shard_names, verify
+from regnet.weights.transfer import digest_of, http_client, retrying, transfer
+
+_log = logging.getLogger(__name__)
+
+WAYS_OUT = (
+    "ways out: HF_ENDPOINT names a mirror, checkpoint_path= takes a file that you have, and "
+    "regnety_cifar needs no network"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetch:
+    """How to get files."""
+
+    cache_dir: Path | None = None
+    """The Hub client's cache; None: as its environment variables say."""
+    local_files_only: bool = False
+    """Take what is in the cache, and do not ask the network."""
+    token: str | bool | None = None
+    """For private and gated repositories; None: the one that is logged in."""
+
+    @property
+    def offline(self) -> bool:
+        """Whether the network must not be asked."""
+        from huggingface_hub import constants
+
+        return self.local_files_only or bool(constants.HF_HUB_OFFLINE)
+
+    @property
+    def hub_cache(self) -> Path:
+        """Folder of the Hub's files."""
+        from huggingface_hub import constants
+
+        return Path(self.cache_dir or constants.HF_HUB_CACHE)
+
+    @property
+    def url_cache(self) -> Path:
+        """Folder of files from elsewhere."""
+        from huggingface_hub import constants
+
+        return Path(self.cache_dir or constants.HF_HOME) / "regnet"
+
+
+def fetch(row: Checkpoint, how: Fetch | None = None) -> Path:
+    """The checkpoint's file, verified; of a sharded one, its index, with all shards beside it.
+
+    Raises:
+        WeightsError: it cannot be had; the message says why and what to do.
+    """
+    how = how or Fetch()
+    with _explained(row.id, row.source, how, revision=row.revision):
+        if row.repo:
+            return _from_hub(row, how)
+        if row.url:
+            return _from_url(row, how)
+        path = data_dir() / (row.file or "")
+        verify(path, row.sha256 or "")  # nothing is written into the package
+        return path
+
+
+def fetch_file(repo: str, name: str, revision: str | None, how: Fetch | None = None) -> Path:
+    """A small file of a repository of the Hub, such as its `config.json`.
+
+    Raises:
+        WeightsError: it cannot be had; the message says why and what to do.
+    """
+    how = how or Fetch()
+    with _explained(repo, f"https://huggingface.co/{repo}", how, revision=revision):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        def download() -> str:
+            return hf_hub_download(
+                repo,
+                name,
+                revision=revision,
+                cache_dir=how.hub_cache,
+                token=how.token,
+                local_files_only=how.offline,
+                library_name="regnet",
+            )
+
+        try:
+            return Path(retrying(download))
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError as error:
+            raise WeightsError(f"the repository has no {name}") from error
+        except ValueError as error:  # not a name of a repository
+            raise WeightsError(" ".join(str(error).split())) from error
+
+
+def cached_files(row: Checkpoint, how: Fetch | None = None) -> list[Path]:
+    """The checkpoint's files that are on this machine, unverified."""
+    how = how or Fetch()
+    if row.repo:
+        found = [_cached(row, name, how) for name in _names(row)]
+        main = next((path for path in found if path), None)
+        if main and main.name.endswith(INDEX_SUFFIX):
+            shards = [_cached(row, name, how) for name in shard_names(main)]
+            return [main, *(path for path in shards if path)]
+        return [main] if main else []
+    path = _url_path(row, how) if row.url else data_dir() / (row.file or "")
+    return [path] if path.is_file() else []
+
+
+def _names(row: Checkpoint) -> tuple[str, ...]:
+    return (row.file,) if row.file else USUAL_NAMES
+
+
+# The Hub
+
+
+def _from_hub(row: Checkpoint, how: Fetch) -> Path:
+    for name in _names(row):
+        # What is in the cache comes first: finding out that a file with a better name does not
+        # exist would need the network.
+        if (path := _cached(row, name, how)) and _usable(path, row.sha256, row, how):
+            return _with_shards(row, path, how)
+    if how.offline:
+        raise WeightsError(
+            f"it is not in the cache {how.hub_cache}, and the network is not to be used"
+        )
+    for name in _names(row):
+        if path := _download_if_there(row, name, how):
+            return _with_shards(row, path, how)
+    raise WeightsError(f"{row.source} has none of {', '.join(_names(row))}")
+
+
+def _download_if_there(row: Checkpoint, name: str, how: Fetch) -> Path | None:
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return _download(row, name, row.sha256, how)
+    except LocalEntryNotFoundError:  # no answer from the network; it is an EntryNotFoundError too
+        raise
+    except EntryNotFoundError:
+        return None
+
+
+def _with_shards(row: Checkpoint, path: Path, how: Fetch) -> Path:
+    if path.name.endswith(INDEX_SUFFIX):
+        for name in shard_names(path):
+            shard = _cached(row, name, how)
+            if shard and _usable(shard, None, row, how):
+                continue
+            if how.offline:
+                raise WeightsError(f"{name} is not in the cache, and the network is not to be used")
+            _download(row, name, None, how)
+    return path
+
+
+def _cached(row: Checkpoint, name: str, how: Fetch) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(
+        row.repo or "", name, cache_dir=how.hub_cache, revision=row.revision or "main"
+    )
+    return Path(found) if isinstance(found, str) else None
+
+
+def _usable(path: Path, sha256: str | None, row: Checkpoint, how: Fetch) -> bool:
+    """Whether a cached file is whole; one that is not is removed, unless we are offline."""
+    if intact(path, sha256 or _declared(path)):
+        return True
+    if how.offline:
+        raise WeightsError(
+            f"its file in the cache is damaged: {path}; go online once, and it is fetched again"
+        )
+    _log.warning("%s: its file in the cache was damaged and is fetched again: %s", row.id, path)
+    _record(path).unlink(missing_ok=True)
+    path.resolve().unlink()
+    path.unlink(missing_ok=True)
+    return False
+
+
+def _declared(path: Path) -> str | None:
+    """The SHA-256 that the Hub declared: it names the file behind the link in its cache."""
+    name = path.resolve().name
+    return name if len(name) == 64 and set(name) <= set("0123456789abcdef") else None
+
+
+def _download(row: Checkpoint, name: str, sha256: str | None, how: Fetch) -> Path:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.file_download import repo_folder_name
+    from huggingface_hub.utils import build_hf_headers
+
+    repo, revision = row.repo or "", row.revision or "main"
+    url = hf_hub_url(repo, name, revision=revision)
+    found = retrying(lambda: get_hf_file_metadata(url, token=how.token, library_name="regnet"))
+    if found.etag and (declared := _declared(Path(found.etag))):
+        # The Hub client would download a blob of this name if it were not there. Ours resumes,
+        # and verifies before the blob appears.
+        folder = how.hub_cache / repo_folder_name(repo_id=repo, repo_type="model")
+        transfer(
+            url,
+            folder / "blobs" / found.etag,
+            size=found.size,
+            sha256=sha256 or declared,
+            headers=build_hf_headers(token=how.token, library_name="regnet"),
+            name=row.id,
+        )
+    path = Path(
+        retrying(
+            lambda: hf_hub_download(
+                repo,
+                name,
+                revision=revision,
+                cache_dir=how.hub_cache,
+                token=how.token,
+                library_name="regnet",
+            )
+        )
+    )
+    if not intact(path, sha256 or _declared(path)):
+        path.resolve().unlink()
+        raise WeightsError(f"{url} sent other bytes than were published")
+    return path
+
+
+# Other places
+
+
+def _url_path(row: Checkpoint, how: Fetch) -> Path:
+    parts = urlsplit(row.url or "")
+    return how.url_cache / (parts.hostname or "") / digest_of(row.url or "") / Path(parts.path).name
+
+
+def _from_url(row: Checkpoint, how: Fetch) -> Path:
+    path = _url_path(row, how)
+    if path.is_file() and _usable(path, row.sha256, row, how):
+        return path
+    if how.offline:
+        raise WeightsError(f"it is not in the cache: {path}, and the network is not to be used")
+    transfer(row.url or "", path, size=row.size, sha256=row.sha256, name=row.id)
+    if not intact(path, row.sha256):
+        raise WeightsError(f"{path} has changed while it was read")
+    return path
+
+
+# What is remembered of a file
+
+
+def intact(path: Path, sha256: str | None, *, always_read: bool = False) -> bool:
+    """Whether a file has this SHA-256, or else the one that it had when it was first seen.
+
+    Args:
+        path: the file.
+        sha256: what it should be, or the first digits; None: as remembered.
+        always_read: read the file even if its size and time are as remembered.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    seen = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    remembered = _recall(path)
+    known = str(remembered.pop("sha256", ""))
+    if remembered == seen and known and not always_read:
+        return known.startswith(sha256 or "")
+    found = sha256_of(path)
+    if not found.startswith(sha256 or known):
+        return False
+    with suppress(OSError):  # a cache that cannot be written is verified each time
+        write_bytes(_record(path), json.dumps({"sha256": found} | seen).encode())
+    return True
+
+
+def _record(path: Path) -> Path:
+    path = path.resolve()
+    return path.with_name(f".{path.name}.verified")
+
+
+def _recall(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(_record(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+# What can go wrong
+
+
+@contextmanager
+def _explained(name: str, where: str, how: Fetch, *, revision: str | None = None) -> Iterator[None]:
+    """Turn whatever the network and the disk raise into one line about this checkpoint."""
+    from huggingface_hub import constants, errors
+
+    httpx = http_client()
+    where = where.replace("https://huggingface.co", constants.ENDPOINT)
+    try:
+        yield
+    except errors.GatedRepoError as error:
+        raise WeightsError(
+            f"{name}: {where} is gated: ask for access there, then `hf auth login` or token="
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise WeightsError(
+            f"{name}: {where} does not exist, or is private and needs a token (`hf auth login` "
+            f"or token=); {WAYS_OUT}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise WeightsError(f"{name}: {where} has no revision {revision}") from error
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
+        raise WeightsError(
+            f"{name}: it is not in the cache {how.hub_cache}, and the network is off or cannot "
+            f"be reached; {WAYS_OUT}"
+        ) from error
+    except httpx.HTTPError as error:
+        raise WeightsError(f"{name}: {where}: {_reason(error)}; {WAYS_OUT}") from error
+    except OSError as error:
+        raise WeightsError(
+            f"{name}: cannot write {error.filename or how.hub_cache}: {error.strerror or error}; "
+            "HF_HOME or cache_dir= name another place for the cache"
+        ) from error
+    except WeightsError as error:
+        raise WeightsError(f"{name}: {error}; {WAYS_OUT}") from error
+
+
+def _reason(error: Any) -> str:
+    response = getattr(error, "response", None)
+    if response is not None:
+        wait = response.headers.get("Retry-After")
+        later = f", and asks to wait {wait} s" if wait else ""
+        return f"the server answers {response.status_code} {response.reason_phrase}{later}"
+    if isinstance(error, http_client().TimeoutException):
+        return "the server does not answer in time (HF_HUB_DOWNLOAD_TIMEOUT is longer if you like)"
+    return f"the connection failed ({str(error) or type(error).__name__})"
+
+
+# Verification on demand
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What reading a file showed."""
+
+    path: str
+    sha256: str
+    whole: bool
+    against: str
+    """What the SHA-256 was compared with."""
+
+
+def verify_file(path: Path, sha256: str | None = None) -> Verified:
+    """Compare a file with a SHA-256, with the one in its name (`name-1a2b3c4d.pth`), or with what
+    was remembered of it.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """  # noqa: D205 - one sentence
+    found = sha256_of(path)
+    named = re.search(r"-([0-9a-f]{8,64})$", path.stem)
+    choices = (
+        (sha256, "the one given"),
+        (_declared(path), "the server's"),
+        (named and named[1], "its name"),
+        (_recall(path).get("sha256"), "the first reading"),
+    )
+    expected, against = next(((e, a) for e, a in choices if e), ("", "nothing"))
+    return Verified(
+        path=str(path), sha256=found, whole=found.startswith(str(expected)), against=against
+    )
+
+
+def verify_cached(row: Checkpoint, how: Fetch | None = None) -> list[Verified]:
+    """`verify_file` for each file of a checkpoint that is on this machine."""
+    results = []
+    for path in cached_files(row, how):
+        main = not path.name.endswith(INDEX_SUFFIX) and row.sha256
+        result = verify_file(path, row.sha256 if main else None)
+        results.append(replace(result, against="the table") if main else result)
+    return results

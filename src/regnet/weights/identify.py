@@ -1,0 +1,73 @@
+"""Which published architecture a state dict belongs to, by the shapes of its tensors."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+
+from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.design.variants import VARIANTS, Variant
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of tensors by name, names as ours."""
+
+Signature = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[str, ...]]
+"""Stem and head width, for each block its width, 3x3 convolution and squeeze, and the norms."""
+
+
+def identify(shapes: Shapes) -> tuple[Variant, ...]:
+    """The variants with exactly these widths and depths; several may share them, or none has.
+
+    Args:
+        shapes: of a whole state dict under our names; the classifier does not matter.
+    """
+    found = signature_of_shapes(shapes)
+    return tuple(v for v in VARIANTS.values() if signature_of_config(v.config) == found)
+
+
+def num_classes(shapes: Shapes) -> int:
+    """Outputs of the classifier; 0 where there is none."""
+    return next(iter(shapes.get("head.fc.weight", (0,))), 0)
+
+
+def signature_of_shapes(shapes: Shapes) -> Signature:
+    """What tells architectures apart, from shapes."""
+    blocks: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes.items():
+        if match := re.fullmatch(r"s(\d+)\.b(\d+)\.(\w+?)(?:\.conv)?\.weight", name):
+            blocks.setdefault((int(match[1]), int(match[2])), {})[match[3]] = shape
+        elif match := re.fullmatch(r"s(\d+)\.b(\d+)\.se\.fc1\.weight", name):
+            blocks.setdefault((int(match[1]), int(match[2])), {})["se"] = shape
+    stem = [shape[0] for name, shape in shapes.items() if re.match(r"stem\..*weight", name)]
+    convs = [width for width in dict.fromkeys(stem) if width]
+    head = shapes.get("final_conv.conv.weight", (0,))[0]
+    parts = []
+    for key in sorted(blocks):
+        block = blocks[key]
+        second = (*block.get("conv2", (0, 0)), 0, 0)[:2]
+        width = block.get("conv3", second)[0]
+        parts.append((key[0], width, *second, block.get("se", (0,))[0]))
+    return (*convs, head), tuple(parts), _norms(shapes)
+
+
+@cache
+def signature_of_config(config: AnyNetConfig | RegNetConfig) -> Signature:
+    """What tells architectures apart, from a config."""
+    parts = tuple(
+        (block.stage, block.width, block.bottleneck_width, block.group_width, block.se_width)
+        for block in config.blocks()
+    )
+    kinds = []
+    if config.norm == "batch":
+        kinds.append("running_mean")
+    if config.norm == "evonorm_s0a":
+        kinds.append("v")
+    if config.block == "preact_bottleneck":
+        kinds.append("norm1")
+    if any(block.shortcut == "projection" for block in config.blocks()):
+        kinds.append("downsample")
+    return (*dict.fromkeys(config.stem_widths), config.head_width), parts, tuple(kinds)
+
+
+def _norms(shapes: Shapes) -> tuple[str, ...]:
+    parts = {part for name in shapes for part in name.split(".")}
+    return tuple(kind for kind in ("running_mean", "v", "norm1", "downsample") if kind in parts)

@@ -1,0 +1,89 @@
+"""The licenses that published RegNet weights come under, and what they allow."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from regnet.errors import ConfigError, LicenseWarning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class License:
+    """One license."""
+
+    id: str
+    name: str
+    link: str
+    permissive: bool
+    """Whether it allows any use, commercial use too, without asking."""
+    hub_id: str
+    """What a model card on the Hub has in its field `license`."""
+
+
+def _permissive(spdx: str, name: str) -> License:
+    link = f"https://spdx.org/licenses/{name}.html"
+    return License(id=spdx, name=name, link=link, permissive=True, hub_id=spdx)
+
+
+LICENSES: Final[Mapping[str, License]] = {
+    row.id: row
+    for row in (
+        _permissive("apache-2.0", "Apache-2.0"),
+        _permissive("mit", "MIT"),
+        _permissive("bsd-3-clause", "BSD-3-Clause"),
+        License(
+            id="cc-by-nc-4.0",
+            name="CC BY-NC 4.0 (no commercial use)",
+            link="https://creativecommons.org/licenses/by-nc/4.0/",
+            permissive=False,
+            hub_id="cc-by-nc-4.0",
+        ),
+        License(
+            id="seer",
+            name="SEER license (research only)",
+            link="https://github.com/facebookresearch/vissl/blob/main/projects/SEER/MODEL_LICENSE.md",
+            permissive=False,
+            hub_id="other",
+        ),
+        License(
+            id="unknown",
+            name="license not stated",
+            link="",
+            permissive=False,
+            hub_id="unknown",
+        ),
+    )
+}
+
+_warned: set[str] = set()
+
+
+def find_license(id: str) -> License:
+    """The license with this id.
+
+    Raises:
+        ConfigError: there is none in the table.
+    """
+    if id not in LICENSES:
+        raise ConfigError(f"there is no license {id!r}; there are {', '.join(LICENSES)}")
+    return LICENSES[id]
+
+
+def license_of(id: str) -> License:
+    """The license with this id; one that the table lacks counts as restricted."""
+    other = License(id=id, name=id, link="", permissive=False, hub_id=id)
+    return LICENSES.get(id, other)
+
+
+def warn_if_restricted(checkpoint_id: str, license: License, *, source: str) -> None:
+    """Say once per checkpoint and process that its weights may not be used freely."""
+    if license.permissive or checkpoint_id in _warned:
+        return
+    _warned.add(checkpoint_id)
+    link = license.link or source
+    warnings.warn(
+        f"{checkpoint_id}: {license.name}; read {link} before you use these weights",
+        LicenseWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,185 @@
+"""Give a model the tensors of a checkpoint: strictly, and without a second copy of them.
+
+A model built on the device "meta" holds no numbers; it takes the checkpoint's own tensors, which
+are mapped from the file. What does not fit is an error that says why, unless a plan covers it:
+another classifier, or another number of image channels.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from regnet.errors import ConfigError, WeightsError
+from regnet.nn.init import init_weights
+from regnet.nn.model import AnyNet
+from regnet.weights.formats import STEM_WEIGHTS
+from regnet.weights.identify import identify, num_classes, signature_of_config
+
+HEAD = ("head.fc.weight", "head.fc.bias")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adaptation:
+    """What may differ between a checkpoint and the model that takes it; by default nothing."""
+
+    classifier: bool = False
+    """Whether a classifier for other classes starts afresh."""
+    classes: Sequence[int] | None = None
+    """Rows of the checkpoint's classifier to keep, in this order."""
+    channels: bool = False
+    """Whether the stem is adapted to other image channels, see `adapt_stem`."""
+
+
+def load_tensors(
+    model: AnyNet,
+    tensors: Mapping[str, Tensor],
+    *,
+    source: str,
+    allow: Adaptation | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Make these tensors the model's own.
+
+    Args:
+        model: built on any device, "meta" for one; its parameters are replaced, not copied into.
+        tensors: under our names.
+        source: where they come from, for messages.
+        allow: what may differ.
+        device: where the model's tensors go.
+        dtype: floating-point type of the parameters; None: torch's default.
+
+    Raises:
+        WeightsError: they do not fit; the model is unchanged.
+    """
+    allow = allow or Adaptation()
+    dtype = dtype or torch.get_default_dtype()
+    plan: list[str] = []
+    found = _with_counters({name: value.detach() for name, value in tensors.items()}, model)
+    found = _fit_classifier(model, found, allow, plan)
+    if allow.channels:
+        found = _fit_stem(model, found, plan)
+    fresh = tuple(name for name in HEAD if name in model.state_dict() and name not in found)
+    allowed = fresh if allow.classifier else ()
+    _check(model, found, allowed, source, tensors)
+    state = {
+        name: value.to(device, dtype if value.is_floating_point() else None)
+        for name, value in found.items()
+    }
+    if allowed:
+        model.head.fc.to_empty(device=device).to(dtype)
+        init_weights(model.head)
+        state |= {name: model.state_dict()[name] for name in allowed}
+    model.load_state_dict(state, strict=True, assign=True)
+    _log.info("%s: %d tensors%s", source, len(found), "".join(f"; {step}" for step in plan))
+
+
+def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
+    """A stem's weights (out, 3, H, W) for images of other channels: (out, in_chans, H, W).
+
+    One channel takes the sum over red, green and blue, so that a gray image gives the answer of
+    its RGB copy. More take the three in turn, scaled by 3 / in_chans, so that the sums keep their
+    size. The rule is timm's.
+    """
+    if in_chans == 1:
+        return weight.float().sum(1, keepdim=True).to(weight.dtype)
+    channels = weight.shape[1]
+    turns = weight.repeat(1, ceil(in_chans / channels), 1, 1)[:, :in_chans]
+    return turns * (channels / in_chans)
+
+
+def _with_counters(tensors: dict[str, Tensor], model: AnyNet) -> dict[str, Tensor]:
+    """The tensors, and zeros for batch counters that a converter dropped; nothing reads them."""
+    return tensors | {
+        name: torch.zeros((), dtype=torch.int64)
+        for name in model.state_dict()
+        if name.endswith(".num_batches_tracked") and name not in tensors
+    }
+
+
+def _fit_classifier(
+    model: AnyNet, tensors: dict[str, Tensor], allow: Adaptation, plan: list[str]
+) -> dict[str, Tensor]:
+    classes = num_classes({name: tuple(value.shape) for name, value in tensors.items()})
+    wanted = model.config.num_classes
+    if allow.classes is not None and classes:
+        rows = list(allow.classes)
+        if not all(0 <= row < classes for row in rows):
+            raise ConfigError(
+                f"classes must lie between 0 and {classes - 1}, those of the checkpoint; got {rows}"
+            )
+        plan.append(f"{len(rows)} of the {classes} classes kept")
+        return tensors | {name: tensors[name][rows] for name in HEAD if name in tensors}
+    if not allow.classifier or wanted == classes:
+        return tensors
+    had = f"classifier of {classes} classes" if classes else "no classifier"
+    plan.append(f"{had}, {f'a new one of {wanted}' if wanted else 'left out'}")
+    return {name: value for name, value in tensors.items() if name not in HEAD}
+
+
+def _fit_stem(model: AnyNet, tensors: dict[str, Tensor], plan: list[str]) -> dict[str, Tensor]:
+    channels = model.config.in_chans
+    for name in STEM_WEIGHTS:
+        if name in tensors and tensors[name].ndim == 4 and tensors[name].shape[1] != channels:
+            plan.append(f"stem of {tensors[name].shape[1]} channels adapted to {channels}")
+            return tensors | {name: adapt_stem(tensors[name], channels)}
+    return tensors
+
+
+def _check(
+    model: AnyNet,
+    tensors: Mapping[str, Tensor],
+    fresh: Sequence[str],
+    source: str,
+    original: Mapping[str, Tensor],
+) -> None:
+    expected = model.state_dict()
+    problems = [f"missing {name}" for name in expected if name not in tensors and name not in fresh]
+    problems += [f"unexpected {name}" for name in tensors if name not in expected]
+    for name, value in tensors.items():
+        if name not in expected:
+            continue
+        if value.shape != expected[name].shape:
+            problems.append(
+                f"{name} has shape {tuple(value.shape)}, "
+                f"the model needs {tuple(expected[name].shape)}"
+            )
+        elif (
+            value.is_floating_point() != expected[name].is_floating_point()
+            or value.layout != torch.strided
+            or value.is_quantized
+        ):
+            problems.append(f"{name} is {value.dtype}, {value.layout}")
+    if problems:
+        more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise WeightsError(
+            f"{source} does not fit the model{_cause(model, original)}: "
+            f"{', '.join(problems[:3])}{more}"
+        )
+
+
+def _cause(model: AnyNet, tensors: Mapping[str, Tensor]) -> str:
+    """What is likely wrong, and what to do; empty if there is no telling."""
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    found = identify(shapes)
+    wanted = signature_of_config(model.config)
+    if found and all(signature_of_config(row.config) != wanted for row in found):
+        names = " or ".join(row.name for row in found)
+        why = ""
+        if any(getattr(row.config, "rounding", None) == "divisible" for row in found):
+            why = ", with torchvision's rounding of widths"
+        return f" (it holds {names}{why}; create that)"
+    stem = next((shapes[name] for name in STEM_WEIGHTS if name in shapes), (0, 0))
+    if len(stem) > 1 and stem[1] and stem[1] != model.config.in_chans:
+        return f" (its stem takes {stem[1]} channels; pass in_chans={stem[1]})"
+    classes = num_classes(shapes)
+    if found and classes != model.config.num_classes:
+        what = f"its classifier has {classes} classes" if classes else "it has no classifier"
+        return f" ({what}; pass num_classes={classes})"
+    return ""

@@ -1,0 +1,133 @@
+"""What a model's name stands for: an architecture, and the weights that go with it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regnet.data.preprocess import Preprocess
+from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.design.variants import VARIANTS, Variant
+from regnet.errors import WeightsError
+from regnet.weights.catalog import Checkpoint, find_checkpoint, find_upstream
+from regnet.weights.download import Fetch, fetch_file
+from regnet.weights.repository import CONFIG_FILE, read_description
+from regnet.zoo.names import find_variant
+
+HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+FOLDER_PREFIX = "local-dir:"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An architecture, and the weights that its name chose."""
+
+    config: AnyNetConfig | RegNetConfig
+    architecture: str
+    """Name of the variant; "regnet" for a config of one's own."""
+    checkpoint: Checkpoint | None = None
+    """The weights; None where the name chooses none."""
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How images look: as for the checkpoint, or as usual for the variant."""
+        if self.checkpoint:
+            return self.checkpoint.preprocess
+        variant = VARIANTS.get(self.architecture)
+        return Preprocess(size=(variant.input_size,) * 2) if variant else Preprocess()
+
+    def pretrained_cfg(self, *, loaded: bool, same_classes: bool) -> dict[str, Any]:
+        """Facts about a model in the words of timm's `pretrained_cfg`, and a few of ours.
+
+        Args:
+            loaded: whether the model takes the checkpoint's weights.
+            same_classes: whether it keeps the checkpoint's classifier.
+        """
+        row = self.checkpoint
+        cfg: dict[str, Any] = {"architecture": self.architecture, **self.preprocess.to_timm()}
+        if row is None:
+            return cfg
+        if same_classes and row.label_names:
+            cfg["label_names"] = row.label_names
+        if not loaded:
+            return cfg
+        cfg |= {
+            "tag": row.tag,
+            "license": row.license,
+            "origin_url": row.origin,
+            "hf_hub_id": row.repo,
+            "url": row.url,
+        }
+        if row.test:
+            cfg |= {
+                "test_input_size": (3, *row.test.size),
+                "test_crop_pct": row.test.crop_pct,
+            }
+        if same_classes:
+            cfg["metrics"] = [
+                {"dataset": m.dataset, "top1": m.top1, "image_size": m.image_size}
+                for m in row.metrics
+            ]
+        return {key: value for key, value in cfg.items() if value is not None}
+
+
+def find_source(
+    name: str | AnyNetConfig | RegNetConfig, *, pretrained: bool, how: Fetch | None = None
+) -> Source:
+    """What a name or a config stands for.
+
+    Args:
+        name: a variant, an alias, `variant.tag`, what a publisher calls a checkpoint
+            (`facebook/regnet-y-016`), `hf-hub:owner/name`, `hf-hub:owner/name@revision`,
+            `local-dir:folder`, or a config.
+        pretrained: whether weights are wanted: without a tag, the variant's default.
+        how: how to get a repository's description.
+
+    Raises:
+        ConfigError: the name is not known.
+        WeightsError: there are no such weights, or they cannot be had.
+    """
+    if not isinstance(name, str):
+        if pretrained:
+            raise WeightsError(
+                "a config of your own has no published weights; use pretrained=False, or "
+                "checkpoint_path= with a file"
+            )
+        return Source(config=name, architecture="regnet")
+    for prefix in HUB_PREFIXES:
+        if name.lower().startswith(prefix):
+            return _repository(name[len(prefix) :], how or Fetch())
+    if name.lower().startswith(FOLDER_PREFIX):
+        return _folder(Path(name[len(FOLDER_PREFIX) :]).expanduser())
+    variant, row = find_model(name)
+    if row is None and pretrained:
+        row = find_checkpoint(variant.name)
+    return Source(config=variant.config, architecture=variant.name, checkpoint=row)
+
+
+def find_model(name: str) -> tuple[Variant, Checkpoint | None]:
+    """The variant that a name of the zoo stands for, and the checkpoint that it names, if any.
+
+    Raises:
+        ConfigError: there is no such variant.
+        WeightsError: there are no such weights.
+    """
+    if row := find_upstream(name):
+        return VARIANTS[row.variant], row
+    variant, tag = find_variant(name)
+    return variant, find_checkpoint(variant.name, tag) if tag else None
+
+
+def _repository(name: str, how: Fetch) -> Source:
+    repo, _, revision = name.partition("@")
+    if repo.count("/") != 1:
+        raise WeightsError(f"a repository of the Hub is owner/name, got {repo!r}")
+    path = fetch_file(repo, CONFIG_FILE, revision or None, how)
+    found = read_description(path, repo=repo, revision=revision or None)
+    return Source(config=found.config, architecture=found.architecture, checkpoint=found.checkpoint)
+
+
+def _folder(folder: Path) -> Source:
+    if not folder.is_dir():
+        raise WeightsError(f"there is no folder {folder}")
+    found = read_description(folder / CONFIG_FILE)
+    return Source(config=found.config, architecture=found.architecture, checkpoint=found.checkpoint)
