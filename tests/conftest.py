@@ -1,10 +1,55 @@
-"""Settings of all tests."""
+"""Settings of all tests, and the local Hub that stands between them and the network."""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+from tests.hub import Hub
 
 # A time limit would judge the machine, not the code; in CI the same examples are drawn every time.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+# The Hub client reads its environment when it is imported, which no test has done yet.
+_HUB = Hub()
+_HOME = tempfile.TemporaryDirectory(prefix="regnet-tests-")
+os.environ |= {
+    "HF_ENDPOINT": _HUB.endpoint,
+    "HF_HOME": _HOME.name,
+    "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+    "HF_HUB_ETAG_TIMEOUT": "5",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "NO_PROXY": "127.0.0.1,localhost",
+}
+for _name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
+    os.environ.pop(_name, None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the tests that take many minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--long"):
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes many minutes; pytest --long runs it"))
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    _HUB.reset()
+    yield _HUB
+    _HUB.reset()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"

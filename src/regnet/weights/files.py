@@ -7,6 +7,7 @@ with `weights_only=True`: tensors and plain containers, nothing that executes.
 import hashlib
 import json
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -158,11 +159,10 @@ def _read_pickle(path: Path, *, ignore_objects: bool) -> Any:
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            what = _line(error).partition("GLOBAL ")[2].partition(" ")[0] or "objects"
+        if match := re.search(r"(?:GLOBAL|global:?) (\S+)", str(error)):
             raise WeightsError(
-                f"{path}: holds Python objects beside its tensors ({what}), which could run code; "
-                f"`regnet weights convert {path} OUT.safetensors --ignore-objects` keeps the "
+                f"{path}: holds Python objects beside its tensors ({match[1]}), which could run "
+                f"code; `regnet weights convert {path} OUT.safetensors --ignore-objects` keeps the "
                 "tensors and runs nothing"
             ) from error
         raise WeightsError(f"{path}: not a readable torch file ({_line(error)})") from error
@@ -184,6 +184,7 @@ def _check_zip(path: Path) -> None:
 def _line(error: BaseException) -> str:
     """The first sentence of an error."""
     text = " ".join(str(error).split()) or type(error).__name__
+    text = text.rpartition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0]
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

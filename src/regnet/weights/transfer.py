@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from regnet.errors import WeightsError
-from regnet.weights.files import CHUNK, sha256_of
+from regnet.weights.files import sha256_of
 
 Result = TypeVar("Result")
 
 ATTEMPTS: Final = 5
 """Tries in a row that bring no byte before a transfer fails."""
+
+BACKOFF: Final = 1.0
+"""Seconds to wait after the first failure; twice as long after each further one."""
 
 LONGEST_WAIT: Final = 60.0
 """Seconds; a server that asks for more is reported instead."""
@@ -63,7 +66,7 @@ def retrying(call: Callable[[], Result]) -> Result:
 def _wait(error: Any, attempt: int) -> float | None:
     """Seconds to wait before the next attempt; None where another one is pointless."""
     response = getattr(error, "response", None)
-    backoff = float(min(0.5 * 2**attempt, 8.0))
+    backoff = min(BACKOFF * 2 ** (attempt - 1), 8.0)
     if response is None:
         return backoff if isinstance(error, http_client().TransportError) else None
     if response.status_code not in _TRANSIENT:
@@ -201,7 +204,7 @@ def _stream(
             _check_space(part, int(length))
         bar.n = offset if resumed else 0
         with part.open("ab" if resumed else "wb") as file:
-            for chunk in response.iter_bytes(CHUNK):
+            for chunk in response.iter_bytes():  # as they come: nothing waits in a buffer
                 file.write(chunk)
                 bar.update(len(chunk))
                 if size is not None and bar.n > size:
