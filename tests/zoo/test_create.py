@@ -8,6 +8,7 @@ import torch
 import regnet
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, WeightsError
+from regnet.weights.catalog import checkpoints
 from regnet.zoo import factories
 from regnet.zoo.names import find_variant
 from tests import golden
@@ -18,8 +19,10 @@ ALIASES = [
     (alias, name)
     for name, row in golden.load("variants.json").items()
     for source, alias in row["aliases"].items()
-    # torchvision gives the plain names to its own rounding; here they are the paper's.
+    # torchvision gives the plain names to its own rounding; here they are the paper's. The 256GF
+    # that people mean is the one that has weights.
     if not (source == "torchvision" and name.endswith("_tv"))
+    and name != "regnety_2560_classy"
     and "(" not in alias
     and source != "vissl"
 ]
@@ -61,7 +64,8 @@ def test_names_of_other_libraries(alias, name):
 def test_spellings(spelling, name, tag):
     variant, found = find_variant(spelling)
     assert (variant.name, found) == (name, tag)
-    assert regnet.is_model(spelling) == (tag is None)
+    assert regnet.is_model(spelling)
+    assert not regnet.is_model(f"{spelling}x.tag")
 
 
 @pytest.mark.parametrize(
@@ -137,17 +141,19 @@ def test_pretrained_trunk_under_a_new_classifier():
     assert "label_names" not in model.pretrained_cfg
 
 
-def test_weights_that_are_not_there_are_not_replaced_by_random_ones():
-    with pytest.raises(WeightsError, match="no weights for regnety_016 in this version"):
+def test_weights_that_are_not_there_are_not_replaced_by_random_ones(hub):
+    with pytest.raises(
+        WeightsError, match=r"timm/regnety_016\.tv2_in1k does not exist, or is priv"
+    ):
         regnet.create("regnety_016", pretrained=True)
-    with pytest.raises(WeightsError, match="no weights for regnety_016 in this version"):
-        regnet.create("regnety_016.tv2_in1k")
+    with pytest.raises(WeightsError, match="regnety_016 has no weights tagged 'v3'; it has tv2_in"):
+        regnet.create("regnety_016.v3")
+    with pytest.raises(WeightsError, match="no weights of resnet50 have been published"):
+        regnet.create("resnet50", pretrained=True)
     with pytest.raises(ConfigError, match="cannot be loaded on the device 'meta'"):
         regnet.create("regnety_cifar", pretrained=True, device="meta")
     with pytest.raises(WeightsError, match="a config of your own has no published weights"):
         regnet.create(VARIANTS["regnety_cifar"].config, pretrained=True)
-    with pytest.raises(WeightsError, match="images of 3 channels, not 1"):
-        regnet.create("regnety_cifar", pretrained=True, in_chans=1)
 
 
 def test_listing():
@@ -163,6 +169,33 @@ def test_listing():
         regnet.list_models(family="vit")
 
 
+def test_listing_of_weights():
+    every = regnet.list_pretrained()
+    assert len(every) == 185
+    assert set(every) == set(regnet.list_models(pretrained=True))
+    for row in map(find_checkpoint_by_id, regnet.list_models(license="commercial")):
+        assert row.license in ("apache-2.0", "mit", "bsd-3-clause")
+    best = regnet.list_models("regnety_*", license="apache-2.0", sort="top1", max_flops=8e9)
+    assert best[0] == "regnety_080.ra3_in1k"
+    accuracies = [find_checkpoint_by_id(name).top1 for name in best]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert regnet.list_models("*seer*", license="commercial") == []
+    assert regnet.list_models("facebook/*", pretrained=True, max_params=5e6) == [
+        "regnetx_002.transformers", "regnety_002.transformers", "regnety_004.transformers",
+    ]  # fmt: skip
+    small = regnet.list_models(min_top1=80, max_params=12e6, sort="params")
+    assert small[0] == "regnetz_b16.ra3_in1k"
+    assert all(find_checkpoint_by_id(name).top1 >= 80 for name in small)
+    with pytest.raises(ConfigError, match=r"there is no license 'gpl'; there are apache-2\.0, mit"):
+        regnet.list_models(license="gpl")
+    with pytest.raises(ConfigError, match="sort must be one of name, top1, flops, params; got 'x'"):
+        regnet.list_models(sort="x")
+
+
+def find_checkpoint_by_id(name):
+    return checkpoints()[name]
+
+
 def test_natural_order():
     names = regnet.list_models("regnety_*")
     assert names.index("regnety_640") < names.index("regnety_1280") < names.index("regnety_2560")
@@ -172,7 +205,11 @@ def test_info_says_what_is_known():
     info = regnet.info("regnet_y_1_6gf")
     assert info.name == "regnety_016"
     assert info.complexity.flops == 1_612_087_326
-    assert info.checkpoints == ()
+    assert info.default == info.checkpoints[0] == "regnety_016.tv2_in1k"
+    assert "regnety_016.pycls_in1k" in info.checkpoints
+    assert info.checkpoint is None
+    assert regnet.info("regnet_y_1_6gf.tv2_in1k").checkpoint.license == "bsd-3-clause"
+    assert regnet.info("regnety_1280").default is None
     assert regnet.info("regnety_016", input_size=448).complexity.flops > 4 * 1.6e9
     assert regnet.info("regnety_cifar.cifar10").checkpoints == ("regnety_cifar.cifar10",)
     assert regnet.is_model("regnety_cifar.cifar10")

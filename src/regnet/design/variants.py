@@ -242,7 +242,7 @@ def _rows() -> Iterator[Variant]:
     )  # fmt: skip
     yield _regnet(
         "y", "10b", "10B", title="RegNetY-10B", depth=27, w0=1744, wa=620.83, wm=2.52,
-        group_width=1010, aliases=("facebook/regnet-y-10b-seer", "RG-10B"),
+        group_width=1010, aliases=("facebook/regnet-y-10b-seer", "RG-10B", "SEER RegNet 10B"),
     )  # fmt: skip
 
     yield _regnet("v", "040", "4.0GF", **_V, **_Y_040)

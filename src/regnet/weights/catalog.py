@@ -80,8 +80,15 @@ class Checkpoint:
 
     @property
     def id(self) -> str:
-        """`variant.tag`, the name that `create` takes."""
+        """The name that `create` takes: `variant.tag`; of a repository, its name."""
+        if self.collection == "repository":
+            return self.upstream or ""
         return f"{self.variant}.{self.tag}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its file is on this machine from the start."""
+        return self.repo is None and self.url is None
 
     @property
     def license_terms(self) -> License:
@@ -91,7 +98,9 @@ class Checkpoint:
     @property
     def source(self) -> str:
         """Where a person finds it."""
-        return f"https://huggingface.co/{self.repo}" if self.repo else self.url or "the package"
+        if self.repo:
+            return f"https://huggingface.co/{self.repo}"
+        return self.url or self.file or ""
 
     @property
     def top1(self) -> float | None:

@@ -69,14 +69,13 @@ def fetch(row: Checkpoint, how: Fetch | None = None) -> Path:
         WeightsError: it cannot be had; the message says why and what to do.
     """
     how = how or Fetch()
-    with _explained(row.id, row.source, how, revision=row.revision):
-        if row.repo:
-            return _from_hub(row, how)
-        if row.url:
-            return _from_url(row, how)
+    if row.is_local:
         path = data_dir() / (row.file or "")
-        verify(path, row.sha256 or "")  # nothing is written into the package
+        if row.sha256:
+            verify(path, row.sha256)  # nothing is written beside it
         return path
+    with _explained(row.id, row.source, how, revision=row.revision):
+        return _from_hub(row, how) if row.repo else _from_url(row, how)
 
 
 def fetch_file(repo: str, name: str, revision: str | None, how: Fetch | None = None) -> Path:

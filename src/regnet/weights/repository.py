@@ -62,10 +62,16 @@ def read_description(
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise TypeError("not an object")
-        read = _read_transformers if values.get("model_type") == "regnet" else _read_timm
-        architecture, config, cfg = read(values)
+        return _description(values, path, repo, revision)
     except (OSError, ValueError, TypeError, KeyError, RegNetError) as error:
         raise WeightsError(f"{path}: no network can be built from it ({error})") from error
+
+
+def _description(
+    values: Mapping[str, Any], path: Path, repo: str | None, revision: str | None
+) -> Description:
+    read = _read_transformers if values.get("model_type") == "regnet" else _read_timm
+    architecture, config, cfg = read(values)
     labels = values.get("label_names") or cfg.get("label_names") or ()
     known = next((row for row in checkpoints().values() if repo and row.repo == repo), None)
     checkpoint = Checkpoint(

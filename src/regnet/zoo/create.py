@@ -166,18 +166,17 @@ def create(
         _load(model, source, checkpoint_path, how, allow, target, dtype)
     elif dtype is not None:
         model = model.to(dtype)
-    model.pretrained_cfg = source.pretrained_cfg(
-        loaded=loads,
-        same_classes=model.num_classes == known_classes and classes is None,
+    cfg = source.pretrained_cfg(
+        loaded=loads, same_classes=model.num_classes == known_classes and classes is None
     )
-    model.pretrained_cfg |= {
-        "num_classes": model.num_classes,
-        "input_size": (model.config.in_chans, *source.preprocess.size),
-    }
+    if cfg:
+        cfg |= {
+            "num_classes": model.num_classes,
+            "input_size": (model.config.in_chans, *source.preprocess.size),
+        }
     if classes is not None and source.checkpoint and source.checkpoint.label_names:
-        labels = source.checkpoint.label_names
-        model.pretrained_cfg["label_names"] = tuple(labels[index] for index in classes)
-    model.pretrained_cfg |= pretrained_cfg_overlay or {}
+        cfg["label_names"] = tuple(source.checkpoint.label_names[index] for index in classes)
+    model.pretrained_cfg = cfg | dict(pretrained_cfg_overlay or {})
     return FeatureNet(model, out_indices) if features_only else model
 
 
@@ -191,7 +190,8 @@ def _load(
     dtype: torch.dtype | None,
 ) -> None:
     row = source.checkpoint
-    if row:
+    # One's own folder need not state a license.
+    if row and not (row.is_local and row.license == "unknown"):
         warn_if_restricted(row.id, row.license_terms, source=row.source)
     if checkpoint_path is not None:
         path, name = Path(checkpoint_path).expanduser(), str(checkpoint_path)

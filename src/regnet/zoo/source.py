@@ -43,13 +43,13 @@ class Source:
             same_classes: whether it keeps the checkpoint's classifier.
         """
         row = self.checkpoint
+        if row is None and self.architecture not in VARIANTS:
+            return {}
         cfg: dict[str, Any] = {"architecture": self.architecture, **self.preprocess.to_timm()}
-        if row is None:
+        if row is None or not loaded:
             return cfg
         if same_classes and row.label_names:
             cfg["label_names"] = row.label_names
-        if not loaded:
-            return cfg
         cfg |= {
             "tag": row.tag,
             "license": row.license,

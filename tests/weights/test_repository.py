@@ -1,0 +1,229 @@
+"""Repositories in timm's layout: written, uploaded, read back."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+import regnet
+from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig
+from regnet.design.variants import VARIANTS
+from regnet.errors import ConfigError, LicenseWarning, WeightsError
+from regnet.nn.model import AnyNet
+from regnet.weights.formats import FORMATS, from_native
+from regnet.weights.repository import read_description, save_pretrained
+from tests import golden
+
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model() -> AnyNet:
+    return regnet.create("regnety_cifar", pretrained=True).eval()
+
+
+def equal(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_what_is_written_is_read_back(tmp_path, model):
+    model.save_pretrained(tmp_path / "a")
+    for name in (str(tmp_path / "a"), f"local-dir:{tmp_path / 'a'}"):
+        again = AnyNet.from_pretrained(name)
+        assert not again.training
+        equal(again(IMAGES), model(IMAGES))
+        assert again.config == model.config
+        for key in ("license", "label_names", "crop_pct", "mean", "architecture", "tag"):
+            assert again.pretrained_cfg[key] == model.pretrained_cfg[key], key
+        assert again.pretrained_cfg["metrics"][0]["dataset"] == "cifar-10-jpeg"
+    shape_only = regnet.create(f"local-dir:{tmp_path / 'a'}", device="meta", num_classes=3)
+    assert shape_only.num_classes == 3
+
+
+def test_the_card_states_license_source_and_figures(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    front = card.split("---\n")[1]
+    for line in ('library_name: "regnet"', 'license: "apache-2.0"', "value: "):
+        assert line in front
+    assert "- License: Apache-2.0 (https://spdx.org/licenses/Apache-2.0.html)" in card
+    assert "- Top-1 on cifar-10-jpeg: " in card
+
+
+def test_timms_layout(tmp_path):
+    for name in ("regnetx_002", "regnetz_b16"):
+        model = regnet.create(name, num_classes=7)
+        model.save_pretrained(tmp_path / name, license="mit")
+        values = json.loads((tmp_path / name / "config.json").read_text())
+        assert values["architecture"] == name
+        assert values["num_classes"] == 7
+        assert values["num_features"] == model.num_features
+        assert values["global_pool"] == "avg"
+        cfg = values["pretrained_cfg"]
+        assert cfg["input_size"] == [3, *regnet.preprocess(model).size]
+        assert cfg["first_conv"] == "stem.conv"
+        names = [k for k, _ in golden.load("state_dicts_timm.json.gz")[name]]
+        assert sorted(load_file(tmp_path / name / "model.safetensors")) == sorted(names)
+
+
+def test_networks_that_timm_does_not_have(tmp_path):
+    config = RegNetConfig(depth=3, w0=16, wa=8.0, wm=2.0, num_classes=4, activation="silu")
+    torch.manual_seed(0)
+    model = regnet.create(config).eval()
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architecture"] == "regnet"
+    again = AnyNet.from_pretrained(str(tmp_path))
+    assert again.config == config
+    equal(again(IMAGES), model(IMAGES))
+
+
+def write_config(path, **values):
+    (path / "config.json").write_text(json.dumps(values))
+    return path / "config.json"
+
+
+def test_configs_of_timm(tmp_path):
+    path = write_config(
+        tmp_path,
+        architecture="regnety_004",
+        num_classes=37,
+        model_args={"act_layer": "silu", "output_stride": 8, "drop_rate": 0.1},
+        pretrained_cfg={
+            "tag": "ft", "license": "mit", "input_size": [3, 192, 192], "crop_pct": 0.9,
+            "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear",
+        },
+        label_names=[f"bird {n}" for n in range(37)],
+    )  # fmt: skip
+    found = read_description(path)
+    assert found.config == replace(
+        VARIANTS["regnety_004"].config, num_classes=37, activation="silu", output_stride=8
+    )
+    assert found.checkpoint.label_names[36] == "bird 36"
+    assert found.checkpoint.preprocess.size == (192, 192)
+    assert found.checkpoint.license == "mit"
+
+
+def test_configs_of_transformers(tmp_path):
+    path = write_config(
+        tmp_path, model_type="regnet", architectures=["RegNetForImageClassification"],
+        depths=[1, 3, 6, 6], hidden_sizes=[48, 104, 208, 440], groups_width=8, layer_type="y",
+        id2label={str(n): f"label {n}" for n in range(12)},
+    )  # fmt: skip
+    found = read_description(path)
+    assert found.architecture == "regnety_004"
+    assert found.config.num_classes == 12
+    assert found.checkpoint.label_names[11] == "label 11"
+    path = write_config(
+        tmp_path, model_type="regnet", architectures=["RegNetModel"],
+        depths=[1, 2], hidden_sizes=[16, 32], groups_width=8, layer_type="x",
+    )  # fmt: skip
+    found = read_description(path)
+    stages = (
+        StageConfig(depth=1, width=16, group_width=8),
+        StageConfig(depth=2, width=32, group_width=8),
+    )
+    assert found.config == AnyNetConfig(stages=stages, num_classes=0)
+    assert found.architecture == "regnet"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"architecture": "vit_base"},
+        {"architecture": "regnety_004", "model_args": {"attn": "x"}},
+        {"architecture": "regnety_004", "num_classes": -1},
+        {"model_type": "regnet", "depths": [1], "hidden_sizes": [1, 2], "groups_width": 1},
+        {"architecture": "regnety_004", "pretrained_cfg": {"crop_pct": 7}},
+        {"architecture": "regnet", "regnet_config": {"kind": "x"}},
+    ],
+)
+def test_configs_that_no_network_can_be_built_from(tmp_path, values):
+    with pytest.raises(WeightsError, match="no network can be built from it"):
+        read_description(write_config(tmp_path, **values))
+
+
+def test_folders_and_names_that_are_not_there(tmp_path, hub):
+    with pytest.raises(WeightsError, match="there is no folder"):
+        regnet.create(f"local-dir:{tmp_path / 'none'}")
+    with pytest.raises(WeightsError, match="no network can be built"):
+        regnet.create(f"local-dir:{tmp_path}")
+    with pytest.raises(WeightsError, match="a repository of the Hub is owner/name, got 'x'"):
+        regnet.create("hf-hub:x")
+    with pytest.raises(WeightsError, match=r"o/none: .*o/none does not exist, or is private"):
+        AnyNet.from_pretrained("o/none")
+
+
+def test_a_restricted_license_stays(tmp_path, model):
+    model.pretrained_cfg |= {"license": "cc-by-nc-4.0", "tag": "swag_ft_in1k"}
+    model.reset_classifier(5)
+    model.save_pretrained(tmp_path)
+    assert 'license: "cc-by-nc-4.0"' in (tmp_path / "README.md").read_text()
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
+    assert "metrics" not in config["pretrained_cfg"], "they are of another classifier"
+    with pytest.raises(
+        ConfigError, match=r"which is under CC BY-NC 4.0 .* cannot be published und"
+    ):
+        model.save_pretrained(tmp_path, license="mit")
+    with pytest.warns(LicenseWarning, match="CC BY-NC 4.0"):
+        again = AnyNet.from_pretrained(str(tmp_path))
+    with pytest.raises(ConfigError, match="cannot be published"):
+        again.save_pretrained(tmp_path, license="apache-2.0")
+
+
+def test_figures_and_text_of_ones_own(tmp_path, model):
+    save_pretrained(model, tmp_path, metrics={"flowers": 98.5}, card="# Mine")
+    card = (tmp_path / "README.md").read_text()
+    assert "value: 98.5" in card
+    assert card.endswith("---\n# Mine\n")
+
+
+def test_a_push_arrives_and_opens(hub, cache, model):
+    url = model.push_to_hub("me/mine", token="hf_x", message="First")
+    assert url.startswith(hub.endpoint)
+    assert set(hub.uploads) == {"config.json", "model.safetensors", "README.md"}
+    again = AnyNet.from_pretrained("me/mine", cache_dir=cache)
+    equal(again(IMAGES), model(IMAGES))
+    named = regnet.create("hf-hub:me/mine@main", pretrained=True, cache_dir=cache).eval()
+    equal(named(IMAGES), model(IMAGES))
+    offline = regnet.create(
+        "hf-hub:me/mine", pretrained=True, cache_dir=cache, local_files_only=True
+    )
+    assert offline.pretrained_cfg["license"] == "apache-2.0"
+
+
+def test_a_push_that_is_refused_is_one_clear_error(hub, model):
+    hub.server.RequestHandlerClass.do_POST, keep = (
+        lambda handler: handler.fail(403),
+        hub.server.RequestHandlerClass.do_POST,
+    )
+    try:
+        with pytest.raises(WeightsError, match=r"cannot write to me/mine: .*403"):
+            model.push_to_hub("me/mine", token="hf_x")
+    finally:
+        hub.server.RequestHandlerClass.do_POST = keep
+
+
+def test_repositories_of_others(hub, cache):
+    torch.manual_seed(0)
+    config = VARIANTS["regnetx_002"].config
+    original = AnyNet(config)
+    hub.repos["timm/regnetx_002.pycls_in1k"] = {
+        "config.json": json.dumps({"architecture": "regnetx_002", "num_classes": 1000}).encode(),
+        "model.safetensors": save(from_native(original.state_dict(), FORMATS["timm"])),
+    }
+    model = regnet.create("hf-hub:timm/regnetx_002.pycls_in1k", pretrained=True, cache_dir=cache)
+    assert model.pretrained_cfg["license"] == "mit", "the table knows this repository"
+    assert torch.equal(model.head.fc.weight, original.head.fc.weight)
+
+
+def test_strictness(tmp_path, model):
+    model.save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["regnet_config"]["se_ratio"] = 0.0
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match=r"unexpected s1\.b1\.se"):
+        AnyNet.from_pretrained(str(tmp_path))

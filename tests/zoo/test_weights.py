@@ -1,0 +1,231 @@
+"""Models with weights: whatever the format, place, classes and channels."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save, save_file
+
+import regnet
+from regnet.design.config import RegNetConfig
+from regnet.design.variants import VARIANTS
+from regnet.errors import ConfigError, LicenseWarning, WeightsError
+from regnet.nn.model import AnyNet
+from regnet.weights.catalog import checkpoints, data_dir, find_checkpoint
+from regnet.weights.formats import FORMATS, from_native
+from regnet.weights.loading import adapt_stem
+
+NAME = "regnety_cifar"
+FILE = data_dir() / "regnety_cifar.cifar10.safetensors"
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def original() -> AnyNet:
+    return regnet.create(NAME, pretrained=True).eval()
+
+
+def equal(a, b):
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_any_format_gives_the_same_model(tmp_path, original, format, suffix):
+    theirs = from_native(original.state_dict(), FORMATS[format])
+    path = tmp_path / f"model.{suffix}"
+    if suffix == "pth":
+        torch.save({"model": theirs}, path)
+    else:
+        save_file(theirs, path)
+    model = regnet.create(NAME, checkpoint_path=path).eval()
+    # Not to the last bit: kernels take other paths when memory is aligned in another way.
+    torch.testing.assert_close(model(IMAGES), original(IMAGES))
+    assert all(torch.equal(v, original.state_dict()[k]) for k, v in model.state_dict().items())
+    assert "tag" not in model.pretrained_cfg, "a file says not where it came from"
+
+
+def test_what_a_model_holds_is_no_copy(tmp_path):
+    config = RegNetConfig(depth=4, w0=256, wa=0.0, wm=2.0, group_width=256)
+    save_file(AnyNet(config).state_dict(), tmp_path / "model.safetensors")
+    model = regnet.create(config, checkpoint_path=tmp_path / "model.safetensors")
+    with open("/proc/self/maps") as maps:  # noqa: PTH123 - not a path of ours
+        assert str(tmp_path) in maps.read()
+    model.train()
+    model(torch.randn(2, 3, 64, 64)).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    again = regnet.create(config, checkpoint_path=tmp_path / "model.safetensors")
+    assert not torch.equal(model.head.fc.weight, again.head.fc.weight)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_dtype_on_load():
+    model = regnet.create(NAME, pretrained=True, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in model.buffers()} == {torch.bfloat16, torch.int64}
+    assert {p.dtype for p in regnet.create(NAME, pretrained=True).parameters()} == {torch.float32}
+
+
+def test_a_new_classifier_and_the_plan_in_one_line(original, caplog):
+    with caplog.at_level(logging.INFO, "regnet"):
+        torch.manual_seed(3)
+        model = regnet.create(NAME, pretrained=True, num_classes=37, in_chans=1).eval()
+    assert caplog.messages == [
+        "regnety_cifar.cifar10: 200 tensors; classifier of 10 classes, a new one of 37; "
+        "stem of 3 channels adapted to 1"
+    ]
+    assert model(IMAGES[:, :1]).shape == (2, 37)
+    assert model.head.fc.weight.std() < 0.02
+    torch.manual_seed(3)
+    again = regnet.create(NAME, pretrained=True, num_classes=37, in_chans=1)
+    equal(model.head.fc.weight, again.head.fc.weight)
+    assert "metrics" not in model.pretrained_cfg
+    assert model.pretrained_cfg["input_size"] == (1, 32, 32)
+    pooled = regnet.create(NAME, pretrained=True, num_classes=0).eval()
+    equal(pooled(IMAGES), original.forward_head(original.forward_features(IMAGES), pre_logits=True))
+
+
+def test_chosen_classes(original):
+    model = regnet.create(NAME, pretrained=True, classes=[5, 3]).eval()
+    torch.testing.assert_close(model(IMAGES), original(IMAGES)[:, [5, 3]])
+    assert model.pretrained_cfg["label_names"] == ("dog", "cat")
+    with pytest.raises(ConfigError, match=r"classes must lie between 0 and 9.*got \[3, 10\]"):
+        regnet.create(NAME, pretrained=True, classes=[3, 10])
+    with pytest.raises(ConfigError, match="classes chooses among a checkpoint's"):
+        regnet.create(NAME, classes=[3])
+    with pytest.raises(ConfigError, match="it takes no num_classes"):
+        regnet.create(NAME, pretrained=True, classes=[3], num_classes=2)
+
+
+def test_gray_images_give_the_answer_of_their_rgb_copies(original):
+    gray = regnet.create(NAME, pretrained=True, in_chans=1).eval()
+    image = IMAGES[:, :1]
+    torch.testing.assert_close(
+        gray(image), original(image.repeat(1, 3, 1, 1)), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_more_channels_take_the_three_in_turn():
+    weight = torch.arange(3.0).reshape(1, 3, 1, 1)
+    assert adapt_stem(weight, 5).flatten().tolist() == pytest.approx(
+        [0, 0.6, 1.2, 0, 0.6]
+    )  # timm's adapt_input_conv
+    assert adapt_stem(weight, 1).item() == 3
+    assert adapt_stem(weight, 3).flatten().tolist() == [0, 1, 2]
+
+
+def mismatch(config_of, file_of, tmp_path, **options):
+    path = tmp_path / "model.safetensors"
+    save_file(AnyNet(file_of).state_dict(), path)
+    with pytest.raises(WeightsError) as error:
+        regnet.create(config_of, checkpoint_path=path, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_likely_cause_of_a_mismatch_is_named(tmp_path):
+    config = VARIANTS["regnetx_002"].config
+    tv = VARIANTS["regnetx_004_tv"].config
+    text = mismatch("regnetx_004", tv, tmp_path)
+    assert "it holds regnetx_004_tv, with torchvision's rounding of widths; create that" in text
+    text = mismatch("regnety_002", config, tmp_path)
+    assert "it holds regnetx_002; create that" in text
+    text = mismatch("regnetx_002", replace(config, num_classes=10), tmp_path)
+    assert "its classifier has 10 classes; pass num_classes=10" in text
+    text = mismatch("regnetx_002", replace(config, num_classes=0), tmp_path)
+    assert "it has no classifier; pass num_classes=0" in text
+    text = mismatch("regnetx_002", replace(config, in_chans=1), tmp_path)
+    assert "its stem takes 1 channels; pass in_chans=1" in text
+    text = mismatch(replace(config, depth=14), replace(config, depth=15, wa=30.0), tmp_path)
+    assert "missing s4.b" in text or "has shape" in text
+    assert " more" in text
+
+
+def test_a_mismatch_does_not_change_what_was_asked_for(tmp_path):
+    config = replace(VARIANTS["regnetx_002"].config, num_classes=10)
+    save_file(AnyNet(config).state_dict(), tmp_path / "model.safetensors")
+    model = regnet.create(
+        "regnetx_002", checkpoint_path=tmp_path / "model.safetensors", num_classes=10
+    )
+    assert model.num_classes == 10
+
+
+def test_files_that_are_no_networks(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"layer1.weight": torch.ones(1)}, path)
+    with pytest.raises(WeightsError, match="no known format names its tensors so"):
+        regnet.create(NAME, checkpoint_path=path)
+    with pytest.raises(WeightsError, match="No such file"):
+        regnet.create(NAME, checkpoint_path=tmp_path / "none")
+    tensors = AnyNet(VARIANTS[NAME].config).state_dict()
+    save_file(tensors | {"head.fc.bias": torch.ones(10, dtype=torch.int64)}, path)
+    with pytest.raises(WeightsError, match=r"head.fc.bias is torch.int64"):
+        regnet.create(NAME, checkpoint_path=path)
+
+
+def test_converters_that_drop_batch_counters_are_forgiven(tmp_path, original):
+    path = tmp_path / "model.safetensors"
+    state = {k: v for k, v in original.state_dict().items() if "num_batches" not in k}
+    save_file(state, path)
+    equal(regnet.create(NAME, checkpoint_path=path).eval()(IMAGES), original(IMAGES))
+
+
+@pytest.mark.parametrize("id", checkpoints())
+def test_every_checkpoint_can_be_named_and_built(id):
+    row = checkpoints()[id]
+    for name in (id, row.upstream or id):
+        model = regnet.create(name, device="meta")
+        assert model.num_classes == row.num_classes
+        assert "tag" not in model.pretrained_cfg, "it has no weights yet"
+
+
+@pytest.mark.parametrize(
+    ("id", "format", "hub_file"),
+    [
+        ("regnetx_002.pycls_in1k", "timm", "model.safetensors"),
+        ("regnetx_002.transformers", "transformers", "pytorch_model.bin"),
+        ("regnetz_b16.ra3_in1k", "timm", "model.safetensors"),
+    ],
+)
+def test_checkpoints_of_the_hub_in_their_own_formats(hub, cache, id, format, hub_file):
+    row = checkpoints()[id]
+    torch.manual_seed(0)
+    state = AnyNet(VARIANTS[row.variant].config).state_dict()
+    theirs = from_native(state, FORMATS[format])
+    if hub_file.endswith("bin"):
+        torch.save(theirs, cache.parent / "x")
+        data = (cache.parent / "x").read_bytes()
+    else:
+        data = save(theirs)
+    hub.repos[row.repo] = {hub_file: data}
+    if row.license_terms.permissive:
+        model = regnet.create(id, pretrained=True, cache_dir=cache)
+    else:
+        with pytest.warns(LicenseWarning, match="license not stated; read https://huggingface.co/"):
+            model = regnet.create(id, pretrained=True, cache_dir=cache)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+
+
+def test_a_url_and_its_channel_order(hub, cache, tmp_path, monkeypatch):
+    row = find_checkpoint("regnetx_002", "pycls")
+    assert row.bgr
+    torch.manual_seed(0)
+    model = AnyNet(VARIANTS["regnetx_002"].config).eval()
+    torch.save({"model_state": from_native(model.state_dict(), FORMATS["pycls"])}, tmp_path / "x")
+    hub.files["w.pyth"] = (tmp_path / "x").read_bytes()
+    served = replace(row, url=hub.url("w.pyth"))
+    monkeypatch.setattr(
+        "regnet.zoo.source.find_checkpoint", lambda *_: served
+    )  # the table's own address is not here
+    loaded = regnet.create("regnetx_002.pycls", pretrained=True, cache_dir=cache).eval()
+    images = torch.randn(1, 3, 64, 64)
+    equal(loaded(images), model(images))
+    assert loaded.pretrained_cfg["tag"] == "pycls"
+
+
+def test_overlay():
+    model = regnet.create(NAME, pretrained_cfg_overlay={"crop_pct": 0.5, "mine": 1})
+    assert regnet.preprocess(model).crop_pct == 0.5
+    assert model.pretrained_cfg["mine"] == 1
+    assert regnet.get_pretrained_cfg(NAME)["tag"] == "cifar10"
