@@ -29,14 +29,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from regnet.design.complexity import complexity
 from regnet.design.variants import VARIANTS
 from regnet.nn.model import AnyNet
-from regnet.weights.files import load_weights
+from regnet.weights.catalog import label_sets
+from regnet.weights.files import read_tensors
+from regnet.weights.loading import load_tensors
 
 VARIANT, TAG = "regnety_cifar", "cifar10"
 CONFIG = VARIANTS[VARIANT].config
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-LABELS = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+LABELS = label_sets()["cifar-10"]
 EMA_DECAY = 0.998
 CUTOUT = 10
 GOAL = 90.0
@@ -44,8 +44,8 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 
 RECIPE = (
     "SGD with Nesterov momentum 0.9, peak lr {lr}, 2 epochs of warm-up, cosine, weight decay 5e-4 "
-    "(not on norms and biases), label smoothing 0.1, random crop, flip and cutout of {cutout} pixels, "
-    "moving average of the weights, bf16 autocast"
+    "(not on norms and biases), label smoothing 0.1, random crop, flip and cutout of {cutout} "
+    "pixels, moving average of the weights, bf16 autocast"
 )
 
 CARD = """---
@@ -215,7 +215,7 @@ def publish(model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Nam
     candidate = args.out / f"{VARIANT}.{TAG}.safetensors"
     save_file(tensors, candidate, metadata={"format": "pt"})
     published = AnyNet(CONFIG)
-    load_weights(published, candidate)
+    load_tensors(published, read_tensors(candidate), source=str(candidate))
     top1 = accuracy(published, images, labels)
     if top1 < GOAL or len(labels) != 10_000:
         sys.exit(
@@ -233,17 +233,21 @@ def publish(model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Nam
         "tag": TAG,
         "file": path.name,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "size": path.stat().st_size,
+        "format": "timm",
         "license": "apache-2.0",
-        "dataset": "CIFAR-10 (JPEG)",
         "num_classes": CONFIG.num_classes,
+        "labels": "cifar-10",
         "preprocess": {"size": [32, 32], "crop_pct": 1.0, "mean": MEAN, "std": STD},
-        "labels": list(LABELS),
-        "metrics": {"top1": top1},
+        "metrics": [{"dataset": "cifar-10-jpeg", "top1": top1, "image_size": 32, "crop_pct": 1.0}],
+        "metrics_source": "scripts/train_embedded.py",
         "command": command,
     }
-    (WEIGHTS / "embedded.json").write_text(json.dumps([row], indent=2) + "\n", encoding="utf-8")
+    (WEIGHTS / "embedded.json").write_text(f"[\n{json.dumps(row)}\n]\n", encoding="utf-8")
     card = CARD.format(
-        **row,
+        sha256=row["sha256"],
+        command=command,
+        dataset="CIFAR-10 (JPEG)",
         id=f"{VARIANT}.{TAG}",
         top1=top1,
         images=len(labels),

@@ -174,7 +174,11 @@ class _Handler(BaseHTTPRequestHandler):
             {
                 "rfilename": name,
                 "size": len(data),
-                "lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)},
+                "lfs": {
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "size": len(data),
+                    "pointerSize": 130,
+                },
             }
             for name, data in hub.repos[repo].items()
         ]

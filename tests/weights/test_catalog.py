@@ -1,0 +1,189 @@
+"""The table of published weights."""
+
+import json
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from regnet.design.variants import VARIANTS
+from regnet.errors import WeightsError
+from regnet.weights.catalog import (
+    COLLECTIONS,
+    checkpoints,
+    data_dir,
+    default_checkpoint,
+    find_checkpoint,
+    label_sets,
+)
+from regnet.weights.files import verify
+from regnet.weights.formats import FORMATS
+from regnet.weights.licenses import LICENSES
+from tests.hub import COMMIT
+
+ROOT = Path(__file__).parents[2]
+ROWS = list(checkpoints().values())
+EMBEDDED = [row for row in ROWS if row.collection == "embedded"]
+
+
+def test_all_published_checkpoints_are_there():
+    counts = {name: sum(row.collection == name for row in ROWS) for name in COLLECTIONS}
+    assert counts == {
+        "embedded": 1, "timm": 74, "torchvision": 34, "pycls": 24, "transformers": 32, "vissl": 14,
+        "swag": 6,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: r.id)
+def test_rows_are_complete(row):
+    assert row.variant in VARIANTS
+    assert row.format in FORMATS
+    assert row.license in LICENSES
+    assert (row.repo is not None) + (row.url is not None) + (row.collection == "embedded") == 1
+    assert row.origin or row.command
+    assert row.num_classes in (0, 10, 1000, 11821)
+    assert not row.label_names or len(row.label_names) == row.num_classes
+    if row.metrics:
+        assert row.metrics_source
+    assert all(0 < metric.top1 <= 100 for metric in row.metrics)
+    if row.url and (named := re.search(r"-([0-9a-f]{8})\.pth$", row.url)):
+        assert row.sha256 == named[1]
+
+
+def test_the_default_is_the_best_that_may_be_used_freely():
+    for variant in VARIANTS:
+        chosen = default_checkpoint(variant)
+        rivals = [
+            row for row in ROWS
+            if row.variant == variant and row.license_terms.permissive
+            and row.collection in ("timm", "embedded")
+        ]  # fmt: skip
+        if chosen is None:
+            assert not rivals
+            continue
+        assert chosen.license_terms.permissive
+        assert all((chosen.top1 or 0) >= (row.top1 or 0) for row in rivals)
+    assert default_checkpoint("regnety_016").tag == "tv2_in1k"
+    assert default_checkpoint("regnety_160").tag == "lion_in12k_ft_in1k"
+    assert default_checkpoint("regnety_1280") is None
+
+
+@pytest.mark.parametrize(
+    ("variant", "tag", "message"),
+    [
+        ("regnety_cifar", "v2", "regnety_cifar has no weights tagged 'v2'; it has cifar10"),
+        ("resnet50", None, "no weights of resnet50 have been published"),
+        ("regnety_1280", None, "all weights of regnety_1280 restrict their use"),
+        ("regnety_2560", None, r"name one: regnety_2560.TAG with .*seer_ft_in1k \(SEER license"),
+    ],
+)
+def test_weights_that_are_not_there(variant, tag, message):
+    with pytest.raises(WeightsError, match=message):
+        find_checkpoint(variant, tag)
+
+
+def test_labels():
+    assert label_sets()["imagenet-1k"][281] == "tabby"
+    assert len(label_sets()["imagenet-1k"]) == 1000
+
+
+@pytest.mark.parametrize("row", EMBEDDED, ids=lambda r: r.id)
+def test_embedded_files_are_those_of_the_table(row):
+    path = data_dir() / row.file
+    verify(path, row.sha256)
+    assert path.stat().st_size == row.size
+    assert row.size <= 1.5e6
+    assert len(row.label_names) == row.num_classes
+
+
+@pytest.mark.parametrize("row", EMBEDDED, ids=lambda r: r.id)
+def test_model_card_states_the_figures_of_the_table(row):
+    card = (data_dir() / row.file).with_suffix(".md").read_text(encoding="utf-8")
+    assert f"**{row.metrics[0].top1:.2f} %**" in card
+    assert row.command in card
+    assert row.sha256 in card
+
+
+@pytest.mark.xfail(reason="36 epochs gave 89.33 %; the goal needs a longer training")
+def test_embedded_checkpoint_reaches_90_percent():
+    assert find_checkpoint("regnety_cifar").metrics[0].top1 >= 90
+
+
+# The script
+
+
+def script(*args):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts/update_catalog.py"), *args],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_files_are_as_the_script_writes_them():
+    done = script("--check")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "185 rows, 0 files changed\n"
+
+
+@pytest.fixture
+def update(tmp_path, monkeypatch):
+    """The script's functions, at work on a copy of the tables."""
+    functions = runpy.run_path(str(ROOT / "scripts/update_catalog.py"))
+    for collection in COLLECTIONS:
+        text = (data_dir() / f"{collection}.json").read_text(encoding="utf-8")
+        (tmp_path / f"{collection}.json").write_text(text, encoding="utf-8")
+    functions["main"].__globals__["WEIGHTS"] = tmp_path
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["update_catalog.py", *args])
+        functions["main"]()
+        return {
+            f"{row['variant']}.{row['tag']}": row
+            for name in COLLECTIONS
+            for row in json.loads((tmp_path / f"{name}.json").read_text())
+        }
+
+    return run
+
+
+def test_pinning_asks_the_hub(update, hub, tmp_path):
+    for row in ROWS:
+        if row.repo and row.license in ("mit", "unknown"):
+            hub.repos[row.repo] = {"model.safetensors": row.id.encode()}
+    kept = [
+        row for row in json.loads((tmp_path / "timm.json").read_text()) if row["license"] == "mit"
+    ]
+    (tmp_path / "timm.json").write_text(json.dumps(kept))
+    row = update("--pin")["regnetx_002.pycls_in1k"]
+    assert row["revision"] == COMMIT
+    assert row["size"] == len("regnetx_002.pycls_in1k")
+    assert len(row["sha256"]) == 64
+    assert update("--check")["regnetx_002.transformers"]["license"] == "mit"
+
+
+def test_a_license_that_differs_stops_the_script(update, hub):
+    hub.repos |= {row.repo: {"model.safetensors": b"x"} for row in ROWS if row.repo}
+    with pytest.raises(SystemExit, match=r"states the license 'mit', we 'apache-2\.0'"):
+        update("--pin")
+
+
+def test_results_of_timm(update, tmp_path):
+    header = "model,img_size,top1,top1_err,top5,top5_err,param_count,crop_pct,interpolation\n"
+    for name in runpy.run_path(str(ROOT / "scripts/update_catalog.py"))["RESULTS"]:
+        line = "regnety_016.tv2_in1k,224,81.5,18.5,95.5,4.5,11.20,0.965,bicubic\n"
+        (tmp_path / name).write_text(header + line)
+    row = update("--timm-results", str(tmp_path))["regnety_016.tv2_in1k"]
+    assert [metric["top1"] for metric in row["metrics"]] == [81.5] * 6
+
+
+def test_torch_hub_entry_points():
+    model = torch.hub.load(str(ROOT), "regnet_x_200mf", source="local", device="meta")
+    assert model.num_features == 368
+    names = runpy.run_path(str(ROOT / "hubconf.py"))
+    assert all(callable(names[variant.factory]) for variant in VARIANTS.values())
