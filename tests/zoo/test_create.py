@@ -1,5 +1,7 @@
 import inspect
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,12 @@ def test_dtype_and_device():
     model = regnet.create("regnetx_002", dtype=torch.bfloat16, device="cpu", num_classes=3)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.num_classes == 3
+
+
+def test_models_without_numbers_need_no_symbolic_algebra():
+    code = "import sys, regnet; regnet.create('regnetx_002', device='meta'); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "sympy" not in done.stdout.split()
 
 
 def test_labels_come_with_the_weights_alone():

@@ -1,8 +1,11 @@
 """The paper's initialization (pycls, `models/blocks.py`)."""
 
+from collections.abc import Callable
 from math import sqrt
+from typing import Any
 
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from regnet.nn.layers import EvoNormS0a
 
@@ -39,3 +42,22 @@ def zero_last_norms(model: nn.Module) -> None:
         weight = getattr(getattr(last, "bn", None), "weight", None)
         if weight is not None:
             nn.init.zeros_(weight)
+
+
+class NoInit(TorchFunctionMode):
+    """Inside, the functions of `torch.nn.init` do nothing.
+
+    For models on the device "meta", which hold no numbers: random numbers there would do nothing
+    either, but import a symbolic algebra package, which takes a second and 70 MB.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))

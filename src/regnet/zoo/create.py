@@ -1,6 +1,7 @@
 """Build a model by name, with or without weights."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -12,6 +13,7 @@ from regnet.data.preprocess import Preprocess
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError, WeightsError
 from regnet.nn.features import FeatureNet
+from regnet.nn.init import NoInit
 from regnet.nn.model import AnyNet, GlobalPool
 from regnet.weights.catalog import find_upstream
 from regnet.weights.download import Fetch, fetch
@@ -149,7 +151,8 @@ def create(
     if options["num_classes"] is None:
         options["num_classes"] = known_classes
     changes: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
-    with torch.device("meta" if loads else target):
+    where = torch.device("meta") if loads else target
+    with NoInit() if where.type == "meta" else nullcontext(), where:
         model = AnyNet(
             replace(source.config, **changes),
             drop_rate=drop_rate,

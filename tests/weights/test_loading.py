@@ -1,0 +1,68 @@
+"""Memory of loading: about one checkpoint, however it is stored."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from regnet.design.config import RegNetConfig
+from regnet.nn.model import AnyNet
+
+# Shaped like SEER's giants, the last stage by far the largest; 190 MB.
+CONFIG = RegNetConfig(depth=8, w0=256, wa=220.0, wm=2.4, group_width=128, se_ratio=0.25)
+
+WORKER = """
+import sys
+import torch
+import regnet
+from regnet.design.config import config_from_json
+
+def peak():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+
+before = peak()
+model = regnet.create(config_from_json(sys.argv[1]), checkpoint_path=sys.argv[2])
+for value in model.state_dict().values():
+    value.view(-1)[::512].double().sum()  # every page
+print(peak() - before)
+"""
+
+
+def stored(tmp_path, how, tensors):
+    if how == "safetensors":
+        save_file(tensors, tmp_path / "model.safetensors")
+    elif how == "sharded":
+        names = list(tensors)
+        weight_map = {}
+        for number in range(5):
+            part = names[number::5]
+            save_file({name: tensors[name] for name in part}, tmp_path / f"{number}.safetensors")
+            weight_map |= dict.fromkeys(part, f"{number}.safetensors")
+        index = tmp_path / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+    else:
+        torch.save(
+            tensors, tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=how == "zip"
+        )
+    return sum(value.nbytes for value in tensors.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("how", "most"), [("safetensors", 1.15), ("sharded", 1.15), ("zip", 1.15), ("legacy", 1.15)]
+)
+def test_loading_takes_the_memory_of_one_checkpoint(tmp_path, how, most):
+    size = stored(tmp_path, how, AnyNet(CONFIG).state_dict())
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, CONFIG.to_json(), str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    grown = int(done.stdout) / size
+    assert 0.9 < grown < most, f"{grown:.2f} times the file"
