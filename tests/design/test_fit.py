@@ -25,7 +25,7 @@ def test_published_stages_are_recovered(variant):
     fit = refit(variant.config)
     assert fit.exact
     assert fit.config.stages == variant.config.stages
-    assert fit.e_fit < 0.03
+    assert fit.e_fit < 0.04  # largest where wide groups move the stages most
 
 
 def test_a_network_with_group_norm_is_recovered():

@@ -62,16 +62,23 @@ def test_published_stages(name):
 def test_published_blocks(name):
     blocks = VARIANTS[name].config.blocks()
     for number, stage in enumerate(golden.load("variants.json")[name]["stages"], 1):
-        first, *others = [block for block in blocks if block.stage == number]
-        expected = [stage["first_block"]] + [stage.get("other_blocks")] * len(others)
-        for block, row in zip((first, *others), expected, strict=True):
-            assert block.width_in == row["in"]
+        found = [block for block in blocks if block.stage == number]
+        expected = stage.get("blocks") or [stage["first_block"]] + [stage.get("other_blocks")] * (
+            len(found) - 1
+        )
+        for block, row in zip(found, expected, strict=True):
             assert block.width == row["out"]
+            assert block.attention == (row.get("type") == "self_attention")
+            if block.attention:
+                continue
+            assert block.width_in == row["in"]
             assert block.bottleneck_width == row["bottleneck"]
             assert block.groups == row["groups"]
             assert block.stride == row["stride"]
             assert block.se_width == row.get("se_width", 0)
             shortcut = row["shortcut"]
+            if name.startswith("nf_") and shortcut == "none":
+                shortcut = "identity"  # all its blocks are residual; these need no projection
             assert block.shortcut == (
                 shortcut if shortcut in ("identity", "none") else "projection"
             )

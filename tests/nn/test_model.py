@@ -110,7 +110,9 @@ def test_output_stride_limits_the_reduction_and_keeps_the_parameters(name, strid
     assert features.shape[2:] == (128 // stride, 128 // stride)
 
 
-@pytest.mark.parametrize("name", golden.load("variants.json"))
+@pytest.mark.parametrize(
+    "name", [name for name, row in golden.load("variants.json").items() if "feature_info" in row]
+)
 def test_feature_info_is_that_of_timm(name):
     model = regnet.create(name, device="meta")
     recorded = golden.load("variants.json")[name]["feature_info"]

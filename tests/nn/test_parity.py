@@ -9,7 +9,7 @@ import torch
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.nn.model import AnyNet
-from regnet.weights.keys import BYOBNET, PYCLS, PYCLS_VANILLA, KeyTable
+from regnet.weights.keys import BYOBNET, NFNET, PYCLS, PYCLS_VANILLA, KeyTable
 from tests import golden
 
 IDENTITY = KeyTable(())
@@ -46,8 +46,8 @@ def cases(file: str) -> list[Any]:
 
 
 def keys_of(name: str) -> KeyTable:
-    byobnet = golden.load("variants.json")[name]["defined_in"] == "byobnet.py"
-    return BYOBNET if byobnet else IDENTITY
+    tables = {"byobnet.py": BYOBNET, "byoanet.py": BYOBNET, "nfnet.py": NFNET}
+    return tables.get(golden.load("variants.json")[name]["defined_in"], IDENTITY)
 
 
 def filled(config: AnyNetConfig | RegNetConfig, conv_gain: float, to_theirs: Any) -> AnyNet:

@@ -159,8 +159,9 @@ def test_timms_names_come_back_for_every_variant(variant):
     with torch.device("meta"):
         ours = AnyNet(VARIANTS[variant].config).state_dict()
     theirs = from_native(ours, FORMATS["timm"])
-    byobnet = VARIANTS[variant].config.bottleneck_from == "input"
-    assert any(key.startswith("stages.") for key in theirs) == byobnet
+    assert any(key.startswith("stages.") for key in theirs) == (
+        VARIANTS[variant].config.bottleneck_from == "input"
+    )
     assert to_native(theirs)[0].keys() == ours.keys()
 
 
@@ -204,3 +205,11 @@ def test_a_format_that_cannot_hold_the_network_is_refused():
         from_native(ours, FORMATS["torchvision"])
     with pytest.raises(WeightsError, match="there is no format 'keras'; there are timm"):
         find_format("keras")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_shapes_tell_every_variant_apart(variant):
+    with torch.device("meta"):
+        state = AnyNet(VARIANTS[variant].config).state_dict()
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    assert [row.name for row in identify(shapes)] == [variant]

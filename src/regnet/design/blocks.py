@@ -9,14 +9,29 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from regnet.design.widths import bottleneck_widths
+from regnet.design.widths import bottleneck_widths, is_ratio
 from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from regnet.design.config import AnyNetConfig, ArchitectureConfig, StageConfig
 
+NORMFREE_ALPHA = 0.2
+"""Scale of the residual branches of norm-free blocks (Brock et al. 2021)."""
+
 NORM_GROUP_WIDTH = 16
 """Channels per group of the group norm and of EvoNorm (timm)."""
+
+
+HALO_BLOCK, HALO_SIZE, HALO_HEADS = 7, 2, 8
+"""Halo attention of timm's HaloRegNetZ: side of a block of queries, pixels around it, heads."""
+
+HALO_WINDOW = HALO_BLOCK + 2 * HALO_SIZE
+"""Side of the window that a block of queries attends to, in pixels."""
+
+
+def halo_key_width(width: int) -> int:
+    """Width of the queries and keys of one head, a third of the values', in channels (timm)."""
+    return (int(0.33 * width) + 4) // 8 * 8 // HALO_HEADS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +51,10 @@ class BlockConfig:
     se_width: int
     """Width between the two layers of squeeze-excitation; 0 without."""
     shortcut: Literal["identity", "projection", "none"]
+    attention: bool
+    """Whether halo attention stands in place of the 3x3 convolution and squeeze-excitation."""
+    variance: float
+    """Expected variance of the block's input, by which norm-free blocks scale it."""
 
     @property
     def groups(self) -> int:
@@ -51,7 +70,7 @@ def expand(config: "AnyNetConfig") -> tuple[BlockConfig, ...]:
     """
     _check_norm(config, *config.stem_widths, where="the stem")
     _check_norm(config, config.head_width, where="the head")
-    blocks = []
+    blocks: list[BlockConfig] = []
     width_in, reduction, dilation = config.stem_width, config.stem_stride, 1
     for number, stage in enumerate(config.stages, 1):
         stride, first_dilation = stage.stride, dilation
@@ -62,7 +81,8 @@ def expand(config: "AnyNetConfig") -> tuple[BlockConfig, ...]:
         reduction *= stride
         for index in range(1, stage.depth + 1):
             first = index == 1
-            inner, group_width = _bottleneck(config, number, stage, width_in)
+            inner, group_width = _bottleneck(config, number, stage, width_in, first=not blocks)
+            attention = bool(stage.attention_every) and index % (stage.attention_every or 1) == 0
             # The stride counts as configured: a dilated network keeps the parameters of the plain
             # one.
             changes_shape = width_in != stage.width or (first and stage.stride != 1)
@@ -76,22 +96,41 @@ def expand(config: "AnyNetConfig") -> tuple[BlockConfig, ...]:
                     group_width=group_width,
                     stride=stride if first else 1,
                     dilation=first_dilation if first else dilation,
-                    se_width=int(se_width(config, width_in, inner)),
+                    se_width=0 if attention else int(se_width(config, width_in, inner)),
                     shortcut=_shortcut(config, changes_shape=changes_shape),
+                    attention=attention,
+                    variance=1 + NORMFREE_ALPHA**2 * _summed(config, number, index),
                 )
             )
             width_in = stage.width
     return tuple(blocks)
 
 
+def _summed(config: "AnyNetConfig", stage: int, index: int) -> int:
+    """Residual branches whose variances have added up at a block; a projection starts anew."""
+    if index > 1:
+        return index - 1
+    return config.stages[stage - 2].depth if stage > 1 else 0
+
+
 def _bottleneck(
-    config: "AnyNetConfig", number: int, stage: "StageConfig", width_in: int
+    config: "AnyNetConfig", number: int, stage: "StageConfig", width_in: int, *, first: bool
 ) -> tuple[int, int]:
     if config.block in ("basic", "vanilla"):
         _check_norm(config, stage.width, where=f"stage {number}")
         return stage.width, stage.width
     base = stage.width if config.bottleneck_from == "output" else width_in
     ratio = stage.bottleneck_ratio
+    if config.block == "normfree_bottleneck":
+        # timm rounds to multiples of 8; the network's very first block does not expand.
+        inner = int(width_in if first else (base / ratio + 4) // 8 * 8)
+        group_width = min(stage.group_width, inner)
+        return inner // group_width * group_width, group_width
+    if not is_ratio(ratio):
+        raise ConfigError(
+            f"stage {number}: a {config.block} needs a bottleneck_ratio that is a whole number or "
+            f"one over a whole number, got {ratio!r}"
+        )
     if ratio > 1 and base % round(ratio):
         raise ConfigError(
             f"stage {number}: the bottleneck ratio {ratio:g} does not divide the width {base}; "

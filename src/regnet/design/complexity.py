@@ -11,7 +11,14 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from regnet.design.blocks import NORM_GROUP_WIDTH, has_projection, se_width
+from regnet.design.blocks import (
+    HALO_HEADS,
+    HALO_WINDOW,
+    NORM_GROUP_WIDTH,
+    halo_key_width,
+    has_projection,
+    se_width,
+)
 from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig
 from regnet.design.population import StagePopulation
 from regnet.design.widths import IntArray, bottleneck_widths
@@ -49,6 +56,7 @@ def complexity(
             group_width=block.group_width,
             se_width=block.se_width,
             projects=block.shortcut == "projection",
+            attention=block.attention,
             area_in=area_in,
             area=height * width,
         )
@@ -130,16 +138,29 @@ class _Tally:
         self.activations: Any = 0
 
     def conv(
-        self, fan_in: Any, width: Any, area: Any, *, bias: bool = False, times: Any = 1
+        self,
+        fan_in: Any,
+        width: Any,
+        area: Any,
+        *,
+        bias: bool = False,
+        plain: bool = False,
+        times: Any = 1,
     ) -> None:
-        """A convolution with `fan_in` weights per output channel, on `area` output pixels."""
-        weights = (fan_in + bias) * width * times
-        self.params = self.params + weights
+        """A convolution with `fan_in` weights per output channel, on `area` output pixels.
+
+        Those of norm-free networks have a bias and a gain, unless they are `plain`.
+        """
+        normfree = self.config.block == "normfree_bottleneck" and not plain
+        weights = (fan_in + (bias or normfree)) * width * times
+        self.params = self.params + weights + normfree * width * times  # a gain per channel
         self.flops = self.flops + weights * area
         self.activations = self.activations + width * area * times
 
     def norm(self, width: Any, *, activates: bool = True, times: Any = 1) -> None:
         """A norm's parameters; EvoNorm has a third per channel where it activates."""
+        if self.config.block == "normfree_bottleneck":
+            return
         per_channel = 3 if self.config.norm == "evonorm_s0a" and activates else 2
         self.params = self.params + per_channel * width * times
 
@@ -154,6 +175,7 @@ class _Tally:
         projects: Any,
         area_in: Any,
         area: Any,
+        attention: bool = False,
         times: Any = 1,
     ) -> None:
         """One block, `times` over; `projects` says where a projection shortcut stands."""
@@ -166,16 +188,26 @@ class _Tally:
         else:
             self.conv(width_in, inner, area_in, times=times)
             self.norm(inner, times=times)
-            self.conv(9 * group_width, inner, area, times=times)
+            if attention:
+                self.attention(inner, area_in)
+            else:
+                self.conv(9 * group_width, inner, area, times=times)
             self.norm(inner, times=times)
-            if self.config.se_ratio:
-                self.conv(inner, se_width, 1, bias=True, times=times)
-                self.conv(se_width, inner, 1, bias=True, times=times)
+            if self.config.se_ratio and not attention:
+                self.conv(inner, se_width, 1, bias=True, plain=True, times=times)
+                self.conv(se_width, inner, 1, bias=True, plain=True, times=times)
             self.conv(inner, width, area, times=times)
             self.norm(width_in if preact else width, activates=preact, times=times)
         self.conv(width_in, width, area, times=projects * times)
         if not preact:
             self.norm(width, activates=False, times=projects * times)
+
+    def attention(self, width: int, area: int) -> None:
+        """Halo attention: two convolutions and the positions; products of activations are free."""
+        key_width = HALO_HEADS * halo_key_width(width)
+        self.conv(width, key_width, area)
+        self.conv(width, key_width + width, area)
+        self.params = self.params + 2 * (2 * HALO_WINDOW - 1) * halo_key_width(width)
 
     def head(self, width_in: Any, area: Any) -> None:
         """The head convolution, if any, and the classifier, if any."""
@@ -185,7 +217,7 @@ class _Tally:
             self.conv(width_in, width, area)
             self.norm(width)
         if self.config.num_classes:
-            self.conv(width, self.config.num_classes, 1, bias=True)
+            self.conv(width, self.config.num_classes, 1, bias=True, plain=True)
 
 
 def _stem(

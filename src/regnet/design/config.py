@@ -33,11 +33,19 @@ Stem = Literal["simple", "resnet", "cifar", "tiered", "deep"]
 3x3, stride 1. tiered, deep: three 3x3 with strides 2, 1, 2; tiered grows to 3/8, 1/2 and all of
 the stem width, deep has the full width throughout (timm's RegNetZ)."""
 
-Block = Literal["bottleneck", "linear_bottleneck", "preact_bottleneck", "basic", "vanilla"]
+Block = Literal[
+    "bottleneck",
+    "linear_bottleneck",
+    "preact_bottleneck",
+    "normfree_bottleneck",
+    "basic",
+    "vanilla",
+]
 """bottleneck: 1x1, grouped 3x3, 1x1, shortcut (X, Y; R with one group). linear_bottleneck: the same
 without the activation after the sum (Z). preact_bottleneck: norm and activation come before each
-convolution (timm's RegNetV). basic: two 3x3 and a shortcut (ResNet-34). vanilla: two 3x3, no
-shortcut (VGG style, NDS)."""
+convolution (timm's RegNetV). normfree_bottleneck: activations before each convolution, weights that
+are standardized instead of norms, biases (timm's NF-RegNet). basic: two 3x3 and a shortcut
+(ResNet-34). vanilla: two 3x3, no shortcut (VGG style, NDS)."""
 
 Shortcut = Literal["conv1x1", "avg_pool", "none"]
 """What carries the input past a block that changes width or stride: a strided 1x1 convolution, a
@@ -49,6 +57,9 @@ Norm = Literal["batch", "group", "evonorm_s0a"]
 the activation inside (timm)."""
 
 Activation = Literal["relu", "silu"]
+
+PREACTIVATED = ("preact_bottleneck", "normfree_bottleneck")
+"""Blocks that begin with an activation, so that the stem ends without one."""
 
 _TIERED_STEM = ((3, 8), (1, 2), (1, 1))  # widths as fractions of the stem width
 
@@ -66,9 +77,14 @@ class StageConfig:
     bottleneck_ratio: float = 1.0
     """Block width over bottleneck width (b): 4 in ResNet-50, 1/4 in an inverted bottleneck."""
     stride: int = 2
+    attention_every: int | None = None
+    """Of how many blocks the last has halo attention in place of its 3x3 convolution; 1 for all of
+    them, None for none (timm's HaloRegNetZ)."""
 
     def __post_init__(self) -> None:
         _require_whole(self, "width", "group_width", least=1)
+        if self.attention_every is not None:
+            _require_whole(self, "attention_every", least=1)
         _require_whole(self, "depth", least=1, most=MOST_BLOCKS)
         _require_whole(self, "stride", least=1)
         if self.stride not in (1, 2):
@@ -118,10 +134,9 @@ class ArchitectureConfig:
             raise ConfigError(f"se_ratio must lie between 0 (none) and 1, got {self.se_ratio!r}")
         if self.se_ratio and self.block in ("basic", "vanilla"):
             raise ConfigError(f"a {self.block} block has no squeeze-excitation; set se_ratio to 0")
-        if self.block == "preact_bottleneck" and self.stem in ("tiered", "deep"):
+        if self.block in PREACTIVATED and self.stem in ("tiered", "deep"):
             raise ConfigError(
-                f"a preact_bottleneck needs a stem of one convolution, got {self.stem!r}; "
-                "use 'simple'"
+                f"a {self.block} needs a stem of one convolution, got {self.stem!r}; use 'simple'"
             )
         if min(self.stem_widths) < 1:
             raise ConfigError(
@@ -185,7 +200,9 @@ class ArchitectureConfig:
 
     @property
     def head_activation(self) -> bool:
-        """Whether a bare activation stands before the pool: blocks end in none, no head follows."""
+        """Whether a bare activation stands before the pool: nothing before it ends in one."""
+        if self.block == "normfree_bottleneck":
+            return True
         return self.block in ("linear_bottleneck", "preact_bottleneck") and not self.head_width
 
     def to_dict(self) -> dict[str, Any]:
@@ -408,7 +425,7 @@ def _require_ratio(config: Any) -> None:
     """Bottlenecks divide, inverted bottlenecks multiply, both by a whole number."""
     _require_number(config, "bottleneck_ratio")
     b = config.bottleneck_ratio
-    if not is_ratio(b):
+    if not is_ratio(b) and not (0 < b < 1 and is_ratio(b / 4)):
         raise ConfigError(
             f"bottleneck_ratio must be a whole number or one over a whole number, got {b!r}; "
             "it divides: 4 is a narrow bottleneck, 1/4 an inverted one"

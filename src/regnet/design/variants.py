@@ -6,7 +6,7 @@ timm for V and Z, of VISSL for the SEER sizes, and of the original papers for Re
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from regnet.design.config import AnyNetConfig, Block, RegNetConfig, StageConfig
@@ -277,6 +277,16 @@ def _rows() -> Iterator[Variant]:
     yield _byobnet_z("d32", d32, head_width=1792, **tiered)
     yield _byobnet_z("e8", e8, head_width=2048, **tiered)
 
+    c, *rest = _stages(*_B16, 1 / 3, (2, 2, 2, 2))[::-1]
+    halo = (replace(c, attention_every=1), replace(rest[0], attention_every=4), *rest[1:])[::-1]
+    yield replace(
+        _byobnet_z("halo", halo, input_size=224, head_width=1536),
+        name="haloregnetz_b", family="haloregnetz", label="HaloRegNetZ-B",
+        factory="halo_regnet_z_b",
+    )  # fmt: skip
+    for size, row in enumerate(_NORMFREE):
+        yield _normfree(size, *row)
+
     for layers, depths in ((50, (3, 4, 6, 3)), (101, (3, 4, 23, 3)), (152, (3, 8, 36, 3))):
         yield _resnet("resnet", layers, depths)
         yield _resnet("resnext", layers, depths)
@@ -294,6 +304,48 @@ def _rows() -> Iterator[Variant]:
         factory="regnet_y_cifar",
         input_size=32,
     )  # fmt: skip
+
+
+_NORMFREE = (
+    ((1, 3, 6, 6), (40, 80, 160, 328), 40, 960, 192),
+    ((2, 4, 7, 7), (40, 80, 160, 328), 40, 960, 256),
+    ((2, 4, 8, 8), (40, 88, 176, 368), 40, 1064, 240),
+    ((2, 5, 9, 9), (40, 96, 184, 400), 40, 1152, 288),
+    ((2, 6, 11, 11), (48, 112, 216, 464), 48, 1344, 320),
+    ((3, 7, 14, 14), (64, 128, 256, 528), 64, 1536, 384),
+)
+"""NF-RegNet B0 to B5: depths, widths, stem width, head width, image size."""
+
+
+def _normfree(
+    size: int,
+    depths: Sequence[int],
+    widths: Sequence[int],
+    stem_width: int,
+    head_width: int,
+    input_size: int,
+) -> Variant:
+    """A row of timm's NF-RegNets."""
+    return Variant(
+        name=f"nf_regnet_b{size}",
+        family="nf_regnet",
+        label=f"NF-RegNet-B{size}",
+        config=AnyNetConfig(
+            stages=_stages(depths, widths, (8,) * 4, 1 / 2.25, (2, 2, 2, 2)),
+            stem_width=stem_width,
+            block="normfree_bottleneck",
+            shortcut="avg_pool",
+            activation="silu",
+            se_ratio=0.5,
+            se_from="bottleneck",
+            se_activation="relu",
+            bottleneck_from="input",
+            head_width=head_width,
+            head_feature=True,
+        ),
+        factory=f"nf_regnet_b{size}",
+        input_size=input_size,
+    )
 
 
 VARIANTS: Final[Mapping[str, Variant]] = {variant.name: variant for variant in _rows()}

@@ -5,16 +5,19 @@ Where `downsample` is None there is no residual connection; an identity shortcut
 `nn.Identity`.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from regnet.design.blocks import BlockConfig
+from regnet.design.blocks import NORMFREE_ALPHA, BlockConfig
 from regnet.design.config import Activation, AnyNetConfig, Norm
 from regnet.nn.layers import (
     AvgPool2x2,
     ConvNormAct,
     DropPath,
+    HaloAttention,
+    ScaledStdConv2d,
     SqueezeExcitation,
     activation_layer,
     conv2d,
@@ -47,9 +50,13 @@ def build_block(config: AnyNetConfig, block: BlockConfig, *, drop_path: float = 
     )
     if config.block == "preact_bottleneck":
         return PreactBottleneck(block, style, drop_path=drop_path)
+    if config.block == "normfree_bottleneck":
+        return NormFreeBottleneck(block, style, drop_path=drop_path)
     if config.block in ("basic", "vanilla"):
         return Basic(block, style, drop_path=drop_path)
     linear = config.block == "linear_bottleneck"
+    if block.attention:
+        return AttentionBottleneck(block, style, linear=linear, drop_path=drop_path)
     return Bottleneck(block, style, linear=linear, drop_path=drop_path)
 
 
@@ -115,6 +122,68 @@ class PreactBottleneck(nn.Module):
         if self.downsample is not None:
             out = self.drop_path(out) + self.downsample(x)
         return out
+
+
+class NormFreeBottleneck(nn.Module):
+    """Bottleneck without norms: standardized weights, scaled branches (timm's NF-RegNet).
+
+    The input is divided by its expected standard deviation, the branch multiplied by alpha, so
+    that variances stay what they are expected to be (Brock et al. 2021).
+    """
+
+    def __init__(self, block: BlockConfig, style: BlockStyle, *, drop_path: float = 0.0) -> None:
+        super().__init__()
+        inner = block.bottleneck_width
+        self.beta = block.variance**-0.5
+        self.downsample: nn.Module | None = None
+        if block.shortcut == "projection":
+            convolution = ScaledStdConv2d(block.width_in, block.width, 1)
+            parts = {"pool": _average_pool(block), "conv": convolution}
+            self.downsample = nn.Sequential(OrderedDict(parts))
+        self.act1 = activation_layer(style.activation, inplace=False)
+        self.conv1 = ScaledStdConv2d(block.width_in, inner, 1)
+        self.act2 = activation_layer(style.activation)
+        self.conv2 = ScaledStdConv2d(
+            inner, inner, 3, stride=block.stride, dilation=block.dilation, groups=block.groups
+        )
+        self.se = _squeeze_excitation(block, style)
+        self.se_gain = 2.0 if block.se_width else 1.0  # a gate is a half on average
+        self.act3 = activation_layer(style.activation)
+        self.conv3 = ScaledStdConv2d(inner, block.width, 1, gain=0.0)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled = self.act1(x) * self.beta
+        shortcut = x if self.downsample is None else self.downsample(scaled)
+        out = self.conv2(self.act2(self.conv1(scaled)))
+        out = self.conv3(self.act3(self.se(out) * self.se_gain))
+        summed: Tensor = self.drop_path(out) * NORMFREE_ALPHA + shortcut
+        return summed
+
+
+class AttentionBottleneck(nn.Module):
+    """1x1, halo attention, 1x1, shortcut (timm's HaloRegNetZ)."""
+
+    def __init__(
+        self, block: BlockConfig, style: BlockStyle, *, linear: bool = False, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        inner, norm, act = block.bottleneck_width, style.norm, style.activation
+        self.conv1 = ConvNormAct(block.width_in, inner, norm=norm, activation=act)
+        self.self_attn = HaloAttention(inner, stride=block.stride)
+        self.post_attn, self.post_act = norm_activation(norm, inner, act)
+        self.conv3 = ConvNormAct(inner, block.width, norm=norm, activation=None)
+        self.downsample = _shortcut(block, style)
+        self.drop_path = DropPath(drop_path)
+        self.act = activation_layer(None if linear else act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.post_act(self.post_attn(self.self_attn(self.conv1(x))))
+        out = self.conv3(out)
+        if self.downsample is not None:
+            out = self.drop_path(out) + self.downsample(x)
+        activated: Tensor = self.act(out)
+        return activated
 
 
 class Basic(nn.Module):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from regnet.nn.layers import EvoNormS0a
+from regnet.nn.layers import EvoNormS0a, HaloPositions, ScaledStdConv2d
 
 
 def init_weights(model: nn.Module) -> None:
@@ -20,11 +20,15 @@ def init_weights(model: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
             nn.init.normal_(module.weight, std=sqrt(2 / fan_out))
+            if isinstance(module, ScaledStdConv2d):
+                module.reset_gain()
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
         else:
             if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, EvoNormS0a)):
                 module.reset_parameters()
+            elif isinstance(module, HaloPositions):
+                module.reset_positions()
             continue
         if module.bias is not None:
             nn.init.zeros_(module.bias)

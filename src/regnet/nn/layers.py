@@ -6,8 +6,16 @@ Child names (`conv`, `bn`, `fc1`, `fc2`) are the checkpoint format of the Hub an
 import torch
 from torch import Tensor, nn
 
-from regnet.design.blocks import NORM_GROUP_WIDTH
+from regnet.design.blocks import (
+    HALO_BLOCK,
+    HALO_HEADS,
+    HALO_SIZE,
+    HALO_WINDOW,
+    NORM_GROUP_WIDTH,
+    halo_key_width,
+)
 from regnet.design.config import Activation, Norm
+from regnet.errors import ConfigError
 
 
 def conv2d(
@@ -67,6 +75,112 @@ class ConvNormAct(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.act(self.bn(self.conv(x)))
         return out
+
+
+class ScaledStdConv2d(nn.Conv2d):
+    """A convolution whose weights are standardized per output channel (Brock et al. 2021).
+
+    Their standard deviation is gain * GAMMA / sqrt(fan-in), so that with SiLU before it, a
+    convolution keeps the variance of its input without a norm (timm's `ScaledStdConv2d`).
+    """
+
+    GAMMA = 1.7881293296813965
+    """1 / the standard deviation of SiLU of a standard normal variable."""
+    EPS = 1e-5
+
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        gain: float = 1.0,
+    ) -> None:
+        padding = dilation * (kernel_size // 2)
+        super().__init__(width_in, width, kernel_size, stride, padding, dilation, groups)
+        self.first_gain = gain
+        self.gain = nn.Parameter(torch.empty(width, 1, 1, 1))
+        self.reset_gain()
+
+    def reset_gain(self) -> None:
+        """The gain that a new layer has."""
+        nn.init.constant_(self.gain, self.first_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), correction=0, keepdim=True)
+        scale = self.gain * (self.GAMMA / self.weight[0].numel() ** 0.5)
+        weight = (self.weight - mean) * (variance + self.EPS).rsqrt() * scale
+        out: Tensor = self._conv_forward(x, weight, self.bias)
+        return out
+
+
+class HaloAttention(nn.Module):
+    """Self-attention of blocks of 7x7 pixels to the windows of 11x11 around them.
+
+    Vaswani et al. 2021, as in timm's `HaloAttn` with 8 heads: queries and keys a third as wide as
+    values, positions relative per row and column; stride 2 averages 2x2 pixels behind it. Takes
+    (N, width, H, W); 7 must divide H and W.
+    """
+
+    def __init__(self, width: int, *, stride: int) -> None:
+        super().__init__()
+        self.key_width = halo_key_width(width)
+        keys = HALO_HEADS * self.key_width
+        self.q = conv2d(width, keys, 1)
+        self.kv = conv2d(width, keys + width, 1)
+        self.pos_embed = HaloPositions(self.key_width)
+        self.pool = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height % HALO_BLOCK or width % HALO_BLOCK:
+            raise ConfigError(
+                f"halo attention needs feature maps whose sides are multiples of {HALO_BLOCK}, got "
+                f"{height} x {width}; images of 224 x 224 pixels give such"
+            )
+        rows, columns, block = height // HALO_BLOCK, width // HALO_BLOCK, HALO_BLOCK
+        # (N * heads, blocks, pixels of a block, width)
+        q = self.q(x).reshape(-1, self.key_width, rows, block, columns, block)
+        q = q.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+        # (N * heads, blocks, pixels of a window, width)
+        kv = nn.functional.pad(self.kv(x), (HALO_SIZE,) * 4)
+        kv = kv.unfold(2, HALO_WINDOW, block).unfold(3, HALO_WINDOW, block)
+        kv = kv.reshape(q.shape[0], -1, rows * columns, HALO_WINDOW**2).permute(0, 2, 3, 1)
+        k, v = kv[..., : self.key_width], kv[..., self.key_width :]
+        weights = (q @ k.transpose(-1, -2)) * self.key_width**-0.5 + self.pos_embed(q)
+        out = weights.softmax(-1) @ v
+        out = out.reshape(-1, rows, columns, block, block, out.shape[-1])
+        out = out.permute(0, 5, 1, 3, 2, 4).reshape(x.shape[0], -1, height, width)
+        pooled: Tensor = self.pool(out)
+        return pooled
+
+
+class HaloPositions(nn.Module):
+    """What halo attention adds for the distance of a key from its query, per row and column."""
+
+    def __init__(self, key_width: int) -> None:
+        super().__init__()
+        self.height_rel = nn.Parameter(torch.empty(2 * HALO_WINDOW - 1, key_width))
+        self.width_rel = nn.Parameter(torch.empty(2 * HALO_WINDOW - 1, key_width))
+        self.reset_positions()
+
+    def reset_positions(self) -> None:
+        """Normal, as small as the scale of the products."""
+        for positions in (self.height_rel, self.width_rel):
+            nn.init.normal_(positions, std=positions.shape[1] ** -0.5)
+
+    def forward(self, q: Tensor) -> Tensor:
+        """Of queries (M, blocks, pixels, width): (M, blocks, pixels, pixels of a window)."""
+        places = torch.arange(HALO_WINDOW, device=q.device)
+        away = places - places[:HALO_BLOCK, None] + HALO_WINDOW - 1  # (7, 11)
+        pixels = q.reshape(*q.shape[:2], HALO_BLOCK, HALO_BLOCK, q.shape[-1])
+        down = torch.einsum("mbyxd,ykd->mbyxk", pixels, self.height_rel[away])
+        across = torch.einsum("mbyxd,xkd->mbyxk", pixels, self.width_rel[away])
+        both: Tensor = down[..., :, None] + across[..., None, :]
+        return both.flatten(4, 5).flatten(2, 3)
 
 
 class EvoNormS0a(nn.Module):

@@ -15,7 +15,7 @@ from regnet.errors import ConfigError
 from regnet.nn.blocks import Stage, build_block
 from regnet.nn.features import FeatureInfo, feature_info, run_trunk
 from regnet.nn.init import init_weights, zero_last_norms
-from regnet.nn.layers import ConvNormAct, activation_layer, conv2d
+from regnet.nn.layers import ConvNormAct, ScaledStdConv2d, activation_layer, conv2d
 
 GlobalPool = Literal["avg", "max", ""]
 """How feature maps become a vector; "" leaves them as they are (with num_classes=0 only)."""
@@ -64,7 +64,11 @@ class AnyNet(nn.Module):
             self.add_module(name, stage)
         self.final_conv = _final_conv(anynet)
         self.head = Head(self.num_features, config.num_classes, drop_rate, global_pool)
-        self.trunk = ("stem", "stem_pool", *stages, "final_conv")
+        self.trunk: tuple[str, ...] = ("stem", "stem_pool", *stages, "final_conv")
+        if config.block == "normfree_bottleneck":
+            # Apart from the convolution, whose output is a feature map in timm.
+            self.final_act = activation_layer(config.activation, inplace=False)
+            self.trunk += ("final_act",)
         """Names of the modules that images pass before the head, in that order."""
         init_weights(self)
         if zero_init_last:
@@ -229,6 +233,9 @@ def _stem(config: AnyNetConfig) -> nn.Module:
     kernel_size, strides = config.stem_kernel_size, config.stem_conv_strides
     if config.block == "preact_bottleneck":
         return conv2d(config.in_chans, config.stem_width, kernel_size, stride=strides[0])
+    if config.block == "normfree_bottleneck":
+        conv = ScaledStdConv2d(config.in_chans, config.stem_width, kernel_size, stride=strides[0])
+        return nn.Sequential(OrderedDict(conv=conv))
     layers = []
     width_in = config.in_chans
     for width, stride in zip(config.stem_widths, strides, strict=True):
@@ -258,6 +265,10 @@ def _stages(config: AnyNetConfig, drop_path_rate: float) -> Iterator[Stage]:
 
 
 def _final_conv(config: AnyNetConfig) -> nn.Module:
+    if config.block == "normfree_bottleneck":
+        if not config.head_width:
+            return nn.Identity()
+        return ScaledStdConv2d(config.stages[-1].width, config.head_width, 1)
     if config.head_width:
         return ConvNormAct(
             config.stages[-1].width,

@@ -16,6 +16,7 @@ from regnet.weights.identify import identify
 from regnet.weights.keys import (
     BYOBNET,
     CLASSY,
+    NFNET,
     PYCLS,
     PYCLS_VANILLA,
     TIMM,
@@ -46,7 +47,7 @@ class Format:
 FORMATS: Final[Mapping[str, Format]] = {
     row.name: row
     for row in (
-        Format(name="timm", title="timm", tables=lambda _: (TIMM, BYOBNET)),
+        Format(name="timm", title="timm", tables=lambda _: (TIMM, BYOBNET, NFNET)),
         Format(name="torchvision", title="torchvision", tables=lambda _: (TORCHVISION,)),
         Format(name="pycls", title="pycls", tables=lambda _: (PYCLS, PYCLS_VANILLA), bgr=True),
         Format(name="transformers", title="transformers", tables=lambda _: TRANSFORMERS),
@@ -136,6 +137,8 @@ def from_native(
 def _table_for(tensors: Mapping[str, Tensor], to: Format) -> KeyTable:
     strangers: list[str] = []
     if to.name == "timm":
+        if any(key.endswith(".gain") for key in tensors):
+            return NFNET
         shapes = {key: tuple(value.shape) for key, value in tensors.items()}
         variants = identify(shapes)
         return BYOBNET if any(v.config.bottleneck_from == "input" for v in variants) else TIMM

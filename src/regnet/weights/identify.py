@@ -39,7 +39,7 @@ def signature_of_shapes(shapes: Shapes) -> Signature:
             blocks.setdefault((int(match[1]), int(match[2])), {})["se"] = shape
     stem = [shape[0] for name, shape in shapes.items() if re.match(r"stem\..*weight", name)]
     convs = [width for width in dict.fromkeys(stem) if width]
-    head = shapes.get("final_conv.conv.weight", (0,))[0]
+    head = shapes.get("final_conv.conv.weight", shapes.get("final_conv.weight", (0,)))[0]
     parts = []
     for key in sorted(blocks):
         block = blocks[key]
@@ -53,12 +53,20 @@ def signature_of_shapes(shapes: Shapes) -> Signature:
 def signature_of_config(config: AnyNetConfig | RegNetConfig) -> Signature:
     """What tells architectures apart, from a config."""
     parts = tuple(
-        (block.stage, block.width, block.bottleneck_width, block.group_width, block.se_width)
+        (
+            block.stage,
+            block.width,
+            *((0, 0) if block.attention else (block.bottleneck_width, block.group_width)),
+            block.se_width,
+        )
         for block in config.blocks()
     )
     kinds = []
-    if config.norm == "batch":
+    normfree = config.block == "normfree_bottleneck"
+    if config.norm == "batch" and not normfree:
         kinds.append("running_mean")
+    if normfree:
+        kinds.append("gain")
     if config.norm == "evonorm_s0a":
         kinds.append("v")
     if config.block == "preact_bottleneck":
@@ -70,4 +78,6 @@ def signature_of_config(config: AnyNetConfig | RegNetConfig) -> Signature:
 
 def _norms(shapes: Shapes) -> tuple[str, ...]:
     parts = {part for name in shapes for part in name.split(".")}
-    return tuple(kind for kind in ("running_mean", "v", "norm1", "downsample") if kind in parts)
+    return tuple(
+        kind for kind in ("running_mean", "gain", "v", "norm1", "downsample") if kind in parts
+    )

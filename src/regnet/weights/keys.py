@@ -111,7 +111,10 @@ def _like_pycls(
     )
 
 
-_PARTS = ("conv1", "conv2", "conv3", "se", "downsample", "norm1", "norm2", "norm3")
+_PARTS = (
+    *("conv1", "conv2", "conv3", "se", "downsample", "norm1", "norm2", "norm3"),
+    *("self_attn", "post_attn"),
+)
 
 TIMM: Final = KeyTable(
     tuple(
@@ -131,14 +134,41 @@ BYOBNET: Final = KeyTable(
         *_in_blocks(
             "s{i}.b{j}.",
             "stages.{i-1}.{j-1}.",
-            {"conv1": "conv1_1x1", "conv2": "conv2_kxk", "se": "attn", "conv3": "conv3_1x1"},
+            {
+                "conv1": "conv1_1x1",
+                "conv2": "conv2_kxk",
+                "se": "attn",
+                "self_attn": "self_attn",
+                "post_attn": "post_attn",
+                "conv3": "conv3_1x1",
+            },
         ),
         ("stem.", "stem."),
         ("final_conv.", "final_conv."),
         ("head.fc.", "head.fc."),
     )
 )
-"""timm's byobnet.py: RegNetZ b16, c16, d8, d32, e8 and evos."""
+"""timm's byobnet.py: RegNetZ b16, c16, d8, d32, e8 and evos, HaloRegNetZ."""
+
+NFNET: Final = KeyTable(
+    (
+        *_in_blocks(
+            "s{i}.b{j}.",
+            "stages.{i-1}.{j-1}.",
+            {
+                "conv1": "conv1",
+                "conv2": "conv2",
+                "se": "attn",
+                "conv3": "conv3",
+                "downsample": "downsample",
+            },
+        ),
+        ("stem.", "stem."),
+        ("final_conv.", "final_conv."),
+        ("head.fc.", "head.fc."),
+    )
+)
+"""timm's nfnet.py: NF-RegNet."""
 
 PYCLS: Final = KeyTable(
     (

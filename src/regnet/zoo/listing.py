@@ -84,7 +84,8 @@ def list_models(
 
     Args:
         filter: a pattern with * and ? for the name or an alias, or for the id of weights.
-        family: regnetx, regnety, regnetv, regnetz, resnet, resnext or vanilla.
+        family: regnetx, regnety, regnetv, regnetz, haloregnetz, nf_regnet, resnet, resnext or
+            vanilla.
         pretrained: list weights, as `variant.tag`; implied by the next two.
         license: of the weights, such as "apache-2.0"; "commercial" stands for all that allow
             commercial use.
@@ -117,7 +118,7 @@ def list_models(
                 names.append((key, variant.name))
             continue
         for row in checkpoints_of(variant.name):
-            if not (_fits(filter, variant) or _fits_row(filter, row)):
+            if not _fits_row(filter, row, variant):
                 continue
             if license == "commercial" and not row.license_terms.permissive:
                 continue
@@ -158,8 +159,9 @@ def _fits(pattern: str, variant: Variant) -> bool:
     return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
 
 
-def _fits_row(pattern: str, row: Checkpoint) -> bool:
-    names = (row.id, row.upstream or "")
+def _fits_row(pattern: str, row: Checkpoint, variant: Variant) -> bool:
+    """Whether the pattern fits weights; what a publisher calls his own stands for them alone."""
+    names = (row.id, row.upstream or "", variant.name, variant.factory, variant.label)
     return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
 
 
