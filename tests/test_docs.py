@@ -4,8 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save
 
+import regnet
 from regnet.design import variants
+from regnet.errors import LicenseWarning
+from regnet.weights.catalog import checkpoints
+from regnet.weights.formats import FORMATS, from_native
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "weights").glob("*.md")]
@@ -17,12 +23,34 @@ def code_blocks(path):
 
 def test_the_example_of_the_readme_runs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    [example] = code_blocks(ROOT / "README.md")
+    example, _ = code_blocks(ROOT / "README.md")
     names = {}
     exec(example, names)
     assert capsys.readouterr().out.startswith("cat\n")
     assert names["fit"].exact
     assert names["model"].num_classes == 10
+
+
+def test_the_weights_of_the_readme_load(monkeypatch, hub, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    _, example = code_blocks(ROOT / "README.md")
+    states = {name: regnet.create(name).state_dict() for name in ("regnety_016", "regnety_160")}
+    for id in ("regnety_016.tv2_in1k", "regnety_160.swag_ft_in1k", "regnety_016.transformers"):
+        row = checkpoints()[id]
+        theirs = from_native(states[row.variant], FORMATS[row.format])
+        hub.repos[row.repo] = {"model.safetensors": save(theirs)}
+    theirs = from_native(states["regnety_016"], FORMATS["pycls"])
+    torch.save({"model_state": theirs}, "RegNetY-1.6GF_dds_8gpu.pyth")
+    names = {}
+    with pytest.warns(LicenseWarning) as warned:
+        exec(example, {"regnet": regnet}, names)
+    assert [str(w.message).partition(";")[0] for w in warned] == [
+        "regnety_160.swag_ft_in1k: CC BY-NC 4.0 (no commercial use)",
+        "regnety_016.transformers: license not stated",
+    ]
+    assert torch.equal(names["model"].head.fc.weight, states["regnety_016"]["head.fc.weight"])
+    assert Path("mine/model.safetensors").exists()
 
 
 def test_the_row_of_contributing_makes_a_variant():

@@ -194,7 +194,7 @@ def test_listing_of_weights():
         "regnetx_002.transformers", "regnety_002.transformers", "regnety_004.transformers",
     ]  # fmt: skip
     small = regnet.list_models(min_top1=80, max_params=12e6, sort="params")
-    assert small[0] == "regnetz_b16.ra3_in1k"
+    assert small[0] == "regnety_016.IMAGENET1K_V2"
     assert all(find_checkpoint_by_id(name).top1 >= 80 for name in small)
     with pytest.raises(ConfigError, match=r"there is no license 'gpl'; there are apache-2\.0, mit"):
         regnet.list_models(license="gpl")

@@ -159,7 +159,7 @@ def _read_pickle(path: Path, *, ignore_objects: bool) -> Any:
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
-        if match := re.search(r"(?:GLOBAL|global:?) (\S+)", str(error)):
+        if match := re.search(r"GLOBAL (\S+)", str(error)):
             raise WeightsError(
                 f"{path}: holds Python objects beside its tensors ({match[1]}), which could run "
                 f"code; `regnet weights convert {path} OUT.safetensors --ignore-objects` keeps the "
