@@ -10,6 +10,7 @@ from regnet.design.config import (
     config_from_dict,
     config_from_json,
 )
+from regnet.engines.optimize import Optimized, optimize
 from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet, RegNet
 from regnet.prediction import ClassScore, Prediction, predict
@@ -34,6 +35,7 @@ __all__ = [
     "Complexity",
     "FeatureNet",
     "ModelInfo",
+    "Optimized",
     "Prediction",
     "Preprocess",
     "RegNet",
@@ -50,6 +52,7 @@ __all__ = [
     "is_model",
     "list_models",
     "list_pretrained",
+    "optimize",
     "predict",
     "preprocess",
 ]

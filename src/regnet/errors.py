@@ -25,5 +25,9 @@ class MissingExtraError(RegNetError, ImportError):
     """An optional package is needed and not installed."""
 
 
+class EngineError(RegNetError, RuntimeError):
+    """A network cannot be run or exported in the way that was asked for."""
+
+
 class LicenseWarning(UserWarning):
     """Weights whose license restricts their use, or does not say."""

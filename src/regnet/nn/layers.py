@@ -209,7 +209,7 @@ class EvoNormS0a(nn.Module):
         # Sums over whole feature maps leave the range of half precision.
         half = x.dtype in (torch.float16, torch.bfloat16)
         wide = x.float() if half else x
-        grouped: Tensor = wide.unflatten(1, (-1, NORM_GROUP_WIDTH))  # type: ignore[no-untyped-call]
+        grouped: Tensor = wide.unflatten(1, (-1, NORM_GROUP_WIDTH))
         variance = grouped.var(dim=(2, 3, 4), correction=0, keepdim=True)
         std = (variance + self.eps).sqrt().expand_as(grouped).flatten(1, 2).to(x.dtype)
         if self.v is not None:

@@ -1,0 +1,69 @@
+"""What an engine is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from regnet.nn.model import AnyNet
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+Runner = Callable[[Tensor], Tensor]
+"""Takes images as the model does, float32, of the shape that it was built for; gives what the model
+gives, float32."""
+
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+TOLERANCES: dict[Precision, float] = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
+"""Largest norm(output - reference) / norm(reference) that each precision is allowed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What to build for."""
+
+    device: torch.device
+    precision: Precision
+
+
+class Engine(Protocol):
+    """One way to run a network."""
+
+    name: str
+
+    def obstacle(self, target: Target) -> str | None:
+        """Why it cannot be used here for this, in a few words; None if it can."""
+        ...
+
+    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+        """A runner of a model in evaluation mode for images like the example.
+
+        The model is not changed. Whatever it raises counts as the engine's failure.
+        """
+        ...
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """norm(found - expected) / norm(expected), in float64."""
+    expected = expected.double().cpu()
+    return float((found.double().cpu() - expected).norm() / expected.norm().clamp_min(1e-12))
+
+
+def half_obstacle(target: Target) -> str | None:
+    """Why a precision is not worth trying on a device."""
+    if target.precision == "fp32":
+        return None
+    if target.device.type == "cpu":
+        if target.precision == "fp16":
+            return "fp16 has no fast instructions on this CPU"
+        # Without these instructions bf16 is emulated, slower than fp32.
+        if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+            return "this CPU has neither AMX nor AVX512-BF16"
+    return None

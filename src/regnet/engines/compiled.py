@@ -1,0 +1,76 @@
+"""torch.compile and AOTInductor: one program for the whole network, weights frozen into it."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from regnet.engines.base import DTYPES, Runner, Target, half_obstacle
+from regnet.engines.eager import inference
+from regnet.engines.transforms import channels_last, folded
+from regnet.nn.model import AnyNet
+
+
+class Compiled:
+    """torch.compile with frozen weights, channels last."""
+
+    name = "compiled"
+
+    def obstacle(self, target: Target) -> str | None:
+        return half_obstacle(target)
+
+    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+        dtype = DTYPES[target.precision]
+        model = channels_last(folded(model), dtype)
+        # A graph of its own: compiled code is kept by function, and models share theirs.
+        program = torch.compile(lambda x: model(x), fullgraph=True, dynamic=False)
+
+        def call(x: Tensor) -> Tensor:
+            out: Tensor = program(x.to(dtype=dtype, memory_format=torch.channels_last))
+            return out.float()
+
+        with _frozen():
+            inference(call)(example)  # compiles
+        return inference(call)
+
+
+class AOTInductor:
+    """A compiled package without Python in the loop: torch.export and AOTInductor."""
+
+    name = "aot_inductor"
+
+    def obstacle(self, target: Target) -> str | None:
+        return half_obstacle(target)
+
+    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+        dtype = DTYPES[target.precision]
+        model = channels_last(folded(model), dtype)
+        x = example.to(dtype=dtype, memory_format=torch.channels_last)
+        with torch.no_grad(), tempfile.TemporaryDirectory() as folder, _frozen():
+            program = torch.export.export(model, (x,))
+            package = torch._inductor.aoti_compile_and_package(
+                program, package_path=str(Path(folder) / "model.pt2")
+            )
+            loaded = torch._inductor.aoti_load_package(package)
+
+        def call(x: Tensor) -> Tensor:
+            out: Tensor = loaded(x.to(dtype=dtype, memory_format=torch.channels_last))
+            return out.float()
+
+        return inference(call)
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Weights become constants of the compiled program; the setting of before again behind."""
+    import torch._inductor.config as settings
+
+    before = settings.freezing
+    settings.freezing = True
+    try:
+        yield
+    finally:
+        settings.freezing = before

@@ -1,0 +1,69 @@
+"""PyTorch as it is, and with what costs nothing: folded norms, channels last, padded groups."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from regnet.engines.base import DTYPES, Runner, Target, half_obstacle
+from regnet.engines.transforms import channels_last, folded, padded, pays_to_pad
+from regnet.nn.model import AnyNet
+
+
+class Eager:
+    """The model as it is: the reference, and always in the race."""
+
+    name = "eager"
+
+    def obstacle(self, target: Target) -> str | None:
+        return None if target.precision == "fp32" else "the reference is fp32"
+
+    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+        return inference(model.eval())
+
+
+class ChannelsLast:
+    """Norms folded, memory by pixels."""
+
+    name = "channels_last"
+
+    def obstacle(self, target: Target) -> str | None:
+        return half_obstacle(target)
+
+    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+        return _prepared(folded(model), target)
+
+
+class Padded:
+    """Norms folded, memory by pixels, groups widened to powers of two."""
+
+    name = "padded"
+
+    def obstacle(self, target: Target) -> str | None:
+        return half_obstacle(target)
+
+    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+        if not pays_to_pad(model):
+            raise ValueError("all group widths are powers of two")
+        return _prepared(padded(model), target)
+
+
+def inference(call: Callable[[Tensor], Tensor]) -> Runner:
+    """The call without gradients."""
+
+    def run(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return call(x)
+
+    return run
+
+
+def _prepared(model: AnyNet, target: Target) -> Runner:
+    dtype = DTYPES[target.precision]
+    model = channels_last(model, dtype)
+
+    def call(x: Tensor) -> Tensor:
+        out: Tensor = model(x.to(dtype=dtype, memory_format=torch.channels_last))
+        return out.float()
+
+    return inference(call)

@@ -1,0 +1,112 @@
+"""Networks rewritten for inference: the same function in fewer or better shaped operations."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from regnet.nn.blocks import Bottleneck
+from regnet.nn.layers import ConvNormAct, SqueezeExcitation
+from regnet.nn.model import AnyNet
+
+
+def folded(model: AnyNet) -> AnyNet:
+    """A copy whose batch norms are part of the convolutions before them, in evaluation mode."""
+    model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if isinstance(module, ConvNormAct) and isinstance(module.bn, nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+            module.bn = nn.Identity()
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    return model
+
+
+def channels_last(model: AnyNet, dtype: torch.dtype) -> AnyNet:
+    """The model itself, its weights of another type and stored with channels last."""
+    return model.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
+
+
+def padded_group_width(group_width: int) -> int:
+    """The next power of two, which libraries have kernels for."""
+    return 1 << (group_width - 1).bit_length()
+
+
+def padded(model: AnyNet) -> AnyNet:
+    """A folded copy whose groups are widened with zeros to powers of two: the same function.
+
+    Zero rows in the first 1x1, zero blocks in the 3x3, zero columns in squeeze-excitation and in
+    the last 1x1. ReLU and SiLU map 0 to 0, so that the new channels stay zero.
+    """
+    model = folded(model)
+    for module in model.modules():
+        if isinstance(module, Bottleneck):
+            _pad(module)
+    return model
+
+
+def pays_to_pad(model: AnyNet) -> bool:
+    """Whether a group width is there that is no power of two."""
+    return any(
+        isinstance(module, Bottleneck)
+        and padded_group_width(module.conv2.conv.in_channels // module.conv2.conv.groups)
+        != module.conv2.conv.in_channels // module.conv2.conv.groups
+        for module in model.modules()
+    )
+
+
+def _pad(block: Bottleneck) -> None:
+    grouped = block.conv2.conv
+    groups, old = grouped.groups, grouped.in_channels // grouped.groups
+    new = padded_group_width(old)
+    if new == old or groups == 1:
+        return
+    first, last = block.conv1.conv, block.conv3.conv
+    block.conv1.conv = _conv(
+        first, _spread(first.weight, groups, new), _spread(_bias(first), groups, new)
+    )
+    kernel = _spread(grouped.weight, groups, new)
+    kernel = nn.functional.pad(kernel, (0, 0, 0, 0, 0, new - old))
+    block.conv2.conv = _conv(grouped, kernel, _spread(_bias(grouped), groups, new))
+    if isinstance(block.se, SqueezeExcitation):
+        fc1, fc2 = block.se.fc1, block.se.fc2
+        block.se.fc1 = _conv(fc1, _spread_inputs(fc1.weight, groups, new), _bias(fc1))
+        block.se.fc2 = _conv(
+            fc2, _spread(fc2.weight, groups, new), _spread(_bias(fc2), groups, new)
+        )
+    block.conv3.conv = _conv(last, _spread_inputs(last.weight, groups, new), _bias(last))
+
+
+def _bias(conv: nn.Conv2d) -> Tensor:
+    return conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
+
+
+def _spread(values: Tensor, groups: int, width: int) -> Tensor:
+    """Output channels (groups * old, ...) to (groups * width, ...), zeros behind each group."""
+    parts = values.reshape(groups, -1, *values.shape[1:])
+    out = values.new_zeros(groups, width, *values.shape[1:])
+    out[:, : parts.shape[1]] = parts
+    return out.flatten(0, 1)
+
+
+def _spread_inputs(weight: Tensor, groups: int, width: int) -> Tensor:
+    """The same for the input channels of a convolution's weight."""
+    return _spread(weight.transpose(0, 1), groups, width).transpose(0, 1).contiguous()
+
+
+def _conv(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A convolution as before with other weights."""
+    new = nn.Conv2d(
+        weight.shape[1] * conv.groups,
+        weight.shape[0],
+        conv.kernel_size,  # type: ignore[arg-type]  # a pair
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        conv.dilation,  # type: ignore[arg-type]
+        conv.groups,
+        device="meta",
+    )
+    new.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    new.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return new

@@ -1,0 +1,200 @@
+"""How long calls take: until steady, on changing inputs, and one against another in turn.
+
+A number means nothing alone: `compare` runs two calls in the order A B B A, takes the ratio of
+each pair, and claims a difference only where the bootstrap interval of their median excludes 1 and
+A against itself, in the same run, shows less.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Call = Callable[[Tensor], Any]
+
+WINDOW: Final = 20
+"""Calls in a window of the search for steadiness."""
+
+STEADY: Final = 0.01
+"""Largest relative difference of the medians of three windows that counts as steady."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Seconds of single calls, host clock, the device's work included."""
+
+    seconds: tuple[float, ...]
+    steady: bool
+    """Whether three windows agreed before the calls that count."""
+    warmup_calls: int
+
+    @property
+    def median(self) -> float:
+        """Half of the calls took no longer."""
+        return statistics.median(self.seconds)
+
+    @property
+    def minimum(self) -> float:
+        """The quickest call."""
+        return min(self.seconds)
+
+    def percentile(self, percent: float) -> float:
+        """Time that `percent` of the calls did not exceed; p99 needs a thousand calls or more."""
+        return float(np.percentile(self.seconds, percent))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """B's time over A's, pair by pair: above 1, A is faster."""
+
+    ratios: tuple[float, ...]
+    median: float
+    low: float
+    high: float
+    """Ends of the median's bootstrap interval, 95 %."""
+    control_low: float
+    control_high: float
+    """The same for A against A, from the same run."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether a difference may be claimed."""
+        if self.low <= 1 <= self.high:
+            return False
+        return not self.control_low <= self.median <= self.control_high
+
+    def verdict(self, a: str = "A", b: str = "B") -> str:
+        """One sentence."""
+        if not self.differs:
+            return "no difference shown"
+        ratio, low, high = self.median, self.low, self.high
+        if ratio < 1:
+            a, ratio, low, high = b, 1 / ratio, 1 / high, 1 / low
+        return f"{a} is {ratio:.2f}x faster, 95 % {low:.2f}-{high:.2f}"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def time_call(call: Call, x: Tensor) -> float:
+    """Seconds of one call, from its start until the device has finished."""
+    synchronize(x.device)
+    start = time.perf_counter()
+    call(x)
+    synchronize(x.device)
+    return time.perf_counter() - start
+
+
+def warm_up(
+    call: Call, inputs: Sequence[Tensor], *, seconds: float, window: int = WINDOW
+) -> tuple[bool, int]:
+    """Call until three windows agree, or the time is over; whether they did, and calls made."""
+    medians: list[float] = []
+    turns, calls, end = cycle(inputs), 0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        times = [time_call(call, x) for x in islice(turns, window)]
+        calls += window
+        medians.append(statistics.median(times))
+        last = medians[-3:]
+        if len(last) == 3 and max(last) <= min(last) * (1 + STEADY):
+            return True, calls
+    return False, calls
+
+
+def measure(
+    call: Call,
+    inputs: Sequence[Tensor],
+    *,
+    calls: int = 100,
+    seconds: float = 5.0,
+    warmup_seconds: float = 5.0,
+) -> Samples:
+    """Time single calls on inputs that take turns.
+
+    Args:
+        call: what to time; it may use a device, which is waited for.
+        inputs: three or more, so that nothing can be remembered from the last call.
+        calls: how many count, or fewer where the time is over; five at least.
+        seconds: for those that count.
+        warmup_seconds: at most, for those before.
+    """
+    window = WINDOW
+    first = time_call(call, inputs[0])
+    if first * 3 * WINDOW > warmup_seconds:  # slow calls: shorter windows rather than none
+        window = max(2, int(warmup_seconds / (3 * max(first, 1e-9))))
+        window = min(window, WINDOW)
+    steady, warmup_calls = warm_up(call, inputs, seconds=warmup_seconds, window=window)
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    for x in islice(cycle(inputs), calls):
+        times.append(time_call(call, x))
+        if len(times) >= 5 and time.perf_counter() > end:
+            break
+    return Samples(seconds=tuple(times), steady=steady, warmup_calls=warmup_calls + 1)
+
+
+def compare(
+    a: Call,
+    b: Call,
+    inputs: Sequence[Tensor],
+    *,
+    pairs: int = 40,
+    seconds: float = 10.0,
+    rng: np.random.Generator | None = None,
+) -> Comparison:
+    """Time two calls in turn: A B B A, each turn some calls on inputs that take turns.
+
+    Args:
+        a: the one.
+        b: the other.
+        inputs: for both.
+        pairs: A-B pairs, an even number; 30 or more for a claim.
+        seconds: about how long, warmed up before; turns get longer to fill it.
+        rng: of the bootstrap.
+    """
+    turns = cycle(inputs)
+    for call in (a, b):
+        warm_up(call, inputs, seconds=seconds / 4, window=3)
+    once = sum(time_call(call, next(turns)) for call in (a, b))
+    repeats = max(1, min(100, int(seconds / (pairs * max(once, 1e-9)))))
+
+    def turn(call: Call) -> float:
+        return min(time_call(call, x) for x in islice(turns, repeats))
+
+    ratios, control = [], []
+    for _ in range((pairs + 1) // 2):
+        first_a, first_b, second_b, second_a = turn(a), turn(b), turn(b), turn(a)
+        ratios += [first_b / first_a, second_b / second_a]
+        control += [first_a / second_a]
+    rng = rng or np.random.default_rng(0)
+    low, high = bootstrap_median(ratios, rng)
+    control_low, control_high = bootstrap_median(control, rng)
+    return Comparison(
+        ratios=tuple(ratios),
+        median=statistics.median(ratios),
+        low=low,
+        high=high,
+        control_low=control_low,
+        control_high=control_high,
+    )
+
+
+def bootstrap_median(
+    values: Sequence[float], rng: np.random.Generator, *, resamples: int = 2000
+) -> tuple[float, float]:
+    """Interval that holds the median with 95 %, by resampling (percentiles)."""
+    sample = np.asarray(values)
+    medians = np.median(rng.choice(sample, (resamples, len(sample))), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return float(low), float(high)

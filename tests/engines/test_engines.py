@@ -1,0 +1,151 @@
+"""One contract for all engines."""
+
+import copy
+
+import pytest
+import torch
+
+import regnet
+from regnet.design.config import RegNetConfig
+from regnet.engines import optimize as module
+from regnet.engines.base import TOLERANCES, Target, relative_error
+from regnet.engines.optimize import ENGINES, worst_error
+from regnet.engines.transforms import folded, padded, pays_to_pad
+from regnet.errors import ConfigError, EngineError
+
+CONFIG = RegNetConfig(depth=3, w0=24, wa=24.0, wm=2.0, group_width=24, se_ratio=0.25, num_classes=7)
+CPU = torch.device("cpu")
+CASES = [
+    pytest.param(engine, precision, id=f"{engine.name}-{precision}")
+    for engine in ENGINES
+    for precision in ("fp32", "bf16")
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    network = regnet.create(CONFIG)
+    network.train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(torch.randn(8, 3, 64, 64))  # running statistics that are not those of a new net
+    return network.eval()
+
+
+def images(batch=2):
+    return torch.randn(batch, 3, 64, 64)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("engine", "precision"), CASES)
+def test_every_engine_gives_the_models_answers(model, engine, precision):
+    target = Target(device=CPU, precision=precision)
+    if obstacle := engine.obstacle(target):
+        pytest.skip(obstacle)
+    before = copy.deepcopy(model.state_dict())
+    inputs = [images() for _ in range(3)]
+    with torch.inference_mode():
+        reference = [model(x) for x in inputs]
+    runner = engine.build(model, inputs[0], target)
+    kept = inputs[0].clone()
+    assert worst_error(runner, inputs, reference) < TOLERANCES[precision]
+    assert torch.equal(inputs[0], kept)
+    answer = runner(inputs[0])
+    assert answer.dtype == torch.float32
+    assert answer.shape == (2, 7)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not torch._inductor.config.freezing
+
+
+@pytest.mark.parametrize(
+    "name", ["regnety_002", "regnetx_006", "regnety_006", "regnetz_b16", "regnetv_040"]
+)
+def test_transforms_keep_the_function(name):
+    torch.manual_seed(0)
+    network = regnet.create(name).eval()
+    for module_ in network.modules():
+        if isinstance(module_, torch.nn.BatchNorm2d):
+            module_.running_mean.normal_(0, 0.1)
+            module_.running_var.uniform_(0.7, 1.3)
+            module_.bias.data.normal_(0, 0.1)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        expected = network(x)
+        assert relative_error(folded(network)(x), expected) < 1e-5
+        assert relative_error(padded(network)(x), expected) < 1e-5
+    assert pays_to_pad(network) == (name in ("regnetx_006",))
+
+
+def test_optimize_chooses_the_fastest_that_is_right(model):
+    fast = regnet.optimize(
+        model, images(), engines=["eager", "channels_last", "padded"], seconds=0.2
+    )
+    rows = {(c.engine, c.precision): c for c in fast.report.candidates}
+    assert rows["eager", "bf16"].reason == "the reference is fp32"
+    right = [c for c in fast.report.candidates if c.reason is None]
+    assert fast.report.winner == min(right, key=lambda c: c.latency_ms)
+    assert "eager fp32" in str(fast.report)
+    for batch in (1, 2, 3, 5):
+        x = images(batch)
+        with torch.inference_mode():
+            torch.testing.assert_close(fast(x), model(x), rtol=0.1, atol=0.1)
+    x = torch.randn(1, 3, 96, 80)
+    with torch.inference_mode():
+        torch.testing.assert_close(fast(x), model(x))
+    assert fast.report.shape == (2, 3, 64, 64)
+
+
+class Wrong:
+    name = "wrong"
+
+    def obstacle(self, target):
+        return None
+
+    def build(self, model, example, target):
+        return lambda x: torch.zeros(len(x), 7)
+
+
+class SameMemory(Wrong):
+    name = "same_memory"
+
+    def build(self, model, example, target):
+        out = torch.empty(len(example), 7)
+
+        def run(x):
+            with torch.inference_mode():
+                return out.copy_(model(x))
+
+        return run
+
+
+class Broken(Wrong):
+    name = "broken"
+
+    def build(self, model, example, target):
+        raise RuntimeError("no\nsuch thing")
+
+
+def test_what_is_wrong_gets_no_time(model, monkeypatch):
+    monkeypatch.setattr(module, "ENGINES", (Wrong(), SameMemory(), Broken(), ENGINES[0]))
+    report = regnet.optimize(model, images(), precision="fp32", seconds=0.1).report
+    reasons = {c.engine: c.reason for c in report.candidates}
+    assert reasons["wrong"].startswith("wrong: its outputs differ by 1.0e+00")
+    assert reasons["same_memory"].startswith("wrong: its outputs differ")
+    assert reasons["broken"] == "RuntimeError: no such thing"
+    assert reasons["eager"] is None
+    assert [c.engine for c in report.candidates if c.latency_ms is None] == [
+        "wrong", "same_memory", "broken",
+    ]  # fmt: skip
+    monkeypatch.setattr(module, "ENGINES", (Broken(),))
+    with pytest.raises(EngineError, match="none of these engines works here: broken fp32: Runtime"):
+        regnet.optimize(model, images())
+
+
+def test_bad_requests(model):
+    with pytest.raises(ConfigError, match="there is no engine 'tvm'; there are eager, channels_la"):
+        regnet.optimize(model, engines=["tvm"])
+    with pytest.raises(ConfigError, match="precision must be auto, fp32, bf16, fp16; got 'int3'"):
+        regnet.optimize(model, precision="int3")
+    with pytest.raises(ConfigError, match="goal must be 'latency' or 'throughput', got 'speed'"):
+        regnet.optimize(model, goal="speed")

@@ -1,0 +1,84 @@
+"""Timing: steadiness, and claims only where there is something to claim."""
+
+import statistics
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from regnet.timing import Comparison, bootstrap_median, compare, measure
+
+INPUTS = [torch.zeros(1) for _ in range(3)]
+
+
+class Busy:
+    """A call that takes about so many seconds of processor time, with some noise."""
+
+    def __init__(self, seconds: float, rng: np.random.Generator) -> None:
+        self.seconds, self.rng = seconds, rng
+
+    def __call__(self, _x: torch.Tensor) -> None:
+        end = time.perf_counter() + self.seconds * (1 + 0.02 * abs(self.rng.standard_normal()))
+        while time.perf_counter() < end:
+            pass
+
+
+def test_a_call_against_itself_shows_no_difference():
+    rng = np.random.default_rng(0)
+    verdicts = [
+        compare(Busy(5e-4, rng), Busy(5e-4, rng), INPUTS, seconds=0.3, rng=rng).differs
+        for _ in range(20)
+    ]
+    assert sum(verdicts) <= 1
+
+
+def test_five_percent_are_seen():
+    rng = np.random.default_rng(1)
+    found = compare(Busy(1e-3, rng), Busy(1.05e-3, rng), INPUTS, seconds=0.5, rng=rng)
+    assert found.differs
+    assert found.low < 1.05 < found.high * 1.03
+    assert found.verdict("new", "old").startswith("new is 1.0")
+    back = compare(Busy(1.05e-3, rng), Busy(1e-3, rng), INPUTS, seconds=0.5, rng=rng)
+    assert back.verdict("new", "old").startswith("old is 1.0")
+
+
+def test_what_a_call_differs_from_itself_is_no_claim():
+    same = {"ratios": (1.04,), "median": 1.04, "low": 1.02, "high": 1.06}
+    assert Comparison(**same, control_low=0.99, control_high=1.01).differs
+    noisy = Comparison(**same, control_low=0.95, control_high=1.05)
+    assert not noisy.differs
+    assert noisy.verdict() == "no difference shown"
+
+
+def test_samples():
+    rng = np.random.default_rng(2)
+    found = measure(Busy(1e-3, rng), INPUTS, calls=30, seconds=1, warmup_seconds=0.5)
+    assert len(found.seconds) == 30
+    assert found.minimum >= 1e-3
+    assert found.minimum <= found.median <= found.percentile(90)
+    assert found.warmup_calls > 20
+
+
+def test_slow_calls_end_in_time():
+    start = time.perf_counter()
+    found = measure(lambda _x: time.sleep(0.05), INPUTS, seconds=0.2, warmup_seconds=0.2)
+    assert time.perf_counter() - start < 3
+    assert len(found.seconds) >= 5
+
+
+def test_inputs_take_turns():
+    seen = []
+    inputs = [torch.full((1,), float(n)) for n in range(3)]
+    measure(lambda x: seen.append(x.item()), inputs, calls=6, warmup_seconds=0.01)
+    assert seen[-6:] == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.3])
+def test_bootstrap_intervals_hold_the_median_of_what_was_drawn_from(spread):
+    rng = np.random.default_rng(3)
+    held = []
+    for _ in range(100):
+        low, high = bootstrap_median(list(rng.normal(1, spread, 40)), rng)
+        held.append(low <= 1 <= high)
+    assert statistics.mean(held) > 0.85
