@@ -1,0 +1,102 @@
+"""The least time that a network can take: bytes over bandwidth or operations over peak, by layer.
+
+Arithmetic on the config, for two ways to run it. "epilogue": norms folded, bias, activation and
+residual part of the convolutions. "fused": squeeze-excitation part of them too. A measured time
+below "fused" would be an error of the measurement.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from regnet.design.config import AnyNetConfig, RegNetConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceilings:
+    """What a machine can do, as measured on it."""
+
+    bytes_per_second: float
+    """Copying, reads and writes both counted."""
+    flops_per_second: float
+    """Multiplying matrices of random numbers; a multiply-add is two."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Floor:
+    """Seconds for one batch."""
+
+    epilogue: float
+    fused: float
+
+
+def floor(
+    config: AnyNetConfig | RegNetConfig,
+    input_size: int,
+    batch_size: int,
+    ceilings: Ceilings,
+    *,
+    element_bytes: int,
+) -> Floor:
+    """The floors of one network.
+
+    Args:
+        config: the network.
+        input_size: side of the images in pixels.
+        batch_size: number of images.
+        ceilings: of the machine, in the same precision.
+        element_bytes: 4 for fp32, 2 for halves.
+    """
+    epilogue = fused = 0.0
+    for elements, weights, macs, in_fused in _kernels(config.anynet(), input_size):
+        moved = (elements * batch_size + weights) * element_bytes
+        seconds = max(
+            moved / ceilings.bytes_per_second, 2 * macs * batch_size / ceilings.flops_per_second
+        )
+        epilogue += seconds
+        fused += seconds if in_fused else 0
+    return Floor(epilogue=epilogue, fused=fused)
+
+
+def _kernels(config: AnyNetConfig, input_size: int) -> Iterator[tuple[int, int, int, bool]]:
+    """Elements read and written per image, weights, multiply-adds, and whether "fused" has it."""
+
+    def conv(
+        fan_in: int, width_in: int, width: int, area_in: int, area: int, more: int = 0
+    ) -> tuple[int, int, int, bool]:
+        elements = width_in * area_in + width * area + more
+        return elements, fan_in * width, fan_in * width * area, True
+
+    side, width_in = input_size, config.in_chans
+    for width, stride in zip(config.stem_widths, config.stem_conv_strides, strict=True):
+        area_in, side = side**2, (side - 1) // stride + 1
+        fan_in = config.stem_kernel_size**2 * width_in
+        yield conv(fan_in, width_in, width, area_in, side**2)
+        width_in = width
+    if config.stem == "resnet":
+        area_in, side = side**2, (side - 1) // 2 + 1
+        yield width_in * (area_in + side**2), 0, 0, True
+    for block in config.blocks():
+        area_in, side = side**2, (side - 1) // block.stride + 1
+        area, inner, shortcut = side**2, block.bottleneck_width, block.width * side**2
+        residual = 0 if block.shortcut == "none" else shortcut
+        if config.block in ("basic", "vanilla"):
+            yield conv(9 * block.width_in, block.width_in, block.width, area_in, area)
+            yield conv(9 * block.width, block.width, block.width, area, area, residual)
+        else:
+            yield conv(block.width_in, block.width_in, inner, area_in, area_in)
+            yield conv(9 * block.group_width, inner, inner, area_in, area)
+            if block.se_width:
+                # Read to squeeze, read and written to gate.
+                yield inner * area, 2 * inner * block.se_width, 2 * inner * block.se_width, False
+                yield 2 * inner * area, 0, 0, False
+            yield conv(inner, inner, block.width, area, area, residual)
+        if block.shortcut == "projection":
+            # Of the input, a strided projection reads every second row and column only.
+            yield conv(block.width_in, block.width_in, block.width, area, area)
+    if config.head_width:
+        yield conv(
+            config.stages[-1].width, config.stages[-1].width, config.head_width, side**2, side**2
+        )
+    if config.num_classes:
+        features = config.num_features
+        yield conv(features, features, config.num_classes, side**2, 1)

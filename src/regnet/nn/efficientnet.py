@@ -1,0 +1,191 @@
+"""EfficientNet B0 to B7: the paper's counterpart, as a baseline to measure against, no more.
+
+Tan and Le 2019, as in the paper's code (pycls, `models/effnet.py`), which pads symmetrically; names
+of modules are timm's, so that weights of the Hub load (those whose names do not begin with tf_).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Final
+
+from torch import Tensor, nn
+
+from regnet.design.complexity import Complexity
+
+_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
+_WIDTHS = (16, 24, 40, 80, 112, 192, 320)
+_KERNELS = (3, 3, 5, 3, 5, 5, 3)
+_STRIDES = (1, 2, 2, 2, 1, 2, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EfficientNetSize:
+    """One size: B0 scaled in width, depth and resolution."""
+
+    name: str
+    width: float
+    depth: float
+    input_size: int
+
+    @property
+    def stem_width(self) -> int:
+        """Output channels of the stem."""
+        return _scaled(32, self.width)
+
+    @property
+    def head_width(self) -> int:
+        """Channels that reach the classifier."""
+        return _scaled(1280, self.width)
+
+    def stages(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Depth, width, kernel size and stride of each stage."""
+        depths = (ceil(d * self.depth) for d in _DEPTHS)
+        widths = (_scaled(w, self.width) for w in _WIDTHS)
+        return tuple(zip(depths, widths, _KERNELS, _STRIDES, strict=True))
+
+
+def _scaled(width: int, factor: float) -> int:
+    """A width times a factor, to the nearest multiple of 8, not below nine tenths of it."""
+    scaled = width * factor
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+
+EFFICIENTNETS: Final[Mapping[str, EfficientNetSize]] = {
+    f"efficientnet_b{number}": EfficientNetSize(
+        name=f"efficientnet_b{number}", width=width, depth=depth, input_size=size
+    )
+    for number, (width, depth, size) in enumerate(
+        (
+            (1.0, 1.0, 224),
+            (1.0, 1.1, 240),
+            (1.1, 1.2, 260),
+            (1.2, 1.4, 300),
+            (1.4, 1.8, 380),
+            (1.6, 2.2, 456),
+            (1.8, 2.6, 528),
+            (2.0, 3.1, 600),
+        )
+    )
+}
+
+
+class EfficientNet(nn.Module):
+    """Images (N, 3, H, W) to logits (N, num_classes)."""
+
+    def __init__(self, size: EfficientNetSize, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv_stem = _conv(3, size.stem_width, 3, stride=2)
+        self.bn1 = nn.BatchNorm2d(size.stem_width)
+        self.act = nn.SiLU(inplace=True)
+        stages, width_in = [], size.stem_width
+        for number, (depth, width, kernel_size, stride) in enumerate(size.stages()):
+            blocks = []
+            for index in range(depth):
+                expansion = 6 if number else 1
+                step = stride if index == 0 else 1
+                blocks.append(MBConv(width_in, width, kernel_size, step, expansion))
+                width_in = width
+            stages.append(nn.Sequential(*blocks))
+        self.blocks = nn.Sequential(*stages)
+        self.conv_head = _conv(width_in, size.head_width, 1)
+        self.bn2 = nn.BatchNorm2d(size.head_width)
+        self.classifier = nn.Linear(size.head_width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.act(self.bn1(self.conv_stem(x))))
+        x = self.act(self.bn2(self.conv_head(x)))
+        logits: Tensor = self.classifier(x.mean((2, 3)))
+        return logits
+
+
+class MBConv(nn.Module):
+    """1x1 that expands (if it does), depthwise, squeeze-excitation, 1x1 without activation."""
+
+    def __init__(
+        self, width_in: int, width: int, kernel_size: int, stride: int, expansion: int
+    ) -> None:
+        super().__init__()
+        inner = width_in * expansion
+        self.residual = stride == 1 and width_in == width
+        self.act = nn.SiLU(inplace=True)
+        self.expands = expansion > 1
+        if self.expands:
+            self.conv_pw = _conv(width_in, inner, 1)
+            self.bn1 = nn.BatchNorm2d(inner)
+            self.conv_dw = _conv(inner, inner, kernel_size, stride=stride, groups=inner)
+            self.bn2 = nn.BatchNorm2d(inner)
+            self.se = SqueezeExcite(inner, width_in // 4)
+            self.conv_pwl = _conv(inner, width, 1)
+            self.bn3 = nn.BatchNorm2d(width)
+        else:  # timm counts from the depthwise convolution where nothing expands
+            self.conv_dw = _conv(inner, inner, kernel_size, stride=stride, groups=inner)
+            self.bn1 = nn.BatchNorm2d(inner)
+            self.se = SqueezeExcite(inner, width_in // 4)
+            self.conv_pw = _conv(inner, width, 1)
+            self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.expands:
+            out = self.act(self.bn1(self.conv_pw(x)))
+            out = self.se(self.act(self.bn2(self.conv_dw(out))))
+            out = self.bn3(self.conv_pwl(out))
+        else:
+            out = self.se(self.act(self.bn1(self.conv_dw(x))))
+            out = self.bn2(self.conv_pw(out))
+        return out + x if self.residual else out
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate computed from the means of all."""
+
+    def __init__(self, width: int, se_width: int) -> None:
+        super().__init__()
+        self.conv_reduce = nn.Conv2d(width, se_width, 1)
+        self.act = nn.SiLU(inplace=True)
+        self.conv_expand = nn.Conv2d(se_width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        squeezed = x.mean((2, 3), keepdim=True)
+        gate: Tensor = self.conv_expand(self.act(self.conv_reduce(squeezed))).sigmoid()
+        return x * gate
+
+
+def _conv(
+    width_in: int, width: int, kernel_size: int, *, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    padding = kernel_size // 2
+    return nn.Conv2d(width_in, width, kernel_size, stride, padding, groups=groups, bias=False)
+
+
+def efficientnet_complexity(
+    size: EfficientNetSize, input_size: int, num_classes: int = 1000
+) -> Complexity[int]:
+    """Flops, parameters and activations, as `regnet.design.complexity` counts them."""
+    flops = params = activations = 0
+
+    def conv(fan_in: int, width: int, area: int, *, bias: bool = False) -> None:
+        nonlocal flops, params, activations
+        params += (fan_in + bias) * width + (0 if bias else 2 * width)  # a norm, or a bias
+        flops += (fan_in + bias) * width * area
+        activations += width * area
+
+    side = (input_size - 1) // 2 + 1
+    conv(9 * 3, size.stem_width, side**2)
+    width_in = size.stem_width
+    for number, (depth, width, kernel_size, stride) in enumerate(size.stages()):
+        for index in range(depth):
+            inner = width_in * (6 if number else 1)
+            if number:
+                conv(width_in, inner, side**2)
+            side = (side - 1) // (stride if index == 0 else 1) + 1
+            conv(kernel_size**2, inner, side**2)
+            conv(inner, width_in // 4, 1, bias=True)
+            conv(width_in // 4, inner, 1, bias=True)
+            conv(inner, width, side**2)
+            width_in = width
+    conv(width_in, size.head_width, side**2)
+    conv(size.head_width, num_classes, 1, bias=True)
+    return Complexity(flops=flops, params=params, activations=activations)
