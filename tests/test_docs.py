@@ -53,6 +53,14 @@ def test_the_weights_of_the_readme_load(monkeypatch, hub, tmp_path):
     assert Path("mine/model.safetensors").exists()
 
 
+def test_the_example_of_the_benchmarks_runs(capsys):
+    [example] = code_blocks(ROOT / "docs/benchmark.md")
+    names = {}
+    exec(example, names)
+    assert "channels_last fp32" in capsys.readouterr().out
+    assert names["logits"].shape == (4, 10)
+
+
 def test_the_row_of_contributing_makes_a_variant():
     [row] = code_blocks(ROOT / "CONTRIBUTING.md")
     variant = eval(row.removeprefix("yield "), vars(variants))

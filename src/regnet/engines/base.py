@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
-
-from regnet.nn.model import AnyNet
+from torch import Tensor, nn
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -42,7 +40,7 @@ class Engine(Protocol):
         """Why it cannot be used here for this, in a few words; None if it can."""
         ...
 
-    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         """A runner of a model in evaluation mode for images like the example.
 
         The model is not changed. Whatever it raises counts as the engine's failure.

@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regnet.engines.base import DTYPES, Runner, Target, half_obstacle
 from regnet.engines.eager import inference
 from regnet.engines.transforms import channels_last, folded
-from regnet.nn.model import AnyNet
 
 
 class Compiled:
@@ -22,7 +21,7 @@ class Compiled:
     def obstacle(self, target: Target) -> str | None:
         return half_obstacle(target)
 
-    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         dtype = DTYPES[target.precision]
         model = channels_last(folded(model), dtype)
         # A graph of its own: compiled code is kept by function, and models share theirs.
@@ -45,7 +44,7 @@ class AOTInductor:
     def obstacle(self, target: Target) -> str | None:
         return half_obstacle(target)
 
-    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         dtype = DTYPES[target.precision]
         model = channels_last(folded(model), dtype)
         x = example.to(dtype=dtype, memory_format=torch.channels_last)

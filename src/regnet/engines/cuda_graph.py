@@ -1,11 +1,10 @@
 """CUDA graphs: the whole network as one launch."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regnet.engines.base import DTYPES, Runner, Target
 from regnet.engines.transforms import channels_last, folded
-from regnet.nn.model import AnyNet
 
 
 class CUDAGraph:
@@ -16,7 +15,7 @@ class CUDAGraph:
     def obstacle(self, target: Target) -> str | None:
         return None if target.device.type == "cuda" else "for CUDA devices only"
 
-    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         dtype = DTYPES[target.precision]
         model = channels_last(folded(model), dtype)
         static = example.to(dtype=dtype, memory_format=torch.channels_last).clone()

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regnet.engines.base import DTYPES, Runner, Target, half_obstacle
 from regnet.engines.transforms import channels_last, folded, padded, pays_to_pad
-from regnet.nn.model import AnyNet
 
 
 class Eager:
@@ -18,7 +17,7 @@ class Eager:
     def obstacle(self, target: Target) -> str | None:
         return None if target.precision == "fp32" else "the reference is fp32"
 
-    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         return inference(model.eval())
 
 
@@ -30,7 +29,7 @@ class ChannelsLast:
     def obstacle(self, target: Target) -> str | None:
         return half_obstacle(target)
 
-    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         return _prepared(folded(model), target)
 
 
@@ -42,7 +41,7 @@ class Padded:
     def obstacle(self, target: Target) -> str | None:
         return half_obstacle(target)
 
-    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         if not pays_to_pad(model):
             raise ValueError("all group widths are powers of two")
         return _prepared(padded(model), target)
@@ -58,7 +57,7 @@ def inference(call: Callable[[Tensor], Tensor]) -> Runner:
     return run
 
 
-def _prepared(model: AnyNet, target: Target) -> Runner:
+def _prepared(model: nn.Module, target: Target) -> Runner:
     dtype = DTYPES[target.precision]
     model = channels_last(model, dtype)
 

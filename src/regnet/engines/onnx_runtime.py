@@ -6,11 +6,10 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regnet.engines.base import Runner, Target
 from regnet.engines.transforms import folded
-from regnet.nn.model import AnyNet
 
 
 class ONNXRuntime:
@@ -30,7 +29,7 @@ class ONNXRuntime:
             return f"the installed onnxruntime has no {self._provider(target)}"
         return None
 
-    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         import onnxruntime
 
         with tempfile.TemporaryDirectory() as folder, torch.no_grad():

@@ -1,11 +1,10 @@
 """OpenVINO, for CPUs."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regnet.engines.base import Runner, Target, half_obstacle
 from regnet.engines.transforms import folded
-from regnet.nn.model import AnyNet
 
 
 class OpenVINO:
@@ -22,7 +21,7 @@ class OpenVINO:
             return "not installed: pip install 'regnet[openvino]'"
         return half_obstacle(target)
 
-    def build(self, model: AnyNet, example: Tensor, target: Target) -> Runner:
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         import openvino
 
         with torch.no_grad():

@@ -178,12 +178,19 @@ def optimize(
 def _chosen(engines: Sequence[str] | str) -> tuple[Engine, ...]:
     if engines == "auto":
         return ENGINES
-    names = [engines] if isinstance(engines, str) else list(engines)
+    return tuple(map(find_engine, [engines] if isinstance(engines, str) else engines))
+
+
+def find_engine(name: str) -> Engine:
+    """The engine with this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
     known = {engine.name: engine for engine in ENGINES}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"there is no engine {name!r}; there are {', '.join(known)}")
-    return tuple(known[name] for name in names)
+    if name not in known:
+        raise ConfigError(f"there is no engine {name!r}; there are {', '.join(known)}")
+    return known[name]
 
 
 def _default_shape(model: AnyNet, goal: str) -> tuple[int, ...]:
@@ -193,7 +200,7 @@ def _default_shape(model: AnyNet, goal: str) -> tuple[int, ...]:
 
 def _try(
     engine: Engine,
-    model: AnyNet,
+    model: nn.Module,
     inputs: Sequence[Tensor],
     reference: Sequence[Tensor],
     target: Target,

@@ -1,29 +1,32 @@
 """Networks rewritten for inference: the same function in fewer or better shaped operations."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from regnet.nn.blocks import Bottleneck
-from regnet.nn.layers import ConvNormAct, SqueezeExcitation
-from regnet.nn.model import AnyNet
+from regnet.nn.layers import SqueezeExcitation
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
-def folded(model: AnyNet) -> AnyNet:
+def folded(model: Network) -> Network:
     """A copy whose batch norms are part of the convolutions before them, in evaluation mode."""
     model = copy.deepcopy(model).eval()
     for module in model.modules():
-        if isinstance(module, ConvNormAct) and isinstance(module.bn, nn.BatchNorm2d):
-            module.conv = fuse_conv_bn_eval(module.conv, module.bn)
-            module.bn = nn.Identity()
+        for conv, norm in getattr(module, "conv_norm_pairs", ()):
+            if isinstance(bn := getattr(module, norm), nn.BatchNorm2d):
+                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), bn))
+                setattr(module, norm, nn.Identity())
     for parameter in model.parameters():
         parameter.requires_grad = False
     return model
 
 
-def channels_last(model: AnyNet, dtype: torch.dtype) -> AnyNet:
+def channels_last(model: Network, dtype: torch.dtype) -> Network:
     """The model itself, its weights of another type and stored with channels last."""
     return model.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
 
@@ -33,7 +36,7 @@ def padded_group_width(group_width: int) -> int:
     return 1 << (group_width - 1).bit_length()
 
 
-def padded(model: AnyNet) -> AnyNet:
+def padded(model: Network) -> Network:
     """A folded copy whose groups are widened with zeros to powers of two: the same function.
 
     Zero rows in the first 1x1, zero blocks in the 3x3, zero columns in squeeze-excitation and in
@@ -46,7 +49,7 @@ def padded(model: AnyNet) -> AnyNet:
     return model
 
 
-def pays_to_pad(model: AnyNet) -> bool:
+def pays_to_pad(model: nn.Module) -> bool:
     """Whether a group width is there that is no power of two."""
     return any(
         isinstance(module, Bottleneck)

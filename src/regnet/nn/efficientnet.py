@@ -74,6 +74,9 @@ EFFICIENTNETS: Final[Mapping[str, EfficientNetSize]] = {
 class EfficientNet(nn.Module):
     """Images (N, 3, H, W) to logits (N, num_classes)."""
 
+    conv_norm_pairs = (("conv_stem", "bn1"), ("conv_head", "bn2"))
+    """Which norm stands behind which convolution."""
+
     def __init__(self, size: EfficientNetSize, num_classes: int = 1000) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -112,6 +115,11 @@ class MBConv(nn.Module):
         self.residual = stride == 1 and width_in == width
         self.act = nn.SiLU(inplace=True)
         self.expands = expansion > 1
+        self.conv_norm_pairs = (
+            (("conv_pw", "bn1"), ("conv_dw", "bn2"), ("conv_pwl", "bn3"))
+            if self.expands
+            else (("conv_dw", "bn1"), ("conv_pw", "bn2"))
+        )
         if self.expands:
             self.conv_pw = _conv(width_in, inner, 1)
             self.bn1 = nn.BatchNorm2d(inner)
@@ -135,7 +143,8 @@ class MBConv(nn.Module):
         else:
             out = self.se(self.act(self.bn1(self.conv_dw(x))))
             out = self.bn2(self.conv_pw(out))
-        return out + x if self.residual else out
+        summed: Tensor = out + x if self.residual else out
+        return summed
 
 
 class SqueezeExcite(nn.Module):

@@ -54,6 +54,9 @@ def norm_activation(
 class ConvNormAct(nn.Module):
     """Convolution without bias, norm, activation: (N, width_in, H, W) to (N, width, H', W')."""
 
+    conv_norm_pairs = (("conv", "bn"),)
+    """Which norm stands behind which convolution."""
+
     def __init__(
         self,
         width_in: int,

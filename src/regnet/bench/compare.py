@@ -1,0 +1,83 @@
+"""Two documents of the benchmark, row against row."""
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regnet.bench.runner import SCHEMA
+from regnet.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One case in two runs."""
+
+    case: str
+    before_ms: float
+    after_ms: float
+    ratio: float
+    """Before over after: above 1, it got faster."""
+    low: float
+    high: float
+    """95 % interval of the ratio of medians, by resampling both runs."""
+    verdict: str
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A document that `regnet bench --out` wrote.
+
+    Raises:
+        ConfigError: it is not one, or of another schema.
+    """
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        schema = document["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a document of regnet bench ({error})") from error
+    if schema != SCHEMA:
+        raise ConfigError(f"{path}: schema {schema}; this version reads {SCHEMA}; measure again")
+    return document
+
+
+def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
+    """Cases that both have. Runs at different times differ more than their samples show."""
+    rng = np.random.default_rng(0)
+    old = {_key(row): row for row in before["rows"] if row["seconds"]}
+    changes = []
+    for row in after["rows"]:
+        if not row["seconds"] or _key(row) not in old:
+            continue
+        a, b = np.asarray(old[_key(row)]["seconds"]), np.asarray(row["seconds"])
+        draws = np.median(rng.choice(a, (1000, len(a))), axis=1) / np.median(
+            rng.choice(b, (1000, len(b))), axis=1
+        )
+        low, high = np.percentile(draws, [2.5, 97.5])
+        ratio = statistics.median(a) / statistics.median(b)
+        verdict = "no difference shown"
+        if low > 1 or high < 1:
+            verdict = f"{max(ratio, 1 / ratio):.2f}x {'faster' if ratio > 1 else 'slower'}"
+        changes.append(
+            Change(
+                case=_key(row),
+                before_ms=1e3 * statistics.median(a),
+                after_ms=1e3 * statistics.median(b),
+                ratio=ratio,
+                low=float(low),
+                high=float(high),
+                verdict=verdict,
+            )
+        )
+    return changes
+
+
+def _key(row: dict[str, Any]) -> str:
+    case = row["case"]
+    train = " train" if case["train"] else ""
+    return (
+        f"{case['model']} {row['input_size']}px batch {case['batch_size']} "
+        f"{case['precision']} {case['engine']}{train}"
+    )
