@@ -8,7 +8,7 @@ Each takes the options of `regnet.create` and returns a model; `torch.hub.help` 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "src"))  # the checkout, where none is installed
+sys.path.insert(0, str(Path(__file__).parent / "src"))  # this very checkout
 
 from regnet import create
 from regnet.zoo import factories

@@ -20,6 +20,8 @@ from typing import Any
 
 from rich.progress import track
 
+from regnet.weights.files import USUAL_NAMES
+
 WEIGHTS = Path(__file__).parents[1] / "weights"
 COLLECTIONS = ("embedded", "timm", "torchvision", "pycls", "transformers", "vissl", "swag")
 
@@ -38,8 +40,6 @@ RESULTS = {
     "results-sketch.csv": "imagenet-sketch",
 }
 """timm's result files, and what we call their data sets."""
-
-USUAL_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 Row = dict[str, Any]
 
@@ -69,15 +69,15 @@ def pinned(row: Row, api: Any) -> Row:
     """The row with what the Hub says of its repository."""
     found = api.model_info(row["repo"], files_metadata=True)
     files = {file.rfilename: file for file in found.siblings}
-    name = row.get("file") or next((name for name in USUAL_FILES if name in files), None)
+    name = row.get("file") or next((name for name in USUAL_NAMES if name in files), None)
     if name not in files:
-        raise SystemExit(f"{row['repo']}: none of {', '.join(USUAL_FILES)} is there")
+        raise LookupError(f"{row['repo']}: none of {', '.join(USUAL_NAMES)} is there")
     card: Mapping[str, Any] = found.card_data or {}
     stated = card.get("license_name") or card.get("license")
     if stated and row["license"] == "unknown":
         row = row | {"license": stated}
     elif stated and stated not in (row["license"], f"{row['license']}-license"):
-        raise SystemExit(f"{row['repo']} states the license {stated!r}, we {row['license']!r}")
+        raise LookupError(f"{row['repo']} states the license {stated!r}, we {row['license']!r}")
     lfs = files[name].lfs
     sha256 = lfs.sha256 if lfs else None
     return row | {"revision": found.sha, "file": name, "sha256": sha256, "size": files[name].size}
@@ -126,12 +126,18 @@ def main() -> None:
         tables["timm"] = [measured(row, metrics) for row in tables["timm"]]
     if args.pin:
         from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
 
         api = HfApi(library_name="regnet")
+        problems = []
         for collection, rows in tables.items():
-            tables[collection] = [
-                pinned(row, api) if row.get("repo") else row for row in track(rows, collection)
-            ]
+            for number, row in enumerate(track(rows, collection)):
+                try:
+                    rows[number] = pinned(row, api) if row.get("repo") else row
+                except (LookupError, HfHubHTTPError) as error:
+                    problems.append(str(error))
+        if problems:
+            sys.exit("nothing was written:\n" + "\n".join(problems))
     stale = []
     for collection, rows in tables.items():
         path, text = WEIGHTS / f"{collection}.json", render(rows)

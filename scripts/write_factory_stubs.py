@@ -4,6 +4,7 @@ python scripts/write_factory_stubs.py
 """
 
 import inspect
+import re
 from pathlib import Path
 
 from regnet.design.variants import VARIANTS
@@ -46,7 +47,7 @@ def _annotation(parameter: inspect.Parameter) -> str:
     text = inspect.formatannotation(parameter.annotation)
     for module in ("collections.abc.", "pathlib.", "typing."):
         text = text.replace(module, "")
-    return text
+    return re.sub(r"^Optional\[(.*)\]$", r"\1 | None", text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -15,17 +17,29 @@ def write_bytes(path: Path, data: bytes) -> None:
     if path.exists() and not path.is_file():
         path.write_bytes(data)  # a pipe or a device
         return
+    with writing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A file to write inside, which takes the place of `path` if all goes well.
+
+    Raises:
+        OSError: it cannot be written; what was there before is still there.
+    """
+    path = path.resolve()
     mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(descriptor)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.chmod(mode)
         temporary.replace(path)
     except OSError as error:

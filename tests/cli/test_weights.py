@@ -41,7 +41,7 @@ def test_convert_there_and_back_and_verify(tmp_path):
     data[-1] ^= 1
     back.write_bytes(data)
     damaged = regnet("weights", "verify", back, "--sha256", digest)
-    refused(damaged, 1, "is damaged; delete it")
+    refused(damaged, 1, "is damaged: not what the one given says")
     assert "DAMAGED" in damaged.stdout
 
 

@@ -156,10 +156,10 @@ def test_pinning_asks_the_hub(update, hub, tmp_path):
     for row in ROWS:
         if row.repo and row.license in ("mit", "unknown"):
             hub.repos[row.repo] = {"model.safetensors": row.id.encode()}
-    kept = [
-        row for row in json.loads((tmp_path / "timm.json").read_text()) if row["license"] == "mit"
-    ]
-    (tmp_path / "timm.json").write_text(json.dumps(kept))
+    for name in ("timm", "transformers"):
+        rows = json.loads((tmp_path / f"{name}.json").read_text())
+        rows = [row for row in rows if row["license"] in ("mit", "unknown")]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
     row = update("--pin")["regnetx_002.pycls_in1k"]
     assert row["revision"] == COMMIT
     assert row["size"] == len("regnetx_002.pycls_in1k")

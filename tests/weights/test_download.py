@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from tests.hub import COMMIT, Hub, cached_blobs
 
 REPO = "timm/regnetx_002.pycls_in1k"
 ROW = find_checkpoint("regnetx_002")
-DATA = os.urandom(3_000_000)
+DATA = save({"a": torch.randn(750_000, generator=torch.Generator().manual_seed(0))})
 
 
 @pytest.fixture(autouse=True)

@@ -98,6 +98,8 @@ def test_changing_the_tensors_does_not_change_the_file(tmp_path):
         ('{"weight_map": {"a": 7}}', "7, which is not beside it"),
         ('{"weight_map": {"a": "model.safetensors"}}', "a is in none of the shards"),
         ('{"weight_map": {"a": "x.index.json"}}', "which is not beside it"),
+        ('{"weight_map": {"a": ".."}}', "which is not beside it"),
+        ("[" * 100_000, "not an index"),
         ("{", "not an index"),
     ],
 )
@@ -175,6 +177,61 @@ def test_a_bare_pickle_runs_nothing(tmp_path):
         with pytest.raises(WeightsError):
             read_tensors(path, ignore_objects=ignore)
     assert not target.exists()
+
+
+class Rewriter(torch.nn.Module):
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.target = target
+
+    @torch.jit.export
+    def __getstate__(self):
+        return (self.target, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]):
+        self.target = state[0]
+        self.training = state[1]
+        torch.from_file(state[0], shared=True, size=4, dtype=torch.uint8).fill_(88)
+
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scripted_program_is_not_started(tmp_path):
+    path, target = tmp_path / "model.pth", tmp_path / "victim"
+    target.write_bytes(b"precious")
+    torch.jit.script(Rewriter(str(target))).save(path)
+    target.write_bytes(b"precious")
+    for ignore in (False, True):
+        with pytest.raises(WeightsError, match="a scripted program, not a state dict"):
+            read_tensors(path, ignore_objects=ignore)
+    assert target.read_bytes() == b"precious"
+
+
+def test_a_pickle_cannot_change_torchs_functions(tmp_path):
+    """BUILD sets attributes of whatever is on the stack; a function's defaults would be some."""
+    evil = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__N\x85s\x86b."
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/data.pkl", evil)
+        archive.writestr("model/version", "3")
+    before = torch._utils._rebuild_tensor_v2.__defaults__
+    for ignore in (False, True):
+        with pytest.raises(WeightsError):
+            read_tensors(path, ignore_objects=ignore)
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == before
+
+
+def test_a_tensor_of_nothing_but_claims_is_refused(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"a": torch.zeros(1).expand(10_000_000)}, path)
+    with pytest.raises(WeightsError, match="a claims more numbers than there are"):
+        read_tensors(path)
+    torch.save({"a": torch.eye(3).to_sparse()}, path)
+    with pytest.raises(WeightsError, match="a is no plain tensor"):
+        read_tensors(path)
 
 
 def test_objects_that_hold_tensors_are_left_out_whole(tmp_path):

@@ -203,6 +203,11 @@ def test_a_format_that_cannot_hold_the_network_is_refused():
         ours = AnyNet(VARIANTS["regnetz_005"].config).state_dict()
     with pytest.raises(WeightsError, match="torchvision has no networks with final_conv"):
         from_native(ours, FORMATS["torchvision"])
+    for variant in ("regnetv_040", "nf_regnet_b0", "haloregnetz_b"):
+        with torch.device("meta"):
+            ours = AnyNet(VARIANTS[variant].config).state_dict()
+        with pytest.raises(WeightsError, match="pycls has no networks with"):
+            from_native(ours, FORMATS["pycls"])
     with pytest.raises(WeightsError, match="there is no format 'keras'; there are timm"):
         find_format("keras")
 

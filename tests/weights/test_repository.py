@@ -46,10 +46,12 @@ def test_the_card_states_license_source_and_figures(tmp_path, model):
     model.save_pretrained(tmp_path)
     card = (tmp_path / "README.md").read_text()
     front = card.split("---\n")[1]
-    for line in ('library_name: "regnet"', 'license: "apache-2.0"', "value: "):
+    for line in ('library_name: "regnet"', 'license: "apache-2.0"'):
         assert line in front
+    assert "model-index" not in front, "the figures are those of the weights it began with"
     assert "- License: Apache-2.0 (https://spdx.org/licenses/Apache-2.0.html)" in card
-    assert "- Top-1 on cifar-10-jpeg: " in card
+    assert "- Top-1 on cifar-10-jpeg at 32 pixels: " in card
+    assert "(the published weights cifar10, with which it began)" in card
 
 
 def test_timms_layout(tmp_path):
@@ -177,7 +179,7 @@ def test_a_restricted_license_stays(tmp_path, model):
 def test_figures_and_text_of_ones_own(tmp_path, model):
     save_pretrained(model, tmp_path, metrics={"flowers": 98.5}, card="# Mine")
     card = (tmp_path / "README.md").read_text()
-    assert "value: 98.5" in card
+    assert '"value": 98.5' in card
     assert card.endswith("---\n# Mine\n")
 
 
@@ -227,3 +229,56 @@ def test_strictness(tmp_path, model):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(WeightsError, match=r"unexpected s1\.b1\.se"):
         AnyNet.from_pretrained(str(tmp_path))
+
+
+def test_pooling_comes_back(tmp_path):
+    model = regnet.create("regnety_cifar", pretrained=True, global_pool="max").eval()
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_args"] == {
+        "global_pool": "max"
+    }
+    equal(AnyNet.from_pretrained(str(tmp_path))(IMAGES), model(IMAGES))
+
+
+def test_a_network_of_known_widths_but_other_activations_is_itself(tmp_path):
+    path = write_config(
+        tmp_path, model_type="regnet", architectures=["RegNetModel"], hidden_act="silu",
+        depths=[1, 3, 6, 6], hidden_sizes=[48, 104, 208, 440], groups_width=8, layer_type="y",
+        downsample_in_first_stage=False,
+    )  # fmt: skip
+    found = read_description(path)
+    assert found.architecture == "regnet"
+    assert found.config.activation == "silu"
+    assert found.config.stages[0].stride == 1
+
+
+def test_ones_own_weights_can_get_a_license_later(tmp_path):
+    regnet.create("regnetx_002", num_classes=3).save_pretrained(tmp_path / "a")
+    model = AnyNet.from_pretrained(str(tmp_path / "a"))
+    model.save_pretrained(tmp_path / "b", license="mit")
+    assert 'license: "mit"' in (tmp_path / "b/README.md").read_text()
+
+
+def test_a_repository_of_restricted_weights_does_not_talk_itself_free(hub, cache):
+    config = {"architecture": "regnety_1280", "pretrained_cfg": {"license": "mit"}}
+    hub.repos["timm/regnety_1280.seer"] = {"config.json": json.dumps(config).encode()}
+    for name in ("timm/regnety_1280.seer", "Timm/regnety_1280.seer"):
+        hub.repos[name] = hub.repos["timm/regnety_1280.seer"]
+        path = cache / "config.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(hub.repos[name]["config.json"])
+        assert read_description(path, repo=name).checkpoint.license == "seer"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"architecture": "regnety_004", "model_args": [1]},
+        {"architecture": "regnety_004", "model_args": {"bottle_ratio": 0}},
+        {"model_type": "regnet", "depths": [1], "hidden_sizes": [8], "groups_width": 8,
+         "id2label": [1], "architectures": ["RegNetForImageClassification"]},
+    ],
+)  # fmt: skip
+def test_configs_of_nonsense(tmp_path, values):
+    with pytest.raises(WeightsError, match="no network can be built from it"):
+        read_description(write_config(tmp_path, **values))

@@ -15,6 +15,7 @@ from regnet.nn.model import AnyNet
 from regnet.weights.catalog import checkpoints, data_dir, find_checkpoint
 from regnet.weights.formats import FORMATS, from_native
 from regnet.weights.loading import adapt_stem
+from tests.hub import COMMIT
 
 NAME = "regnety_cifar"
 FILE = data_dir() / "regnety_cifar.cifar10.safetensors"
@@ -92,6 +93,9 @@ def test_chosen_classes(original):
     assert model.pretrained_cfg["label_names"] == ("dog", "cat")
     with pytest.raises(ConfigError, match=r"classes must lie between 0 and 9.*got \[3, 10\]"):
         regnet.create(NAME, pretrained=True, classes=[3, 10])
+    for wrong in ([], [1.5], ["a"], [True]):
+        with pytest.raises(ConfigError, match="classes must lie between 0 and 9"):
+            regnet.create(NAME, pretrained=True, classes=wrong)
     with pytest.raises(ConfigError, match="classes chooses among a checkpoint's"):
         regnet.create(NAME, classes=[3])
     with pytest.raises(ConfigError, match="it takes no num_classes"):
@@ -222,6 +226,41 @@ def test_a_url_and_its_channel_order(hub, cache, tmp_path, monkeypatch):
     images = torch.randn(1, 3, 64, 64)
     equal(loaded(images), model(images))
     assert loaded.pretrained_cfg["tag"] == "pycls"
+
+
+def test_a_file_named_instead_of_a_checkpoints_own_is_taken_as_it_is(tmp_path, monkeypatch):
+    """What the table knows of pycls's file, blue first, does not hold for a converted one."""
+    state = AnyNet(VARIANTS["regnetx_002"].config).state_dict()
+    save_file(state, tmp_path / "x.safetensors")
+    model = regnet.create("regnetx_002.pycls", checkpoint_path=tmp_path / "x.safetensors")
+    assert torch.equal(model.stem.conv.weight, state["stem.conv.weight"])
+    for key in ("tag", "license", "metrics", "url"):
+        assert key not in model.pretrained_cfg
+    monkeypatch.setattr("regnet.weights.licenses._warned", set())
+    with pytest.warns(LicenseWarning, match="license not stated"):
+        model = regnet.create(
+            "facebook/regnet-x-002", checkpoint_path=tmp_path / "x.safetensors", pretrained=True
+        )
+    assert model.pretrained_cfg["license"] == "unknown"
+
+
+def test_figures_are_not_claimed_for_another_network():
+    assert "metrics" in regnet.create(NAME, pretrained=True).pretrained_cfg
+    for options in ({"in_chans": 1}, {"output_stride": 2}, {"num_classes": 3}, {"classes": [1]}):
+        assert "metrics" not in regnet.create(NAME, pretrained=True, **options).pretrained_cfg
+
+
+def test_revisions(hub, cache):
+    torch.manual_seed(0)
+    state = AnyNet(VARIANTS["regnetx_002"].config).state_dict()
+    hub.repos["timm/regnetx_002.pycls_in1k"] = {"model.safetensors": save(state)}
+    options = {"pretrained": True, "cache_dir": cache}
+    model = regnet.create("regnetx_002", revision=COMMIT, **options)
+    assert torch.equal(model.head.fc.weight, state["head.fc.weight"])
+    with pytest.raises(WeightsError, match="has no revision v9"):
+        regnet.create("regnetx_002", revision="v9", **options)
+    with pytest.raises(ConfigError, match="lies in no repository of the Hub; leave revision out"):
+        AnyNet.from_pretrained("regnetx_002.pycls", revision="v9")
 
 
 def test_overlay():

@@ -43,7 +43,8 @@ def fetch(
 @app.command()
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Weights, variants, or files; none: the whole cache.")
+        list[str] | None,
+        typer.Argument(help="Weights, variants, or files; none: all weights that are here."),
     ] = None,
     *,
     sha256: Annotated[
@@ -87,7 +88,7 @@ def verify(
         )
     for result in results:
         if not result.whole:
-            print_error(f"{result.path} is damaged; delete it, and it is fetched again")
+            print_error(f"{result.path} is damaged: not what {result.against} says")
     if not all(result.whole for result in results):
         raise typer.Exit(1)
 

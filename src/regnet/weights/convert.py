@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save
 from torch import Tensor
 
-from regnet.atomic import write_bytes
 from regnet.errors import WeightsError
-from regnet.weights.files import read_tensors, sha256_of
+from regnet.weights.files import read_tensors, sha256_of, write_safetensors
 from regnet.weights.formats import STEM_WEIGHTS, find_format, from_native, to_native
 from regnet.weights.identify import identify, num_classes
 
@@ -105,7 +103,5 @@ def convert_file(
         converted = from_native(native, target)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    # Each tensor on its own: torch files may share memory between tensors, safetensors may not.
-    whole = {name: value.detach().clone().contiguous() for name, value in converted.items()}
-    write_bytes(out, save(whole, metadata={"format": "pt"}))
-    return Conversion(source=source.title, target=target.title, tensors=len(whole))
+    write_safetensors(converted, out)
+    return Conversion(source=source.title, target=target.title, tensors=len(converted))

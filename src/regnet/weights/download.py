@@ -19,13 +19,13 @@ from regnet.atomic import write_bytes
 from regnet.errors import WeightsError
 from regnet.weights.catalog import Checkpoint, data_dir
 from regnet.weights.files import INDEX_SUFFIX, USUAL_NAMES, sha256_of, shard_names, verify
-from regnet.weights.transfer import digest_of, http_client, retrying, transfer
+from regnet.weights.transfer import digest_of, http_client, locked, retry_after, retrying, transfer
 
 _log = logging.getLogger(__name__)
 
 WAYS_OUT = (
-    "ways out: HF_ENDPOINT names a mirror, checkpoint_path= takes a file that you have, and "
-    "regnety_cifar needs no network"
+    "ways out: HF_ENDPOINT names a mirror of the Hub, HF_HUB_OFFLINE=1 takes the cache alone, "
+    "checkpoint_path= takes a file that you have, and regnety_cifar needs no network"
 )
 
 
@@ -117,6 +117,7 @@ def cached_files(row: Checkpoint, how: Fetch | None = None) -> list[Path]:
         found = [_cached(row, name, how) for name in _names(row)]
         main = next((path for path in found if path), None)
         if main and main.name.endswith(INDEX_SUFFIX):
+            row = replace(row, revision=main.parent.name)
             shards = [_cached(row, name, how) for name in shard_names(main)]
             return [main, *(path for path in shards if path)]
         return [main] if main else []
@@ -160,6 +161,8 @@ def _download_if_there(row: Checkpoint, name: str, how: Fetch) -> Path | None:
 
 def _with_shards(row: Checkpoint, path: Path, how: Fetch) -> Path:
     if path.name.endswith(INDEX_SUFFIX):
+        # Shards of the very commit that the index is of.
+        row = replace(row, revision=path.parent.name)
         for name in shard_names(path):
             shard = _cached(row, name, how)
             if shard and _usable(shard, None, row, how):
@@ -187,17 +190,24 @@ def _usable(path: Path, sha256: str | None, row: Checkpoint, how: Fetch) -> bool
         raise WeightsError(
             f"its file in the cache is damaged: {path}; go online once, and it is fetched again"
         )
-    _log.warning("%s: its file in the cache was damaged and is fetched again: %s", row.id, path)
-    _record(path).unlink(missing_ok=True)
-    path.resolve().unlink()
-    path.unlink(missing_ok=True)
+    with locked(path.resolve()):
+        if intact(path, sha256 or _declared(path)):
+            return True  # another process has fetched it again meanwhile
+        _log.warning("%s: its file in the cache was damaged and is fetched again: %s", row.id, path)
+        _record(path).unlink(missing_ok=True)
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     return False
 
 
 def _declared(path: Path) -> str | None:
     """The SHA-256 that the Hub declared: it names the file behind the link in its cache."""
-    name = path.resolve().name
-    return name if len(name) == 64 and set(name) <= set("0123456789abcdef") else None
+    return _sha256(path.resolve().name)
+
+
+def _sha256(text: str | None) -> str | None:
+    """The text, if it is a SHA-256."""
+    return text if text and re.fullmatch(r"[0-9a-f]{64}", text) else None
 
 
 def _download(row: Checkpoint, name: str, sha256: str | None, how: Fetch) -> Path:
@@ -208,13 +218,19 @@ def _download(row: Checkpoint, name: str, sha256: str | None, how: Fetch) -> Pat
     repo, revision = row.repo or "", row.revision or "main"
     url = hf_hub_url(repo, name, revision=revision)
     found = retrying(lambda: get_hf_file_metadata(url, token=how.token, library_name="regnet"))
-    if found.etag and (declared := _declared(Path(found.etag))):
+    declared = _sha256(found.etag)
+    if declared and sha256 and not declared.startswith(sha256):
+        raise WeightsError(
+            f"{url} is another file than was published: its SHA-256 begins with {declared[:12]}, "
+            f"not {sha256[:12]}"
+        )
+    if declared:
         # The Hub client would download a blob of this name if it were not there. Ours resumes,
         # and verifies before the blob appears.
         folder = how.hub_cache / repo_folder_name(repo_id=repo, repo_type="model")
         transfer(
             url,
-            folder / "blobs" / found.etag,
+            folder / "blobs" / declared,
             size=found.size,
             sha256=sha256 or declared,
             headers=build_hf_headers(token=how.token, library_name="regnet"),
@@ -233,7 +249,7 @@ def _download(row: Checkpoint, name: str, sha256: str | None, how: Fetch) -> Pat
         )
     )
     if not intact(path, sha256 or _declared(path)):
-        path.resolve().unlink()
+        path.resolve().unlink(missing_ok=True)
         raise WeightsError(f"{url} sent other bytes than were published")
     return path
 
@@ -311,6 +327,10 @@ def _explained(name: str, where: str, how: Fetch, *, revision: str | None = None
     where = where.replace("https://huggingface.co", constants.ENDPOINT)
     try:
         yield
+    except errors.LocalTokenNotFoundError as error:
+        raise WeightsError(
+            f"{name}: nobody is logged in; `hf auth login`, or pass token="
+        ) from error
     except errors.GatedRepoError as error:
         raise WeightsError(
             f"{name}: {where} is gated: ask for access there, then `hf auth login` or token="
@@ -324,11 +344,12 @@ def _explained(name: str, where: str, how: Fetch, *, revision: str | None = None
         raise WeightsError(f"{name}: {where} has no revision {revision}") from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         raise WeightsError(
-            f"{name}: it is not in the cache {how.hub_cache}, and the network is off or cannot "
-            f"be reached; {WAYS_OUT}"
+            f"{name}: it is not in the cache {how.hub_cache}, and {_cause(error)}; {WAYS_OUT}"
         ) from error
     except httpx.HTTPError as error:
         raise WeightsError(f"{name}: {where}: {_reason(error)}; {WAYS_OUT}") from error
+    except (ValueError, UnicodeError) as error:  # a proxy or a token that cannot be
+        raise WeightsError(f"{name}: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise WeightsError(
             f"{name}: cannot write {error.filename or how.hub_cache}: {error.strerror or error}; "
@@ -338,11 +359,18 @@ def _explained(name: str, where: str, how: Fetch, *, revision: str | None = None
         raise WeightsError(f"{name}: {error}; {WAYS_OUT}") from error
 
 
+def _cause(error: BaseException) -> str:
+    """Why the Hub client fell back to its cache."""
+    if error.__cause__ is not None and getattr(error.__cause__, "response", None) is not None:
+        return _reason(error.__cause__)
+    return "the network is off or cannot be reached"
+
+
 def _reason(error: Any) -> str:
     response = getattr(error, "response", None)
     if response is not None:
-        wait = response.headers.get("Retry-After")
-        later = f", and asks to wait {wait} s" if wait else ""
+        wait = retry_after(response)
+        later = f", and asks to wait {wait:.0f} s" if wait else ""
         return f"the server answers {response.status_code} {response.reason_phrase}{later}"
     if isinstance(error, http_client().TimeoutException):
         return "the server does not answer in time (HF_HUB_DOWNLOAD_TIMEOUT is longer if you like)"
@@ -364,18 +392,17 @@ class Verified:
 
 
 def verify_file(path: Path, sha256: str | None = None) -> Verified:
-    """Compare a file with a SHA-256, with the one in its name (`name-1a2b3c4d.pth`), or with what
-    was remembered of it.
+    """Compare a file with a SHA-256, or with what the server declared or the first reading gave.
 
     Raises:
-        WeightsError: it cannot be read.
-    """  # noqa: D205 - one sentence
+        WeightsError: it cannot be read, or the SHA-256 is none.
+    """
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
+        raise WeightsError(f"a SHA-256 has 64 digits from 0 to f (8 at least), got {sha256!r}")
     found = sha256_of(path)
-    named = re.search(r"-([0-9a-f]{8,64})$", path.stem)
     choices = (
-        (sha256, "the one given"),
+        (sha256 and sha256.lower(), "the one given"),
         (_declared(path), "the server's"),
-        (named and named[1], "its name"),
         (_recall(path).get("sha256"), "the first reading"),
     )
     expected, against = next(((e, a) for e, a in choices if e), ("", "nothing"))

@@ -15,12 +15,17 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from regnet.atomic import writing
 from regnet.errors import WeightsError
 from regnet.weights import inert
+from regnet.weights.inert import LEGACY_MAGIC
 
 CHUNK: Final = 1 << 20
+
+ZIP_MAGIC: Final = b"PK\x03\x04"
 
 INDEX_SUFFIX: Final = ".index.json"
 """How the index of a checkpoint in several files ends."""
@@ -78,16 +83,54 @@ def read_tensors(path: Path, *, ignore_objects: bool = False) -> dict[str, Tenso
     path = _file_in(path)
     try:
         with path.open("rb") as file:
-            start = file.read(9)
+            start = file.read(len(LEGACY_MAGIC))
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}") from error
     if path.name.endswith(INDEX_SUFFIX):
         return _read_shards(path, ignore_objects=ignore_objects)
-    if start[8:] == b"{":
-        return _read_safetensors(path)
-    if start[:4] in (b"PK\x03\x04", b"PK\x05\x06") or start[:1] == b"\x80":
-        return _flat(_read_pickle(path, ignore_objects=ignore_objects), path)
+    return _read_file(path, start, ignore_objects=ignore_objects)
+
+
+def _read_file(path: Path, start: bytes, *, ignore_objects: bool) -> dict[str, Tensor]:
+    if start[8:9] == b"{":
+        return _checked(_read_safetensors(path), path)
+    if start[:4] == ZIP_MAGIC or start == LEGACY_MAGIC:
+        return _checked(_flat(_read_pickle(path, ignore_objects=ignore_objects), path), path)
     raise WeightsError(f"{path}: not a safetensors file and not one of torch.save")
+
+
+def look_whole(path: Path) -> None:
+    """Check what a file's layout tells: that it is one of weights, and not cut short.
+
+    Raises:
+        WeightsError: it is something else, or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(LEGACY_MAGIC))
+        if start[8:9] == b"{":
+            _read_safetensors(path)
+        elif start[:4] == ZIP_MAGIC:
+            _check_zip(path)
+        elif start != LEGACY_MAGIC:
+            raise WeightsError(f"{path}: not a safetensors file and not one of torch.save")
+    except (OSError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _checked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """The tensors, if each is plain: dense, of numbers, and no larger than its memory."""
+    for name, value in tensors.items():
+        plain = value.layout == torch.strided and not value.is_quantized
+        if not plain or value.device.type != "cpu":
+            raise WeightsError(
+                f"{path}: {name} is no plain tensor ({value.layout}, {value.device})"
+            )
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise WeightsError(f"{path}: {name} claims more numbers than there are")
+        if len(name) > 300:
+            raise WeightsError(f"{path}: the name of a tensor is {len(name):,} characters long")
+    return tensors
 
 
 def _file_in(path: Path) -> Path:
@@ -117,10 +160,14 @@ def shard_names(index: Path) -> list[str]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{index}: not an index of a sharded checkpoint ({error})") from error
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or name.endswith(INDEX_SUFFIX):
+        if (
+            not isinstance(name, str)
+            or not re.fullmatch(r"[\w-][\w.-]*", name)
+            or (name.endswith(INDEX_SUFFIX))
+        ):
             raise WeightsError(f"{index}: names the file {name!r}, which is not beside it")
     return names
 
@@ -128,7 +175,13 @@ def shard_names(index: Path) -> list[str]:
 def _read_shards(index: Path, *, ignore_objects: bool) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in shard_names(index):
-        part = read_tensors(index.parent / name, ignore_objects=ignore_objects)
+        shard = index.parent / name
+        try:
+            with shard.open("rb") as file:
+                start = file.read(len(LEGACY_MAGIC))
+        except OSError as error:
+            raise WeightsError(f"{shard}: {error.strerror}") from error
+        part = _read_file(shard, start, ignore_objects=ignore_objects)
         if twice := tensors.keys() & part.keys():
             raise WeightsError(f"{index}: {min(twice)} is in two shards")
         tensors |= part
@@ -152,10 +205,9 @@ def _read_pickle(path: Path, *, ignore_objects: bool) -> Any:
     try:
         if zipped:
             _check_zip(path)
-        options: dict[str, Any] = {"map_location": "cpu", "mmap": zipped}
         if ignore_objects:
-            return torch.load(path, weights_only=False, pickle_module=inert, **options)
-        return torch.load(path, weights_only=True, **options)
+            return inert.read(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
@@ -175,6 +227,8 @@ def _read_pickle(path: Path, *, ignore_objects: bool) -> Any:
 def _check_zip(path: Path) -> None:
     """Compare every part with its checksum; torch does not when it maps the file."""
     with zipfile.ZipFile(path) as archive:
+        if any(part.filename.endswith("/constants.pkl") for part in archive.infolist()):
+            raise WeightsError(f"{path}: a scripted program, not a state dict; save its state dict")
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise WeightsError(f"{path}: its parts are compressed, which torch.save never does")
         if damaged := archive.testzip():
@@ -226,3 +280,21 @@ def _better_average(loaded: Mapping[str, Any]) -> bool:
     return "model_state" not in loaded or (
         isinstance(plain, float) and isinstance(average, float) and average < plain
     )
+
+
+def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors as a safetensors file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    kept, seen = {}, set()
+    for name, value in tensors.items():
+        value = value.detach()
+        # The format has no views: a tensor that shares memory, or is spread out, is copied.
+        memory = value.untyped_storage().data_ptr()
+        whole = value.is_contiguous() and memory not in seen
+        seen.add(memory)
+        kept[name] = value if whole else value.clone(memory_format=torch.contiguous_format)
+    with writing(path) as temporary:
+        save_file(kept, temporary, metadata={"format": "pt"})

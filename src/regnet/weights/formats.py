@@ -131,11 +131,14 @@ def from_native(
         WeightsError: the format has no such networks.
     """
     ours = _swapped(tensors) if (to.bgr if bgr is None else bgr) else dict(tensors)
-    return _table_for(ours, to).state_dict_to_theirs(ours)
+    table = _table_for(ours, to)
+    for key in ours:
+        if not table.knows_ours(key) or table.to_ours(table.to_theirs(key)) != key:
+            raise WeightsError(f"{to.title} has no networks with {key}")
+    return table.state_dict_to_theirs(ours)
 
 
 def _table_for(tensors: Mapping[str, Tensor], to: Format) -> KeyTable:
-    strangers: list[str] = []
     if to.name == "timm":
         if any(key.endswith(".gain") for key in tensors):
             return NFNET
@@ -145,15 +148,9 @@ def _table_for(tensors: Mapping[str, Tensor], to: Format) -> KeyTable:
     if to.name == "pycls":
         plain = not any(".conv3." in key or ".downsample." in key for key in tensors)
         return PYCLS_VANILLA if plain else PYCLS
-    for table in to.tables(()):
-        strangers = [
-            key
-            for key in tensors
-            if not table.knows_ours(key) or table.to_ours(table.to_theirs(key)) != key
-        ]
-        if not strangers:
-            return table
-    raise WeightsError(f"{to.title} has no networks with {strangers[0]}")
+    tables = to.tables(())
+    fitting = (t for t in tables if all(map(t.knows_ours, tensors)))
+    return next(fitting, tables[0])
 
 
 def _swapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

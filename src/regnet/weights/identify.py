@@ -26,7 +26,12 @@ def identify(shapes: Shapes) -> tuple[Variant, ...]:
 
 def num_classes(shapes: Shapes) -> int:
     """Outputs of the classifier; 0 where there is none."""
-    return next(iter(shapes.get("head.fc.weight", (0,))), 0)
+    return _first(shapes.get("head.fc.weight"))
+
+
+def _first(shape: tuple[int, ...] | None) -> int:
+    """The first number of a shape; 0 where there is none."""
+    return shape[0] if shape else 0
 
 
 def signature_of_shapes(shapes: Shapes) -> Signature:
@@ -37,15 +42,15 @@ def signature_of_shapes(shapes: Shapes) -> Signature:
             blocks.setdefault((int(match[1]), int(match[2])), {})[match[3]] = shape
         elif match := re.fullmatch(r"s(\d+)\.b(\d+)\.se\.fc1\.weight", name):
             blocks.setdefault((int(match[1]), int(match[2])), {})["se"] = shape
-    stem = [shape[0] for name, shape in shapes.items() if re.match(r"stem\..*weight", name)]
+    stem = [_first(shape) for name, shape in shapes.items() if re.match(r"stem\..*weight", name)]
     convs = [width for width in dict.fromkeys(stem) if width]
-    head = shapes.get("final_conv.conv.weight", shapes.get("final_conv.weight", (0,)))[0]
+    head = _first(shapes.get("final_conv.conv.weight", shapes.get("final_conv.weight")))
     parts = []
     for key in sorted(blocks):
         block = blocks[key]
         second = (*block.get("conv2", (0, 0)), 0, 0)[:2]
-        width = block.get("conv3", second)[0]
-        parts.append((key[0], width, *second, block.get("se", (0,))[0]))
+        width = _first(block.get("conv3", second))
+        parts.append((key[0], width, *second, _first(block.get("se"))))
     return (*convs, head), tuple(parts), _norms(shapes)
 
 

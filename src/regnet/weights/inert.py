@@ -1,24 +1,35 @@
-"""A pickle reader for `torch.load` that builds tensors and plain containers, and runs nothing.
+"""Tensors out of a file of `torch.save` that holds other objects too, without running anything.
 
-Every class or function that a file names, other than the few that tensors need, becomes an empty
-object that ignores what is done to it. This module takes the place of `pickle`.
+`torch.load` can be made to run code in more ways than its unpickler: scripted archives, old tar
+files, state set on functions. So the two layouts that matter, zip and legacy, are read here, by a
+pickle reader that knows tensors and plain containers; every other class or function that a file
+names becomes an empty object that ignores what is done to it.
 """
 
 import pickle
+import zipfile
 from collections import OrderedDict
-from typing import Any, Final
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Final
 
 import torch
-import torch._utils
+from torch import Tensor
 
-_ALLOWED: Final[dict[tuple[str, str], Any]] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
-    ("torch", "Size"): torch.Size,
-} | {
-    ("torch", name): getattr(torch, name)
-    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
+LEGACY_MAGIC: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How files of `torch.save` began before they were zip archives."""
+
+_DTYPES: Final = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
 }
 
 
@@ -50,13 +61,118 @@ class Ignored:
         """Ignore it."""
 
 
-class Unpickler(pickle.Unpickler):
-    """Finds nothing but what tensors are made of."""
+class _Named:
+    """What a file may name: nothing can be set on it, other than on a function or a class."""
+
+    __slots__ = ("call", "dtype")
+
+    def __init__(
+        self, call: Callable[..., Any] | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        self.call, self.dtype = call, dtype
+
+    def __call__(self, *args: Any) -> Any:
+        return self.call(*args) if self.call else self
+
+    def __setstate__(self, _state: object) -> None:
+        raise pickle.UnpicklingError("sets the state of a function")
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: object) -> Tensor | Ignored:
+    """As `torch._utils._rebuild_tensor_v2`, inside the storage's bounds."""
+    if not isinstance(storage, Tensor):
+        return Ignored()
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage)):
+        raise ValueError("a tensor is longer than its memory")
+    return torch.as_strided(storage, tuple(size), tuple(stride), storage.storage_offset() + offset)
+
+
+_KNOWN: Final = {
+    ("collections", "OrderedDict"): _Named(OrderedDict),
+    ("torch._utils", "_rebuild_tensor_v2"): _Named(_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Named(lambda data, *_: data),
+    ("torch", "Size"): _Named(tuple),
+} | {("torch", name): _Named(dtype=dtype) for name, dtype in _DTYPES.items()}
+
+
+class _Reader(pickle._Unpickler):  # in Python: its memo is a dict
+    """A pickle reader that finds nothing but what tensors are made of."""
+
+    def __init__(self, file: BinaryIO, storage: Callable[[str, torch.dtype, int], Any]) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.storage = storage
 
     def find_class(self, module: str, name: str) -> Any:
-        return _ALLOWED.get((module, name), Ignored)
+        return _KNOWN.get((module, name), Ignored)
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, named, key, _location, count = pid[:5]
+        if kind != "storage" or not isinstance(named, _Named) or named.dtype is None:
+            return Ignored()
+        return self.storage(str(key), named.dtype, int(count))
 
 
-def load(file: Any, **options: Any) -> Any:
-    """As `pickle.load`."""
-    return Unpickler(file, **options).load()
+def read(path: Path) -> Any:
+    """What `torch.save` wrote, with `Ignored` for what is neither tensor nor plain container.
+
+    Raises:
+        UnpicklingError, ValueError, and whatever else a damaged pickle raises.
+    """
+    mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+
+    def part(start: int, dtype: torch.dtype, count: int) -> Tensor:
+        stop = start + count * dtype.itemsize
+        if count < 0 or stop > len(mapped):
+            raise ValueError("a tensor is longer than the file")
+        values = mapped[start:stop]
+        # Types need their alignment, which the legacy layout does not keep.
+        return (values.clone() if start % dtype.itemsize else values).view(dtype)
+
+    if zipfile.is_zipfile(path):
+        return _read_zip(path, part)
+    return _read_legacy(path, part)
+
+
+def _read_zip(path: Path, part: Callable[[int, torch.dtype, int], Tensor]) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
+            raise ValueError("a scripted program, not a state dict")
+        [pickled] = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+        root = pickled.removesuffix("data.pkl")
+        if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+            raise ValueError("written on a machine with another byte order")
+
+        def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
+            info = archive.getinfo(f"{root}data/{key}")
+            if info.file_size < count * dtype.itemsize:
+                raise ValueError("a tensor is longer than its part of the archive")
+            with archive.open(info) as file:
+                start = file._orig_compress_start  # type: ignore[attr-defined]  # where bytes begin
+            return part(start, dtype, count)
+
+        with archive.open(pickled) as file:
+            return _Reader(file, storage).load()  # type: ignore[arg-type]  # binary, for reading
+
+
+def _read_legacy(path: Path, part: Callable[[int, torch.dtype, int], Tensor]) -> Any:
+    with path.open("rb") as file:
+        file.seek(len(LEGACY_MAGIC))
+        sizes: dict[str, int] = {}
+
+        def first(key: str, dtype: torch.dtype, count: int) -> Ignored:
+            sizes[key] = count * dtype.itemsize
+            return Ignored()
+
+        for _ in range(2):  # protocol version, byte order and sizes of the machine
+            _Reader(file, first).load()
+        start = file.tell()
+        _Reader(file, first).load()
+        keys = [str(key) for key in _Reader(file, first).load()]
+        places, position = {}, file.tell()
+        for key in keys:
+            places[key] = position + 8  # behind its count
+            position = places[key] + sizes[key]
+        file.seek(start)
+        return _Reader(file, lambda key, dtype, count: part(places[key], dtype, count)).load()

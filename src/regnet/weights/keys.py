@@ -90,7 +90,7 @@ def _compiled(source: str) -> tuple[re.Pattern[str], tuple[tuple[str, int], ...]
     """The pattern as an expression, and name and offset of each number in it."""
     literals = [re.escape(part) for part in _PLACEHOLDER.split(source)[::3]]
     placeholders = tuple((m[1], int(m[2] or 0)) for m in _PLACEHOLDER.finditer(source))
-    return re.compile(r"(\d+)".join(literals)), placeholders
+    return re.compile(r"(\d{1,4})".join(literals)), placeholders
 
 
 def _in_blocks(ours: str, theirs: str, parts: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

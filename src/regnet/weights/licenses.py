@@ -72,6 +72,7 @@ def find_license(id: str) -> License:
 
 def license_of(id: str) -> License:
     """The license with this id; one that the table lacks counts as restricted."""
+    id = {"seer-license": "seer"}.get(id, id)  # timm's name for it
     other = License(id=id, name=id, link="", permissive=False, hub_id=id)
     return LICENSES.get(id, other)
 
@@ -80,10 +81,10 @@ def warn_if_restricted(checkpoint_id: str, license: License, *, source: str) -> 
     """Say once per checkpoint and process that its weights may not be used freely."""
     if license.permissive or checkpoint_id in _warned:
         return
-    _warned.add(checkpoint_id)
     link = license.link or source
     warnings.warn(
         f"{checkpoint_id}: {license.name}; read {link} before you use these weights",
         LicenseWarning,
         stacklevel=2,
     )
+    _warned.add(checkpoint_id)  # not where warnings are errors: what was refused once stays so

@@ -110,7 +110,8 @@ def _fit_classifier(
     wanted = model.config.num_classes
     if allow.classes is not None and classes:
         rows = list(allow.classes)
-        if not all(0 <= row < classes for row in rows):
+        whole = all(isinstance(row, int) and not isinstance(row, bool) for row in rows)
+        if not rows or not whole or not all(0 <= row < classes for row in rows):
             raise ConfigError(
                 f"classes must lie between 0 and {classes - 1}, those of the checkpoint; got {rows}"
             )

@@ -11,21 +11,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors.torch import save as save_safetensors
-
 from regnet.atomic import write_bytes
 from regnet.data.preprocess import Preprocess
 from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig, config_from_dict
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, RegNetError, WeightsError
-from regnet.nn.model import AnyNet
+from regnet.nn.model import AnyNet, GlobalPool
 from regnet.weights.catalog import Checkpoint, Metric, checkpoints
-from regnet.weights.formats import FORMATS, from_native
+from regnet.weights.files import write_safetensors
+from regnet.weights.formats import FORMATS, STEM_WEIGHTS, from_native
 from regnet.weights.identify import signature_of_config
 from regnet.weights.licenses import License, license_of
 
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
+_NOT_IN_TIMM: Final = frozenset(
+    name
+    for name, variant in VARIANTS.items()
+    if variant.family in ("resnet", "resnext", "vanilla")
+    or name in ("regnety_cifar", "regnety_10b", "regnety_2560_classy")
+)
+"""Variants whose name timm does not know, or has for a network with other names of tensors."""
+
 CARD_FILE: Final = "README.md"
 
 Config = AnyNetConfig | RegNetConfig
@@ -40,6 +47,7 @@ class Description:
     """Name of the variant; "regnet" for any other network."""
     checkpoint: Checkpoint
     """Where the weights are and what is known about them."""
+    global_pool: GlobalPool | None = None
 
 
 # Reading
@@ -63,7 +71,10 @@ def read_description(
         if not isinstance(values, dict):
             raise TypeError("not an object")
         return _description(values, path, repo, revision)
-    except (OSError, ValueError, TypeError, KeyError, RegNetError) as error:
+    except (
+        *(OSError, ValueError, TypeError, LookupError, AttributeError),
+        *(ArithmeticError, RecursionError, RegNetError),
+    ) as error:
         raise WeightsError(f"{path}: no network can be built from it ({error})") from error
 
 
@@ -73,7 +84,14 @@ def _description(
     read = _read_transformers if values.get("model_type") == "regnet" else _read_timm
     architecture, config, cfg = read(values)
     labels = values.get("label_names") or cfg.get("label_names") or ()
-    known = next((row for row in checkpoints().values() if repo and row.repo == repo), None)
+    known = next(
+        (r for r in checkpoints().values() if repo and (r.repo or "").lower() == repo.lower()), None
+    )
+    license = str(cfg.get("license") or "unknown")
+    if known and (license == "unknown" or not known.license_terms.permissive):
+        license = known.license  # no repository of a publisher's weights talks itself free
+    transform = known.preprocess if known and "input_size" not in cfg else None
+    pool = values.get("global_pool") or (values.get("model_args") or {}).get("global_pool")
     checkpoint = Checkpoint(
         variant=architecture,
         tag=str(cfg.get("tag") or "weights"),
@@ -83,18 +101,23 @@ def _description(
         revision=revision,
         file=None if repo else str(path.parent.resolve()),
         format="timm",
-        license=str(cfg.get("license") or (known.license if known else "unknown")),
+        license=license,
         num_classes=config.num_classes,
         labels=tuple(map(str, labels)) if len(labels) == config.num_classes else None,
-        preprocess=Preprocess.from_timm(cfg),
+        preprocess=transform or Preprocess.from_timm(cfg),
         metrics=tuple(Metric(**metric) for metric in cfg.get("metrics", ())),
         origin=cfg.get("origin_url"),
     )
-    return Description(config=config, architecture=architecture, checkpoint=checkpoint)
+    return Description(
+        config=config,
+        architecture=architecture,
+        checkpoint=checkpoint,
+        global_pool=pool if pool in ("avg", "max") else None,
+    )
 
 
 def _read_timm(values: Mapping[str, Any]) -> tuple[str, Config, dict[str, Any]]:
-    architecture = str(values["architecture"])
+    architecture = str(values.get("regnet_architecture") or values["architecture"])
     cfg: dict[str, Any] = dict(values.get("pretrained_cfg") or {})
     if "regnet_config" in values:
         return architecture, config_from_dict(values["regnet_config"]), cfg
@@ -131,7 +154,7 @@ change it."""
 
 
 def _read_transformers(values: Mapping[str, Any]) -> tuple[str, Config, dict[str, Any]]:
-    labels = values.get("id2label") or {}
+    labels = dict(values.get("id2label") or {})
     heads = any("ImageClassification" in name for name in values.get("architectures") or ())
     stages = tuple(
         StageConfig(
@@ -152,11 +175,11 @@ def _read_transformers(values: Mapping[str, Any]) -> tuple[str, Config, dict[str
         se_ratio=0.25 if values.get("layer_type", "y") == "y" else 0.0,
         activation=values.get("hidden_act", "relu"),
         in_chans=values.get("num_channels", 3),
-        num_classes=(len(labels) or 1000) if heads else 0,
+        num_classes=(len(labels) or 2) if heads else 0,  # 2 is transformers' own default
     )
     same = signature_of_config(config)
     for variant in VARIANTS.values():
-        if signature_of_config(variant.config) == same:
+        if signature_of_config(variant.config) == same and _alike(variant.config, config):
             sizes: dict[str, Any] = {
                 "num_classes": config.num_classes,
                 "in_chans": config.in_chans,
@@ -164,6 +187,12 @@ def _read_transformers(values: Mapping[str, Any]) -> tuple[str, Config, dict[str
             named = {"label_names": [labels[key] for key in sorted(labels, key=int)]}
             return variant.name, replace(variant.config, **sizes), named
     return "regnet", config, {}
+
+
+def _alike(a: Config, b: Config) -> bool:
+    """Whether two networks of the same widths are the same in what shapes do not show."""
+    steps = [[(block.stride, block.shortcut) for block in config.blocks()] for config in (a, b)]
+    return a.activation == b.activation and a.stem == b.stem and steps[0] == steps[1]
 
 
 # Writing
@@ -198,10 +227,7 @@ def save_pretrained(
     stored = from_native(tensors, FORMATS["timm"])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    data = save_safetensors(
-        {name: value.contiguous() for name, value in stored.items()}, metadata={"format": "pt"}
-    )
-    write_bytes(folder / WEIGHTS_FILE, data)
+    write_safetensors(stored, folder / WEIGHTS_FILE)
     write_bytes(folder / CONFIG_FILE, (json.dumps(values, indent=2) + "\n").encode())
     write_bytes(folder / CARD_FILE, _card(values, terms, card).encode())
 
@@ -259,14 +285,14 @@ def push_to_hub(
 
 def _license(model: AnyNet, asked: str | None) -> License:
     """The license of a model's weights; a restricted one stays."""
-    own = model.pretrained_cfg.get("license") if model.pretrained_cfg.get("tag") else None
-    if own and (terms := license_of(own)) and not terms.permissive and asked not in (None, own):
-        raise ConfigError(
-            f"these weights come from {model.pretrained_cfg['architecture']}."
-            f"{model.pretrained_cfg['tag']}, which is under {terms.name}; "
-            f"they cannot be published under {asked!r}"
-        )
-    return license_of(asked or own or "unknown")
+    own: str | None = model.pretrained_cfg.get("license")
+    if own in (None, "unknown") or license_of(own).permissive or asked in (None, own):
+        return license_of(asked or own or "unknown")
+    source = f"{model.pretrained_cfg['architecture']}.{model.pretrained_cfg.get('tag', '')}"
+    raise ConfigError(
+        f"these weights come from {source.rstrip('.')}, which is under {license_of(own).name}; "
+        f"they cannot be published under {asked!r}"
+    )
 
 
 def _describe(model: AnyNet, terms: License, metrics: Mapping[str, float] | None) -> dict[str, Any]:
@@ -274,7 +300,14 @@ def _describe(model: AnyNet, terms: License, metrics: Mapping[str, float] | None
     architecture = cfg.pop("architecture", "regnet")
     labels = cfg.pop("label_names", ())
     transform = Preprocess.from_timm(cfg) if cfg else Preprocess()
+    first_conv = next(name for name in STEM_WEIGHTS if name in model.state_dict())
+    options: dict[str, Any] = {}
+    if model.config.in_chans != 3:
+        options["in_chans"] = model.config.in_chans
+    if model.head.global_pool != "avg":
+        options["global_pool"] = model.head.global_pool
     if metrics is not None:
+        cfg.pop("tag", None)  # these figures are of these weights
         cfg["metrics"] = [{"dataset": name, "top1": top1} for name, top1 in metrics.items()]
     same = architecture in VARIANTS and model.config == replace(
         VARIANTS[architecture].config,
@@ -282,12 +315,12 @@ def _describe(model: AnyNet, terms: License, metrics: Mapping[str, float] | None
         in_chans=model.config.in_chans,
     )
     return {
-        "architecture": architecture if same else "regnet",
+        "architecture": architecture if same and architecture not in _NOT_IN_TIMM else "regnet",
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "global_pool": model.head.global_pool,
         **({"label_names": list(labels)} if labels else {}),
-        "model_args": {"in_chans": model.config.in_chans} if model.config.in_chans != 3 else {},
+        "model_args": options,
         "pretrained_cfg": cfg
         | transform.to_timm()
         | {
@@ -295,8 +328,9 @@ def _describe(model: AnyNet, terms: License, metrics: Mapping[str, float] | None
             "license": terms.id,
             "num_classes": model.num_classes,
             "classifier": "head.fc",
-            "first_conv": "stem.conv",
+            "first_conv": first_conv.removesuffix(".weight"),
         },
+        "regnet_architecture": architecture if same else "regnet",
         "regnet_config": model.config.to_dict(),
     }
 
@@ -313,15 +347,22 @@ def _card(values: Mapping[str, Any], terms: License, text: str | None) -> str:
         front |= {"license_name": terms.id, "license_link": terms.link}
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items())]
     metrics = cfg.get("metrics", [])
-    if metrics:
-        lines += ["model-index:", f"- name: {values['architecture']}", "  results:"]
-    for metric in metrics:
-        lines += [
-            "  - task: {type: image-classification}",
-            f"    dataset: {{type: {metric['dataset']}, name: {metric['dataset']}}}",
-            f"    metrics: [{{type: accuracy, value: {metric['top1']}, name: top-1}}]",
-        ]
+    results = [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"type": metric["dataset"], "name": metric["dataset"]},
+            "metrics": [{"type": "accuracy", "value": metric["top1"], "name": "top-1"}],
+        }
+        for metric in metrics
+        if not cfg.get(
+            "tag"
+        )  # figures of published weights are not claimed for what became of them
+    ]
+    if results:  # JSON is YAML
+        index = [{"name": values["architecture"], "results": results}]
+        lines.append(f"model-index: {json.dumps(index)}")
     size = "x".join(map(str, cfg["input_size"][1:]))
+    size_key = "image_size"
     body = [
         f"# {values['architecture']}{'.' + cfg['tag'] if cfg.get('tag') else ''}",
         "",
@@ -331,7 +372,12 @@ def _card(values: Mapping[str, Any], terms: License, text: str | None) -> str:
     ]
     if cfg.get("origin_url"):
         body.append(f"- Source of the weights: {cfg['origin_url']}")
-    body += [f"- Top-1 on {m['dataset']}: {m['top1']} %" for m in metrics]
+    whose = f" (the published weights {cfg['tag']}, with which it began)" if cfg.get("tag") else ""
+    body += [
+        f"- Top-1 on {m['dataset']}{f' at {m[size_key]} pixels' if m.get(size_key) else ''}: "
+        f"{m['top1']} %{whose}"
+        for m in metrics
+    ]
     body += [
         "",
         "```python",

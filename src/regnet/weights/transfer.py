@@ -8,13 +8,14 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from regnet.errors import WeightsError
-from regnet.weights.files import sha256_of
+from regnet.weights.files import look_whole, sha256_of
 
 Result = TypeVar("Result")
 
@@ -71,11 +72,19 @@ def _wait(error: Any, attempt: int) -> float | None:
         return backoff if isinstance(error, http_client().TransportError) else None
     if response.status_code not in _TRANSIENT:
         return None
-    try:
-        asked = float(response.headers.get("Retry-After", backoff))
-    except ValueError:  # a date
-        asked = backoff
+    asked = retry_after(response)
+    asked = backoff if asked is None else asked
     return asked if asked <= LONGEST_WAIT else None
+
+
+def retry_after(response: Any) -> float | None:
+    """Seconds that a server asks to wait, given as a number or as a date; None if it does not."""
+    text = response.headers.get("Retry-After", "")
+    with suppress(ValueError):
+        return max(0.0, float(text))
+    with suppress(ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    return None
 
 
 def transfer(
@@ -102,18 +111,21 @@ def transfer(
         OSError: the disk is full or cannot be written.
         httpx.HTTPError: the server does not answer, or with an error.
     """
-    from huggingface_hub.utils import WeakFileLock
-
     target.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(target.with_name(f".{target.name}.lock")):
+    with locked(target):
         if target.exists():
-            return
+            if not sha256 or sha256_of(target).startswith(sha256):
+                return
+            target.unlink()  # damaged, and nobody has noticed before
         part = target.with_name(f".{target.name}.part")
         if not sha256:
             part.unlink(missing_ok=True)  # nothing could tell whether the rest belongs to it
         for last in (False, True):
             try:
-                _fill(url, part, size=size, headers=headers or {}, name=name or target.name)
+                fetched = _Fetched(
+                    url, part, size=size, provable=sha256 is not None, headers=headers or {}
+                )
+                fetched.fill(name or target.name)
                 _check(part, url, size=size, sha256=sha256)
                 break
             except Damaged as error:
@@ -124,92 +136,148 @@ def transfer(
         part.replace(target)
 
 
+@contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Alone with a file and its download, among processes."""
+    from huggingface_hub.utils import WeakFileLock
+
+    with WeakFileLock(target.with_name(f".{target.name}.lock")):
+        yield
+
+
 def _check(part: Path, url: str, *, size: int | None, sha256: str | None) -> None:
     found = part.stat().st_size
     if size is not None and found != size:
         raise Damaged(f"{url} sent {found:,} bytes instead of {size:,}")
-    if sha256 and not (digest := sha256_of(part)).startswith(sha256):
+    if not sha256:
+        # No one has published what it should be; it must at least be a file of weights.
+        check_structure(part, url)
+    elif not (digest := sha256_of(part)).startswith(sha256):
         raise Damaged(
             f"{url} sent other bytes than were published: their SHA-256 begins with "
             f"{digest[:12]}, not {sha256[:12]}"
         )
 
 
-def _fill(url: str, part: Path, *, size: int | None, headers: Mapping[str, str], name: str) -> None:
-    """Append to `part` what it lacks, however often the connection breaks."""
-    from huggingface_hub.utils import tqdm
+def check_structure(path: Path, name: str) -> None:
+    """Whether a file looks like weights, whole: what can be told without knowing what is in it.
 
-    httpx = http_client()
-    failures, etag = 0, None
-    with tqdm(
-        desc=name, total=size, unit="B", unit_scale=True, disable=None, name="regnet.weights"
-    ) as bar:
-        while True:
-            before = part.stat().st_size if part.exists() else 0
-            if size is not None and before > size:
-                part.unlink()
-                before = 0
-            if size is not None and before == size:
-                return
-            bar.n = before
-            try:
-                etag = _stream(url, part, before, etag, headers, bar, size)
-                return
-            except httpx.HTTPError as error:
-                arrived = part.exists() and part.stat().st_size > before
-                failures = 1 if arrived else failures + 1
-                wait = _wait(error, failures)
-                if wait is None or failures >= ATTEMPTS:
+    Raises:
+        Damaged: it does not.
+    """
+    try:
+        look_whole(path)
+    except WeightsError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise Damaged(f"{name} sent no file of weights: {reason}") from error
+
+
+class _Fetched:
+    """A file on its way to the disk."""
+
+    def __init__(
+        self,
+        url: str,
+        part: Path,
+        *,
+        size: int | None,
+        provable: bool,
+        headers: Mapping[str, str],
+    ) -> None:
+        self.url, self.part, self.size, self.headers = url, part, size, headers
+        self.provable = provable
+        """Whether a SHA-256 will tell if the pieces belong together."""
+        self.etag: str | None = None
+
+    @property
+    def arrived(self) -> int:
+        """Bytes on the disk."""
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def fill(self, name: str) -> None:
+        """Append to the part what it lacks, however often the connection breaks."""
+        from huggingface_hub.utils import tqdm
+
+        httpx = http_client()
+        failures = 0
+        with tqdm(
+            desc=name,
+            total=self.size,
+            unit="B",
+            unit_scale=True,
+            disable=None,
+            name="regnet.weights",
+        ) as bar:
+            while True:
+                before = self.arrived
+                if self.size is not None and before > self.size:
+                    self.part.unlink()
+                    before = 0
+                if self.size is not None and before == self.size:
+                    return
+                try:
+                    self._stream(before, bar)
+                    return
+                except httpx.HTTPError as error:
+                    failures = 1 if self.arrived > before else failures + 1
+                    wait = _wait(error, failures)
+                    if wait is None or failures >= ATTEMPTS:
+                        raise
+                    if not (self.provable or self.etag):
+                        self.part.unlink(missing_ok=True)  # what comes next may be another file
+                    _log.info("%s; going on in %.1f s", error or type(error).__name__, wait)
+                    time.sleep(wait)
+                except OSError:
+                    self.part.unlink(missing_ok=True)  # a full disk is no place for it
                     raise
-                _log.info("%s; going on in %.1f s", error or type(error).__name__, wait)
-                time.sleep(wait)
-            except OSError:
-                part.unlink(missing_ok=True)  # a full disk is no place for it
-                raise
 
+    def _stream(self, offset: int, bar: Any) -> None:
+        """One request for the bytes from `offset` on."""
+        from huggingface_hub import constants
+        from huggingface_hub.utils import get_session, hf_raise_for_status
 
-def _stream(
-    url: str,
-    part: Path,
-    offset: int,
-    etag: str | None,
-    headers: Mapping[str, str],
-    bar: Any,
-    size: int | None,
-) -> str | None:
-    """One request for the bytes from `offset` on; returns the file's ETag."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session, hf_raise_for_status
+        asked = {**self.headers, "Accept-Encoding": "identity"}
+        if offset:
+            asked["Range"] = f"bytes={offset}-"
+            if self.etag:
+                asked["If-Range"] = self.etag  # a file that has changed comes whole
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with get_session().stream(
+            "GET", self.url, headers=asked, timeout=timeout, follow_redirects=True
+        ) as response:
+            if response.status_code == 416:
+                raise Damaged(f"{self.url} has fewer bytes than had arrived from it before")
+            if response.is_error:
+                response.read()
+            hf_raise_for_status(response)
+            resumed = response.status_code == 206
+            self._check_headers(response, offset if resumed else 0)
+            arrived = bar.n = offset if resumed else 0
+            with self.part.open("ab" if resumed else "wb") as file:
+                for chunk in response.iter_bytes():  # as they come: nothing waits in a buffer
+                    file.write(chunk)
+                    arrived += len(chunk)
+                    bar.update(len(chunk))
+                    if self.size is not None and arrived > self.size:
+                        raise Damaged(f"{self.url} sends more than {self.size:,} bytes")
 
-    asked = {**headers, "Accept-Encoding": "identity"}
-    if offset:
-        asked["Range"] = f"bytes={offset}-"
-        if etag and not etag.startswith("W/"):
-            asked["If-Range"] = etag  # a file that has changed comes whole
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    with get_session().stream(
-        "GET", url, headers=asked, timeout=timeout, follow_redirects=True
-    ) as response:
-        if response.status_code == 416:
-            part.unlink(missing_ok=True)  # we have more than there is
-            raise Damaged(f"{url} has fewer bytes than had arrived from it before")
-        if response.is_error:
-            response.read()
-        hf_raise_for_status(response)
-        resumed = response.status_code == 206
-        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
-            raise Damaged(f"{url} answered with another part of the file than was asked for")
-        if (length := response.headers.get("Content-Length")) is not None:
-            bar.total = int(length) + (offset if resumed else 0)
-            _check_space(part, int(length))
-        bar.n = offset if resumed else 0
-        with part.open("ab" if resumed else "wb") as file:
-            for chunk in response.iter_bytes():  # as they come: nothing waits in a buffer
-                file.write(chunk)
-                bar.update(len(chunk))
-                if size is not None and bar.n > size:
-                    raise Damaged(f"{url} sends more than the {size:,} bytes it announced")
-        return response.headers.get("ETag")
+    def _check_headers(self, response: Any, offset: int) -> None:
+        """Take down what the answer says of the file; refuse what does not go with the request."""
+        content_range = response.headers.get("Content-Range", "")
+        if offset and not content_range.startswith(f"bytes {offset}-"):
+            raise Damaged(f"{self.url} answered with another part of the file than was asked for")
+        etag = response.headers.get("ETag", "")
+        self.etag = etag if etag and not etag.startswith("W/") else None
+        length = response.headers.get("Content-Length")
+        if length is None:
+            if self.size is None and not self.provable:
+                raise Damaged(f"{self.url} does not say how long the file is")
+            return
+        total = int(length) + offset
+        if self.size is not None and total != self.size:
+            raise Damaged(f"{self.url} announces {total:,} bytes instead of {self.size:,}")
+        self.size = total
+        _check_space(self.part, int(length))
 
 
 def _check_space(part: Path, needed: int) -> None:

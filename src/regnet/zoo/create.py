@@ -37,12 +37,13 @@ def create(
     output_stride: int | None = ...,
     drop_rate: float = ...,
     drop_path_rate: float = ...,
-    global_pool: GlobalPool = ...,
+    global_pool: GlobalPool | None = ...,
     zero_init_last: bool = ...,
     device: torch.device | str | None = ...,
     dtype: torch.dtype | None = ...,
     cache_dir: str | Path | None = ...,
     local_files_only: bool = ...,
+    revision: str | None = ...,
     token: str | bool | None = ...,
     pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
 ) -> AnyNet: ...
@@ -62,6 +63,7 @@ def create(
     dtype: torch.dtype | None = ...,
     cache_dir: str | Path | None = ...,
     local_files_only: bool = ...,
+    revision: str | None = ...,
     token: str | bool | None = ...,
     pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
 ) -> FeatureNet: ...
@@ -78,12 +80,13 @@ def create(
     output_stride: int | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
-    global_pool: GlobalPool = "avg",
+    global_pool: GlobalPool | None = None,
     zero_init_last: bool = False,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    revision: str | None = None,
     token: str | bool | None = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
 ) -> AnyNet | FeatureNet:
@@ -109,12 +112,14 @@ def create(
         output_stride: limit of the reduction, 8 or 16; later stages dilate instead. None: no limit.
         drop_rate: dropout before the classifier while training.
         drop_path_rate: drop path of the last residual branch; earlier ones drop linearly less.
-        global_pool: "avg", "max", or "" to keep feature maps (with num_classes=0).
+        global_pool: "avg", "max", or "" to keep feature maps (with num_classes=0); None: "avg", or
+            what a repository says.
         zero_init_last: start residual branches at zero.
         device: where to build the model; "meta" allocates nothing.
         dtype: floating-point type of the parameters; None: torch's default.
         cache_dir: the Hub client's cache; None: as its environment variables say.
         local_files_only: take what is in the cache, and do not ask the network.
+        revision: commit, branch or tag of the repository of the Hub that the weights lie in.
         token: for private and gated repositories; None: the one that is logged in.
         pretrained_cfg_overlay: values to put over the model's `pretrained_cfg`.
 
@@ -141,7 +146,9 @@ def create(
         local_files_only=local_files_only,
         token=token,
     )
-    source = find_source(name, pretrained=pretrained and checkpoint_path is None, how=how)
+    source = find_source(
+        name, pretrained=pretrained and checkpoint_path is None, revision=revision, how=how
+    )
     known_classes = (source.checkpoint or source.config).num_classes
     options = {
         "num_classes": len(classes) if classes is not None else num_classes,
@@ -151,13 +158,14 @@ def create(
     if options["num_classes"] is None:
         options["num_classes"] = known_classes
     changes: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
+    pool = source.global_pool if global_pool is None else global_pool
     where = torch.device("meta") if loads else target
     with NoInit() if where.type == "meta" else nullcontext(), where:
         model = AnyNet(
             replace(source.config, **changes),
             drop_rate=drop_rate,
             drop_path_rate=drop_path_rate,
-            global_pool="avg" if features_only else global_pool,
+            global_pool="avg" if features_only or pool is None else pool,
             zero_init_last=zero_init_last,
         )
     if loads:
@@ -169,9 +177,16 @@ def create(
         _load(model, source, checkpoint_path, how, allow, target, dtype)
     elif dtype is not None:
         model = model.to(dtype)
+    # A file says not where it came from; the weights that a name stands for do.
     cfg = source.pretrained_cfg(
-        loaded=loads, same_classes=model.num_classes == known_classes and classes is None
+        loaded=pretrained and checkpoint_path is None,
+        same_classes=model.num_classes == known_classes and classes is None,
+        unchanged=in_chans in (None, source.config.in_chans) and output_stride is None,
     )
+    if loads and checkpoint_path is not None and source.checkpoint:
+        terms = source.checkpoint.license_terms
+        if not terms.permissive:
+            cfg["license"] = terms.id
     if cfg:
         cfg |= {
             "num_classes": model.num_classes,
@@ -202,7 +217,9 @@ def _load(
         assert row is not None, "a name without weights has been refused"
         path, name = fetch(row, how), row.id
     try:
-        tensors, _ = to_native(read_tensors(path), bgr=row.bgr or None if row else None)
+        # What is known of a checkpoint holds for its own file, not for one that was named instead.
+        bgr = row.bgr if row and checkpoint_path is None else None
+        tensors, _ = to_native(read_tensors(path), bgr=bgr or None)
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}") from error
     load_tensors(
@@ -215,15 +232,13 @@ def _load(
     )
 
 
-def create_pretrained(name: str, *, revision: str | None = None, **options: Any) -> AnyNet:
+def create_pretrained(name: str, **options: Any) -> AnyNet:
     """`create` with weights, where `owner/name` is a repository and a path is a folder."""
     if find_upstream(name) is None and ":" not in name:
         if Path(name).expanduser().is_dir():
             name = f"{FOLDER_PREFIX}{name}"
         elif name.count("/") == 1:
             name = f"{HUB_PREFIXES[0]}{name}"
-    if revision is not None:
-        name = f"{name}@{revision}"
     model: AnyNet = create(name, pretrained=True, **options)
     return model
 

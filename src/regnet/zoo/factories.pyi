@@ -18,12 +18,13 @@ class _Options(TypedDict, total=False):
     output_stride: int | None
     drop_rate: float
     drop_path_rate: float
-    global_pool: Literal["avg", "max", ""]
+    global_pool: Literal["avg", "max", ""] | None
     zero_init_last: bool
     device: torch.device | str | None
     dtype: torch.dtype | None
     cache_dir: str | Path | None
     local_files_only: bool
+    revision: str | None
     token: str | bool | None
     pretrained_cfg_overlay: Mapping[str, Any] | None
 

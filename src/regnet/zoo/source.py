@@ -1,16 +1,17 @@
 """What a model's name stands for: an architecture, and the weights that go with it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from regnet.data.preprocess import Preprocess
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS, Variant
-from regnet.errors import WeightsError
+from regnet.errors import ConfigError, WeightsError
+from regnet.nn.model import GlobalPool
 from regnet.weights.catalog import Checkpoint, find_checkpoint, find_upstream
 from regnet.weights.download import Fetch, fetch_file
-from regnet.weights.repository import CONFIG_FILE, read_description
+from regnet.weights.repository import CONFIG_FILE, Description, read_description
 from regnet.zoo.names import find_variant
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -26,6 +27,8 @@ class Source:
     """Name of the variant; "regnet" for a config of one's own."""
     checkpoint: Checkpoint | None = None
     """The weights; None where the name chooses none."""
+    global_pool: GlobalPool | None = None
+    """How the repository's model pools, if it is one."""
 
     @property
     def preprocess(self) -> Preprocess:
@@ -35,12 +38,15 @@ class Source:
         variant = VARIANTS.get(self.architecture)
         return Preprocess(size=(variant.input_size,) * 2) if variant else Preprocess()
 
-    def pretrained_cfg(self, *, loaded: bool, same_classes: bool) -> dict[str, Any]:
+    def pretrained_cfg(
+        self, *, loaded: bool, same_classes: bool, unchanged: bool = True
+    ) -> dict[str, Any]:
         """Facts about a model in the words of timm's `pretrained_cfg`, and a few of ours.
 
         Args:
             loaded: whether the model takes the checkpoint's weights.
             same_classes: whether it keeps the checkpoint's classifier.
+            unchanged: whether it is the network that was measured otherwise.
         """
         row = self.checkpoint
         if row is None and self.architecture not in VARIANTS:
@@ -62,7 +68,7 @@ class Source:
                 "test_input_size": (3, *row.test.size),
                 "test_crop_pct": row.test.crop_pct,
             }
-        if same_classes:
+        if same_classes and unchanged:
             cfg["metrics"] = [
                 {"dataset": m.dataset, "top1": m.top1, "image_size": m.image_size}
                 for m in row.metrics
@@ -71,7 +77,11 @@ class Source:
 
 
 def find_source(
-    name: str | AnyNetConfig | RegNetConfig, *, pretrained: bool, how: Fetch | None = None
+    name: str | AnyNetConfig | RegNetConfig,
+    *,
+    pretrained: bool,
+    revision: str | None = None,
+    how: Fetch | None = None,
 ) -> Source:
     """What a name or a config stands for.
 
@@ -80,6 +90,7 @@ def find_source(
             (`facebook/regnet-y-016`), `hf-hub:owner/name`, `hf-hub:owner/name@revision`,
             `local-dir:folder`, or a config.
         pretrained: whether weights are wanted: without a tag, the variant's default.
+        revision: of the repository that the weights lie in; None: as in the name or the table.
         how: how to get a repository's description.
 
     Raises:
@@ -95,12 +106,19 @@ def find_source(
         return Source(config=name, architecture="regnet")
     for prefix in HUB_PREFIXES:
         if name.lower().startswith(prefix):
-            return _repository(name[len(prefix) :], how or Fetch())
+            return _repository(name[len(prefix) :], revision, how or Fetch())
     if name.lower().startswith(FOLDER_PREFIX):
+        if revision is not None:
+            raise ConfigError("a folder has no revisions; leave revision out")
         return _folder(Path(name[len(FOLDER_PREFIX) :]).expanduser())
     variant, row = find_model(name)
     if row is None and pretrained:
         row = find_checkpoint(variant.name)
+    if row and revision is not None:
+        if row.repo is None:
+            raise ConfigError(f"{row.id} lies in no repository of the Hub; leave revision out")
+        # The table's SHA-256 is that of its own revision.
+        row = replace(row, revision=revision, sha256=None, size=None)
     return Source(config=variant.config, architecture=variant.name, checkpoint=row)
 
 
@@ -117,17 +135,25 @@ def find_model(name: str) -> tuple[Variant, Checkpoint | None]:
     return variant, find_checkpoint(variant.name, tag) if tag else None
 
 
-def _repository(name: str, how: Fetch) -> Source:
-    repo, _, revision = name.partition("@")
+def _repository(name: str, revision: str | None, how: Fetch) -> Source:
+    repo, _, named = name.partition("@")
+    revision = revision or named or None
     if repo.count("/") != 1:
         raise WeightsError(f"a repository of the Hub is owner/name, got {repo!r}")
-    path = fetch_file(repo, CONFIG_FILE, revision or None, how)
-    found = read_description(path, repo=repo, revision=revision or None)
-    return Source(config=found.config, architecture=found.architecture, checkpoint=found.checkpoint)
+    path = fetch_file(repo, CONFIG_FILE, revision, how)
+    return _described(read_description(path, repo=repo, revision=revision))
 
 
 def _folder(folder: Path) -> Source:
     if not folder.is_dir():
         raise WeightsError(f"there is no folder {folder}")
-    found = read_description(folder / CONFIG_FILE)
-    return Source(config=found.config, architecture=found.architecture, checkpoint=found.checkpoint)
+    return _described(read_description(folder / CONFIG_FILE))
+
+
+def _described(found: Description) -> Source:
+    return Source(
+        config=found.config,
+        architecture=found.architecture,
+        checkpoint=found.checkpoint,
+        global_pool=found.global_pool,
+    )
