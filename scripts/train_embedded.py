@@ -40,14 +40,16 @@ LABELS = label_sets()["cifar-10"]
 EMA_DECAY = 0.998
 CUTOUT = 10
 CLEAN_EPOCHS = 8
-"""The last epochs see whole images, as they are when the network is used."""
+"""The last epochs of the first cycle see whole images."""
+RESTART_LR = 0.05
 GOAL = 90.0
 WEIGHTS = Path(__file__).parents[1] / "weights"
 
 RECIPE = (
     "SGD with Nesterov momentum 0.9, peak lr {lr}, 2 epochs of warm-up, cosine, weight decay 5e-4 "
     "(not on norms and biases), label smoothing 0.1, random crop, flip and cutout of {cutout} "
-    "pixels (not in the last {clean} epochs), moving average of the weights, bf16 autocast"
+    "pixels (not in the last {clean} epochs), moving average of the weights, bf16 autocast; then a "
+    "restart of {restart} epochs from lr {restart_lr}, with cutout"
 )
 
 CARD = """---
@@ -113,6 +115,11 @@ def augment(images: Tensor, rng: torch.Generator, *, cutout: bool) -> Tensor:
     return cropped.masked_fill(hidden, 0)
 
 
+def half_cosine(done: float) -> float:
+    """From 1 to 0, for `done` from 0 to 1."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Top-1 accuracy in percent, in float32."""
     model.eval()
@@ -132,6 +139,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=56)
+    parser.add_argument("--restart-epochs", type=int, default=11)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
@@ -148,17 +156,19 @@ def main() -> None:
     groups = [{"params": decayed, "weight_decay": 5e-4}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=args.lr, momentum=0.9, nesterov=True)
     steps = len(train_labels) // args.batch_size
-    warmup, total = 2 * steps, args.epochs * steps
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda t: min(
-            (t + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(t - warmup, 0) / (total - warmup)))
-        ),
-    )
+    warmup, first, second = 2 * steps, args.epochs * steps, args.restart_epochs * steps
+
+    def factor(t: int) -> float:
+        if t >= first:
+            return RESTART_LR / args.lr * half_cosine((t - first) / max(second, 1))
+        return min((t + 1) / warmup, half_cosine(max(t - warmup, 0) / (first - warmup)))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     state = {"model": model, "average": average, "optimizer": optimizer, "scheduler": scheduler}
     start, checkpoint = 0, args.out / "last.pt"
     options = {
         "epochs": args.epochs,
+        "restart_epochs": args.restart_epochs,
         "batch_size": args.batch_size,
         "lr": args.lr,
         "seed": args.seed,
@@ -171,7 +181,7 @@ def main() -> None:
         for name, value in saved.items():
             state[name].load_state_dict(value)
 
-    for epoch in range(start, args.epochs):
+    for epoch in range(start, args.epochs + args.restart_epochs):
         began, losses = time.monotonic(), []
         rng = torch.Generator().manual_seed(
             1000 * args.seed + epoch
@@ -181,7 +191,9 @@ def main() -> None:
             : steps * args.batch_size
         ].split(args.batch_size):
             images = augment(
-                train_images[batch], rng, cutout=epoch < args.epochs - CLEAN_EPOCHS
+                train_images[batch],
+                rng,
+                cutout=not args.epochs - CLEAN_EPOCHS <= epoch < args.epochs,
             ).to(memory_format=torch.channels_last)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 logits = model(images)
@@ -232,7 +244,8 @@ def publish(model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Nam
     cost = complexity(CONFIG, 32)
     command = (
         "python scripts/train_embedded.py --data cifar10 --out runs/embedded "
-        f"--epochs {args.epochs} --batch-size {args.batch_size} --lr {args.lr} --seed {args.seed}"
+        f"--epochs {args.epochs} --restart-epochs {args.restart_epochs} "
+        f"--batch-size {args.batch_size} --lr {args.lr} --seed {args.seed}"
     )
     row = {
         "variant": VARIANT,
@@ -265,7 +278,13 @@ def publish(model: nn.Module, images: Tensor, labels: Tensor, args: argparse.Nam
         classes=", ".join(LABELS),
         batch=args.batch_size,
         epochs=args.epochs,
-        recipe=RECIPE.format(lr=args.lr, cutout=CUTOUT, clean=CLEAN_EPOCHS),
+        recipe=RECIPE.format(
+            lr=args.lr,
+            cutout=CUTOUT,
+            clean=CLEAN_EPOCHS,
+            restart=args.restart_epochs,
+            restart_lr=RESTART_LR,
+        ),
     )
     (WEIGHTS / f"{VARIANT}.{TAG}.md").write_text(card, encoding="utf-8")
     print(json.dumps({"top1": top1, "file": str(path)}))
