@@ -15,7 +15,7 @@ test: .venv/dev ## formatter, linter, types, import contract, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup # two processes, two cores
 
 format: .venv/dev
 	$(BIN)/ruff format .

@@ -32,7 +32,7 @@ def records() -> list[Any]:
             for case in cases:
                 size = "x".join(map(str, case["input"][2:]))
                 parts = "-parts" if "stage_checkpoints" in case else ""
-                marks = [pytest.mark.xdist_group("giants")] if case["variant"] in GIANTS else []
+                marks = [pytest.mark.long] if case["variant"] in GIANTS else []
                 rows.append(
                     pytest.param(
                         format, name, case, id=f"{format}-{name}-{size}{parts}", marks=marks

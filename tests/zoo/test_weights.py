@@ -178,7 +178,7 @@ def test_converters_that_drop_batch_counters_are_forgiven(tmp_path, original):
 @pytest.mark.parametrize("id", checkpoints())
 def test_every_checkpoint_can_be_named_and_built(id):
     row = checkpoints()[id]
-    for name in (id, row.upstream or id):
+    for name in {id, row.upstream or id}:
         model = regnet.create(name, device="meta")
         assert model.num_classes == row.num_classes
         assert "tag" not in model.pretrained_cfg, "it has no weights yet"
