@@ -186,6 +186,8 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, config_file):
          "--batch-size", ",".join(map(str, range(1, 60))), "--seconds", "0.3", "--out", str(out)],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert "small.json batch 1 fp32 channels_last" in process.stderr.readline()
     time.sleep(0.5)

@@ -85,10 +85,11 @@ def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
 
     One channel takes the sum over red, green and blue, so that a gray image gives the answer of
     its RGB copy. More take the three in turn, scaled by 3 / in_chans, so that the sums keep their
-    size. The rule is timm's.
+    size. The rule is timm's. Halves become float32, so that nothing is rounded twice.
     """
+    weight = weight.float() if weight.itemsize < 4 else weight
     if in_chans == 1:
-        return weight.float().sum(1, keepdim=True).to(weight.dtype)
+        return weight.sum(1, keepdim=True)
     channels = weight.shape[1]
     turns = weight.repeat(1, ceil(in_chans / channels), 1, 1)[:, :in_chans]
     return turns * (channels / in_chans)
