@@ -201,8 +201,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path, *, ignore_objects: bool) -> Any:
-    zipped = zipfile.is_zipfile(path)
     try:
+        zipped = zipfile.is_zipfile(path)  # it raises too
         if zipped:
             _check_zip(path)
         if ignore_objects:
