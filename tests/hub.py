@@ -23,7 +23,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """The server; a fault is truncate, reset, stall, wrong, drip, or a status and headers."""
+    """The server; a fault is truncate, reset, stall, swap, wrong, drip, or a status."""
 
     def __init__(self) -> None:
         self.server = _Server(("127.0.0.1", 0), _Handler)
@@ -37,6 +37,7 @@ class Hub:
         """As if new."""
         self.repos: dict[str, dict[str, bytes]] = {}
         self.files: dict[str, bytes] = {}
+        self.newer = b""
         self.gated: set[str] = set()
         self.tokens: dict[str, str] = {}
         self.faults: list[Any] = []
@@ -225,7 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, tuple):
             return self.fail(fault[0], headers=fault[1])
         start = 0
-        if (asked := self.headers.get("Range")) and etag is None:
+        tag = f'"{etag or hashlib.md5(data).hexdigest()}"'
+        same = self.headers.get("If-Range") in (None, tag)
+        if (asked := self.headers.get("Range")) and etag is None and same:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             if start >= len(data):
                 return self.fail(416)
@@ -237,7 +240,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
         for key, value in (headers or {}).items():
             self.send_header(key, value)
-        self.send_header("ETag", f'"{etag or hashlib.md5(data).hexdigest()}"')
+        self.send_header("ETag", tag)
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         if body:
@@ -247,7 +250,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send_part(self, part: bytes, fault: Any) -> None:
         pause = self.server.hub.seconds_per_chunk
-        if fault in ("truncate", "reset", "stall"):
+        if fault == "swap":  # the file is replaced while it is sent
+            self.server.hub.files = dict.fromkeys(self.server.hub.files, self.server.hub.newer)
+        if fault in ("truncate", "reset", "stall", "swap"):
             self.wfile.write(part[: len(part) // 2])
             self.wfile.flush()
             time.sleep(0.05)

@@ -38,6 +38,17 @@ def test_all_published_checkpoints_are_there():
     }  # fmt: skip
 
 
+def test_the_documents_count_as_the_table_does():
+    counts = {name: sum(row.collection == name for row in ROWS) for name in COLLECTIONS}
+    text = " ".join((ROOT / "docs/weights.md").read_text(encoding="utf-8").split())
+    for name in ("timm", "torchvision", "pycls", "transformers"):
+        assert f"{counts[name]} of {name}" in text
+    assert f"{counts['vissl']} of VISSL and {counts['swag']} of SWAG" in text
+    total = len(ROWS) - counts["embedded"]
+    for path in ("docs/weights.md", "README.md", "CHANGELOG.md"):
+        assert f"{total} published checkpoints" in (ROOT / path).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: r.id)
 def test_rows_are_complete(row):
     assert row.variant in VARIANTS

@@ -215,9 +215,43 @@ def test_bytes_that_were_never_published_are_told_by_what_they_first_were(served
         get(cache, row, local_files_only=True)
 
 
+def test_what_no_one_has_published_a_hash_of_must_look_like_weights(served, cache):
+    row = url_row(served, b"<html>Log in to this network</html>", sha256=False)
+    with pytest.raises(WeightsError, match="sent no file of weights: not a safetensors file"):
+        get(cache, row)
+    name = row.url.rpartition("/")[2]
+    served.files[name] = DATA[:-1000]
+    with pytest.raises(WeightsError, match="sent no file of weights"):
+        get(cache, row)
+    served.files[name] = DATA
+    assert get(cache, row) == DATA, "the cache is not poisoned"
+
+
+@pytest.mark.parametrize("sha256", [True, False])
+def test_two_versions_of_a_file_are_not_joined(served, cache, sha256):
+    row = url_row(served, sha256=False)
+    served.newer = save({"a": torch.ones(750_000)})
+    if sha256:
+        row = replace(row, sha256=hashlib.sha256(served.newer).hexdigest())
+    served.faults = ["swap"]
+    assert get(cache, row) == served.newer
+
+
+@pytest.mark.parametrize("wait", ["-1", "Thu, 01 Jan 1970 00:00:00 GMT", "soon"])
+def test_odd_times_to_wait(served, cache, wait):
+    served.faults = [(503, {"Retry-After": wait})]
+    assert get(cache) == DATA
+
+
+def test_a_file_that_is_not_the_tables_is_not_downloaded(served, cache):
+    with pytest.raises(WeightsError, match="is another file than was published"):
+        get(cache, replace(ROW, sha256="0" * 64))
+    assert not [path for _, path, _ in served.requests if path.startswith("/cdn/")]
+
+
 def test_whole_files_are_read_once(served, cache, monkeypatch):
     path = fetch(ROW, Fetch(cache_dir=cache))
-    monkeypatch.setattr("regnet.weights.download.sha256_of", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr("regnet.weights.integrity.sha256_of", lambda _: pytest.fail("read again"))
     assert fetch(ROW, Fetch(cache_dir=cache)) == path
 
 

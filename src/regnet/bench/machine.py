@@ -12,6 +12,7 @@ import torch
 
 from regnet.bench.floors import Ceilings
 from regnet.engines.base import DTYPES, Precision
+from regnet.timing import time_call
 
 PACKAGES = ("regnet", "torch", "triton", "numpy", "onnxruntime", "openvino", "timm", "torchvision")
 
@@ -82,8 +83,6 @@ def measure_ceilings(device: torch.device, precision: Precision) -> Ceilings:
 
 
 def _best(call: Any, device: torch.device) -> float:
-    from regnet.timing import time_call
-
     marker = torch.empty(0, device=device)
     call()
     return min(time_call(lambda _: call(), marker) for _ in range(7))

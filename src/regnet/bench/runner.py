@@ -1,7 +1,6 @@
 """Measure networks: outputs checked first, then single calls until steady, all samples kept."""
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -16,8 +15,8 @@ from regnet.bench.machine import environment, measure_ceilings
 from regnet.design.complexity import complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_json
 from regnet.design.variants import VARIANTS
-from regnet.engines.base import DTYPES, TOLERANCES, Precision, Target
-from regnet.engines.optimize import INPUT_SETS, find_engine, worst_error
+from regnet.engines.base import DTYPES, Precision, Target
+from regnet.engines.optimize import INPUT_SETS, build_checked, find_engine
 from regnet.errors import ConfigError
 from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet, efficientnet_complexity
 from regnet.timing import measure
@@ -123,17 +122,14 @@ def expand(patterns: Sequence[str]) -> list[str]:
         if Path(pattern).suffix == ".json":
             names.append(pattern)
             continue
-        found = [name for name in EFFICIENTNETS if _fits(name, pattern)] + list_models(pattern)
+        found = [name for name in EFFICIENTNETS if fnmatchcase(name, pattern.lower())]
+        found += list_models(pattern)
         if not found:
             found = list_models(pattern, pretrained=True)
         if not found:
             raise ConfigError(f"no network fits {pattern!r}; `regnet list` names them all")
         names += found
     return list(dict.fromkeys(names))
-
-
-def _fits(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern.lower())
 
 
 def run(
@@ -222,23 +218,19 @@ def _measured(
     if case.train:
         call: Callable[[Tensor], Any] = _training_step(model, case)
     else:
-        engine = find_engine(case.engine)
-        target = Target(device=device, precision=case.precision)
-        if obstacle := engine.obstacle(target):
-            return Row(**facts, reason=obstacle)
         with torch.inference_mode():
             reference = [model.eval()(x).float().clone() for x in inputs]
-        start = time.perf_counter()
-        runner = engine.build(model, inputs[0], target)
-        facts["build_seconds"] = time.perf_counter() - start
-        error = worst_error(runner, inputs, reference)
-        facts["output_error"] = error
+        target = Target(device=device, precision=case.precision)
+        built = build_checked(find_engine(case.engine), model, inputs, reference, target)
+        facts |= {"build_seconds": built.seconds, "output_error": built.error}
+        if built.runner is None:
+            return Row(**facts, reason=built.reason)
+        call = built.runner
         answers = zip(inputs, reference, strict=True)
-        agree = [(runner(x).argmax(1) == y.argmax(1)).float().mean().item() for x, y in answers]
+        agree = [(call(x).argmax(1) == y.argmax(1)).float().mean().item() for x, y in answers]
         facts["top1_agreement"] = sum(agree) / len(agree)
-        if not error <= TOLERANCES[case.precision]:
-            return Row(**facts, reason=f"wrong: its outputs differ by {error:.1e}; not timed")
-        call = runner
+        if built.reason:
+            return Row(**facts, reason=f"{built.reason}; not timed")
     samples = measure(call, inputs, calls=calls, seconds=seconds, warmup_seconds=seconds)
     return Row(
         **facts,

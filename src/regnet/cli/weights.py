@@ -58,7 +58,8 @@ def verify(
     Example: regnet weights verify regnety_cifar.cifar10
     """
     from regnet.weights.catalog import checkpoints
-    from regnet.weights.download import Fetch, Verified, verify_cached, verify_file
+    from regnet.weights.download import Fetch, verify_cached
+    from regnet.weights.integrity import Verified, verify_file
 
     files = [Path(name) for name in names or () if Path(name).is_file()]
     if sha256 is not None and len(files) != 1:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regnet.engines.base import DTYPES, Runner, Target, half_obstacle
-from regnet.engines.eager import inference
+from regnet.engines.eager import casting
 from regnet.engines.transforms import channels_last, folded
 
 
@@ -22,18 +22,12 @@ class Compiled:
         return half_obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        dtype = DTYPES[target.precision]
-        model = channels_last(folded(model), dtype)
+        model = channels_last(folded(model), DTYPES[target.precision])
         # A graph of its own: compiled code is kept by function, and models share theirs.
-        program = torch.compile(lambda x: model(x), fullgraph=True, dynamic=False)
-
-        def call(x: Tensor) -> Tensor:
-            out: Tensor = program(x.to(dtype=dtype, memory_format=torch.channels_last))
-            return out.float()
-
+        run = casting(torch.compile(lambda x: model(x), fullgraph=True, dynamic=False), target)
         with _frozen():
-            inference(call)(example)  # compiles
-        return inference(call)
+            run(example)  # compiles
+        return run
 
 
 class AOTInductor:
@@ -54,12 +48,7 @@ class AOTInductor:
                 program, package_path=str(Path(folder) / "model.pt2")
             )
             loaded = torch._inductor.aoti_load_package(package)
-
-        def call(x: Tensor) -> Tensor:
-            out: Tensor = loaded(x.to(dtype=dtype, memory_format=torch.channels_last))
-            return out.float()
-
-        return inference(call)
+        return casting(loaded, target)
 
 
 @contextmanager

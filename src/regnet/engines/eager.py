@@ -57,12 +57,11 @@ def inference(call: Callable[[Tensor], Tensor]) -> Runner:
     return run
 
 
-def _prepared(model: nn.Module, target: Target) -> Runner:
+def casting(call: Callable[[Tensor], Tensor], target: Target) -> Runner:
+    """A runner of a program in the target's precision, channels last: float32 in and out."""
     dtype = DTYPES[target.precision]
-    model = channels_last(model, dtype)
+    return inference(lambda x: call(x.to(dtype=dtype, memory_format=torch.channels_last)).float())
 
-    def call(x: Tensor) -> Tensor:
-        out: Tensor = model(x.to(dtype=dtype, memory_format=torch.channels_last))
-        return out.float()
 
-    return inference(call)
+def _prepared(model: nn.Module, target: Target) -> Runner:
+    return casting(channels_last(model, DTYPES[target.precision]), target)

@@ -207,21 +207,47 @@ def _try(
     seconds: float,
 ) -> tuple[Candidate, Runner | None]:
     row = Candidate(engine=engine.name, precision=target.precision)
-    if obstacle := engine.obstacle(target):
-        return replace(row, reason=obstacle), None
-    start = time.perf_counter()
     try:
-        runner = engine.build(model, inputs[0], target)
-        row = replace(row, build_seconds=time.perf_counter() - start)
-        row = replace(row, error=worst_error(runner, inputs, reference))
-        if not (row.error or 0) <= TOLERANCES[target.precision]:  # nan is out too
-            reason = f"wrong: its outputs differ by {row.error:.1e}"
-            return replace(row, reason=reason), None
-        samples = measure(runner, inputs, seconds=seconds, warmup_seconds=seconds)
+        built = build_checked(engine, model, inputs, reference, target)
+        row = replace(row, reason=built.reason, build_seconds=built.seconds, error=built.error)
+        if built.runner is None or built.reason:
+            return row, None
+        samples = measure(built.runner, inputs, seconds=seconds, warmup_seconds=seconds)
     except Exception as problem:  # noqa: BLE001 - an engine may fail in any way; the race goes on
         reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
         return replace(row, reason=reason), None
-    return replace(row, latency_ms=1e3 * samples.median), runner
+    return replace(row, latency_ms=1e3 * samples.median), built.runner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A runner, and whether its answers are right."""
+
+    runner: Runner | None = None
+    seconds: float | None = None
+    error: float | None = None
+    """See `worst_error`."""
+    reason: str | None = None
+    """Why it must not be used; None if it may."""
+
+
+def build_checked(
+    engine: Engine,
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    reference: Sequence[Tensor],
+    target: Target,
+) -> Built:
+    """Build a runner and compare its answers; whatever the engine raises is passed on."""
+    if obstacle := engine.obstacle(target):
+        return Built(reason=obstacle)
+    start = time.perf_counter()
+    runner = engine.build(model, inputs[0], target)
+    seconds = time.perf_counter() - start
+    error = worst_error(runner, inputs, reference)
+    wrong = not error <= TOLERANCES[target.precision]  # nan is wrong too
+    reason = f"wrong: its outputs differ by {error:.1e}" if wrong else None
+    return Built(runner=runner, seconds=seconds, error=error, reason=reason)
 
 
 def worst_error(runner: Runner, inputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:

@@ -65,11 +65,11 @@ class AnyNet(nn.Module):
         self.final_conv = _final_conv(anynet)
         self.head = Head(self.num_features, config.num_classes, drop_rate, global_pool)
         self.trunk: tuple[str, ...] = ("stem", "stem_pool", *stages, "final_conv")
+        """Names of the modules that images pass before the head, in that order."""
         if config.block == "normfree_bottleneck":
             # Apart from the convolution, whose output is a feature map in timm.
             self.final_act = activation_layer(config.activation, inplace=False)
             self.trunk += ("final_act",)
-        """Names of the modules that images pass before the head, in that order."""
         init_weights(self)
         if zero_init_last:
             zero_last_norms(self)

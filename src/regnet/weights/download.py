@@ -1,25 +1,31 @@
 """Bring published weights to this machine: from the Hub or a URL, or from the cache.
 
 Files of the Hub lie in the Hub client's own cache, where other libraries find them too; other
-files lie in `regnet` beside it. A file is verified before it enters the cache. Its SHA-256 is
-remembered beside it, and computed again when the file's size or time has changed.
+files lie in `regnet` beside it. A file is verified before it enters the cache, and whenever it is
+taken from there (`integrity`).
 """
 
-import json
+import hashlib
 import logging
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from regnet.atomic import write_bytes
 from regnet.errors import WeightsError
 from regnet.weights.catalog import Checkpoint, data_dir
-from regnet.weights.files import INDEX_SUFFIX, USUAL_NAMES, sha256_of, shard_names, verify
-from regnet.weights.transfer import digest_of, http_client, locked, retry_after, retrying, transfer
+from regnet.weights.files import INDEX_SUFFIX, USUAL_NAMES, shard_names, verify
+from regnet.weights.integrity import (
+    Verified,
+    as_sha256,
+    declared_sha256,
+    forget,
+    intact,
+    verify_file,
+)
+from regnet.weights.transfer import http_client, locked, retry_after, retrying, transfer
 
 _log = logging.getLogger(__name__)
 
@@ -86,28 +92,34 @@ def fetch_file(repo: str, name: str, revision: str | None, how: Fetch | None = N
     """
     how = how or Fetch()
     with _explained(repo, f"https://huggingface.co/{repo}", how, revision=revision):
-        from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-        def download() -> str:
-            return hf_hub_download(
-                repo,
-                name,
-                revision=revision,
-                cache_dir=how.hub_cache,
-                token=how.token,
-                local_files_only=how.offline,
-                library_name="regnet",
-            )
-
         try:
-            return Path(retrying(download))
+            return _by_hub_client(repo, name, revision, how)
         except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError as error:
             raise WeightsError(f"the repository has no {name}") from error
         except ValueError as error:  # not a name of a repository
             raise WeightsError(" ".join(str(error).split())) from error
+
+
+def _by_hub_client(repo: str, name: str, revision: str | None, how: Fetch) -> Path:
+    """A file as the Hub client gives it: from its cache if it is there, downloaded if not."""
+    from huggingface_hub import hf_hub_download
+
+    def download() -> str:
+        return hf_hub_download(
+            repo,
+            name,
+            revision=revision,
+            cache_dir=how.hub_cache,
+            token=how.token,
+            local_files_only=how.offline,
+            library_name="regnet",
+        )
+
+    return Path(retrying(download))
 
 
 def cached_files(row: Checkpoint, how: Fetch | None = None) -> list[Path]:
@@ -184,41 +196,31 @@ def _cached(row: Checkpoint, name: str, how: Fetch) -> Path | None:
 
 def _usable(path: Path, sha256: str | None, row: Checkpoint, how: Fetch) -> bool:
     """Whether a cached file is whole; one that is not is removed, unless we are offline."""
-    if intact(path, sha256 or _declared(path)):
+    if intact(path, sha256 or declared_sha256(path)):
         return True
     if how.offline:
         raise WeightsError(
             f"its file in the cache is damaged: {path}; go online once, and it is fetched again"
         )
     with locked(path.resolve()):
-        if intact(path, sha256 or _declared(path)):
+        if intact(path, sha256 or declared_sha256(path)):
             return True  # another process has fetched it again meanwhile
         _log.warning("%s: its file in the cache was damaged and is fetched again: %s", row.id, path)
-        _record(path).unlink(missing_ok=True)
+        forget(path)
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
     return False
 
 
-def _declared(path: Path) -> str | None:
-    """The SHA-256 that the Hub declared: it names the file behind the link in its cache."""
-    return _sha256(path.resolve().name)
-
-
-def _sha256(text: str | None) -> str | None:
-    """The text, if it is a SHA-256."""
-    return text if text and re.fullmatch(r"[0-9a-f]{64}", text) else None
-
-
 def _download(row: Checkpoint, name: str, sha256: str | None, how: Fetch) -> Path:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import build_hf_headers
 
     repo, revision = row.repo or "", row.revision or "main"
     url = hf_hub_url(repo, name, revision=revision)
     found = retrying(lambda: get_hf_file_metadata(url, token=how.token, library_name="regnet"))
-    declared = _sha256(found.etag)
+    declared = as_sha256(found.etag)
     if declared and sha256 and not declared.startswith(sha256):
         raise WeightsError(
             f"{url} is another file than was published: its SHA-256 begins with {declared[:12]}, "
@@ -236,19 +238,8 @@ def _download(row: Checkpoint, name: str, sha256: str | None, how: Fetch) -> Pat
             headers=build_hf_headers(token=how.token, library_name="regnet"),
             name=row.id,
         )
-    path = Path(
-        retrying(
-            lambda: hf_hub_download(
-                repo,
-                name,
-                revision=revision,
-                cache_dir=how.hub_cache,
-                token=how.token,
-                library_name="regnet",
-            )
-        )
-    )
-    if not intact(path, sha256 or _declared(path)):
+    path = _by_hub_client(repo, name, revision, how)
+    if not intact(path, sha256 or declared_sha256(path)):
         path.resolve().unlink(missing_ok=True)
         raise WeightsError(f"{url} sent other bytes than were published")
     return path
@@ -258,8 +249,11 @@ def _download(row: Checkpoint, name: str, sha256: str | None, how: Fetch) -> Pat
 
 
 def _url_path(row: Checkpoint, how: Fetch) -> Path:
-    parts = urlsplit(row.url or "")
-    return how.url_cache / (parts.hostname or "") / digest_of(row.url or "") / Path(parts.path).name
+    url = row.url or ""
+    parts = urlsplit(url)
+    # Names repeat between folders of a server (model_final_checkpoint_phase0.torch).
+    folder = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return how.url_cache / (parts.hostname or "") / folder / Path(parts.path).name
 
 
 def _from_url(row: Checkpoint, how: Fetch) -> Path:
@@ -272,47 +266,6 @@ def _from_url(row: Checkpoint, how: Fetch) -> Path:
     if not intact(path, row.sha256):
         raise WeightsError(f"{path} has changed while it was read")
     return path
-
-
-# What is remembered of a file
-
-
-def intact(path: Path, sha256: str | None, *, always_read: bool = False) -> bool:
-    """Whether a file has this SHA-256, or else the one that it had when it was first seen.
-
-    Args:
-        path: the file.
-        sha256: what it should be, or the first digits; None: as remembered.
-        always_read: read the file even if its size and time are as remembered.
-    """
-    try:
-        status = path.stat()
-    except OSError:
-        return False
-    seen = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    remembered = _recall(path)
-    known = str(remembered.pop("sha256", ""))
-    if remembered == seen and known and not always_read:
-        return known.startswith(sha256 or "")
-    found = sha256_of(path)
-    if not found.startswith(sha256 or known):
-        return False
-    with suppress(OSError):  # a cache that cannot be written is verified each time
-        write_bytes(_record(path), json.dumps({"sha256": found} | seen).encode())
-    return True
-
-
-def _record(path: Path) -> Path:
-    path = path.resolve()
-    return path.with_name(f".{path.name}.verified")
-
-
-def _recall(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(_record(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 # What can go wrong
@@ -378,37 +331,6 @@ def _reason(error: Any) -> str:
 
 
 # Verification on demand
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
-    """What reading a file showed."""
-
-    path: str
-    sha256: str
-    whole: bool
-    against: str
-    """What the SHA-256 was compared with."""
-
-
-def verify_file(path: Path, sha256: str | None = None) -> Verified:
-    """Compare a file with a SHA-256, or with what the server declared or the first reading gave.
-
-    Raises:
-        WeightsError: it cannot be read, or the SHA-256 is none.
-    """
-    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
-        raise WeightsError(f"a SHA-256 has 64 digits from 0 to f (8 at least), got {sha256!r}")
-    found = sha256_of(path)
-    choices = (
-        (sha256 and sha256.lower(), "the one given"),
-        (_declared(path), "the server's"),
-        (_recall(path).get("sha256"), "the first reading"),
-    )
-    expected, against = next(((e, a) for e, a in choices if e), ("", "nothing"))
-    return Verified(
-        path=str(path), sha256=found, whole=found.startswith(str(expected)), against=against
-    )
 
 
 def verify_cached(row: Checkpoint, how: Fetch | None = None) -> list[Verified]:

@@ -9,7 +9,7 @@ import json
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,8 +34,8 @@ _WRAPPERS: Final = ("state_dict_ema", "model_ema", "state_dict", "model", "model
 _PREFIXES: Final = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
-def sha256_of(path: Path, progress: Callable[[int], object] | None = None) -> str:
-    """SHA-256 of a file; `progress` is told the size of each piece.
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file.
 
     Raises:
         WeightsError: the file cannot be read.
@@ -45,8 +45,6 @@ def sha256_of(path: Path, progress: Callable[[int], object] | None = None) -> st
         with path.open("rb") as file:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
-                if progress:
-                    progress(len(chunk))
     except OSError as error:
         raise WeightsError(f"{path}: {error.strerror}") from error
     return digest.hexdigest()
@@ -81,17 +79,22 @@ def read_tensors(path: Path, *, ignore_objects: bool = False) -> dict[str, Tenso
         WeightsError: there is no such file, or it is damaged or not a checkpoint.
     """
     path = _file_in(path)
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(LEGACY_MAGIC))
-    except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}") from error
     if path.name.endswith(INDEX_SUFFIX):
         return _read_shards(path, ignore_objects=ignore_objects)
-    return _read_file(path, start, ignore_objects=ignore_objects)
+    return _read_file(path, ignore_objects=ignore_objects)
 
 
-def _read_file(path: Path, start: bytes, *, ignore_objects: bool) -> dict[str, Tensor]:
+def _start_of(path: Path) -> bytes:
+    """The first bytes of a file, which tell its kind."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LEGACY_MAGIC))
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}") from error
+
+
+def _read_file(path: Path, *, ignore_objects: bool) -> dict[str, Tensor]:
+    start = _start_of(path)
     if start[8:9] == b"{":
         return _checked(_read_safetensors(path), path)
     if start[:4] == ZIP_MAGIC or start == LEGACY_MAGIC:
@@ -105,9 +108,8 @@ def look_whole(path: Path) -> None:
     Raises:
         WeightsError: it is something else, or damaged.
     """
+    start = _start_of(path)
     try:
-        with path.open("rb") as file:
-            start = file.read(len(LEGACY_MAGIC))
         if start[8:9] == b"{":
             _read_safetensors(path)
         elif start[:4] == ZIP_MAGIC:
@@ -175,13 +177,7 @@ def shard_names(index: Path) -> list[str]:
 def _read_shards(index: Path, *, ignore_objects: bool) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in shard_names(index):
-        shard = index.parent / name
-        try:
-            with shard.open("rb") as file:
-                start = file.read(len(LEGACY_MAGIC))
-        except OSError as error:
-            raise WeightsError(f"{shard}: {error.strerror}") from error
-        part = _read_file(shard, start, ignore_objects=ignore_objects)
+        part = _read_file(index.parent / name, ignore_objects=ignore_objects)
         if twice := tensors.keys() & part.keys():
             raise WeightsError(f"{index}: {min(twice)} is in two shards")
         tensors |= part

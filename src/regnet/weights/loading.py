@@ -152,12 +152,8 @@ def _check(
                 f"{name} has shape {tuple(value.shape)}, "
                 f"the model needs {tuple(expected[name].shape)}"
             )
-        elif (
-            value.is_floating_point() != expected[name].is_floating_point()
-            or value.layout != torch.strided
-            or value.is_quantized
-        ):
-            problems.append(f"{name} is {value.dtype}, {value.layout}")
+        elif value.is_floating_point() != expected[name].is_floating_point():
+            problems.append(f"{name} is {value.dtype}")
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise WeightsError(

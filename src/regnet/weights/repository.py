@@ -25,6 +25,8 @@ from regnet.weights.licenses import License, license_of
 
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
+CARD_FILE: Final = "README.md"
+
 _NOT_IN_TIMM: Final = frozenset(
     name
     for name, variant in VARIANTS.items()
@@ -32,8 +34,6 @@ _NOT_IN_TIMM: Final = frozenset(
     or name in ("regnety_cifar", "regnety_10b", "regnety_2560_classy")
 )
 """Variants whose name timm does not know, or has for a network with other names of tensors."""
-
-CARD_FILE: Final = "README.md"
 
 Config = AnyNetConfig | RegNetConfig
 
@@ -347,22 +347,19 @@ def _card(values: Mapping[str, Any], terms: License, text: str | None) -> str:
         front |= {"license_name": terms.id, "license_link": terms.link}
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items())]
     metrics = cfg.get("metrics", [])
+    # Figures of published weights are not claimed for what became of them.
     results = [
         {
             "task": {"type": "image-classification"},
             "dataset": {"type": metric["dataset"], "name": metric["dataset"]},
             "metrics": [{"type": "accuracy", "value": metric["top1"], "name": "top-1"}],
         }
-        for metric in metrics
-        if not cfg.get(
-            "tag"
-        )  # figures of published weights are not claimed for what became of them
+        for metric in ([] if cfg.get("tag") else metrics)
     ]
     if results:  # JSON is YAML
         index = [{"name": values["architecture"], "results": results}]
         lines.append(f"model-index: {json.dumps(index)}")
     size = "x".join(map(str, cfg["input_size"][1:]))
-    size_key = "image_size"
     body = [
         f"# {values['architecture']}{'.' + cfg['tag'] if cfg.get('tag') else ''}",
         "",
@@ -373,11 +370,9 @@ def _card(values: Mapping[str, Any], terms: License, text: str | None) -> str:
     if cfg.get("origin_url"):
         body.append(f"- Source of the weights: {cfg['origin_url']}")
     whose = f" (the published weights {cfg['tag']}, with which it began)" if cfg.get("tag") else ""
-    body += [
-        f"- Top-1 on {m['dataset']}{f' at {m[size_key]} pixels' if m.get(size_key) else ''}: "
-        f"{m['top1']} %{whose}"
-        for m in metrics
-    ]
+    for metric in metrics:
+        at = f" at {metric['image_size']} pixels" if metric.get("image_size") else ""
+        body.append(f"- Top-1 on {metric['dataset']}{at}: {metric['top1']} %{whose}")
     body += [
         "",
         "```python",

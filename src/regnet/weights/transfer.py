@@ -4,7 +4,6 @@ The bytes collect in a hidden file beside the target, under a lock, so that proc
 the same file wait for one download, and one that was killed goes on where it stopped.
 """
 
-import hashlib
 import logging
 import shutil
 import time
@@ -151,25 +150,16 @@ def _check(part: Path, url: str, *, size: int | None, sha256: str | None) -> Non
         raise Damaged(f"{url} sent {found:,} bytes instead of {size:,}")
     if not sha256:
         # No one has published what it should be; it must at least be a file of weights.
-        check_structure(part, url)
+        try:
+            look_whole(part)
+        except WeightsError as error:
+            reason = str(error).removeprefix(f"{part}: ")
+            raise Damaged(f"{url} sent no file of weights: {reason}") from error
     elif not (digest := sha256_of(part)).startswith(sha256):
         raise Damaged(
             f"{url} sent other bytes than were published: their SHA-256 begins with "
             f"{digest[:12]}, not {sha256[:12]}"
         )
-
-
-def check_structure(path: Path, name: str) -> None:
-    """Whether a file looks like weights, whole: what can be told without knowing what is in it.
-
-    Raises:
-        Damaged: it does not.
-    """
-    try:
-        look_whole(path)
-    except WeightsError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        raise Damaged(f"{name} sent no file of weights: {reason}") from error
 
 
 class _Fetched:
@@ -288,8 +278,3 @@ def _check_space(part: Path, needed: int) -> None:
         raise OSError(
             28, f"no space left: {needed:,} bytes are needed, {free:,} are free", str(part.parent)
         )
-
-
-def digest_of(text: str) -> str:
-    """A short name made of any text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

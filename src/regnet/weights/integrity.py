@@ -1,0 +1,94 @@
+"""Whether files are what they should be, and what is remembered of them.
+
+The SHA-256 of a file is remembered beside it, and computed again when the file's size or time has
+changed.
+"""
+
+import json
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regnet.atomic import write_bytes
+from regnet.errors import WeightsError
+from regnet.weights.files import sha256_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What reading a file showed."""
+
+    path: str
+    sha256: str
+    whole: bool
+    against: str
+    """What the SHA-256 was compared with."""
+
+
+def intact(path: Path, sha256: str | None) -> bool:
+    """Whether a file has this SHA-256, or these first digits; None: what it had when first seen."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    seen = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    remembered = _recall(path)
+    known = str(remembered.pop("sha256", ""))
+    if remembered == seen and known:
+        return known.startswith(sha256 or "")
+    found = sha256_of(path)
+    if not found.startswith(sha256 or known):
+        return False
+    with suppress(OSError):  # a cache that cannot be written is verified each time
+        write_bytes(_record(path), json.dumps({"sha256": found} | seen).encode())
+    return True
+
+
+def forget(path: Path) -> None:
+    """Drop what is remembered of a file."""
+    _record(path).unlink(missing_ok=True)
+
+
+def verify_file(path: Path, sha256: str | None = None) -> Verified:
+    """Compare a file with a SHA-256, or with what the server declared or the first reading gave.
+
+    Raises:
+        WeightsError: it cannot be read, or the SHA-256 is none.
+    """
+    if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
+        raise WeightsError(f"a SHA-256 has 64 digits from 0 to f (8 at least), got {sha256!r}")
+    found = sha256_of(path)
+    choices = (
+        (sha256 and sha256.lower(), "the one given"),
+        (declared_sha256(path), "the server's"),
+        (_recall(path).get("sha256"), "the first reading"),
+    )
+    expected, against = next(((e, a) for e, a in choices if e), ("", "nothing"))
+    return Verified(
+        path=str(path), sha256=found, whole=found.startswith(str(expected)), against=against
+    )
+
+
+def declared_sha256(path: Path) -> str | None:
+    """The SHA-256 that the Hub declared: it names the file behind the link in its cache."""
+    return as_sha256(path.resolve().name)
+
+
+def as_sha256(text: str | None) -> str | None:
+    """The text, if it is a SHA-256."""
+    return text if text and re.fullmatch(r"[0-9a-f]{64}", text) else None
+
+
+def _record(path: Path) -> Path:
+    path = path.resolve()
+    return path.with_name(f".{path.name}.verified")
+
+
+def _recall(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(_record(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
