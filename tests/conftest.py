@@ -21,6 +21,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="regnet-tests-")
 os.environ |= {
     "HF_ENDPOINT": _HUB.endpoint,
     "HF_HOME": _HOME.name,
+    "XDG_CACHE_HOME": _HOME.name,
     "HF_HUB_DOWNLOAD_TIMEOUT": "1",
     "HF_HUB_ETAG_TIMEOUT": "5",
     "HF_HUB_DISABLE_TELEMETRY": "1",

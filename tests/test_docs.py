@@ -57,7 +57,7 @@ def test_the_example_of_the_benchmarks_runs(capsys):
     [example] = code_blocks(ROOT / "docs/benchmark.md")
     names = {}
     exec(example, names)
-    assert "channels_last fp32" in capsys.readouterr().out
+    assert "folded fp32" in capsys.readouterr().out
     assert names["logits"].shape == (4, 10)
 
 

@@ -7,9 +7,11 @@ A against itself, in the same run, shows less.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -85,6 +87,43 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
+    """Gives a function that says by how many bytes memory grew at most since entering.
+
+    Of the device's allocator on CUDA, of the process's resident memory on Linux; None elsewhere.
+    """
+    before = _start_of_peak(device)
+
+    def grown() -> int | None:
+        if before is None:
+            return None
+        if device.type == "cuda":
+            return torch.cuda.max_memory_allocated(device) - before
+        return max(_resident("VmHWM") - before, 0)
+
+    yield grown
+
+
+def _start_of_peak(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if device.type == "cpu":
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets VmHWM
+            return _resident("VmRSS")
+        except OSError:
+            return None
+    return None
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    [line] = [line for line in lines if line.startswith(f"{field}:")]
+    return 1024 * int(line.split()[1])
 
 
 def time_call(call: Call, x: Tensor) -> float:

@@ -135,7 +135,7 @@ def test_documents_are_compared(tmp_path, config_file):
 def test_the_command(tmp_path, config_file):
     out, page = tmp_path / "a.json", tmp_path / "a.html"
     args = ("--models", config_file, "--input-size", "32", "--seconds", "0.1")
-    done = regnet("bench", *args, "--out", out, "--html", page, "--engine", "eager,channels_last")
+    done = regnet("bench", *args, "--out", out, "--html", page, "--engine", "eager,folded")
     assert done.returncode == 0, done.stderr
     assert len(json.loads(out.read_text())["rows"]) == 2
     assert "<table>" in page.read_text()
@@ -154,7 +154,7 @@ def test_python_m_is_the_same_command(config_file):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "channels_last" in done.stdout
+    assert "folded" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, config_file):
         # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    assert "small.json batch 1 fp32 channels_last" in process.stderr.readline()
+    assert "small.json batch 1 fp32 folded" in process.stderr.readline()
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)

@@ -1,14 +1,20 @@
 """The least time that a network can take: bytes over bandwidth or operations over peak, by layer.
 
-Arithmetic on the config, for two ways to run it. "epilogue": norms folded, bias, activation and
-residual part of the convolutions. "fused": squeeze-excitation part of them too. A measured time
-below "fused" would be an error of the measurement.
+Bandwidth and peak are measured; the rest is arithmetic on the config, for two ways to run it.
+"epilogue": norms folded, bias, activation and residual part of the convolutions. "fused":
+squeeze-excitation part of them too. A measured time below "fused" would be an error of the
+measurement.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
+
+import torch
 
 from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.engines.base import DTYPES, Precision
+from regnet.timing import time_call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +25,27 @@ class Ceilings:
     """Copying, reads and writes both counted."""
     flops_per_second: float
     """Multiplying matrices of random numbers; a multiply-add is two."""
+
+
+def measure_ceilings(device: torch.device, precision: Precision) -> Ceilings:
+    """How fast this device copies and multiplies; the best of some tries, random numbers."""
+    dtype = DTYPES[precision]
+    large = device.type != "cpu"
+    source = torch.randn((1 << 28) if large else (1 << 25), device=device).to(dtype)
+    target = torch.empty_like(source)
+    copy = _best(lambda: target.copy_(source), device)
+    side = 8192 if large else 2048
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    multiply = _best(lambda: a @ b, device)
+    return Ceilings(
+        bytes_per_second=2 * source.nbytes / copy, flops_per_second=2 * side**3 / multiply
+    )
+
+
+def _best(call: Any, device: torch.device) -> float:
+    marker = torch.empty(0, device=device)
+    call()
+    return min(time_call(lambda _: call(), marker) for _ in range(7))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

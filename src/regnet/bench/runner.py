@@ -10,14 +10,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from regnet.bench.floors import Ceilings, floor
-from regnet.bench.machine import environment, measure_ceilings
+from regnet.bench.floors import Ceilings, floor, measure_ceilings
 from regnet.design.complexity import complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_json
 from regnet.design.variants import VARIANTS
 from regnet.engines.base import DTYPES, Precision, Target
 from regnet.engines.optimize import INPUT_SETS, build_checked, find_engine
 from regnet.errors import ConfigError
+from regnet.machine import environment
 from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet, efficientnet_complexity
 from regnet.timing import measure
 from regnet.zoo.create import create

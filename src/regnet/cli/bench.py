@@ -29,7 +29,7 @@ def command(
     ] = None,
     batch_size: Annotated[str, typer.Option(help="Images per call, by comma.")] = "1",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, by comma.")] = "fp32",
-    engine: Annotated[str, typer.Option(help="Engines, by comma, or all.")] = "channels_last",
+    engine: Annotated[str, typer.Option(help="Engines, by comma, or all.")] = "folded",
     input_size: Annotated[
         int | None, typer.Option(help="Side of the images; else each network's own.", min=1)
     ] = None,

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+Layout = Literal["channels_last", "contiguous"]
+"""How feature maps lie in memory: pixel by pixel (NHWC), or channel by channel (NCHW)."""
+
 Runner = Callable[[Tensor], Tensor]
 """Takes images as the model does, float32, of the shape that it was built for; gives what the model
 gives, float32."""
@@ -28,7 +31,19 @@ class Target:
     """What to build for."""
 
     device: torch.device
-    precision: Precision
+    precision: Precision = "fp32"
+    layout: Layout = "channels_last"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type to compute in."""
+        return DTYPES[self.precision]
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """The layout in torch's words."""
+        last = self.layout == "channels_last"
+        return torch.channels_last if last else torch.contiguous_format
 
 
 class Engine(Protocol):
@@ -52,6 +67,10 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     """norm(found - expected) / norm(expected), in float64."""
     expected = expected.double().cpu()
     return float((found.double().cpu() - expected).norm() / expected.norm().clamp_min(1e-12))
+
+
+OWN_LAYOUT = "it chooses its own layout"
+"""Obstacle of engines for which a target's layout means nothing, so that they run once."""
 
 
 def half_obstacle(target: Target) -> str | None:

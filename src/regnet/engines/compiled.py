@@ -1,20 +1,22 @@
 """torch.compile and AOTInductor: one program for the whole network, weights frozen into it."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from regnet.engines.base import DTYPES, Runner, Target, half_obstacle
-from regnet.engines.eager import casting
-from regnet.engines.transforms import channels_last, folded
+from regnet.engines.base import Runner, Target, half_obstacle
+from regnet.engines.eager import casting, inference
+from regnet.engines.program import capture
+from regnet.engines.transforms import folded, placed
 
 
 class Compiled:
-    """torch.compile with frozen weights, channels last."""
+    """torch.compile with frozen weights."""
 
     name = "compiled"
 
@@ -22,10 +24,10 @@ class Compiled:
         return half_obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        model = channels_last(folded(model), DTYPES[target.precision])
+        model = placed(folded(model), target)
         # A graph of its own: compiled code is kept by function, and models share theirs.
         run = casting(torch.compile(lambda x: model(x), fullgraph=True, dynamic=False), target)
-        with _frozen():
+        with _frozen(target):
             run(example)  # compiles
         return run
 
@@ -39,26 +41,39 @@ class AOTInductor:
         return half_obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        dtype = DTYPES[target.precision]
-        model = channels_last(folded(model), dtype)
-        x = example.to(dtype=dtype, memory_format=torch.channels_last)
-        with torch.no_grad(), tempfile.TemporaryDirectory() as folder, _frozen():
-            program = torch.export.export(model, (x,))
-            package = torch._inductor.aoti_compile_and_package(
-                program, package_path=str(Path(folder) / "model.pt2")
-            )
-            loaded = torch._inductor.aoti_load_package(package)
-        return casting(loaded, target)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.pt2"
+            write_package(capture(model, example, target), path, target)
+            return load_package(path)
+
+
+def write_package(
+    program: ExportedProgram,
+    path: Path,
+    target: Target,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Compile a program into a file that runs on this kind of device without Python."""
+    options = {"aot_inductor.metadata": dict(metadata)} if metadata else None
+    with torch.no_grad(), _frozen(target):
+        torch._inductor.aoti_compile_and_package(
+            program, package_path=str(path), inductor_configs=options
+        )
+
+
+def load_package(path: Path) -> Runner:
+    """A runner of such a file."""
+    loaded = torch._inductor.aoti_load_package(str(path))
+    # The program takes the strides of its example for granted, and does not look.
+    return inference(lambda x: loaded(x.contiguous()))
 
 
 @contextmanager
-def _frozen() -> Iterator[None]:
-    """Weights become constants of the compiled program; the setting of before again behind."""
+def _frozen(target: Target) -> Iterator[None]:
+    """Weights become constants, the target's layout stays; settings as before behind."""
     import torch._inductor.config as settings
 
-    before = settings.freezing
-    settings.freezing = True
-    try:
+    last = target.layout == "channels_last"
+    # Left alone, a heuristic turns some grouped networks back to NCHW.
+    with settings.patch(freezing=True, layout_optimization=last, force_layout_optimization=last):
         yield
-    finally:
-        settings.freezing = before

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from regnet.engines.base import DTYPES, Runner, Target
-from regnet.engines.transforms import channels_last, folded
+from regnet.engines.base import Runner, Target
+from regnet.engines.transforms import folded, placed
 
 
 class CUDAGraph:
-    """Norms folded, channels last, captured once and replayed on static buffers."""
+    """Norms folded, captured once and replayed on static buffers."""
 
     name = "cuda_graph"
 
@@ -16,9 +16,8 @@ class CUDAGraph:
         return None if target.device.type == "cuda" else "for CUDA devices only"
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        dtype = DTYPES[target.precision]
-        model = channels_last(folded(model), dtype)
-        static = example.to(dtype=dtype, memory_format=torch.channels_last).clone()
+        model = placed(folded(model), target)
+        static = example.to(dtype=target.dtype, memory_format=target.memory_format).clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side), torch.inference_mode():

@@ -1,12 +1,12 @@
-"""PyTorch as it is, and with what costs nothing: folded norms, channels last, padded groups."""
+"""PyTorch as it is, and with what costs nothing: folded norms, a layout, padded groups."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from regnet.engines.base import DTYPES, Runner, Target, half_obstacle
-from regnet.engines.transforms import channels_last, folded, padded, pays_to_pad
+from regnet.engines.base import OWN_LAYOUT, Runner, Target, half_obstacle
+from regnet.engines.transforms import folded, padded, pays_to_pad, placed
 
 
 class Eager:
@@ -15,26 +15,28 @@ class Eager:
     name = "eager"
 
     def obstacle(self, target: Target) -> str | None:
+        if target.layout == "contiguous":
+            return OWN_LAYOUT
         return None if target.precision == "fp32" else "the reference is fp32"
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         return inference(model.eval())
 
 
-class ChannelsLast:
-    """Norms folded, memory by pixels."""
+class Folded:
+    """Norms folded into the convolutions."""
 
-    name = "channels_last"
+    name = "folded"
 
     def obstacle(self, target: Target) -> str | None:
         return half_obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        return _prepared(folded(model), target)
+        return casting(placed(folded(model), target), target)
 
 
 class Padded:
-    """Norms folded, memory by pixels, groups widened to powers of two."""
+    """Norms folded, groups widened to powers of two."""
 
     name = "padded"
 
@@ -44,7 +46,7 @@ class Padded:
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         if not pays_to_pad(model):
             raise ValueError("all group widths are powers of two")
-        return _prepared(padded(model), target)
+        return casting(placed(padded(model), target), target)
 
 
 def inference(call: Callable[[Tensor], Tensor]) -> Runner:
@@ -58,10 +60,6 @@ def inference(call: Callable[[Tensor], Tensor]) -> Runner:
 
 
 def casting(call: Callable[[Tensor], Tensor], target: Target) -> Runner:
-    """A runner of a program in the target's precision, channels last: float32 in and out."""
-    dtype = DTYPES[target.precision]
-    return inference(lambda x: call(x.to(dtype=dtype, memory_format=torch.channels_last)).float())
-
-
-def _prepared(model: nn.Module, target: Target) -> Runner:
-    return casting(channels_last(model, DTYPES[target.precision]), target)
+    """A runner of a program in the target's precision and layout: float32 in and out."""
+    dtype, memory_format = target.dtype, target.memory_format
+    return inference(lambda x: call(x.to(dtype=dtype, memory_format=memory_format)).float())

@@ -3,13 +3,16 @@
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from regnet.engines.base import Runner, Target
-from regnet.engines.transforms import folded
+from regnet.engines.base import OWN_LAYOUT, Runner, Target
+from regnet.engines.program import capture
 
 
 class ONNXRuntime:
@@ -20,41 +23,70 @@ class ONNXRuntime:
     def obstacle(self, target: Target) -> str | None:
         if target.precision != "fp32":
             return "fp32 only"
+        if target.layout == "contiguous":
+            return OWN_LAYOUT
         try:
             import onnxruntime
             import onnxscript  # noqa: F401 - torch's exporter needs it
         except ImportError:
             return "not installed: pip install 'regnet[onnx]'"
-        if self._provider(target) not in onnxruntime.get_available_providers():
-            return f"the installed onnxruntime has no {self._provider(target)}"
+        if _provider(target) not in onnxruntime.get_available_providers():
+            return f"the installed onnxruntime has no {_provider(target)}"
         return None
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        import onnxruntime
-
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        plain = Target(device=target.device, layout="contiguous")
+        with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-                torch.onnx.export(
-                    folded(model), (example,), path, dynamo=True, verbose=False, external_data=False
-                )
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            options.log_severity_level = 3
-            session = onnxruntime.InferenceSession(
-                path, options, providers=[self._provider(target)]
-            )
-        [name] = [value.name for value in session.get_inputs()]
+            write_onnx(capture(model, example, plain), path)
+            return load_onnx(path, target)
 
-        def run(x: Tensor) -> Tensor:
-            [out] = session.run(None, {name: x.detach().cpu().contiguous().numpy()})
-            return torch.from_numpy(out).to(x.device)
 
-        return run
+def write_onnx(
+    program: ExportedProgram, path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a program as ONNX, weights inside; input `images`, output `logits`."""
+    with _quiet():
+        written = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
+        )
+    if written is None:
+        raise RuntimeError("torch.onnx.export gave nothing")
+    written.model.metadata_props.update(metadata or {})
+    written.save(path, external_data=False)
 
-    @staticmethod
-    def _provider(target: Target) -> str:
-        cuda = target.device.type == "cuda"
-        return "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
+
+def load_onnx(path: Path, target: Target) -> Runner:
+    """A runner of such a file."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=[_provider(target)])
+    [name] = [value.name for value in session.get_inputs()]
+
+    def run(x: Tensor) -> Tensor:
+        [out] = session.run(None, {name: x.detach().cpu().contiguous().numpy()})
+        return torch.from_numpy(out).to(x.device)
+
+    return run
+
+
+def _provider(target: Target) -> str:
+    cuda = target.device.type == "cuda"
+    return "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports errors only."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,10 +1,14 @@
 """OpenVINO, for CPUs."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
-from regnet.engines.base import Runner, Target, half_obstacle
-from regnet.engines.transforms import folded
+from regnet.engines.base import OWN_LAYOUT, Runner, Target, half_obstacle
+from regnet.engines.program import capture
 
 
 class OpenVINO:
@@ -15,6 +19,8 @@ class OpenVINO:
     def obstacle(self, target: Target) -> str | None:
         if target.device.type != "cpu":
             return "for CPUs only"
+        if target.layout == "contiguous":
+            return OWN_LAYOUT
         try:
             import openvino  # noqa: F401 - whether it is there
         except ImportError:
@@ -22,25 +28,37 @@ class OpenVINO:
         return half_obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        import openvino
+        # The plugin chooses types and layouts itself: it gets the network as float32, NCHW.
+        plain = Target(device=target.device, layout="contiguous")
+        return run_openvino(convert(capture(model, example, plain)), target)
 
-        with torch.no_grad():
-            converted = openvino.convert_model(folded(model), example_input=example)
-        converted.reshape(list(example.shape))
-        compiled = openvino.Core().compile_model(
-            converted,
-            "CPU",
-            {
-                "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "bf16" if target.precision == "bf16" else "f32",
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            },
-        )
-        request = compiled.create_infer_request()
 
-        def run(x: Tensor) -> Tensor:
-            request.infer([x.detach().contiguous().numpy()], share_inputs=True)
-            # The request's own memory holds the next answer too.
-            return torch.from_numpy(request.get_output_tensor(0).data.copy())
+def convert(program: ExportedProgram) -> Any:
+    """A program as an `openvino.Model`."""
+    import openvino
 
-        return run
+    with torch.no_grad():
+        return openvino.convert_model(program)
+
+
+def run_openvino(model: Any | Path, target: Target) -> Runner:
+    """A runner of an `openvino.Model`, or of a file of one."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(
+        model,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if target.precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        },
+    )
+    request = compiled.create_infer_request()
+
+    def run(x: Tensor) -> Tensor:
+        request.infer([x.detach().contiguous().numpy()], share_inputs=True)
+        # The request's own memory holds the next answer too.
+        return torch.from_numpy(request.get_output_tensor(0).data.copy())
+
+    return run

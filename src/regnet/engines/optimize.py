@@ -5,35 +5,50 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
-from regnet.engines.base import TOLERANCES, Engine, Precision, Runner, Target, relative_error
+from regnet.engines.base import (
+    TOLERANCES,
+    Engine,
+    Layout,
+    Precision,
+    Runner,
+    Target,
+    relative_error,
+)
+from regnet.engines.choices import key_of, recall, remember
 from regnet.engines.compiled import AOTInductor, Compiled
 from regnet.engines.cuda_graph import CUDAGraph
-from regnet.engines.eager import ChannelsLast, Eager, Padded
+from regnet.engines.eager import Eager, Folded, Padded
 from regnet.engines.onnx_runtime import ONNXRuntime
 from regnet.engines.openvino import OpenVINO
+from regnet.engines.tensorrt import TensorRT
 from regnet.errors import ConfigError, EngineError
+from regnet.machine import what_decides_speed
 from regnet.nn.model import AnyNet, evaluating
-from regnet.timing import measure
+from regnet.timing import measure, peak_memory
 
 ENGINES: Final[tuple[Engine, ...]] = (
     Eager(),
-    ChannelsLast(),
+    Folded(),
     Padded(),
     Compiled(),
     AOTInductor(),
     CUDAGraph(),
     ONNXRuntime(),
     OpenVINO(),
+    TensorRT(),
 )
 """All engines, the reference first."""
 
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
+
+LAYOUTS: Final[tuple[Layout, ...]] = ("channels_last", "contiguous")
 
 INPUT_SETS: Final = 3
 
@@ -46,6 +61,7 @@ class Candidate:
 
     engine: str
     precision: Precision
+    layout: Layout = "channels_last"
     reason: str | None = None
     """Why it is out; None if it is in the race."""
     latency_ms: float | None = None
@@ -53,6 +69,12 @@ class Candidate:
     error: float | None = None
     """norm(output - reference) / norm(reference), the worst of the inputs."""
     build_seconds: float | None = None
+    peak_bytes: int | None = None
+    """Growth of memory while it was built and first called, at its highest."""
+
+    def __str__(self) -> str:
+        contiguous = " contiguous" if self.layout == "contiguous" else ""
+        return f"{self.engine} {self.precision}{contiguous}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,22 +85,27 @@ class Report:
     winner: Candidate
     shape: tuple[int, ...]
     """Shape of the images that it was chosen for."""
-    speedup: float
-    """Time of eager fp32 over the winner's."""
+    speedup: float | None
+    """Time of eager fp32 over the winner's; None where eager did not run."""
+    remembered: bool = False
+    """Whether the times are those of an earlier race, on the same device and software."""
     note: str = (
         "other batch sizes are padded to this one, or cut into pieces of it; other heights and "
         "widths run eagerly"
     )
 
     def __str__(self) -> str:
-        lines = []
+        """A table, the fastest first."""
+        lines = [f"{'':28s}{'ms':>10s}{'error':>10s}{'build s':>9s}{'MB':>7s}"]
         for row in sorted(self.candidates, key=lambda c: c.latency_ms or math.inf):
-            name = f"{row.engine} {row.precision}"
             if row.latency_ms is None:
-                lines.append(f"{name:20s} {row.reason}")
-            else:
-                out = f"  out: {row.reason}" if row.reason else ""
-                lines.append(f"{name:20s} {row.latency_ms:9.3f} ms  error {row.error:.1e}{out}")
+                lines.append(f"{row!s:28s}  {row.reason}")
+                continue
+            memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
+            lines.append(
+                f"{row!s:28s}{row.latency_ms:10.3f}{row.error:10.1e}{row.build_seconds:9.1f}"
+                f"{memory:>7s}"
+            )
         return "\n".join(lines)
 
 
@@ -89,7 +116,7 @@ class Optimized(nn.Module):
     cut into pieces; images of another size run on the model itself.
     """
 
-    def __init__(self, model: AnyNet, runner: Runner, report: Report) -> None:
+    def __init__(self, model: nn.Module, runner: Runner, report: Report) -> None:
         super().__init__()
         self.model = model
         self.report = report
@@ -113,15 +140,19 @@ class Optimized(nn.Module):
 
 
 def optimize(
-    model: AnyNet,
+    model: nn.Module,
     example: Tensor | None = None,
     *,
     goal: Literal["latency", "throughput"] = "latency",
     precision: Precision | Literal["auto"] = "auto",
     engines: Sequence[str] | Literal["auto"] = "auto",
     seconds: float = 1.5,
+    refresh: bool = False,
 ) -> Optimized:
     """The fastest way to run this model on its device whose outputs agree with eager float32.
+
+    The times of a race are kept on disk (see `regnet.engines.choices`), for the same network,
+    shape, device, threads and versions, so that the next call only builds and checks the winner.
 
     Args:
         model: in any mode; it is not changed, and must not change while the result is in use.
@@ -132,6 +163,7 @@ def optimize(
             tries nothing else.
         engines: names of those to try; "auto": all.
         seconds: to time each candidate for, building not counted.
+        refresh: race again, whatever is remembered.
 
     Raises:
         ConfigError: an engine, a precision or a goal is not known.
@@ -140,45 +172,77 @@ def optimize(
     chosen = _chosen(engines)
     if precision not in (*PRECISIONS, "auto"):
         raise ConfigError(f"precision must be auto, {', '.join(PRECISIONS)}; got {precision!r}")
-    wanted = tuple(p for p in PRECISIONS if precision in ("auto", p) or p == "fp32")
     if goal not in ("latency", "throughput"):
         raise ConfigError(f"goal must be 'latency' or 'throughput', got {goal!r}")
     device = next(model.parameters()).device
+    layouts = LAYOUTS if device.type == "cuda" else LAYOUTS[:1]
+    targets = [
+        Target(device=device, precision=half, layout=layout)
+        for half in PRECISIONS
+        if precision in ("auto", half) or half == "fp32"
+        for layout in layouts
+    ]
     shape = tuple(example.shape) if example is not None else _default_shape(model, goal)
-    rng = torch.Generator().manual_seed(0)
-    # Random numbers, never zeros: processors are quicker on zeros.
-    inputs = [torch.randn(shape, generator=rng).to(device) for _ in range(INPUT_SETS)]
     with evaluating(model), torch.inference_mode(), _unchanged_settings():
-        reference = [model(x).float().clone() for x in inputs]
-        runners: dict[int, Runner] = {}
+        race = _Race(model, shape, device)
+        ways = list(product(chosen, targets))
+        key = key_of(model, {"shape": shape, **what_decides_speed(device)})
+        known = {} if refresh else _known(key)
+        remembered = all((engine.name, t.precision, t.layout) in known for engine, t in ways)
         candidates: list[Candidate] = []
-        for engine in chosen:
-            for half in wanted:
-                target = Target(device=device, precision=half)
-                row, runner = _try(engine, model, inputs, reference, target, seconds)
-                _log.info("%s", row)
-                if runner and row.reason is None:
-                    runners[len(candidates)] = runner
+        runners: dict[int, Runner] = {}
+        if remembered:
+            candidates = [known[engine.name, t.precision, t.layout] for engine, t in ways]
+            index = _fastest(candidates)
+            if index is not None:
+                row, runner = race.enter(*ways[index])
+                remembered = runner is not None
+                if runner:
+                    runners[index] = runner
+        if not remembered:
+            candidates = []
+            for number, (engine, target) in enumerate(ways):
+                row, runner = race.enter(engine, target, seconds)
+                _log.info("%s: %s", row, row.reason or f"{row.latency_ms:.3f} ms")
+                if runner:
+                    runners[number] = runner
                 candidates.append(row)
-    if not runners:
-        reasons = "; ".join(f"{c.engine} {c.precision}: {c.reason}" for c in candidates)
+            known |= {(row.engine, row.precision, row.layout): row for row in candidates}
+            remember(key, [asdict(row) for row in known.values()])
+    index = _fastest(candidates)
+    if index is None:
+        reasons = "; ".join(f"{row}: {row.reason}" for row in candidates)
         raise EngineError(f"none of these engines works here: {reasons}")
-    best = min(runners, key=lambda index: candidates[index].latency_ms or math.inf)
+    winner = candidates[index]
     eager = next((c.latency_ms for c in candidates if c.engine == "eager" and c.latency_ms), None)
-    winner = candidates[best]
     report = Report(
         candidates=tuple(candidates),
         winner=winner,
         shape=shape,
-        speedup=(eager or math.nan) / (winner.latency_ms or math.nan),
+        speedup=eager / winner.latency_ms if eager and winner.latency_ms else None,
+        remembered=remembered,
     )
-    return Optimized(model, runners[best], report)
+    return Optimized(model, runners[index], report)
 
 
 def _chosen(engines: Sequence[str] | str) -> tuple[Engine, ...]:
     if engines == "auto":
         return ENGINES
     return tuple(map(find_engine, [engines] if isinstance(engines, str) else engines))
+
+
+def _fastest(candidates: Sequence[Candidate]) -> int | None:
+    times = {n: row.latency_ms for n, row in enumerate(candidates) if row.latency_ms}
+    return min(times, key=lambda n: times[n] or math.inf) if times else None
+
+
+def _known(key: str) -> dict[tuple[str, str, str], Candidate]:
+    """Candidates of earlier races."""
+    try:
+        rows = [Candidate(**row) for row in recall(key) or ()]
+    except TypeError:  # of another version, or damaged
+        return {}
+    return {(row.engine, row.precision, row.layout): row for row in rows}
 
 
 def find_engine(name: str) -> Engine:
@@ -193,30 +257,41 @@ def find_engine(name: str) -> Engine:
     return known[name]
 
 
-def _default_shape(model: AnyNet, goal: str) -> tuple[int, ...]:
+def _default_shape(model: nn.Module, goal: str) -> tuple[int, ...]:
+    if not isinstance(model, AnyNet):
+        raise ConfigError("for a model that is no AnyNet, give an example: images of its size")
     size = tuple(model.pretrained_cfg.get("input_size", (model.config.in_chans, 224, 224)))
     return (1 if goal == "latency" else 16, *size)
 
 
-def _try(
-    engine: Engine,
-    model: nn.Module,
-    inputs: Sequence[Tensor],
-    reference: Sequence[Tensor],
-    target: Target,
-    seconds: float,
-) -> tuple[Candidate, Runner | None]:
-    row = Candidate(engine=engine.name, precision=target.precision)
-    try:
-        built = build_checked(engine, model, inputs, reference, target)
-        row = replace(row, reason=built.reason, build_seconds=built.seconds, error=built.error)
-        if built.runner is None or built.reason:
-            return row, None
-        samples = measure(built.runner, inputs, seconds=seconds, warmup_seconds=seconds)
-    except Exception as problem:  # noqa: BLE001 - an engine may fail in any way; the race goes on
-        reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
-        return replace(row, reason=reason), None
-    return replace(row, latency_ms=1e3 * samples.median), built.runner
+class _Race:
+    """Inputs and right answers for one network and shape."""
+
+    def __init__(self, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
+        rng = torch.Generator().manual_seed(0)
+        # Random numbers, never zeros: processors are quicker on zeros.
+        self.inputs = [torch.randn(shape, generator=rng).to(device) for _ in range(INPUT_SETS)]
+        self.reference = [model(x).float().clone() for x in self.inputs]
+        self.model = model
+
+    def enter(
+        self, engine: Engine, target: Target, seconds: float | None = None
+    ) -> tuple[Candidate, Runner | None]:
+        """Build, check, and time for so many seconds; a runner only if it may be used."""
+        row = Candidate(engine=engine.name, precision=target.precision, layout=target.layout)
+        try:
+            with peak_memory(target.device) as grown:
+                built = build_checked(engine, self.model, self.inputs, self.reference, target)
+                facts: dict[str, Any] = {"build_seconds": built.seconds, "error": built.error}
+                row = replace(row, reason=built.reason, peak_bytes=grown(), **facts)
+            if built.reason or seconds is None:
+                return row, None if built.reason else built.runner
+            assert built.runner is not None
+            samples = measure(built.runner, self.inputs, seconds=seconds, warmup_seconds=seconds)
+        except Exception as problem:  # noqa: BLE001 - an engine may fail in any way; the race goes on
+            reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
+            return replace(row, reason=reason), None
+        return replace(row, latency_ms=1e3 * samples.median), built.runner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,10 +3,10 @@
 import copy
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from regnet.engines.base import Target
 from regnet.nn.blocks import Bottleneck
 from regnet.nn.layers import SqueezeExcitation
 
@@ -26,9 +26,9 @@ def folded(model: Network) -> Network:
     return model
 
 
-def channels_last(model: Network, dtype: torch.dtype) -> Network:
-    """The model itself, its weights of another type and stored with channels last."""
-    return model.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
+def placed(model: Network, target: Target) -> Network:
+    """The model itself, its weights in the target's type and layout."""
+    return model.to(target.dtype).to(memory_format=target.memory_format)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
 
 
 def padded_group_width(group_width: int) -> int:

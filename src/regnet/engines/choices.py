@@ -1,0 +1,46 @@
+"""What was measured before, kept on disk: races are long, and come out the same next time."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from regnet.atomic import write_bytes
+
+_log = logging.getLogger(__name__)
+
+
+def cache_folder() -> Path:
+    """Where the files are: `regnet/choices` in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "regnet" / "choices"
+
+
+def key_of(model: nn.Module, facts: Mapping[str, Any]) -> str:
+    """A name for a network, whatever its weights, and the facts that it was measured under."""
+    shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
+    text = json.dumps([str(model), shapes, facts], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def recall(key: str) -> list[dict[str, Any]] | None:
+    """Rows that were kept under a key; None if there are none that can be read."""
+    try:
+        rows = json.loads((cache_folder() / f"{key}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else None
+
+
+def remember(key: str, rows: list[dict[str, Any]]) -> None:
+    """Keep rows; a cache that cannot be written is no failure."""
+    path = cache_folder() / f"{key}.json"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, json.dumps(rows, indent=1).encode())
+    except OSError as error:
+        _log.warning("the choice of engine is not kept: %s", error)

@@ -1,0 +1,55 @@
+"""A network captured by torch.export: what exporters and ahead-of-time compilers start from."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from regnet.engines.base import Target
+from regnet.engines.transforms import folded, placed
+
+
+class Float32(nn.Module):
+    """A network in another precision and layout that takes and gives float32, NCHW."""
+
+    def __init__(self, model: nn.Module, target: Target) -> None:
+        super().__init__()
+        self.model = placed(model, target)
+        self.target = target
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(dtype=self.target.dtype, memory_format=self.target.memory_format)
+        out: Tensor = self.model(x)
+        return out.float()
+
+
+def capture(
+    model: nn.Module, example: Tensor, target: Target, *, dynamic: bool = False
+) -> ExportedProgram:
+    """The folded network as a program: float32 (N, C, H, W) to float32.
+
+    Args:
+        model: it is not changed.
+        example: images of the shape to capture for.
+        target: precision and layout inside the program.
+        dynamic: whether batch size, height and width may differ from the example's. Both sides must
+            then be larger than what one pixel of the last feature map stands for.
+    """
+    shapes: tuple[dict[int, Any]] | None = None
+    if dynamic:
+        # torch.export takes sizes of 1 for constants: a batch of one, a last map of one pixel.
+        least = smallest_side(model)
+        shapes = ({0: Dim("batch"), 2: Dim("height", min=least), 3: Dim("width", min=least)},)
+        if len(example) < 2 or min(example.shape[-2:]) < least:
+            count, size = max(2, len(example)), [max(side, least) for side in example.shape[-2:]]
+            example = example.new_zeros(count, example.shape[1], *size)
+    wrapped = Float32(folded(model), target).to(example.device)
+    with torch.no_grad():
+        return torch.export.export(wrapped, (example.contiguous(),), dynamic_shapes=shapes)
+
+
+def smallest_side(model: nn.Module) -> int:
+    """Pixels that the side of an image needs for a dynamic program."""
+    stages: Any = getattr(model, "feature_info", None)
+    return int(stages[-1]["reduction"]) + 1 if stages else 33

@@ -1,0 +1,37 @@
+"""TensorRT, for NVIDIA GPUs, by Torch-TensorRT."""
+
+import torch
+from torch import Tensor, nn
+
+from regnet.engines.base import OWN_LAYOUT, Runner, Target
+from regnet.engines.eager import inference
+from regnet.engines.program import capture
+
+
+class TensorRT:
+    """TensorRT's own kernels and layouts.
+
+    The program comes in its precision: TensorRT 11 takes types from the network, not from flags.
+    """
+
+    name = "tensorrt"
+
+    def obstacle(self, target: Target) -> str | None:
+        if target.device.type != "cuda":
+            return "for CUDA devices only"
+        if target.layout == "contiguous":
+            return OWN_LAYOUT
+        try:
+            import torch_tensorrt  # noqa: F401 - whether it is there
+        except ImportError:
+            return "not installed: pip install torch-tensorrt, of torch's minor version"
+        return None
+
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
+        import torch_tensorrt
+
+        plain = Target(device=target.device, precision=target.precision, layout="contiguous")
+        program = capture(model, example, plain)
+        with torch.no_grad():
+            compiled = torch_tensorrt.dynamo.compile(program, inputs=[example.contiguous()])
+        return inference(lambda x: compiled(x.contiguous()))

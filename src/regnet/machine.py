@@ -1,0 +1,110 @@
+"""The machine beside the numbers: what it is, with which software, and what else it does."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+PACKAGES: Final = (
+    "regnet", "torch", "triton", "numpy", "onnxruntime", "openvino", "nncf", "torchao",
+    "torch-tensorrt", "timm", "torchvision",
+)  # fmt: skip
+
+GPU_FACTS: Final = (
+    "driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "power.draw",
+    "clocks_event_reasons.active", "utilization.gpu",
+)  # fmt: skip
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Everything that a reader needs to judge or repeat a measurement, JSON-serializable."""
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": _commit(),
+        **what_decides_speed(device),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "gpu": gpu_state(device),
+    }
+
+
+def what_decides_speed(device: torch.device) -> dict[str, Any]:
+    """Device, processor, threads and versions: where they are the same, so should times be."""
+    return {
+        "device": device_name(device),
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "packages": {name: _version(name) for name in PACKAGES if _version(name)},
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if device.type == "cuda" else None,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    if device.type == "cpu":
+        return str(_cpu()["model"])
+    return device.type
+
+
+def gpu_state(device: torch.device) -> dict[str, str] | None:
+    """Clocks, temperature, power and throttle reasons of a CUDA device, as nvidia-smi says."""
+    if device.type != "cuda":
+        return None
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    told = _told(
+        "nvidia-smi", f"--id={index}", f"--query-gpu={','.join(GPU_FACTS)}", "--format=csv,noheader"
+    )
+    values = [value.strip() for value in told.split(",")] if told else []
+    return dict(zip(GPU_FACTS, values, strict=True)) if len(values) == len(GPU_FACTS) else None
+
+
+def _cpu() -> dict[str, Any]:
+    facts: dict[str, Any] = {"model": platform.processor() or platform.machine()}
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return facts
+    values = {key.strip(): value.strip() for key, _, value in (li.partition(":") for li in lines)}
+    flags = values.get("flags", "").split()
+    wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")
+    facts["model"] = values.get("model name", facts["model"])
+    facts["flags"] = [flag for flag in wanted if flag in flags]
+    facts["count"] = os.cpu_count()
+    return facts
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this package, where it runs from its own repository."""
+    folder = Path(__file__).parent
+    if not _told("git", "-C", str(folder), "ls-files", "--error-unmatch", "machine.py"):
+        return None
+    return _told("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12")
+
+
+def _told(*command: str) -> str | None:
+    """What a program prints; None if it is not there or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
