@@ -11,6 +11,7 @@ from regnet.design.config import (
     config_from_json,
 )
 from regnet.engines.optimize import Optimized, optimize
+from regnet.exporting import Exported, export
 from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet, RegNet
 from regnet.prediction import ClassScore, Prediction, predict
@@ -33,6 +34,7 @@ __all__ = [
     "AnyNetConfig",
     "ClassScore",
     "Complexity",
+    "Exported",
     "FeatureNet",
     "ModelInfo",
     "Optimized",
@@ -47,6 +49,7 @@ __all__ = [
     "config_from_json",
     "create",
     "errors",
+    "export",
     "get_pretrained_cfg",
     "info",
     "is_model",

@@ -4,13 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from regnet.data.images import image_name
+from regnet.data.images import ImageSource, image_name
 from regnet.data.preprocess import Preprocess
 from regnet.errors import ConfigError, ImageError
 from regnet.nn.model import AnyNet, evaluating
@@ -20,8 +19,6 @@ DEFAULT_MODEL = "regnety_cifar"
 """The variant whose weights come with the package."""
 
 BATCH_SIZE = 32
-
-ImageSource: TypeAlias = str | Path | Image.Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

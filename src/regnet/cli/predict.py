@@ -29,7 +29,7 @@ def command(
     """
     from regnet.prediction import predict_each
 
-    paths, failures = _find(images)
+    paths, failures = find_images(images)
     for failure in failures:
         print_error(failure)
     results = []
@@ -52,8 +52,8 @@ def command(
         raise typer.Exit(1)
 
 
-def _find(images: list[str]) -> tuple[list[str], list[str]]:
-    """Paths of the image files, and what was wrong with arguments that gave none."""
+def find_images(images: list[str]) -> tuple[list[str], list[str]]:
+    """Paths of the image files among files, folders and lists on stdin, and what was wrong."""
     from regnet.data.images import IMAGE_SUFFIXES
 
     paths: list[str] = []
@@ -61,7 +61,7 @@ def _find(images: list[str]) -> tuple[list[str], list[str]]:
     for image in images:
         if image == "-":
             listed = sys.stdin.read().removeprefix("\ufeff").splitlines()
-            found, failed = _find([line for line in listed if line.strip() and line != "-"])
+            found, failed = find_images([line for line in listed if line.strip() and line != "-"])
             paths += found
             failures += failed if listed else ["there are no paths on stdin"]
         elif not image:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,8 +17,11 @@ IMAGE_SUFFIXES = frozenset(
 )
 """Files with these endings count as images when a folder is read."""
 
+ImageSource: TypeAlias = str | Path | Image.Image
+"""A path, or an image that Pillow has opened."""
 
-def open_image(source: str | Path | Image.Image) -> Image.Image:
+
+def open_image(source: ImageSource) -> Image.Image:
     """An image upright (EXIF orientation), in 8-bit RGB, transparency over white.
 
     Args:

@@ -182,7 +182,7 @@ def optimize(
         if precision in ("auto", half) or half == "fp32"
         for layout in layouts
     ]
-    shape = tuple(example.shape) if example is not None else _default_shape(model, goal)
+    shape = tuple(example.shape) if example is not None else default_shape(model, goal)
     with evaluating(model), torch.inference_mode(), _unchanged_settings():
         race = _Race(model, shape, device)
         ways = list(product(chosen, targets))
@@ -257,7 +257,8 @@ def find_engine(name: str) -> Engine:
     return known[name]
 
 
-def _default_shape(model: nn.Module, goal: str) -> tuple[int, ...]:
+def default_shape(model: nn.Module, goal: str) -> tuple[int, ...]:
+    """Shape of the images that a model was made for: one for "latency", 16 for "throughput"."""
     if not isinstance(model, AnyNet):
         raise ConfigError("for a model that is no AnyNet, give an example: images of its size")
     size = tuple(model.pretrained_cfg.get("input_size", (model.config.in_chans, 224, 224)))

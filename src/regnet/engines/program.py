@@ -36,17 +36,24 @@ def capture(
         dynamic: whether batch size, height and width may differ from the example's. Both sides must
             then be larger than what one pixel of the last feature map stands for.
     """
-    shapes: tuple[dict[int, Any]] | None = None
-    if dynamic:
-        # torch.export takes sizes of 1 for constants: a batch of one, a last map of one pixel.
-        least = smallest_side(model)
-        shapes = ({0: Dim("batch"), 2: Dim("height", min=least), 3: Dim("width", min=least)},)
-        if len(example) < 2 or min(example.shape[-2:]) < least:
-            count, size = max(2, len(example)), [max(side, least) for side in example.shape[-2:]]
-            example = example.new_zeros(count, example.shape[1], *size)
+    if dynamic and (len(example) < 2 or min(example.shape[-2:]) < smallest_side(model)):
+        count = max(2, len(example))
+        size = [max(side, smallest_side(model)) for side in example.shape[-2:]]
+        example = example.new_zeros(count, example.shape[1], *size)
     wrapped = Float32(folded(model), target).to(example.device)
     with torch.no_grad():
-        return torch.export.export(wrapped, (example.contiguous(),), dynamic_shapes=shapes)
+        return torch.export.export(
+            wrapped, (example.contiguous(),), dynamic_shapes=dynamic_shapes(model, dynamic=dynamic)
+        )
+
+
+def dynamic_shapes(model: nn.Module, *, dynamic: bool = True) -> tuple[dict[int, Any]] | None:
+    """What torch.export is told about images whose number and size may differ."""
+    if not dynamic:
+        return None
+    # torch.export takes sizes of 1 for constants: a batch of one, a last map of one pixel.
+    least = smallest_side(model)
+    return ({0: Dim("batch"), 2: Dim("height", min=least), 3: Dim("width", min=least)},)
 
 
 def smallest_side(model: nn.Module) -> int:

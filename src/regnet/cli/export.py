@@ -1,0 +1,78 @@
+"""`regnet export`: a network as a file for another runtime."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regnet.cli.output import print_error, print_json, stderr, stdout
+from regnet.cli.predict import find_images
+from regnet.errors import ConfigError
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="A variant with weights, or variant.tag.")],
+    path: Annotated[Path, typer.Argument(help="The file: .onnx, .xml (OpenVINO) or .pt2.")],
+    *,
+    format: Annotated[
+        str | None, typer.Option(help="torch, onnx, openvino or aot_inductor; else by the ending.")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32",
+    images: Annotated[
+        list[str] | None,
+        typer.Option(help="For int8: image files or folders to calibrate with; several times."),
+    ] = None,
+    min_agreement: Annotated[
+        float, typer.Option(help="For int8: part of images that must keep their class.")
+    ] = 0.9,
+    static: Annotated[bool, typer.Option("--static", help="Fix the batch and image size.")] = False,
+    batch_size: Annotated[int, typer.Option(help="Images per call, if static.", min=1)] = 1,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the images in pixels; else the model's.", min=1)
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A file of weights, for a variant.")
+    ] = None,
+    random: Annotated[
+        bool, typer.Option("--random", help="Random weights: to try a runtime out.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Write a network for ONNX, OpenVINO or torch's own runtimes; checked before it is kept.
+
+    Example: regnet export regnety_016.tv2_in1k regnety.onnx
+    """
+    import torch
+
+    from regnet.exporting import FORMATS, export
+    from regnet.zoo.create import create
+
+    if precision not in (known := dict.fromkeys(p for f in FORMATS.values() for p in f.precisions)):
+        raise ConfigError(f"precision must be one of {', '.join(known)}; got {precision!r}")
+    files: list[str] | None = None
+    if images:
+        files, failures = find_images(images)
+        for failure in failures:
+            print_error(failure)
+        if failures:
+            raise typer.Exit(1)
+    network = create(
+        model, pretrained=not (random or checkpoint is not None), checkpoint_path=checkpoint
+    )
+    channels, *own = network.pretrained_cfg.get("input_size", (network.config.in_chans, 224, 224))
+    size = (image_size, image_size) if image_size else own
+    with stderr.status(f"exporting to {path}"):
+        done = export(
+            network,
+            path,
+            format=format,
+            precision=precision,
+            example=torch.zeros(batch_size, channels, *size),
+            dynamic=not static,
+            images=files,
+            min_agreement=min_agreement,
+        )
+    if as_json:
+        print_json(done)
+    else:
+        stdout.print(str(done))

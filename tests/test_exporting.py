@@ -1,0 +1,193 @@
+"""Files for other runtimes: right, free in size, whole or not there."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import regnet
+from regnet import exporting
+from regnet.design.config import RegNetConfig
+from regnet.engines.base import TOLERANCES, relative_error
+from regnet.errors import ConfigError, EngineError
+from regnet.exporting import FORMATS
+from tests.cli.test_cli import refused
+from tests.cli.test_cli import regnet as command
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CASES = [
+    pytest.param(form, precision, id=f"{form.name}-{precision}")
+    for form in FORMATS.values()
+    for precision in form.precisions
+    if precision != "int8"
+]
+INT8 = [
+    pytest.param("openvino", id="openvino"),
+    pytest.param("torch", id="torch"),
+    pytest.param("aot_inductor", id="aot_inductor"),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return regnet.create("regnety_cifar", pretrained=True).eval()
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    return regnet.create(RegNetConfig(depth=2, w0=16, wa=0.0, wm=2.0, num_classes=7)).eval()
+
+
+@pytest.mark.parametrize(("form", "precision"), CASES)
+def test_a_file_gives_the_models_answers_at_any_size(model, tmp_path, form, precision):
+    path = tmp_path / f"model{form.suffix}"
+    done = regnet.export(model, path, format=form.name, precision=precision)
+    assert done.path == path
+    assert done.dynamic
+    assert done.error < TOLERANCES[precision]
+    assert done.size_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+    files = sorted(file.suffix for file in tmp_path.iterdir())
+    assert files == ([".bin", ".xml"] if form.name == "openvino" else [form.suffix])
+    runner = form.load(path, exporting.Target(device=torch.device("cpu")))
+    for shape in [(1, 3, 32, 32), (3, 3, 45, 32), (2, 3, 64, 57)]:
+        if min(shape[2:]) < done.smallest_side:
+            continue
+        x = torch.randn(shape)
+        with torch.inference_mode():
+            assert relative_error(runner(x), model(x)) < TOLERANCES[precision]
+
+
+def test_onnx_by_its_own_runtime(model, tmp_path):
+    import onnx
+    import onnxruntime
+
+    path = tmp_path / "model.onnx"
+    regnet.export(model, path)
+    facts = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    told = json.loads(facts["regnet"])
+    assert told["label_names"][3] == "cat"
+    assert told["config"]["w0"] == model.config.w0
+    assert told["license"] == "apache-2.0"
+    session = onnxruntime.InferenceSession(path)
+    [images], [logits] = session.get_inputs(), session.get_outputs()
+    assert (images.name, logits.name) == ("images", "logits")
+    assert all(isinstance(images.shape[axis], str) for axis in (0, 2, 3))
+    x = np.random.default_rng(0).standard_normal((5, 3, 40, 48), np.float32)
+    [found] = session.run(None, {"images": x})
+    with torch.inference_mode():
+        expected = model(torch.from_numpy(x))
+    assert relative_error(torch.from_numpy(found), expected) < 1e-4
+
+
+def test_static_files_take_one_shape(model, tmp_path):
+    done = regnet.export(
+        model, tmp_path / "a.onnx", dynamic=False, example=torch.zeros(2, 3, 32, 48)
+    )
+    assert done.shape == (2, 3, 32, 48)
+    assert done.smallest_side is None
+    assert "2 x 3 x 32 x 48" in str(done)
+    runner = FORMATS["onnx"].load(done.path, exporting.Target(device=torch.device("cpu")))
+    assert runner(torch.zeros(2, 3, 32, 48)).shape == (2, 10)
+    with pytest.raises(Exception, match="invalid dimensions"):
+        runner(torch.zeros(1, 3, 32, 32))
+
+
+def photos(count=48):
+    """Something like photos: smooth, of different colors, none like another."""
+    rng = torch.Generator().manual_seed(1)
+    coarse = torch.randn(count, 3, 4, 4, generator=rng)
+    return torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
+
+
+@pytest.mark.parametrize("name", INT8)
+def test_int8(model, tmp_path, name):
+    path = tmp_path / f"model{FORMATS[name].suffix}"
+    options = {"format": name, "precision": "int8", "images": photos()}
+    done = regnet.export(model, path, **options)
+    assert done.judged == 12
+    assert done.agreement > 0.9
+    assert 0 < done.error < 0.5
+    assert "of 12 images" in str(done)
+    fp32 = regnet.export(model, tmp_path / f"wide{path.suffix}", format=name)
+    if name == "openvino":
+        assert done.size_bytes < 0.5 * fp32.size_bytes
+    before = path.read_bytes()
+    with pytest.raises(EngineError, match=r"int8 gives .* nothing was written"):
+        regnet.export(model, path, min_agreement=1.01, **options)
+    assert path.read_bytes() == before
+
+
+def test_what_differs_is_not_written(small, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"earlier")
+    monkeypatch.setitem(TOLERANCES, "fp32", 1e-12)
+    with pytest.raises(EngineError, match=r"outputs differ from eager's by .* nothing was"):
+        regnet.export(small, path, example=torch.zeros(1, 3, 32, 32))
+    assert path.read_bytes() == b"earlier"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_what_cannot_be_exported_says_why(tmp_path):
+    halo = regnet.create("haloregnetz_b").eval()
+    with pytest.raises(EngineError, match="onnx cannot take this network"):
+        regnet.export(halo, tmp_path / "halo.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "words"),
+    [
+        ("a.bin", {}, "must end as its format asks: .pt2"),
+        ("a.pt2", {"format": "onnx"}, "must end as its format asks"),
+        ("a.onnx", {"format": "tflite"}, "there is no format 'tflite'; there are torch, onnx"),
+        ("a.onnx", {"precision": "bf16"}, "onnx files have fp32, fp16; got 'bf16'"),
+        ("a.xml", {"precision": "int8"}, "int8' and images to calibrate with go together"),
+        ("a.onnx", {"images": torch.zeros(8, 3, 32, 32)}, "go together"),
+        ("a.xml", {"precision": "int8", "images": []}, "needs 2 images or more, better 400; got 0"),
+        ("no/a.onnx", {}, "there is no folder"),
+    ],
+)
+def test_bad_requests(small, tmp_path, path, options, words):
+    with pytest.raises(ConfigError, match=words):
+        regnet.export(small, tmp_path / path, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_keeps_the_earlier_file(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"earlier")
+    script = f"""
+import resource, torch, regnet
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+regnet.export(regnet.create("regnety_cifar"), {str(path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert path.read_bytes() == b"earlier"
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_the_command(tmp_path):
+    path = tmp_path / "model.onnx"
+    done = command("export", "regnety_cifar", path, "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["path"] == str(path)
+    assert told["dynamic"]
+    assert path.stat().st_size == told["size_bytes"]
+    refused(
+        command("export", "regnety_cifar", tmp_path / "a.txt"), 2, "must end as its format asks"
+    )
+    refused(command("export", "vit", path), 2, "vit")
+    refused(command("export", "regnety_cifar", path, "--precision", "int4"), 2, "got 'int4'")
+    images = tmp_path / "no"
+    images.mkdir()
+    args = ("--precision", "int8", "--images", images)
+    refused(command("export", "regnety_cifar", tmp_path / "a.xml", *args), 1, "no image files")
