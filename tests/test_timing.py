@@ -1,13 +1,21 @@
 """Timing: steadiness, and claims only where there is something to claim."""
 
 import statistics
+import sys
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from regnet.timing import Comparison, bootstrap_median, compare, measure
+from regnet.timing import (
+    Comparison,
+    bootstrap_median,
+    compare,
+    measure,
+    peak_memory,
+    time_queued,
+)
 
 INPUTS = [torch.zeros(1) for _ in range(3)]
 
@@ -98,3 +106,29 @@ def test_bootstrap_intervals_hold_the_median_of_what_was_drawn_from(spread):
         low, high = bootstrap_median(list(rng.normal(1, spread, 40)), rng)
         held.append(low <= 1 <= high)
     assert statistics.mean(held) > 0.85
+
+
+def test_queued_calls(clock):
+    rng = np.random.default_rng(4)
+    found = time_queued(Busy(clock, 1e-3, rng), INPUTS)
+    assert found == pytest.approx(1.016e-3, rel=0.02)
+
+
+def test_sides_have_their_own_inputs():
+    seen = {"a": set(), "b": set()}
+    others = [torch.ones(1) for _ in range(3)]
+    compare(
+        lambda x: seen["a"].add(x.item()),
+        lambda x: seen["b"].add(x.item()),
+        INPUTS, inputs_b=others, seconds=0.01, pairs=2,
+    )  # fmt: skip
+    assert seen == {"a": {0.0}, "b": {1.0}}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_peak_memory():
+    with peak_memory(torch.device("cpu")) as grown:
+        block = bytearray(300_000_000)
+        block[::4096] = b"x" * len(block[::4096])
+        del block
+        assert 250e6 < grown() < 400e6

@@ -1,8 +1,12 @@
-"""Drawings of networks, as the paper has them. Needs matplotlib (`pip install regnet[report]`)."""
+"""Drawings as the paper has them: networks, and how fast they are.
 
+Needs matplotlib (`pip install regnet[report]`).
+"""
+
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from regnet.atomic import write_bytes
 from regnet.design.config import AnyNetConfig, RegNetConfig
@@ -10,6 +14,7 @@ from regnet.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def draw_block_widths(config: AnyNetConfig | RegNetConfig, axes: "Axes") -> None:
@@ -39,19 +44,86 @@ def save_block_widths(config: AnyNetConfig | RegNetConfig, path: Path, *, title:
         ConfigError: the ending of the file names no image format.
         OSError: the file cannot be written.
     """
+    check_plot_file(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    draw_block_widths(config, axes)
+    _save(figure, path)
+
+
+def save_benchmark(document: Mapping[str, Any], path: Path) -> None:
+    """Draw a document of `regnet bench`: latency against accuracy and against activations.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ConfigError: the ending of the file names no image format.
+        OSError: the file cannot be written.
+    """
+    check_plot_file(path)
+    from matplotlib.figure import Figure
+
+    rows = [row for row in document["rows"] if row["latency_ms"]]
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    facts = document["environment"]
+    figure.suptitle(f"{facts['device']}, {facts['threads']} threads, {facts['date'][:10]}")
+    left, right = figure.subplots(1, 2)
+    left.set_xlabel("ms per image")
+    left.set_ylabel("top-1 error, %")
+    right.set_xlabel("activations, M")
+    right.set_ylabel("ms per image")
+    for family, color in (("efficientnet", "tab:red"), ("regnet", "tab:blue"), ("", "0.5")):
+        own = [row for row in rows if _family(row["case"]["model"]) == family]
+        for axes, x, y in ((left, _milliseconds, _error), (right, _activations, _milliseconds)):
+            shown = [row for row in own if x(row) is not None and y(row) is not None]
+            axes.plot([x(row) for row in shown], [y(row) for row in shown], "o", color=color)
+            for row in shown:
+                axes.annotate(
+                    row["case"]["model"], (x(row), y(row)), textcoords="offset points",
+                    xytext=(5, 3), fontsize=7,
+                )  # fmt: skip
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def check_plot_file(path: Path) -> None:
+    """Whether a plot can be written there, before the work for it.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ConfigError: the ending of the file names no image format.
+    """
+    if path.suffix.lower() not in (".svg", ".png", ".pdf"):
+        raise ConfigError(f"{path}: a plot's file must end in .svg, .png or .pdf")
     try:
-        from matplotlib.figure import Figure
+        import matplotlib  # noqa: F401 - whether it is there
     except ImportError as error:
         raise MissingExtraError(
             "plots need matplotlib, which is not installed; pip install 'regnet[report]'"
         ) from error
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    image_format = path.suffix.lower().removeprefix(".")
-    if image_format not in ("svg", "png", "pdf"):
-        raise ConfigError(f"{path}: a plot's file must end in .svg, .png or .pdf")
-    axes = figure.add_subplot()
-    axes.set_title(title)
-    draw_block_widths(config, axes)
+
+
+def _save(figure: "Figure", path: Path) -> None:
     drawing = BytesIO()
-    figure.savefig(drawing, format=image_format)
+    figure.savefig(drawing, format=path.suffix.lower().removeprefix("."))
     write_bytes(path, drawing.getvalue())
+
+
+def _family(name: str) -> str:
+    return next((f for f in ("efficientnet", "regnet") if name.startswith(f)), "")
+
+
+def _milliseconds(row: Mapping[str, Any]) -> float:
+    return float(row["latency_ms"]) / int(row["case"]["batch_size"])
+
+
+def _activations(row: Mapping[str, Any]) -> float:
+    return float(row["activations"]) / 1e6
+
+
+def _error(row: Mapping[str, Any]) -> float | None:
+    error: float | None = row["top1_error"]
+    return error

@@ -101,7 +101,7 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
         if before is None:
             return None
         if device.type == "cuda":
-            return torch.cuda.max_memory_allocated(device) - before
+            return int(torch.cuda.max_memory_allocated(device)) - before
         return max(_resident("VmHWM") - before, 0)
 
     yield grown
@@ -183,11 +183,39 @@ def measure(
     return Samples(seconds=tuple(times), steady=steady, warmup_calls=warmup_calls + 1)
 
 
+def time_queued(call: Call, inputs: Sequence[Tensor], *, calls: int = WINDOW) -> float:
+    """Seconds per call where calls do not wait for each other: the median of five series.
+
+    By the device's own clock on CUDA (events around the series), by the host's elsewhere.
+    """
+    device = inputs[0].device
+    series = list(islice(cycle(inputs), calls))
+    found: list[float] = []
+    for _ in range(5):
+        synchronize(device)
+        if device.type == "cuda":
+            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            before.record()
+            for x in series:
+                call(x)
+            after.record()
+            synchronize(device)
+            found.append(before.elapsed_time(after) / 1e3 / calls)
+        else:
+            start = time.perf_counter()
+            for x in series:
+                call(x)
+            synchronize(device)
+            found.append((time.perf_counter() - start) / calls)
+    return statistics.median(found)
+
+
 def compare(
     a: Call,
     b: Call,
     inputs: Sequence[Tensor],
     *,
+    inputs_b: Sequence[Tensor] | None = None,
     pairs: int = 40,
     seconds: float = 10.0,
     rng: np.random.Generator | None = None,
@@ -198,22 +226,28 @@ def compare(
         a: the one.
         b: the other.
         inputs: for both.
+        inputs_b: for the other, where it needs its own.
         pairs: A-B pairs, an even number; 30 or more for a claim.
         seconds: about how long, warmed up before; turns get longer to fill it.
         rng: of the bootstrap.
     """
-    turns = cycle(inputs)
-    for call in (a, b):
-        warm_up(call, inputs, seconds=seconds / 4, window=3)
-    once = sum(time_call(call, next(turns)) for call in (a, b))
-    repeats = max(1, min(100, int(seconds / (pairs * max(once, 1e-9)))))
+    sides = ((a, inputs), (b, inputs_b or inputs))
+    turns = [cycle(own) for _, own in sides]
+    for call, own in sides:
+        warm_up(call, own, seconds=seconds / 4, window=3)
+    once = sum(time_call(call, own[0]) for call, own in sides)
+    repeats = max(1, min(100, int(seconds / (pairs * max(once, 1e-9))) - 1))
 
-    def turn(call: Call) -> float:
-        return min(time_call(call, x) for x in islice(turns, repeats))
+    def turn(side: int) -> float:
+        call = sides[side][0]
+        # The first call pays for what the other side left behind: its data in the caches, its
+        # threads that still spin.
+        time_call(call, next(turns[side]))
+        return min(time_call(call, x) for x in islice(turns[side], repeats))
 
     ratios, control = [], []
     for _ in range((pairs + 1) // 2):
-        first_a, first_b, second_b, second_a = turn(a), turn(b), turn(b), turn(a)
+        first_a, first_b, second_b, second_a = turn(0), turn(1), turn(1), turn(0)
         ratios += [first_b / first_a, second_b / second_a]
         control += [first_a / second_a]
     rng = rng or np.random.default_rng(0)

@@ -6,18 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
 
 from regnet.bench.compare import compare_documents, read
 from regnet.bench.floors import Ceilings, floor
+from regnet.bench.networks import DEFAULT_MODELS, PAIRINGS, expand, load
 from regnet.bench.report import render
-from regnet.bench.runner import DEFAULT_MODELS, PAIRINGS, Case, expand, run, speedups
+from regnet.bench.runner import Case, run
 from regnet.design.config import RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.engines import optimize
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, WeightsError
+from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet
+from regnet.zoo.create import create as regnet_create
 from tests.cli.test_cli import refused, regnet
 from tests.engines.test_engines import Wrong
 
@@ -49,6 +53,7 @@ def config_file(tmp_path):
 
 
 def cases(model, **options):
+    options = {"engine": "folded"} | options
     return [Case(model=model, input_size=32, batch_size=2, **options)]
 
 
@@ -65,8 +70,13 @@ def test_a_row_has_what_a_reader_needs(config_file):
     assert 0 < row.floor_fused_ms < row.latency_ms
     assert row.floor_fused_ms <= row.floor_epilogue_ms
     document = json.loads(json.dumps(done.to_dict()))
-    assert document["schema"] == 1
-    for key in ("cpu", "packages", "threads", "load", "date", "command"):
+    assert document["schema"] == 2
+    assert row.low_ms <= row.latency_ms <= row.high_ms
+    assert row.p99_ms is None
+    assert row.queued_ms > 0
+    assert row.with_copy_ms is None
+    assert row.ran == "folded fp32"
+    for key in ("cpu", "commit", "packages", "threads", "load", "date", "command"):
         assert key in document["environment"]
 
 
@@ -105,11 +115,95 @@ def test_the_default_is_the_papers_comparison():
         expand(["vit"])
 
 
-def test_pairs_are_compared():
-    todo = [Case(model=name, input_size=32) for name in ("efficientnet_b0", "regnety_004")]
+def test_a_p99_needs_a_thousand_calls(config_file):
+    [row] = run(cases(config_file), device=CPU, seconds=30, calls=1000).rows
+    assert len(row.seconds) == 1000
+    assert row.p90_ms <= row.p99_ms
+
+
+def test_auto_and_best_take_what_is_fastest(config_file, monkeypatch):
+    ready = [e for e in optimize.ENGINES if e.name in ("eager", "folded", "compiled")]
+    tried = []
+    for engine in ready:
+        build = engine.build
+
+        def noted(*args, engine=engine, build=build):
+            tried.append(engine.name)
+            return build(*args)
+
+        monkeypatch.setattr(engine, "build", noted)
+    monkeypatch.setattr("regnet.bench.runner.ENGINES", ready)
+    [row] = run(cases(config_file, engine="auto"), device=CPU, seconds=0.1).rows
+    assert row.ran in ("eager fp32", "folded fp32")
+    assert row.output_error < 1e-5
+    assert set(tried) == {"eager", "folded"}
+    run(cases(config_file, engine="best"), device=CPU, seconds=0.1)
+    assert "compiled" in tried
+
+
+def test_pairs_run_in_turn():
+    todo = [
+        Case(model=name, input_size=32, engine="folded")
+        for name in ("efficientnet_b0", "regnety_004", "regnetx_004")
+    ]
+    done = run(todo, device=CPU, seconds=0.2)
+    [pair] = done.pairs
+    assert (pair.a, pair.b, pair.batch_size) == ("efficientnet_b0", "regnety_004", 1)
+    assert pair.low <= pair.ratio <= pair.high
+    assert len(pair.ratios) == 30
+    times = {row.case.model: row.latency_ms for row in done.rows}
+    assert pair.ratio == pytest.approx(times["efficientnet_b0"] / times["regnety_004"], rel=0.5)
+    assert pair.verdict == "no difference shown" or "faster" in pair.verdict
+    assert "In turn" in render(done.to_dict())
+
+
+def test_efficientnets_have_floors():
+    ceilings = Ceilings(bytes_per_second=1e9, flops_per_second=1e30)
+    found = floor(EFFICIENTNETS["efficientnet_b0"], 224, 1, ceilings, element_bytes=4)
+    # Every map is written once and read once or more; the parameters are read once.
+    assert 2 * 4 * 6.7e6 / 1e9 < found.fused < found.epilogue < 4 * 4 * 6.8e6 / 1e9
+
+
+def test_weights_of_efficientnets_come_from_the_hub(hub, tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    original = EfficientNet(EFFICIENTNETS["efficientnet_b0"]).eval()
+    save_file(original.state_dict(), tmp_path / "model.safetensors")
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    save_file({"conv_stem.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    other = (tmp_path / "model.safetensors").read_bytes()
+    hub.repos["timm/efficientnet_b0.ra_in1k"] = {"model.safetensors": whole}
+    hub.repos["timm/efficientnet_b1.ft_in1k"] = {"model.safetensors": other}
+    assert expand(["efficientnet_b0.ra_in1k"]) == ["efficientnet_b0.ra_in1k"]
+    model = load("efficientnet_b0.ra_in1k").model.eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(model(x), original(x))
+    with pytest.raises(WeightsError, match="b1.ft_in1k does not fit efficientnet_b1"):
+        load("efficientnet_b1.ft_in1k")
+
+
+def test_peers_stand_beside_ours(monkeypatch):
+    """Neither library need be there: what is asked of them is small."""
+    timm = types.ModuleType("timm")
+    timm.is_model = lambda name: name == "regnetx_002"
+    timm.create_model = regnet_create
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    names = expand(["regnetx_002", "efficientnet_b0"], ["timm", "torchvision"])
+    assert names == [
+        "regnetx_002", "efficientnet_b0", "timm:regnetx_002", "torchvision:regnetx_002",
+    ]  # fmt: skip
+    todo = [Case(model=n, input_size=32, engine="folded") for n in names if "net_b0" not in n]
     done = run(todo, device=CPU, seconds=0.1)
-    [(pair, batch)] = speedups(done)
-    assert (pair, batch) == ("efficientnet_b0 / regnety_004", "1")
+    ours, theirs, missing = done.rows
+    assert theirs.flops == ours.flops
+    assert missing.reason.startswith("MissingExtraError: torchvision is not installed")
+    [pair] = done.pairs
+    assert (pair.a, pair.b) == ("timm:regnetx_002", "regnetx_002")
+    with pytest.raises(ConfigError, match="there is no peer 'keras'; there are timm, torchvision"):
+        expand(["regnetx_002"], ["keras"])
 
 
 def test_documents_are_compared(tmp_path, config_file):
@@ -122,7 +216,7 @@ def test_documents_are_compared(tmp_path, config_file):
     assert compare_documents(before, before)[0].verdict == "no difference shown"
     path = tmp_path / "a.json"
     path.write_text('{"schema": 7}')
-    with pytest.raises(ConfigError, match="schema 7; this version reads 1"):
+    with pytest.raises(ConfigError, match="schema 7; this version reads 2"):
         read(path)
     path.write_text("{")
     with pytest.raises(ConfigError, match="not a document of regnet bench"):
@@ -134,9 +228,14 @@ def test_documents_are_compared(tmp_path, config_file):
 
 def test_the_command(tmp_path, config_file):
     out, page = tmp_path / "a.json", tmp_path / "a.html"
-    args = ("--models", config_file, "--input-size", "32", "--seconds", "0.1")
-    done = regnet("bench", *args, "--out", out, "--html", page, "--engine", "eager,folded")
+    args = ("--models", config_file, "--input-size", "32", "--seconds", "0.1", "--engine", "eager")
+    drawn = tmp_path / "a.svg"
+    done = regnet(
+        "bench", *args[:-1], "eager,folded", "--out", out, "--html", page, "--plot", drawn,
+        "--layout", "channels_last",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "<svg" in drawn.read_text()
     assert len(json.loads(out.read_text())["rows"]) == 2
     assert "<table>" in page.read_text()
     again = regnet("bench", *args, "--against", out)
@@ -150,7 +249,7 @@ def test_the_command(tmp_path, config_file):
 def test_python_m_is_the_same_command(config_file):
     done = subprocess.run(
         [sys.executable, "-m", "regnet.bench", "--models", config_file, "--input-size", "32",
-         "--seconds", "0.05"],
+         "--seconds", "0.05", "--engine", "folded"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -162,6 +261,9 @@ def test_python_m_is_the_same_command(config_file):
     [
         (["--models", "vit"], ["no network fits 'vit'"]),
         (["--engine", "tvm"], ["there is no engine 'tvm'; there are eager"]),
+        (["--peers", "keras"], ["there is no peer 'keras'"]),
+        (["--plot", "a.txt"], ["a.txt: a plot's file must end in"]),
+        (["--layout", "NHWC"], ["layout must be one of channels_last, contiguous; got 'NHWC'"]),
         (["--precision", "int3"], ["precision must be one of fp32, bf16, fp16; got 'int3'"]),
         (["--batch-size", "0"], ["needs whole numbers such as 1,16, got '0'"]),
         (["--device", "tpu"], ["there is no device 'tpu'"]),
@@ -183,7 +285,8 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, config_file):
     out = tmp_path / "a.json"
     process = subprocess.Popen(
         [sys.executable, "-m", "regnet.bench", "--models", config_file, "--input-size", "32",
-         "--batch-size", ",".join(map(str, range(1, 60))), "--seconds", "0.3", "--out", str(out)],
+         "--batch-size", ",".join(map(str, range(1, 60))), "--seconds", "0.3",
+         "--engine", "folded", "--out", str(out)],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
         # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that.

@@ -1,6 +1,7 @@
 """One contract for all engines."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -9,16 +10,24 @@ import regnet
 from regnet.design.config import RegNetConfig
 from regnet.engines import optimize as module
 from regnet.engines.base import TOLERANCES, Target, relative_error
-from regnet.engines.optimize import ENGINES, worst_error
+from regnet.engines.optimize import ENGINES, LAYOUTS, worst_error
 from regnet.engines.transforms import folded, padded, pays_to_pad
 from regnet.errors import ConfigError, EngineError
+from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet
 
 CONFIG = RegNetConfig(depth=3, w0=24, wa=24.0, wm=2.0, group_width=24, se_ratio=0.25, num_classes=7)
 CPU = torch.device("cpu")
 CASES = [
-    pytest.param(engine, precision, id=f"{engine.name}-{precision}")
+    pytest.param(
+        engine,
+        Target(device=torch.device(device), precision=precision, layout=layout),
+        id=f"{engine.name}-{device}-{precision}-{layout}",
+        marks=[pytest.mark.gpu] if device == "cuda" else [],
+    )
+    for device, precisions in (("cpu", ("fp32", "bf16")), ("cuda", ("fp32", "bf16", "fp16")))
     for engine in ENGINES
-    for precision in ("fp32", "bf16")
+    for precision in precisions
+    for layout in (LAYOUTS if device == "cuda" or engine.name == "folded" else LAYOUTS[:1])
 ]
 
 
@@ -38,18 +47,18 @@ def images(batch=2):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("engine", "precision"), CASES)
-def test_every_engine_gives_the_models_answers(model, engine, precision):
-    target = Target(device=CPU, precision=precision)
+@pytest.mark.parametrize(("engine", "target"), CASES)
+def test_every_engine_gives_the_models_answers(model, engine, target):
     if obstacle := engine.obstacle(target):
         pytest.skip(obstacle)
+    model = copy.deepcopy(model).to(target.device)
     before = copy.deepcopy(model.state_dict())
-    inputs = [images() for _ in range(3)]
+    inputs = [images().to(target.device) for _ in range(3)]
     with torch.inference_mode():
         reference = [model(x) for x in inputs]
     runner = engine.build(model, inputs[0], target)
     kept = inputs[0].clone()
-    assert worst_error(runner, inputs, reference) < TOLERANCES[precision]
+    assert worst_error(runner, inputs, reference) < TOLERANCES[target.precision]
     assert torch.equal(inputs[0], kept)
     answer = runner(inputs[0])
     assert answer.dtype == torch.float32
@@ -94,8 +103,58 @@ def test_optimize_chooses_the_fastest_that_is_right(model):
     assert fast.report.shape == (2, 3, 64, 64)
 
 
+def test_a_race_is_remembered(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = {"engines": ["eager", "folded"], "seconds": 0.1}
+    first = regnet.optimize(model, images(), **options).report
+    assert not first.remembered
+    again = regnet.optimize(model, images(), **options).report
+    assert again.remembered
+    assert again.candidates == first.candidates
+    # A part of what is known needs no race; other shapes, threads and engines do.
+    assert regnet.optimize(model, images(), precision="fp32", **options).report.remembered
+    assert not regnet.optimize(model, images(1), **options).report.remembered
+    assert not regnet.optimize(model, images(), refresh=True, **options).report.remembered
+    wider = options | {"engines": ["eager", "folded", "padded"]}
+    assert not regnet.optimize(model, images(), **wider).report.remembered
+    assert regnet.optimize(model, images(), **wider).report.remembered
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    assert not regnet.optimize(model, images(), **options).report.remembered
+    torch.set_num_threads(threads)
+    for path in (tmp_path / "regnet" / "choices").iterdir():
+        path.write_text('[{"engine": 1}]')
+    assert not regnet.optimize(model, images(), **options).report.remembered
+
+
+def test_what_is_remembered_is_checked_again(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = {"engines": ["folded", "eager"], "precision": "fp32", "seconds": 0.1}
+    regnet.optimize(model, images(), **options)
+    [folded_engine] = [e for e in ENGINES if e.name == "folded"]
+    monkeypatch.setattr(folded_engine, "build", Wrong().build)
+    found = regnet.optimize(model, images(), **options)
+    assert found.report.winner.engine == "eager"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_cache_that_cannot_be_written_is_no_failure(model, monkeypatch, tmp_path):
+    tmp_path.chmod(0o500)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    regnet.optimize(model, images(), engines=["eager"], seconds=0.1)
+
+
+def test_any_module_can_be_optimized():
+    other = EfficientNet(EFFICIENTNETS["efficientnet_b0"]).eval()
+    fast = regnet.optimize(other, images(1), engines=["eager", "folded"], seconds=0.1)
+    assert fast.report.winner.engine in ("eager", "folded")
+    with pytest.raises(ConfigError, match="give an example"):
+        regnet.optimize(other)
+
+
 class Wrong:
     name = "wrong"
+    compiles = False
 
     def obstacle(self, target):
         return None

@@ -79,5 +79,5 @@ def _key(row: dict[str, Any]) -> str:
     train = " train" if case["train"] else ""
     return (
         f"{case['model']} {row['input_size']}px batch {case['batch_size']} "
-        f"{case['precision']} {case['engine']}{train}"
+        f"{case['precision']} {case['engine']} {case['layout']}{train}"
     )

@@ -14,6 +14,7 @@ import torch
 
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.engines.base import DTYPES, Precision
+from regnet.nn.efficientnet import EfficientNetSize
 from regnet.timing import time_call
 
 
@@ -57,7 +58,7 @@ class Floor:
 
 
 def floor(
-    config: AnyNetConfig | RegNetConfig,
+    network: AnyNetConfig | RegNetConfig | EfficientNetSize,
     input_size: int,
     batch_size: int,
     ceilings: Ceilings,
@@ -67,14 +68,19 @@ def floor(
     """The floors of one network.
 
     Args:
-        config: the network.
+        network: its config.
         input_size: side of the images in pixels.
         batch_size: number of images.
         ceilings: of the machine, in the same precision.
         element_bytes: 4 for fp32, 2 for halves.
     """
     epilogue = fused = 0.0
-    for elements, weights, macs, in_fused in _kernels(config.anynet(), input_size):
+    kernels = (
+        _efficientnet_kernels(network, input_size)
+        if isinstance(network, EfficientNetSize)
+        else _kernels(network.anynet(), input_size)
+    )
+    for elements, weights, macs, in_fused in kernels:
         moved = (elements * batch_size + weights) * element_bytes
         seconds = max(
             moved / ceilings.bytes_per_second, 2 * macs * batch_size / ceilings.flops_per_second
@@ -84,20 +90,47 @@ def floor(
     return Floor(epilogue=epilogue, fused=fused)
 
 
-def _kernels(config: AnyNetConfig, input_size: int) -> Iterator[tuple[int, int, int, bool]]:
-    """Elements read and written per image, weights, multiply-adds, and whether "fused" has it."""
+Kernel = tuple[int, int, int, bool]
+"""Elements read and written per image, weights, multiply-adds, and whether "fused" has it."""
 
-    def conv(
-        fan_in: int, width_in: int, width: int, area_in: int, area: int, more: int = 0
-    ) -> tuple[int, int, int, bool]:
-        elements = width_in * area_in + width * area + more
-        return elements, fan_in * width, fan_in * width * area, True
 
+def _conv(fan_in: int, width_in: int, width: int, area_in: int, area: int, more: int = 0) -> Kernel:
+    elements = width_in * area_in + width * area + more
+    return elements, fan_in * width, fan_in * width * area, True
+
+
+def _squeeze_excitation(width: int, se_width: int, area: int) -> Iterator[Kernel]:
+    """Read to squeeze, read and written to gate."""
+    yield width * area, 2 * width * se_width, 2 * width * se_width, False
+    yield 2 * width * area, 0, 0, False
+
+
+def _efficientnet_kernels(network: EfficientNetSize, input_size: int) -> Iterator[Kernel]:
+    area_in, side = input_size**2, (input_size - 1) // 2 + 1
+    yield _conv(27, 3, network.stem_width, area_in, side**2)
+    width_in = network.stem_width
+    for number, (depth, width, kernel_size, stride) in enumerate(network.stages()):
+        for index in range(depth):
+            inner = width_in * (6 if number else 1)
+            step = stride if index == 0 else 1
+            area_in, side = side**2, (side - 1) // step + 1
+            if number:
+                yield _conv(width_in, width_in, inner, area_in, area_in)
+            yield _conv(kernel_size**2, inner, inner, area_in, side**2)
+            yield from _squeeze_excitation(inner, width_in // 4, side**2)
+            residual = width * side**2 if step == 1 and width == width_in else 0
+            yield _conv(inner, inner, width, side**2, side**2, residual)
+            width_in = width
+    yield _conv(width_in, width_in, network.head_width, side**2, side**2)
+    yield _conv(network.head_width, network.head_width, 1000, side**2, 1)
+
+
+def _kernels(config: AnyNetConfig, input_size: int) -> Iterator[Kernel]:
     side, width_in = input_size, config.in_chans
     for width, stride in zip(config.stem_widths, config.stem_conv_strides, strict=True):
         area_in, side = side**2, (side - 1) // stride + 1
         fan_in = config.stem_kernel_size**2 * width_in
-        yield conv(fan_in, width_in, width, area_in, side**2)
+        yield _conv(fan_in, width_in, width, area_in, side**2)
         width_in = width
     if config.stem == "resnet":
         area_in, side = side**2, (side - 1) // 2 + 1
@@ -107,23 +140,21 @@ def _kernels(config: AnyNetConfig, input_size: int) -> Iterator[tuple[int, int, 
         area, inner, shortcut = side**2, block.bottleneck_width, block.width * side**2
         residual = 0 if block.shortcut == "none" else shortcut
         if config.block in ("basic", "vanilla"):
-            yield conv(9 * block.width_in, block.width_in, block.width, area_in, area)
-            yield conv(9 * block.width, block.width, block.width, area, area, residual)
+            yield _conv(9 * block.width_in, block.width_in, block.width, area_in, area)
+            yield _conv(9 * block.width, block.width, block.width, area, area, residual)
         else:
-            yield conv(block.width_in, block.width_in, inner, area_in, area_in)
-            yield conv(9 * block.group_width, inner, inner, area_in, area)
+            yield _conv(block.width_in, block.width_in, inner, area_in, area_in)
+            yield _conv(9 * block.group_width, inner, inner, area_in, area)
             if block.se_width:
-                # Read to squeeze, read and written to gate.
-                yield inner * area, 2 * inner * block.se_width, 2 * inner * block.se_width, False
-                yield 2 * inner * area, 0, 0, False
-            yield conv(inner, inner, block.width, area, area, residual)
+                yield from _squeeze_excitation(inner, block.se_width, area)
+            yield _conv(inner, inner, block.width, area, area, residual)
         if block.shortcut == "projection":
             # Of the input, a strided projection reads every second row and column only.
-            yield conv(block.width_in, block.width_in, block.width, area, area)
+            yield _conv(block.width_in, block.width_in, block.width, area, area)
     if config.head_width:
-        yield conv(
+        yield _conv(
             config.stages[-1].width, config.stages[-1].width, config.head_width, side**2, side**2
         )
     if config.num_classes:
         features = config.num_features
-        yield conv(features, features, config.num_classes, side**2, 1)
+        yield _conv(features, features, config.num_classes, side**2, 1)

@@ -2,63 +2,78 @@
 
 import html
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 COLUMNS: Final = (
-    ("network", "text"), ("batch", "number"), ("precision", "text"), ("engine", "text"),
+    ("network", "text"), ("batch", "number"), ("precision", "text"), ("ran", "text"),
     ("image", "number"), ("GFLOPs", "number"), ("M activations", "number"), ("ms", "number"),
-    ("p90 ms", "number"), ("images/s", "number"), ("% of floor", "number"),
-    ("paper error %", "number"), ("note", "text"),
+    ("95 %", "text"), ("p90 ms", "number"), ("images/s", "number"), ("% of floor", "number"),
+    ("top-1 error %", "number"), ("note", "text"),
 )  # fmt: skip
+PAIR_COLUMNS: Final = ("A", "B", "batch", "precision", "A's time / B's", "95 %", "verdict")
 
 
 def render(document: dict[str, Any]) -> str:
     """The report of a document of `regnet bench`."""
-    rows = [_cells(row) for row in document["rows"]]
     points = [
         {
             "name": row["case"]["model"],
             "batch": row["case"]["batch_size"],
             "ms": row["latency_ms"] / row["case"]["batch_size"],
             "acts": row["activations"] / 1e6,
-            "error": row["paper_error"],
+            "error": row["top1_error"],
         }
         for row in document["rows"]
         if row["latency_ms"]
     ]
     environment = document["environment"]
     head = "".join(f'<th data-kind="{kind}">{html.escape(name)}</th>' for name, kind in COLUMNS)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
-        for cells in rows
-    )
+    body = _table_rows([list(cells(row).values()) for row in document["rows"]])
+    pairs = _table_rows([
+        [
+            pair["a"], pair["b"], str(pair["batch_size"]), pair["precision"],
+            f"{pair['ratio']:.2f}", f"{pair['low']:.2f}-{pair['high']:.2f}", pair["verdict"],
+        ]
+        for pair in document["pairs"]
+    ])  # fmt: skip
+    pair_head = "".join(f"<th>{html.escape(name)}</th>" for name in PAIR_COLUMNS)
     # "</" would end the script early.
     data = json.dumps(points).replace("</", "<\\/")
-    facts = html.escape(json.dumps(environment, indent=1))
     title = f"regnet bench: {environment['device']}, {environment['date']}"
     return _PAGE.format(
-        title=html.escape(title), head=head, body=body, data=data, facts=facts, style=_STYLE,
-        script=_SCRIPT,
+        title=html.escape(title), head=head, body=body, pair_head=pair_head, pairs=pairs,
+        hidden="" if document["pairs"] else " hidden", data=data,
+        facts=html.escape(json.dumps(environment, indent=1)), style=_STYLE, script=_SCRIPT,
     )  # fmt: skip
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    case, latency = row["case"], row["latency_ms"]
-    floor = row["floor_fused_ms"]
-    return (
+def cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row of the document by the names of `COLUMNS`, as people read it; empty where unknown."""
+    case, latency, floor = row["case"], row["latency_ms"], row["floor_fused_ms"]
+    share = floor and latency and not case["train"]
+    texts = (
         case["model"],
         str(case["batch_size"]),
         case["precision"],
-        "train" if case["train"] else case["engine"],
-        str(row["input_size"]),
+        "train" if case["train"] else row["ran"] or case["engine"],
+        str(row["input_size"] or ""),
         f"{row['flops'] / 1e9:.3f}",
         f"{row['activations'] / 1e6:.2f}",
         f"{latency:.3f}" if latency else "",
-        f"{row['p90_ms']:.3f}" if row["p90_ms"] else "",
-        f"{row['images_per_second']:.1f}" if row["images_per_second"] else "",
-        f"{100 * floor / latency:.0f}" if floor and latency and not case["train"] else "",
-        f"{row['paper_error']:.1f}" if row["paper_error"] else "",
+        f"{row['low_ms']:.2f}-{row['high_ms']:.2f}" if latency else "",
+        f"{row['p90_ms']:.2f}" if latency else "",
+        f"{row['images_per_second']:.1f}" if latency else "",
+        f"{100 * floor / latency:.0f}" if share else "",
+        f"{row['top1_error']:.1f}" if row["top1_error"] else "",
         row["reason"] or ("" if row["steady"] else "not steady"),
+    )
+    return dict(zip((name for name, _ in COLUMNS), texts, strict=True))
+
+
+def _table_rows(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
 
 
@@ -113,7 +128,7 @@ function plot(id, points, x, y, xlabel, ylabel) {
     make("circle", {cx: px(p[x]), cy: py(p[y]), r: 5, fill: color});
     make("text", {x: px(p[x]) + 7, y: py(p[y]) + 4}, `${p.name} (${p.batch})`); }
 }
-plot("accuracy", points, "ms", "error", "ms per image", "top-1 error in the paper, %");
+plot("accuracy", points, "ms", "error", "ms per image", "top-1 error, %");
 plot("activations", points, "acts", "ms", "activations, M", "ms per image");
 """
 
@@ -125,6 +140,10 @@ _PAGE: Final = """<!doctype html>
 {body}
 </tbody></table></div>
 <div class="plots"><svg id="accuracy"></svg><svg id="activations"></svg></div>
+<h2{hidden}>In turn, in the same run</h2>
+<div class="wide"{hidden}><table class="pairs"><thead><tr>{pair_head}</tr></thead><tbody>
+{pairs}
+</tbody></table></div>
 <h2>Environment</h2><pre>{facts}</pre>
 <script>const points = {data};{script}</script></body></html>
 """

@@ -1,55 +1,39 @@
 """Measure networks: outputs checked first, then single calls until steady, all samples kept."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from regnet.bench.floors import Ceilings, floor, measure_ceilings
-from regnet.design.complexity import complexity
-from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_json
-from regnet.design.variants import VARIANTS
-from regnet.engines.base import DTYPES, Precision, Target
-from regnet.engines.optimize import INPUT_SETS, build_checked, find_engine
-from regnet.errors import ConfigError
-from regnet.machine import environment
-from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet, efficientnet_complexity
-from regnet.timing import measure
-from regnet.zoo.create import create
-from regnet.zoo.listing import list_models
+from regnet.bench.networks import PAIRINGS, PEERS, load
+from regnet.engines.base import Layout, Precision, Runner, Target
+from regnet.engines.optimize import (
+    ENGINES,
+    INPUT_SETS,
+    build_checked,
+    find_engine,
+    optimize,
+    worst_error,
+)
+from regnet.machine import environment, gpu_state
+from regnet.timing import bootstrap_median, compare, measure, peak_memory, synchronize, time_queued
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """Version of the document; see docs/benchmark.md."""
 
-PAIRINGS: Final = (
-    ("efficientnet_b0", "regnety_004", 24.9, 25.9),
-    ("efficientnet_b1", "regnety_006", 24.1, 24.5),
-    ("efficientnet_b2", "regnety_008", 23.4, 23.7),
-    ("efficientnet_b3", "regnety_016", 22.5, 22.0),
-    ("efficientnet_b4", "regnety_040", 21.2, 20.6),
-    ("efficientnet_b5", "regnety_080", 21.5, 20.1),
-)
-"""The paper's Table 4: networks of about the same flops, and their errors in percent under the
-same training."""
+AUTO: Final = "auto"
+"""Stands for the engine that `regnet.optimize` finds for each network, of those that need no
+compiler and so build in seconds."""
 
-PAPER_ERRORS: Final = {"resnet50": 23.2, "resnext50_32x4d": 21.9, "regnetx_080": 20.7} | {
-    name: error for a, b, e, f in PAIRINGS for name, error in ((a, e), (b, f))
-}
-"""Top-1 errors in percent of the paper's Tables 3 and 4."""
+BEST: Final = "best"
+"""The same, of all engines."""
 
-DEFAULT_MODELS: Final = (
-    *(name for pair in PAIRINGS for name in pair[:2]),
-    "regnetx_080",
-    "resnet50",
-    "resnext50_32x4d",
-)
-
-QUICK_MODELS: Final = ("efficientnet_b0", "regnety_004", "regnetx_004")
+P99_CALLS: Final = 1000
+"""Calls that a 99th percentile needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +43,8 @@ class Case:
     model: str
     batch_size: int = 1
     precision: Precision = "fp32"
-    engine: str = "eager"
+    engine: str = AUTO
+    layout: Layout = "channels_last"
     input_size: int | None = None
     """Side of the images; None: what the network was made for."""
     train: bool = False
@@ -75,19 +60,35 @@ class Row:
     flops: int = 0
     params: int = 0
     activations: int = 0
-    paper_error: float | None = None
+    top1_error: float | None = None
+    """In percent of ImageNet-1k, as `top1_source` publishes it."""
+    top1_source: str | None = None
     reason: str | None = None
+    ran: str | None = None
+    """Engine and precision that ran."""
     output_error: float | None = None
     """norm(output - eager fp32) / norm(eager fp32), the worst of the timed inputs."""
     top1_agreement: float | None = None
     """Part of the timed images with the same most probable class as in eager fp32."""
     build_seconds: float | None = None
+    peak_bytes: int | None = None
+    """Growth of memory from building to the last call, at its highest."""
     steady: bool | None = None
     latency_ms: float | None = None
     """Median of a call, that is, of a batch."""
+    low_ms: float | None = None
+    high_ms: float | None = None
+    """95 % bootstrap interval of the median."""
     p90_ms: float | None = None
+    p99_ms: float | None = None
+    """None where fewer than 1,000 calls were made."""
     minimum_ms: float | None = None
+    queued_ms: float | None = None
+    """Per call, where calls do not wait for each other; by CUDA events on CUDA."""
+    with_copy_ms: float | None = None
+    """Median of a call that also brings the images from pinned memory; on accelerators."""
     images_per_second: float | None = None
+    """Batch over `queued_ms`."""
     floor_epilogue_ms: float | None = None
     floor_fused_ms: float | None = None
     seconds: tuple[float, ...] = field(default=(), repr=False)
@@ -95,13 +96,38 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two networks in turn, in the same run: A B B A."""
+
+    a: str
+    b: str
+    batch_size: int
+    precision: Precision
+    engine: str
+    layout: Layout
+    verdict: str
+    ratio: float
+    """Time of a over that of b, the median of pairs: above 1, b is faster."""
+    low: float
+    high: float
+    """95 % bootstrap interval."""
+    control: tuple[float, float]
+    """The same interval for b against itself."""
+    ratios: tuple[float, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Document:
     """One run of the benchmark."""
 
     rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...]
     environment: dict[str, Any]
     ceilings: dict[str, Ceilings]
     """By precision, measured in the same run."""
+    gpu_after: dict[str, str] | None = None
+    """Clocks, power and throttling at the end; `environment` has them at the start."""
+    seed: int = 0
     complete: bool = True
     """Whether all cases were reached."""
     schema: int = SCHEMA
@@ -111,27 +137,6 @@ class Document:
         return asdict(self)
 
 
-def expand(patterns: Sequence[str]) -> list[str]:
-    """Names of networks: variants by pattern, EfficientNets, checkpoints, or files of a config.
-
-    Raises:
-        ConfigError: a pattern fits nothing.
-    """
-    names: list[str] = []
-    for pattern in patterns:
-        if Path(pattern).suffix == ".json":
-            names.append(pattern)
-            continue
-        found = [name for name in EFFICIENTNETS if fnmatchcase(name, pattern.lower())]
-        found += list_models(pattern)
-        if not found:
-            found = list_models(pattern, pretrained=True)
-        if not found:
-            raise ConfigError(f"no network fits {pattern!r}; `regnet list` names them all")
-        names += found
-    return list(dict.fromkeys(names))
-
-
 def run(
     cases: Sequence[Case],
     *,
@@ -139,8 +144,11 @@ def run(
     seconds: float = 3.0,
     calls: int = 200,
     on_row: Callable[[Row], object] = lambda _row: None,
+    on_pair: Callable[[Pair], object] = lambda _pair: None,
 ) -> Document:
     """Measure cases one after another; one that fails is a row with its reason.
+
+    The paper's pairs, and our networks and their peers, are also run in turn once both are there.
 
     Args:
         cases: what to measure.
@@ -148,143 +156,219 @@ def run(
         seconds: for the calls of a case that count, and at most as long again to get steady.
         calls: how many count, or fewer where the time is over.
         on_row: told each row as it comes.
+        on_pair: told each pair as it comes.
 
     Returns:
         The rows; after Ctrl-C those that there are, with `complete` false.
     """
+    bench = _Bench(device, seconds, calls)
+    facts = environment(device)
     rows: list[Row] = []
-    ceilings: dict[str, Ceilings] = {}
+    pairs: list[Pair] = []
     complete = True
     try:
-        for row in _rows(cases, device, ceilings, seconds, calls):
-            rows.append(row)
-            on_row(row)
+        for number, case in enumerate(cases):
+            rows.append(bench.row(case))
+            on_row(rows[-1])
+            for pair in bench.pairs(case, cases[number + 1 :]):
+                pairs.append(pair)
+                on_pair(pair)
     except KeyboardInterrupt:
         complete = False
     return Document(
-        rows=tuple(rows), environment=environment(device), ceilings=ceilings, complete=complete
+        rows=tuple(rows),
+        pairs=tuple(pairs),
+        environment=facts,
+        ceilings=bench.ceilings,
+        gpu_after=gpu_state(device),
+        complete=complete,
     )
 
 
-def _rows(
-    cases: Sequence[Case],
-    device: torch.device,
-    ceilings: dict[str, Ceilings],
-    seconds: float,
-    calls: int,
-) -> Iterator[Row]:
-    for case in cases:
-        if case.precision not in ceilings:
-            ceilings[case.precision] = measure_ceilings(device, case.precision)
+def partners(name: str) -> Iterator[tuple[str, str]]:
+    """Pairs (a, b) with this network; b is the RegNet of the paper, or ours beside a peer's."""
+    for a, b, *_ in PAIRINGS:
+        if name in (a, b):
+            yield a, b
+    peer, _, variant = name.rpartition(":")
+    for other in (peer,) if peer else PEERS:
+        yield f"{other}:{variant}", variant
+
+
+class _Bench:
+    def __init__(self, device: torch.device, seconds: float, calls: int) -> None:
+        self.device, self.seconds, self.calls = device, seconds, calls
+        self.ceilings: dict[str, Ceilings] = {}
+        self._ready: dict[Case, tuple[Callable[[Tensor], Any], list[Tensor]]] = {}
+
+    def row(self, case: Case) -> Row:
+        if case.precision not in self.ceilings:
+            self.ceilings[case.precision] = measure_ceilings(self.device, case.precision)
         try:
-            yield _measured(case, device, ceilings[case.precision], seconds, calls)
+            return self._measured(case)
         except Exception as error:  # noqa: BLE001 - out of memory, or whatever an engine raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            yield Row(case=case, reason=reason)
+            return Row(case=case, reason=reason)
 
-
-def _measured(
-    case: Case, device: torch.device, ceilings: Ceilings, seconds: float, calls: int
-) -> Row:
-    torch.manual_seed(0)
-    model, config, default_size = load(case.model)
-    size = case.input_size or default_size
-    cost = (
-        complexity(config, size)
-        if config
-        else efficientnet_complexity(EFFICIENTNETS[case.model], size)
-    )
-    facts: dict[str, Any] = {
-        "case": case,
-        "input_size": size,
-        "flops": cost.flops,
-        "params": cost.params,
-        "activations": cost.activations,
-        "paper_error": PAPER_ERRORS.get(case.model),
-    }
-    if config:
-        least = floor(
-            config, size, case.batch_size, ceilings,
-            element_bytes=DTYPES[case.precision].itemsize,
-        )  # fmt: skip
-        facts |= {
-            "floor_epilogue_ms": 1e3 * least.epilogue,
-            "floor_fused_ms": 1e3 * least.fused,
+    def pairs(self, case: Case, rest: Sequence[Case]) -> Iterator[Pair]:
+        """What can be compared now; networks that no later case needs are let go."""
+        for a, b in partners(case.model):
+            sides = replace(case, model=a), replace(case, model=b)
+            if case.train or not all(side in self._ready for side in sides):
+                continue
+            (call_a, inputs_a), (call_b, inputs_b) = (self._ready[side] for side in sides)
+            # compare() tells B over A; the baseline is B there.
+            found = compare(
+                call_b, call_a, inputs_b, inputs_b=inputs_a, pairs=30, seconds=self.seconds
+            )
+            yield Pair(
+                a=a,
+                b=b,
+                batch_size=case.batch_size,
+                precision=case.precision,
+                engine=case.engine,
+                layout=case.layout,
+                verdict=found.verdict(b, a),
+                ratio=found.median,
+                low=found.low,
+                high=found.high,
+                control=(found.control_low, found.control_high),
+                ratios=found.ratios,
+            )
+        wanted = {
+            replace(other, model=name)
+            for other in rest
+            for pair in partners(other.model)
+            for name in pair
         }
-    model = model.to(device)
-    rng = torch.Generator().manual_seed(0)
-    shape = (case.batch_size, 3, size, size)
-    inputs = [torch.randn(shape, generator=rng).to(device) for _ in range(INPUT_SETS)]
-    if case.train:
-        call: Callable[[Tensor], Any] = _training_step(model, case)
+        self._ready = {kept: what for kept, what in self._ready.items() if kept in wanted}
+
+    def _measured(self, case: Case) -> Row:
+        torch.manual_seed(0)
+        network = load(case.model)
+        size = case.input_size or network.input_size
+        cost = network.complexity(size)
+        target = Target(device=self.device, precision=case.precision, layout=case.layout)
+        least = floor(
+            network.architecture,
+            size,
+            case.batch_size,
+            self.ceilings[case.precision],
+            element_bytes=target.dtype.itemsize,
+        )
+        row = Row(
+            case=case,
+            input_size=size,
+            flops=cost.flops,
+            params=cost.params,
+            activations=cost.activations,
+            top1_error=network.top1_error,
+            top1_source=network.top1_source,
+            floor_epilogue_ms=1e3 * least.epilogue,
+            floor_fused_ms=1e3 * least.fused,
+        )
+        model = network.model.to(self.device)
+        rng = torch.Generator().manual_seed(0)
+        shape = (case.batch_size, 3, size, size)
+        hosted = [torch.randn(shape, generator=rng) for _ in range(INPUT_SETS)]
+        inputs = [x.to(self.device) for x in hosted]
+        with peak_memory(self.device) as grown:
+            if case.train:
+                call: Callable[[Tensor], Any] = _training_step(model, target)
+            else:
+                row, runner = _checked(row, model.eval(), inputs, target)
+                if runner is None:
+                    return row
+                call = runner
+            samples = measure(
+                call, inputs, calls=self.calls, seconds=self.seconds, warmup_seconds=self.seconds
+            )
+            peak = grown()
+        low, high = bootstrap_median(samples.seconds, np.random.default_rng(0))
+        queued = time_queued(call, inputs)
+        if not case.train:
+            self._ready[case] = call, inputs
+        p99 = samples.percentile(99) if len(samples.seconds) >= P99_CALLS else None
+        return replace(
+            row,
+            steady=samples.steady,
+            peak_bytes=peak,
+            latency_ms=1e3 * samples.median,
+            low_ms=1e3 * low,
+            high_ms=1e3 * high,
+            p90_ms=1e3 * samples.percentile(90),
+            p99_ms=None if p99 is None else 1e3 * p99,
+            minimum_ms=1e3 * samples.minimum,
+            queued_ms=1e3 * queued,
+            with_copy_ms=self._with_copy(call, hosted),
+            images_per_second=case.batch_size / queued,
+            seconds=samples.seconds,
+        )
+
+    def _with_copy(self, call: Callable[[Tensor], Any], hosted: Sequence[Tensor]) -> float | None:
+        if self.device.type != "cuda":
+            return None
+
+        def copying(x: Tensor) -> None:
+            call(x.to(self.device, non_blocking=True))
+            synchronize(self.device)
+
+        samples = measure(
+            copying,
+            [x.pin_memory() for x in hosted],
+            calls=self.calls,
+            seconds=self.seconds,
+            warmup_seconds=self.seconds,
+        )
+        return 1e3 * samples.median
+
+
+def _checked(
+    row: Row, model: nn.Module, inputs: Sequence[Tensor], target: Target
+) -> tuple[Row, Runner | None]:
+    """The engine that the case asks for, and a runner if its answers are right."""
+    case = row.case
+    with torch.inference_mode():
+        reference = [model(x).float().clone() for x in inputs]
+    runner: Runner | None
+    if case.engine in (AUTO, BEST):
+        chosen = [e.name for e in ENGINES if case.engine == BEST or not e.compiles]
+        fast = optimize(model, inputs[0], precision=case.precision, engines=chosen)
+        winner, runner = fast.report.winner, fast
+        error = worst_error(runner, inputs, reference)
+        row = replace(row, ran=str(winner), build_seconds=winner.build_seconds, output_error=error)
     else:
-        with torch.inference_mode():
-            reference = [model.eval()(x).float().clone() for x in inputs]
-        target = Target(device=device, precision=case.precision)
         built = build_checked(find_engine(case.engine), model, inputs, reference, target)
-        facts |= {"build_seconds": built.seconds, "output_error": built.error}
+        row = replace(
+            row,
+            ran=f"{case.engine} {case.precision}",
+            build_seconds=built.seconds,
+            output_error=built.error,
+        )
         if built.runner is None:
-            return Row(**facts, reason=built.reason)
-        call = built.runner
-        answers = zip(inputs, reference, strict=True)
-        agree = [(call(x).argmax(1) == y.argmax(1)).float().mean().item() for x, y in answers]
-        facts["top1_agreement"] = sum(agree) / len(agree)
+            return replace(row, reason=built.reason), None
+        runner = built.runner
         if built.reason:
-            return Row(**facts, reason=f"{built.reason}; not timed")
-    samples = measure(call, inputs, calls=calls, seconds=seconds, warmup_seconds=seconds)
-    return Row(
-        **facts,
-        steady=samples.steady,
-        latency_ms=1e3 * samples.median,
-        p90_ms=1e3 * samples.percentile(90),
-        minimum_ms=1e3 * samples.minimum,
-        images_per_second=case.batch_size / samples.median,
-        seconds=samples.seconds,
-    )
+            row = replace(row, reason=f"{built.reason}; not timed")
+    answers = zip(inputs, reference, strict=True)
+    agree = [(runner(x).argmax(1) == y.argmax(1)).float().mean().item() for x, y in answers]
+    row = replace(row, top1_agreement=sum(agree) / len(agree))
+    return row, None if row.reason else runner
 
 
-def load(name: str) -> tuple[nn.Module, AnyNetConfig | RegNetConfig | None, int]:
-    """A network by name or file, its config if it is an AnyNet, and the size of its images."""
-    if name in EFFICIENTNETS:
-        size = EFFICIENTNETS[name]
-        return EfficientNet(size), None, size.input_size
-    if Path(name).suffix == ".json":
-        config = config_from_json(Path(name).read_text(encoding="utf-8"))
-        return create(config), config, 224
-    weights = "." in name
-    model = create(name, pretrained=weights)
-    architecture = model.pretrained_cfg["architecture"]
-    return model, model.config, VARIANTS[architecture].input_size
-
-
-def _training_step(model: nn.Module, case: Case) -> Callable[[Tensor], Any]:
+def _training_step(model: nn.Module, target: Target) -> Callable[[Tensor], Any]:
     """Forward, loss, backward; weights stay as they are."""
-    model.train()
+    model = model.train().to(memory_format=target.memory_format)  # type: ignore[call-overload]  # torch's stubs lack it
     labels: dict[int, Tensor] = {}
 
     def step(x: Tensor) -> None:
         y = labels.setdefault(len(x), torch.arange(len(x), device=x.device) % 10)
-        half = case.precision != "fp32"
-        with torch.autocast(x.device.type, dtype=DTYPES[case.precision], enabled=half):
+        half = target.precision != "fp32"
+        x = x.to(memory_format=target.memory_format)
+        with torch.autocast(x.device.type, dtype=target.dtype, enabled=half):
             loss = nn.functional.cross_entropy(model(x).float(), y)
         loss.backward()
         for parameter in model.parameters():
             parameter.grad = None
 
     return step
-
-
-def speedups(document: Document) -> dict[tuple[str, str], float]:
-    """Time of the EfficientNet over that of the paper's RegNet, for pairs that were measured."""
-    times = {
-        (row.case.model, row.case.batch_size): row.latency_ms
-        for row in document.rows
-        if row.latency_ms
-    }
-    found = {}
-    for a, b, *_ in PAIRINGS:
-        for (name, batch), latency in times.items():
-            other = times.get((b, batch))
-            if name == a and other:
-                found[f"{a} / {b}", str(batch)] = (latency or math.nan) / other
-    return found

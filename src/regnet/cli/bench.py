@@ -11,7 +11,9 @@ from regnet.cli.output import print_error, print_json, print_table, scaled, stde
 from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
-    from regnet.bench.runner import Document, Row
+    from collections.abc import Collection
+
+    from regnet.bench.runner import Document, Pair, Row
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
 
@@ -29,18 +31,36 @@ def command(
     ] = None,
     batch_size: Annotated[str, typer.Option(help="Images per call, by comma.")] = "1",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, by comma.")] = "fp32",
-    engine: Annotated[str, typer.Option(help="Engines, by comma, or all.")] = "folded",
+    layout: Annotated[
+        str, typer.Option(help="channels_last, contiguous, by comma; for engines that let choose.")
+    ] = "channels_last",
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="Engines, by comma, or all, or best: the fastest for each network; else auto: the "
+            "fastest that needs no compiler."
+        ),
+    ] = None,
+    peers: Annotated[
+        str | None, typer.Option(help="timm, torchvision, by comma: their RegNets beside ours.")
+    ] = None,
     input_size: Annotated[
         int | None, typer.Option(help="Side of the images; else each network's own.", min=1)
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on a CPU.", min=1)] = None,
     train: Annotated[bool, typer.Option("--train", help="Forward and backward.")] = False,
     seconds: Annotated[float, typer.Option(help="For the calls that count, per case.")] = 3.0,
+    calls: Annotated[
+        int, typer.Option(help="At most so many count; 1,000 in time give a p99.", min=5)
+    ] = 200,
     quick: Annotated[
         bool, typer.Option("--quick", help="Three small networks; ends within a minute.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the document, all samples in it.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report that needs no network.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw latency and accuracy (.svg, .png, .pdf).")
+    ] = None,
     against: Annotated[Path | None, typer.Option(help="An earlier document to compare.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -53,44 +73,64 @@ def command(
     import torch
 
     from regnet.bench.compare import read
-    from regnet.bench.runner import DEFAULT_MODELS, QUICK_MODELS, Case, expand, run
+    from regnet.bench.networks import DEFAULT_MODELS, QUICK_MODELS, expand
+    from regnet.bench.runner import AUTO, BEST, Case, run
     from regnet.engines.base import DTYPES
-    from regnet.engines.optimize import ENGINES, find_engine
+    from regnet.engines.optimize import ENGINES, LAYOUTS, find_engine
 
     where = _device(device)
     earlier = read(against) if against else None
     chosen = _split(models) if models else list(QUICK_MODELS if quick else DEFAULT_MODELS)
-    engines = [e.name for e in ENGINES] if engine == "all" else _split(engine)
+    ways = _split(engine or ("folded" if quick or train else AUTO))
+    engines = [e.name for e in ENGINES] if ways == ["all"] else ways
     for name in engines:
-        find_engine(name)
-    for name in _split(precision):
-        if name not in DTYPES:
-            raise ConfigError(f"precision must be one of {', '.join(DTYPES)}; got {name!r}")
+        if name not in (AUTO, BEST):
+            find_engine(name)
+    _known("--precision", _split(precision), DTYPES)
+    _known("--layout", _split(layout), LAYOUTS)
     cases = [
         Case(
             model=model,
             batch_size=batch,
             precision=kind,  # type: ignore[arg-type]  # checked above
             engine=way,
+            layout=order,  # type: ignore[arg-type]  # checked above
             input_size=input_size,
             train=train,
         )
-        for model in expand(chosen)
         for batch in _whole(batch_size)
         for kind in _split(precision)
+        for order in _split(layout)
         for way in (["eager"] if train else engines)
+        for model in expand(chosen, _split(peers or ""))
     ]
+    if plot:
+        from regnet.plot import check_plot_file
+
+        check_plot_file(plot)
     if threads:
         torch.set_num_threads(threads)
     limit = min(seconds, 1.0) if quick else seconds
     # The progress is the rows themselves; with --json they go to stderr.
-    done = run(cases, device=where, seconds=limit, on_row=lambda row: stderr.print(_line(row)))
+    done = run(
+        cases,
+        device=where,
+        seconds=limit,
+        calls=calls,
+        on_row=lambda row: stderr.print(_line(row)),
+        on_pair=lambda pair: stderr.print(_pair_line(pair)),
+    )
     if out:
         _write(out, json.dumps(done.to_dict()))
     if html:
         from regnet.bench.report import render
 
         _write(html, render(done.to_dict()))
+    if plot:
+        from regnet.plot import save_benchmark
+
+        save_benchmark(done.to_dict(), plot)
+        stderr.print(f"wrote {plot}")
     if as_json:
         print_json(done.to_dict())
     else:
@@ -144,6 +184,13 @@ def _device(name: str) -> "torch.device":  # type: ignore[name-defined]  # noqa:
     return device
 
 
+def _known(option: str, asked: list[str], known: "Collection[str]") -> None:
+    for name in asked:
+        if name not in known:
+            word = option.removeprefix("--")
+            raise ConfigError(f"{word} must be one of {', '.join(known)}; got {name!r}")
+
+
 def _split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
@@ -169,44 +216,49 @@ def _write(path: Path, text: str) -> None:
 
 def _line(row: "Row") -> str:
     case = row.case
-    way = "train" if case.train else case.engine
+    way = "train" if case.train else row.ran or case.engine
     name = f"{case.model} batch {case.batch_size} {case.precision} {way}"
     return f"{name}: {row.reason or f'{row.latency_ms:.3f} ms'}"
 
 
-def _print(done: "Document") -> None:
-    from regnet.bench.runner import speedups
+def _pair_line(pair: "Pair") -> str:
+    return f"{pair.a} / {pair.b}, batch {pair.batch_size}, {pair.precision}: {pair.verdict}"
 
+
+def _print(done: "Document") -> None:
+    from regnet.bench.report import cells
+
+    columns = (
+        *("network", ">batch", "ran", ">image", ">flops", ">acts", ">ms", "95 %"),
+        *(">p90", ">img/s", ">of floor", ">error %", "~note"),
+    )
     print_table(
-        (
-            *("network", ">batch", "precision", "engine", ">image", ">flops", ">acts"),
-            *(">ms", ">p90", ">img/s", ">of floor", ">error %", "~note"),
-        ),
+        columns,
         [
             (
-                row.case.model,
-                str(row.case.batch_size),
-                row.case.precision,
-                "train" if row.case.train else row.case.engine,
-                str(row.input_size or ""),
-                scaled(row.flops),
-                scaled(row.activations),
-                f"{row.latency_ms:.2f}" if row.latency_ms else "",
-                f"{row.p90_ms:.2f}" if row.p90_ms else "",
-                f"{row.images_per_second:.1f}" if row.images_per_second else "",
-                f"{100 * row.floor_fused_ms / row.latency_ms:.0f} %"
-                if row.floor_fused_ms and row.latency_ms and not row.case.train
-                else "",
-                f"{row.paper_error:.1f}" if row.paper_error else "",
-                row.reason or ("" if row.steady else "not steady"),
+                row["network"],
+                row["batch"],
+                row["ran"],
+                row["image"],
+                scaled(line.flops),
+                scaled(line.activations),
+                row["ms"],
+                row["95 %"],
+                row["p90 ms"],
+                row["images/s"],
+                row["% of floor"] and f"{row['% of floor']} %",
+                row["top-1 error %"],
+                row["note"],
             )
-            for row in done.rows
+            for line in done.rows
+            for row in [cells(asdict(line))]
         ],
     )
-    for (pair, batch), ratio in speedups(done).items():
-        stdout.print(f"{pair}, batch {batch}: {ratio:.2f}")
-    device = done.environment["device"]
-    stdout.print(f"{device}, {done.environment['threads']} threads; errors are the paper's")
+    for pair in done.pairs:
+        stdout.print(_pair_line(pair))
+    sources = sorted({row.top1_source for row in done.rows if row.top1_source})
+    told = f"; errors are those of {' and '.join(sources)}" if sources else ""
+    stdout.print(f"{done.environment['device']}, {done.environment['threads']} threads{told}")
 
 
 def _print_changes(before: dict[str, object], after: dict[str, object]) -> None:

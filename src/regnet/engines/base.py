@@ -50,6 +50,8 @@ class Engine(Protocol):
     """One way to run a network."""
 
     name: str
+    compiles: bool
+    """Whether building takes a compiler, and so tens of seconds rather than a few."""
 
     def obstacle(self, target: Target) -> str | None:
         """Why it cannot be used here for this, in a few words; None if it can."""

@@ -19,6 +19,7 @@ class Compiled:
     """torch.compile with frozen weights."""
 
     name = "compiled"
+    compiles = True
 
     def obstacle(self, target: Target) -> str | None:
         return half_obstacle(target)
@@ -36,6 +37,7 @@ class AOTInductor:
     """A compiled package without Python in the loop: torch.export and AOTInductor."""
 
     name = "aot_inductor"
+    compiles = True
 
     def obstacle(self, target: Target) -> str | None:
         return half_obstacle(target)

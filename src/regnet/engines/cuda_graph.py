@@ -11,6 +11,7 @@ class CUDAGraph:
     """Norms folded, captured once and replayed on static buffers."""
 
     name = "cuda_graph"
+    compiles = False
 
     def obstacle(self, target: Target) -> str | None:
         return None if target.device.type == "cuda" else "for CUDA devices only"

@@ -13,6 +13,7 @@ class Eager:
     """The model as it is: the reference, and always in the race."""
 
     name = "eager"
+    compiles = False
 
     def obstacle(self, target: Target) -> str | None:
         if target.layout == "contiguous":
@@ -27,6 +28,7 @@ class Folded:
     """Norms folded into the convolutions."""
 
     name = "folded"
+    compiles = False
 
     def obstacle(self, target: Target) -> str | None:
         return half_obstacle(target)
@@ -39,6 +41,7 @@ class Padded:
     """Norms folded, groups widened to powers of two."""
 
     name = "padded"
+    compiles = False
 
     def obstacle(self, target: Target) -> str | None:
         return half_obstacle(target)

@@ -19,6 +19,7 @@ class ONNXRuntime:
     """ONNX Runtime with its own graph optimizations, fp32."""
 
     name = "onnx_runtime"
+    compiles = False
 
     def obstacle(self, target: Target) -> str | None:
         if target.precision != "fp32":

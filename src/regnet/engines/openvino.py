@@ -16,6 +16,7 @@ class OpenVINO:
     """OpenVINO's CPU plugin, optimized for the latency of one request."""
 
     name = "openvino"
+    compiles = False
 
     def obstacle(self, target: Target) -> str | None:
         if target.device.type != "cpu":

@@ -15,6 +15,7 @@ class TensorRT:
     """
 
     name = "tensorrt"
+    compiles = True
 
     def obstacle(self, target: Target) -> str | None:
         if target.device.type != "cuda":

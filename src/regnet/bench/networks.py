@@ -1,0 +1,186 @@
+"""What can be measured: our networks, EfficientNets, and the same networks of other libraries."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final
+
+from torch import nn
+
+from regnet.design.complexity import Complexity, complexity
+from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_json
+from regnet.design.variants import VARIANTS
+from regnet.errors import ConfigError, EngineError, MissingExtraError, WeightsError
+from regnet.nn.efficientnet import (
+    EFFICIENTNETS,
+    EfficientNet,
+    EfficientNetSize,
+    efficientnet_complexity,
+)
+from regnet.weights.catalog import find_checkpoint
+from regnet.weights.download import fetch_file
+from regnet.weights.files import read_tensors
+from regnet.zoo.create import create
+from regnet.zoo.listing import list_models
+
+PAIRINGS: Final = (
+    ("efficientnet_b0", "regnety_004", 24.9, 25.9),
+    ("efficientnet_b1", "regnety_006", 24.1, 24.5),
+    ("efficientnet_b2", "regnety_008", 23.4, 23.7),
+    ("efficientnet_b3", "regnety_016", 22.5, 22.0),
+    ("efficientnet_b4", "regnety_040", 21.2, 20.6),
+    ("efficientnet_b5", "regnety_080", 21.5, 20.1),
+)
+"""The paper's Table 4: networks of about the same flops, and their errors in percent under the
+same training."""
+
+PAPER_ERRORS: Final = {"resnet50": 23.2, "resnext50_32x4d": 21.9, "regnetx_080": 20.7} | {
+    name: error for a, b, e, f in PAIRINGS for name, error in ((a, e), (b, f))
+}
+"""Top-1 errors in percent of the paper's Tables 3 and 4."""
+
+DEFAULT_MODELS: Final = (
+    *(name for pair in PAIRINGS for name in pair[:2]),
+    "regnetx_080",
+    "resnet50",
+    "resnext50_32x4d",
+)
+
+QUICK_MODELS: Final = ("efficientnet_b0", "regnety_004", "regnetx_004")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """One network to measure, and what is known about it."""
+
+    model: nn.Module
+    architecture: AnyNetConfig | RegNetConfig | EfficientNetSize
+    input_size: int
+    """Side of the images that it was made for, in pixels."""
+    top1_error: float | None = None
+    """In percent of ImageNet-1k."""
+    top1_source: str | None = None
+
+    def complexity(self, input_size: int) -> Complexity[int]:
+        """Flops, parameters and activations for square images."""
+        if isinstance(self.architecture, EfficientNetSize):
+            return efficientnet_complexity(self.architecture, input_size)
+        return complexity(self.architecture, input_size)
+
+
+def load(name: str) -> Network:
+    """A network by name.
+
+    Args:
+        name: a variant, a checkpoint (`regnety_016.tv2_in1k`), a file of a config (.json), an
+            EfficientNet (`efficientnet_b0`; with weights of the Hub `efficientnet_b0.ra_in1k`), or
+            another library's network (`timm:regnety_016`, `torchvision:regnety_016`).
+
+    Raises:
+        RegNetError: it cannot be had; the message says why.
+    """
+    peer, _, variant = name.rpartition(":")
+    if peer in PEERS:
+        ours = load(variant)
+        if not isinstance(ours.architecture, (AnyNetConfig, RegNetConfig)):
+            raise ConfigError(f"{name}: peers are measured on RegNets")
+        return Network(
+            model=PEERS[peer](variant), architecture=ours.architecture, input_size=ours.input_size
+        )
+    base, _, tag = name.partition(".")
+    if base in EFFICIENTNETS:
+        return _efficientnet(base, tag)
+    if Path(name).suffix == ".json":
+        config = config_from_json(Path(name).read_text(encoding="utf-8"))
+        return Network(model=create(config), architecture=config, input_size=224)
+    model = create(name, pretrained=bool(tag))
+    size = VARIANTS[model.pretrained_cfg["architecture"]].input_size
+    facts: dict[str, Any] = {"model": model, "architecture": model.config, "input_size": size}
+    if not tag:
+        return Network(**facts, **_paper(name))
+    top1 = find_checkpoint(name).top1
+    error = None if top1 is None else round(100 - top1, 3)
+    return Network(**facts, top1_error=error, top1_source="its publisher" if error else None)
+
+
+def _paper(name: str) -> dict[str, Any]:
+    error = PAPER_ERRORS.get(name)
+    return {"top1_error": error, "top1_source": "the paper" if error else None}
+
+
+def _efficientnet(name: str, tag: str) -> Network:
+    size = EFFICIENTNETS[name]
+    model = EfficientNet(size)
+    if not tag:
+        return Network(model=model, architecture=size, input_size=size.input_size, **_paper(name))
+    repo = f"timm/{name}.{tag}"
+    tensors = read_tensors(fetch_file(repo, "model.safetensors", None))
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{repo} does not fit {name}: {reason}") from error
+    return Network(model=model, architecture=size, input_size=size.input_size)
+
+
+def _timm(variant: str) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtraError("timm is not installed; pip install timm") from error
+    if not timm.is_model(variant):
+        raise EngineError(f"timm has no {variant}")
+    model: nn.Module = timm.create_model(variant)
+    return model
+
+
+def _torchvision(variant: str) -> nn.Module:
+    try:
+        import torchvision
+    except ImportError as error:
+        raise MissingExtraError("torchvision is not installed; pip install torchvision") from error
+    name = VARIANTS[variant].factory.removesuffix("_tv")
+    if name not in torchvision.models.list_models():
+        raise EngineError(f"torchvision has no {variant}")
+    model: nn.Module = torchvision.models.get_model(name)
+    return model
+
+
+PEERS: Final[Mapping[str, Callable[[str], nn.Module]]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+}
+"""Other libraries: from a variant to their network of that name, with random weights."""
+
+
+def expand(patterns: Sequence[str], peers: Sequence[str] = ()) -> list[str]:
+    """Names of networks: variants by pattern, EfficientNets, checkpoints, or files of a config.
+
+    Args:
+        patterns: what to find.
+        peers: libraries whose RegNets of the same names come behind ours.
+
+    Raises:
+        ConfigError: a pattern fits nothing, or there is no such peer.
+    """
+    for peer in peers:
+        if peer not in PEERS:
+            raise ConfigError(f"there is no peer {peer!r}; there are {', '.join(PEERS)}")
+    names: list[str] = []
+    for pattern in patterns:
+        base = pattern.partition(".")[0]
+        if Path(pattern).suffix == ".json" or pattern.partition(":")[0] in PEERS:
+            names.append(pattern)
+            continue
+        found = [name for name in EFFICIENTNETS if fnmatchcase(name, pattern.lower())]
+        found += [pattern] if base in EFFICIENTNETS and base != pattern else []
+        found += list_models(pattern)
+        if not found:
+            found = list_models(pattern, pretrained=True)
+        if not found:
+            raise ConfigError(f"no network fits {pattern!r}; `regnet list` names them all")
+        names += found
+    names = list(dict.fromkeys(names))
+    ours = [name for name in names if name in VARIANTS]
+    return names + [f"{peer}:{name}" for peer in peers for name in ours]
