@@ -5,8 +5,9 @@
 For each network and batch size, in one process: eager (channels last, float32), torch.compile
 (channels last, frozen), ONNX Runtime and OpenVINO, each driven as their own guides say, without
 this package's engines; bf16 too where the processor has it. `regnet.optimize` races its engines
-anew and is then timed against every one of them in turn (A B B A). A ratio above 1 means that the
-peer takes longer. "without_openvino" is the best that needs nothing but torch.
+anew and is then timed against every one of them in turn (A B B A), in 30 pairs or, where calls are
+slow, as many as fit in --budget seconds, ten at least. A ratio above 1 means that the peer takes
+longer. "without_openvino" is the best that needs nothing but torch.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 import regnet
 from regnet.atomic import write_bytes
 from regnet.machine import environment
-from regnet.timing import Comparison, compare
+from regnet.timing import Comparison, compare, time_call
 
 MODELS = ("regnetx_004", "regnety_004", "regnety_016", "regnety_040", "regnety_080")
 NATIVE = ("eager", "folded", "padded", "compiled", "aot_inductor")
@@ -90,7 +91,7 @@ PEERS = (
 )
 
 
-def rows(name: str, batch: int, seconds: float, pairs: int) -> Iterator[dict[str, object]]:
+def rows(name: str, batch: int, seconds: float, budget: float) -> Iterator[dict[str, object]]:
     """One network and batch size: all precisions allowed, then fp32 alone."""
     torch.manual_seed(0)
     build = lambda: regnet.create(name).eval()  # noqa: E731 - a fresh copy each time
@@ -131,12 +132,21 @@ def rows(name: str, batch: int, seconds: float, pairs: int) -> Iterator[dict[str
         for label, call in peers.items():
             if allowed == "fp32" and "bf16" in label:
                 continue
-            found = compare(ours, call, inputs, pairs=pairs, seconds=seconds)
+            found = in_turn(ours, call, inputs, seconds, budget)
             row["against"][label] = summary(found)
         best = "openvino bf16" if allowed == "bf16" else "openvino fp32"
-        found = compare(without, peers[best], inputs, pairs=pairs, seconds=seconds)
+        found = in_turn(without, peers[best], inputs, seconds, budget)
         row["without_openvino"] = {"peer": best} | summary(found)
         yield row
+
+
+def in_turn(
+    ours: Call, peer: Call, inputs: list[Tensor], seconds: float, budget: float
+) -> Comparison:
+    """Thirty pairs, or fewer of slow calls."""
+    once = sum(min(time_call(call, x) for x in inputs) for call in (ours, peer))
+    pairs = max(10, min(30, int(budget / (2 * once))))  # each turn has a call that does not count
+    return compare(ours, peer, inputs, pairs=pairs, seconds=seconds)
 
 
 def summary(found: Comparison) -> dict[str, object]:
@@ -159,7 +169,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--batch-size", type=int, nargs="+", default=(1, 16))
     parser.add_argument("--seconds", type=float, default=6.0, help="per comparison")
-    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--budget", type=float, default=20.0, help="per comparison, in seconds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -168,7 +178,7 @@ def main() -> None:
     document: dict[str, object] = {"environment": environment(CPU), "rows": []}
     for name in args.models:
         for batch in args.batch_size:
-            for row in rows(name, batch, args.seconds, args.pairs):
+            for row in rows(name, batch, args.seconds, args.budget):
                 document["rows"].append(row)
                 ratios = {k: round(v["ratio"], 3) for k, v in row["against"].items()}
                 least = min(ratios.values())

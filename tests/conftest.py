@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from tests.hub import Hub
@@ -37,11 +38,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--long"):
-        return
+    skipped = {}
+    if not config.getoption("--long"):
+        skipped["long"] = "takes many minutes; pytest --long runs it"
+    if not torch.cuda.is_available():
+        skipped["gpu"] = "needs a CUDA GPU; scripts/gpu_check.sh runs it where there is one"
     for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(pytest.mark.skip(reason="takes many minutes; pytest --long runs it"))
+        for marker, reason in skipped.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture

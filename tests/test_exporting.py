@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,9 +114,14 @@ def test_int8(model, tmp_path, name):
     assert done.agreement > 0.9
     assert 0 < done.error < 0.5
     assert "of 12 images" in str(done)
-    fp32 = regnet.export(model, tmp_path / f"wide{path.suffix}", format=name)
-    if name == "openvino":
-        assert done.size_bytes < 0.5 * fp32.size_bytes
+
+
+def test_int8_files_are_small_and_refused_where_classes_change(model, tmp_path):
+    path = tmp_path / "model.xml"
+    options = {"precision": "int8", "images": photos()}
+    done = regnet.export(model, path, **options)
+    wide = regnet.export(model, tmp_path / "wide.xml")
+    assert done.size_bytes < 0.5 * wide.size_bytes
     before = path.read_bytes()
     with pytest.raises(EngineError, match=r"int8 gives .* nothing was written"):
         regnet.export(model, path, min_agreement=1.01, **options)
@@ -132,11 +138,30 @@ def test_what_differs_is_not_written(small, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_what_cannot_be_exported_says_why(tmp_path):
-    halo = regnet.create("haloregnetz_b").eval()
-    with pytest.raises(EngineError, match="onnx cannot take this network"):
-        regnet.export(halo, tmp_path / "halo.onnx")
+def test_what_cannot_be_exported_says_why(small, tmp_path, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no\nsuch operator")
+
+    monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=broken))
+    with pytest.raises(EngineError, match="onnx cannot take this network: RuntimeError: no such"):
+        regnet.export(small, tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["regnetv_040", "regnetz_b16", "regnetz_c16_evos", "nf_regnet_b0"])
+def test_families_are_exported(name, tmp_path):
+    torch.manual_seed(0)
+    network = regnet.create(name)
+    done = regnet.export(network, tmp_path / "a.pt2", example=torch.zeros(1, 3, 64, 64))
+    assert done.dynamic
+    assert network.training
+
+
+def test_halo_attention_has_one_size(tmp_path):
+    halo = regnet.create("haloregnetz_b")
+    with pytest.raises(ConfigError, match=r"halo attention ties .* dynamic=False"):
+        regnet.export(halo, tmp_path / "halo.pt2")
+    assert not regnet.export(halo, tmp_path / "halo.pt2", dynamic=False).dynamic
 
 
 @pytest.mark.parametrize(

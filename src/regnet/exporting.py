@@ -25,6 +25,7 @@ from regnet.engines.openvino import convert, run_openvino, write_openvino
 from regnet.engines.optimize import INPUT_SETS, default_shape, worst_error
 from regnet.engines.program import capture, dynamic_shapes, smallest_side
 from regnet.errors import ConfigError, EngineError, RegNetError
+from regnet.nn.layers import HaloAttention
 from regnet.nn.model import AnyNet, evaluating
 from regnet.zoo.create import preprocess
 
@@ -205,6 +206,8 @@ def export(
     form = _format(path, format, precision)
     if (precision == "int8") != (images is not None):
         raise ConfigError("precision 'int8' and images to calibrate with go together")
+    if dynamic and any(isinstance(module, HaloAttention) for module in model.modules()):
+        raise ConfigError("halo attention ties an exported network to one size: dynamic=False")
     if example is None:
         example = torch.zeros(default_shape(model, "latency"))
     device = torch.device("cpu") if form.portable else next(model.parameters()).device
