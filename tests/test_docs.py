@@ -1,6 +1,8 @@
 """What README and CONTRIBUTING say is run."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,23 @@ def test_the_example_of_the_benchmarks_runs(capsys):
     exec(example, names)
     assert "folded fp32" in capsys.readouterr().out
     assert names["logits"].shape == (4, 10)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_of_the_exports_runs(monkeypatch, capsys, tmp_path):
+    [example] = code_blocks(ROOT / "docs/export.md")
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert capsys.readouterr().out.startswith("regnety_cifar.pt2: torch fp32, any batch and size")
+
+
+def test_tables_are_those_of_the_results():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/write_tables.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_row_of_contributing_makes_a_variant():

@@ -1,0 +1,74 @@
+"""Whether the benchmark's verdicts can be trusted on this machine, by its own clock: JSON.
+
+    python benchmarks/verdicts.py --out benchmarks/results/verdicts.json
+
+A network against itself, twenty times: at least nineteen must show no difference. Then against
+itself with 5 % of its time spent waiting behind it, ten times: all must show it.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import regnet
+from regnet.atomic import write_bytes
+from regnet.engines.base import Runner, Target
+from regnet.engines.eager import Folded
+from regnet.machine import environment
+from regnet.timing import compare, measure
+
+CPU = torch.device("cpu")
+
+
+def slowed(call: Runner, seconds: float) -> Runner:
+    """The call, and so many seconds of waiting."""
+
+    def run(x: Tensor) -> Tensor:
+        out = call(x)
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+        return out
+
+    return run
+
+
+def main() -> None:
+    """Compare, and count."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="regnetx_002")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    model = regnet.create(args.model).eval()
+    rng = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, 3, 224, 224, generator=rng) for _ in range(3)]
+    call = Folded().build(model, inputs[0], Target(device=CPU))
+    again = Folded().build(model, inputs[0], Target(device=CPU))
+    slow = slowed(call, 0.05 * measure(call, inputs).median)
+    document = {"environment": environment(CPU), "model": args.model}
+    for name, other, runs in (("same", again, 20), ("slower by 5 %", slow, 10)):
+        found = [
+            compare(call, other, inputs, seconds=4, rng=np.random.default_rng(n))
+            for n in range(runs)
+        ]
+        document[name] = {
+            "runs": runs,
+            "differences_shown": sum(c.differs for c in found),
+            "medians": [round(c.median, 4) for c in found],
+            "intervals": [[round(c.low, 4), round(c.high, 4)] for c in found],
+            "verdicts": [c.verdict("the one", "the other") for c in found],
+        }
+        print(name, document[name]["differences_shown"], "of", runs, document[name]["medians"])
+    if args.out:
+        write_bytes(args.out, json.dumps(document, indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()
