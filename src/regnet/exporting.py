@@ -157,7 +157,7 @@ FORMATS: Final[Mapping[str, Format]] = {
             write=lambda work, path: write_package(
                 work.program(portable=False), path, work.target, work.metadata
             ),
-            load=lambda path, target: load_package(path),
+            load=load_package,
             portable=False,
         ),
     )

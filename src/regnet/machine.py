@@ -12,8 +12,8 @@ from typing import Any, Final
 import torch
 
 PACKAGES: Final = (
-    "regnet", "torch", "triton", "numpy", "onnxruntime", "openvino", "nncf", "torchao",
-    "torch-tensorrt", "timm", "torchvision",
+    "regnet", "torch", "triton", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu",
+    "openvino", "nncf", "torchao", "torch-tensorrt", "timm", "torchvision",
 )  # fmt: skip
 
 GPU_FACTS: Final = (

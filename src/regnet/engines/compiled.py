@@ -3,7 +3,9 @@
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from types import FunctionType
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +28,29 @@ class Compiled:
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         model = placed(folded(model), target)
-        # A graph of its own: compiled code is kept by function, and models share theirs.
-        run = casting(torch.compile(lambda x: model(x), fullgraph=True, dynamic=False), target)
+        call = torch.compile(_function_of_its_own(model), fullgraph=True, dynamic=False)
+        run = casting(call, target)
         with _frozen(target):
             run(example)  # compiles
         return run
+
+
+def _function_of_its_own(model: nn.Module) -> FunctionType:
+    """The call of a model as a function that shares its code with no other.
+
+    torch.compile keeps what it compiled by code object, looks through all of it at each call, and
+    stops at eight.
+    """
+
+    def call(x: Tensor) -> Tensor:
+        out: Tensor = model(x)
+        return out
+
+    code = call.__code__.replace(co_name=f"call_{next(_numbers)}")
+    return FunctionType(code, globals(), closure=call.__closure__)
+
+
+_numbers = count()
 
 
 class AOTInductor:
@@ -46,7 +66,7 @@ class AOTInductor:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.pt2"
             write_package(capture(model, example, target), path, target)
-            return load_package(path)
+            return load_package(path, target)
 
 
 def write_package(
@@ -63,9 +83,10 @@ def write_package(
         )
 
 
-def load_package(path: Path) -> Runner:
+def load_package(path: Path, target: Target) -> Runner:
     """A runner of such a file."""
-    loaded = torch._inductor.aoti_load_package(str(path))
+    index = target.device.index if target.device.index is not None else -1
+    loaded = torch._inductor.aoti_load_package(str(path), device_index=index)
     # The program takes the strides of its example for granted, and does not look.
     return inference(lambda x: loaded(x.contiguous()))
 

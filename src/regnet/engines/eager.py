@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from regnet.engines.base import OWN_LAYOUT, Runner, Target, half_obstacle
-from regnet.engines.transforms import folded, padded, pays_to_pad, placed
+from regnet.engines.transforms import folded, folds, padded, pays_to_pad, placed
+from regnet.errors import EngineError
 
 
 class Eager:
@@ -34,6 +35,8 @@ class Folded:
         return half_obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
+        if not folds(model):
+            raise EngineError("there is no norm to fold")
         return casting(placed(folded(model), target), target)
 
 
@@ -48,7 +51,7 @@ class Padded:
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         if not pays_to_pad(model):
-            raise ValueError("all group widths are powers of two")
+            raise EngineError("no group width needs padding")
         return casting(placed(padded(model), target), target)
 
 

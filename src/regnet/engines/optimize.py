@@ -3,8 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any, Final, Literal
@@ -31,7 +31,7 @@ from regnet.engines.tensorrt import TensorRT
 from regnet.errors import ConfigError, EngineError
 from regnet.machine import what_decides_speed
 from regnet.nn.model import AnyNet, evaluating
-from regnet.timing import measure, peak_memory
+from regnet.timing import compare, measure, peak_memory
 
 ENGINES: Final[tuple[Engine, ...]] = (
     Eager(),
@@ -51,6 +51,12 @@ PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
 LAYOUTS: Final[tuple[Layout, ...]] = ("channels_last", "contiguous")
 
 INPUT_SETS: Final = 3
+
+LASTING: Final = ("wrong: ", "unsuitable: ")
+"""How reasons begin that will be the same next time."""
+
+CLOSE: Final = 1.1
+"""Candidates whose time is at most so many times the best are run in turn with it."""
 
 _log = logging.getLogger(__name__)
 
@@ -183,34 +189,24 @@ def optimize(
         for layout in layouts
     ]
     shape = tuple(example.shape) if example is not None else default_shape(model, goal)
-    with evaluating(model), torch.inference_mode(), _unchanged_settings():
-        race = _Race(model, shape, device)
+    with evaluating(model), _settings_of_a_race(device):
+        race = _Race(model, shape, device, seconds)
         ways = list(product(chosen, targets))
-        key = key_of(model, {"shape": shape, **what_decides_speed(device)})
+        key = key_of(model, {"shape": shape, "seconds": seconds, **what_decides_speed(device)})
         known = {} if refresh else _known(key)
-        remembered = all((engine.name, t.precision, t.layout) in known for engine, t in ways)
-        candidates: list[Candidate] = []
-        runners: dict[int, Runner] = {}
-        if remembered:
-            candidates = [known[engine.name, t.precision, t.layout] for engine, t in ways]
-            index = _fastest(candidates)
-            if index is not None:
-                row, runner = race.enter(*ways[index])
-                remembered = runner is not None
-                if runner:
-                    runners[index] = runner
-        if not remembered:
-            candidates = []
-            for number, (engine, target) in enumerate(ways):
-                row, runner = race.enter(engine, target, seconds)
-                _log.info("%s: %s", row, row.reason or f"{row.latency_ms:.3f} ms")
-                if runner:
-                    runners[number] = runner
-                candidates.append(row)
+        candidates = _recalled(ways, known)
+        remembered = candidates is not None
+        runner: Runner | None = None
+        if candidates and (index := _fastest(candidates)) is not None:
+            _, runner = race.enter(*ways[index], timed=False)
+        if runner is None:
+            candidates, runner = race.run(ways)
+            remembered = False
             known |= {(row.engine, row.precision, row.layout): row for row in candidates}
             remember(key, [asdict(row) for row in known.values()])
+    assert candidates is not None
     index = _fastest(candidates)
-    if index is None:
+    if index is None or runner is None:
         reasons = "; ".join(f"{row}: {row.reason}" for row in candidates)
         raise EngineError(f"none of these engines works here: {reasons}")
     winner = candidates[index]
@@ -222,7 +218,7 @@ def optimize(
         speedup=eager / winner.latency_ms if eager and winner.latency_ms else None,
         remembered=remembered,
     )
-    return Optimized(model, runners[index], report)
+    return Optimized(model, runner, report)
 
 
 def _chosen(engines: Sequence[str] | str) -> tuple[Engine, ...]:
@@ -234,6 +230,26 @@ def _chosen(engines: Sequence[str] | str) -> tuple[Engine, ...]:
 def _fastest(candidates: Sequence[Candidate]) -> int | None:
     times = {n: row.latency_ms for n, row in enumerate(candidates) if row.latency_ms}
     return min(times, key=lambda n: times[n] or math.inf) if times else None
+
+
+def _recalled(
+    ways: Sequence[tuple[Engine, Target]],
+    known: Mapping[tuple[str, str, str], Candidate],
+) -> list[Candidate] | None:
+    """All candidates as they were; None if one was not tried, or may fare better today."""
+    rows = []
+    for engine, target in ways:
+        row = known.get((engine.name, target.precision, target.layout))
+        if obstacle := engine.obstacle(target):
+            row = _candidate(engine, target, reason=obstacle)
+        elif row is None or not (row.latency_ms or (row.reason or "").startswith(LASTING)):
+            return None
+        rows.append(row)
+    return rows
+
+
+def _candidate(engine: Engine, target: Target, **facts: Any) -> Candidate:
+    return Candidate(engine=engine.name, precision=target.precision, layout=target.layout, **facts)
 
 
 def _known(key: str) -> dict[tuple[str, str, str], Candidate]:
@@ -268,31 +284,89 @@ def default_shape(model: nn.Module, goal: str) -> tuple[int, ...]:
 class _Race:
     """Inputs and right answers for one network and shape."""
 
-    def __init__(self, model: nn.Module, shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, shape: tuple[int, ...], device: torch.device, seconds: float
+    ) -> None:
         rng = torch.Generator().manual_seed(0)
         # Random numbers, never zeros: processors are quicker on zeros.
         self.inputs = [torch.randn(shape, generator=rng).to(device) for _ in range(INPUT_SETS)]
-        self.reference = [model(x).float().clone() for x in self.inputs]
-        self.model = model
+        self.reference = answers(model, self.inputs)
+        self.model, self.seconds = model, seconds
+
+    def run(self, ways: Sequence[tuple[Engine, Target]]) -> tuple[list[Candidate], Runner | None]:
+        """Every way timed alone, the closest in turn; and the fastest's runner."""
+        rows: list[Candidate] = []
+        runners: dict[int, Runner] = {}
+        for number, (engine, target) in enumerate(ways):
+            row, runner = self.enter(engine, target)
+            _log.info("%s: %s", row, row.reason or f"{row.latency_ms:.3f} ms")
+            rows.append(row)
+            if runner:
+                runners[number] = runner
+            best = _fastest(rows)
+            if best is None:
+                continue
+            limit = CLOSE * (rows[best].latency_ms or math.inf)
+            # Runners hold weights and memory for maps: only those that may win are kept.
+            runners = {n: r for n, r in runners.items() if (rows[n].latency_ms or 0) <= limit}
+            del runner
+            if target.device.type == "cuda":
+                torch.cuda.empty_cache()
+        best = _fastest(rows)
+        if best is None:
+            return rows, None
+        for number in runners.keys() - {best}:
+            found = compare(
+                runners[best], runners[number], self.inputs, pairs=20, seconds=self.seconds
+            )
+            latency = (rows[best].latency_ms or math.nan) * found.median
+            rows[number] = replace(rows[number], latency_ms=latency)
+        best = _fastest(rows)
+        return rows, None if best is None else runners[best]
 
     def enter(
-        self, engine: Engine, target: Target, seconds: float | None = None
+        self, engine: Engine, target: Target, *, timed: bool = True
     ) -> tuple[Candidate, Runner | None]:
-        """Build, check, and time for so many seconds; a runner only if it may be used."""
-        row = Candidate(engine=engine.name, precision=target.precision, layout=target.layout)
+        """Build, check, and time one way; a runner only if it may be used."""
+        row = _candidate(engine, target)
         try:
             with peak_memory(target.device) as grown:
                 built = build_checked(engine, self.model, self.inputs, self.reference, target)
-                facts: dict[str, Any] = {"build_seconds": built.seconds, "error": built.error}
-                row = replace(row, reason=built.reason, peak_bytes=grown(), **facts)
-            if built.reason or seconds is None:
-                return row, None if built.reason else built.runner
-            assert built.runner is not None
-            samples = measure(built.runner, self.inputs, seconds=seconds, warmup_seconds=seconds)
+                row = replace(
+                    row,
+                    reason=built.reason,
+                    build_seconds=built.seconds,
+                    error=built.error,
+                    peak_bytes=grown() if built.runner else None,
+                )
+            if built.runner is None or built.reason:
+                return row, None
+            if timed:
+                samples = measure(
+                    built.runner,
+                    self.inputs,
+                    seconds=self.seconds,
+                    warmup_seconds=self.seconds,
+                )
+                row = replace(row, latency_ms=1e3 * samples.median)
+        except EngineError as problem:
+            return replace(row, reason=f"unsuitable: {problem}"), None
         except Exception as problem:  # noqa: BLE001 - an engine may fail in any way; the race goes on
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
             return replace(row, reason=reason), None
-        return replace(row, latency_ms=1e3 * samples.median), built.runner
+        return row, built.runner
+
+
+def answers(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """What a model in evaluation mode gives for each input, in true float32."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        with torch.inference_mode():
+            return [model(x).float().clone() for x in inputs]
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -339,12 +413,14 @@ def worst_error(runner: Runner, inputs: Sequence[Tensor], reference: Sequence[Te
 
 
 @contextmanager
-def _unchanged_settings() -> Iterator[None]:
-    """Global settings of torch as before, whatever engines do to them."""
+def _settings_of_a_race(device: torch.device) -> Iterator[None]:
+    """On CUDA, this device is the current one and cuDNN tries its kernels; as before behind."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = (cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads())
+    cudnn.benchmark = True
     try:
-        yield
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield
     finally:
         cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before[:3]
         torch.set_num_threads(before[3])
