@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import regnet
 from regnet.atomic import write_bytes
 from regnet.bench.networks import load
-from regnet.engines.base import DTYPES, Runner, relative_error
+from regnet.engines.base import DTYPES, TOLERANCES, Runner, relative_error
 from regnet.machine import environment
 from regnet.timing import compare, measure
 
@@ -68,6 +68,7 @@ def main() -> None:
             inputs = [torch.randn(batch, 3, 224, 224, generator=rng).to(device) for _ in range(3)]
             with torch.inference_mode():
                 reference = model(inputs[0])
+            torch._dynamo.reset()  # never behind: it would take what is frozen from ours
             ours = regnet.optimize(model, inputs[0], precision=args.precision, refresh=True)
             row: dict[str, object] = {
                 "model": name,
@@ -79,18 +80,19 @@ def main() -> None:
             for label, mode in (
                 ("eager", None), ("compiled", "reduce-overhead" if batch == 1 else "default"),
             ):  # fmt: skip
-                runners = {}
+                runners: dict[str, Runner] = {}
                 for layout in LAYOUTS:
-                    torch._dynamo.reset()
                     other = load(f"timm:{name}" if library == "timm" else name).model.to(device)
                     other.load_state_dict(model.state_dict())
                     runners[layout] = peer(other, layout, args.precision, mode)
                 times = {k: measure(v, inputs, seconds=1).median for k, v in runners.items()}
                 layout = min(times, key=lambda k: times[k])
+                error = relative_error(runners[layout](inputs[0]), reference)
+                assert error < TOLERANCES[args.precision], f"{label} gives wrong numbers: {error}"
                 found = compare(ours, runners[layout], inputs, pairs=30, seconds=args.seconds)
                 row["against"][label] = {
                     "layout": layout,
-                    "error": relative_error(runners[layout](inputs[0]), reference),
+                    "error": error,
                     "ratio": found.median,
                     "low": found.low,
                     "high": found.high,
@@ -98,8 +100,8 @@ def main() -> None:
                 }
             document["rows"].append(row)
             print(json.dumps({k: v for k, v in row.items() if k != "candidates"}), flush=True)
-    if args.out:
-        write_bytes(args.out, json.dumps(document, indent=1).encode())
+            if args.out:
+                write_bytes(args.out, json.dumps(document, indent=1).encode())
 
 
 if __name__ == "__main__":

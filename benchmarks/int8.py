@@ -34,8 +34,8 @@ from regnet.timing import compare
 VARIANT = "regnety_016"
 STAGES = (
     # pixels, images per step, steps, peak learning rate
-    (64, 64, 1500, 0.05),
-    (224, 32, 100, 0.01),
+    (64, 64, 800, 0.05),
+    (224, 32, 60, 0.01),
 )
 SIZE = 224
 CALIBRATION = 400

@@ -55,7 +55,7 @@ def main() -> None:
     document = {"environment": environment(CPU), "model": args.model}
     for name, other, runs in (("same", again, 20), ("slower by 5 %", slow, 10)):
         found = [
-            compare(call, other, inputs, seconds=4, rng=np.random.default_rng(n))
+            compare(call, other, inputs, seconds=2, rng=np.random.default_rng(n))
             for n in range(runs)
         ]
         document[name] = {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that needs an NVIDIA GPU, in some minutes: GPU tests, the benchmark, the profile of
-# grouped convolutions, and `optimize` against timm. Results go to benchmarks/results/gpu, or to $1.
+# grouped convolutions, and `optimize` against timm; one that fails does not stop the rest. Results go to benchmarks/results/gpu, or to $1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-benchmarks/results/gpu}
@@ -11,8 +11,10 @@ if not torch.cuda.is_available():
     sys.exit("gpu_check: torch sees no CUDA GPU; run this where there is one, with a CUDA build of torch")
 END
 mkdir -p "$out"
-"$python" -m pytest -m gpu -q -p no:cacheprovider --junitxml "$out/tests.xml"
+failed=0
+"$python" -m pytest -m gpu -q -p no:cacheprovider --junitxml "$out/tests.xml" || failed=1
 "$python" -m regnet.bench --device cuda --batch-size 1,64 --precision fp16 --seconds 1 \
-  --out "$out/bench.json" --html "$out/bench.html"
-"$python" benchmarks/grouped_convs.py --device cuda --out "$out/grouped_convs.json"
-"$python" benchmarks/gpu_peers.py --out "$out/peers.json"
+  --out "$out/bench.json" --html "$out/bench.html" || failed=1
+"$python" benchmarks/grouped_convs.py --device cuda --out "$out/grouped_convs.json" || failed=1
+"$python" benchmarks/gpu_peers.py --out "$out/peers.json" || failed=1
+exit $failed

@@ -87,7 +87,9 @@ def bench(document: Document) -> Iterator[str]:
     yield ""
     yield from (f"- {pair['a']} / {pair['b']}: {pair['verdict']}" for pair in document["pairs"])
     yield ""
-    yield f"Batch 1, float32; errors are the paper's. {origin(document)}."
+    [batch] = {row["case"]["batch_size"] for row in document["rows"]}
+    [precision] = {row["case"]["precision"] for row in document["rows"]}
+    yield f"Batch {batch}, {precision}; errors are those of the paper. {origin(document)}."
 
 
 def int8(document: Document) -> Iterator[str]:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ import regnet
 from regnet import exporting
 from regnet.design.config import RegNetConfig
 from regnet.engines.base import TOLERANCES, relative_error
-from regnet.errors import ConfigError, EngineError
+from regnet.errors import ConfigError, EngineError, MissingExtraError
 from regnet.exporting import FORMATS
 from tests.cli.test_cli import refused
 from tests.cli.test_cli import regnet as command
+
+ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -155,6 +158,24 @@ def test_families_are_exported(name, tmp_path):
     done = regnet.export(network, tmp_path / "a.pt2", example=torch.zeros(1, 3, 64, 64))
     assert done.dynamic
     assert network.training
+
+
+@pytest.mark.parametrize("package", ["openvino", "onnxscript"])
+def test_what_is_not_installed_is_named(small, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    path = tmp_path / ("a.xml" if package == "openvino" else "a.onnx")
+    with pytest.raises(MissingExtraError, match="not installed: pip install 'regnet"):
+        regnet.export(small, path)
+
+
+def test_int8_of_another_image_size(model, tmp_path):
+    photo = ROOT / "docs/photos/chelsea.png"
+    done = regnet.export(
+        model, tmp_path / "a.xml", precision="int8", images=[photo] * 8, dynamic=False,
+        example=torch.zeros(1, 3, 48, 48),
+    )  # fmt: skip
+    assert done.agreement == 1
+    assert done.judged == 2
 
 
 def test_halo_attention_has_one_size(tmp_path):

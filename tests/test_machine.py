@@ -42,6 +42,7 @@ def test_the_state_of_a_gpu(tmp_path, monkeypatch, script, expected):
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr("regnet.machine._gpu_id", lambda device: "GPU-1")
     found = gpu_state(torch.device("cuda", 0))
     assert (found["clocks.sm"] if expected else found) == expected
     assert found is None or tuple(found) == GPU_FACTS

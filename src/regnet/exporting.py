@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from regnet.data.images import ImageSource
-from regnet.engines.base import TOLERANCES, Precision, Runner, Target
+from regnet.engines.base import TOLERANCES, Engine, Precision, Runner, Target
 from regnet.engines.compiled import load_package, write_package
 from regnet.engines.eager import inference
 from regnet.engines.int8 import quantize_openvino, quantize_program
-from regnet.engines.onnx_runtime import load_onnx, write_onnx
-from regnet.engines.openvino import convert, run_openvino, write_openvino
-from regnet.engines.optimize import INPUT_SETS, default_shape, worst_error
+from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx, write_onnx
+from regnet.engines.openvino import OpenVINO, convert, run_openvino, write_openvino
+from regnet.engines.optimize import INPUT_SETS, answers, default_shape, worst_error
 from regnet.engines.program import capture, dynamic_shapes, smallest_side
-from regnet.errors import ConfigError, EngineError, RegNetError
+from regnet.errors import ConfigError, EngineError, MissingExtraError, RegNetError
 from regnet.nn.layers import HaloAttention
 from regnet.nn.model import AnyNet, evaluating
 from regnet.zoo.create import preprocess
@@ -104,6 +104,8 @@ class Format:
     precisions: tuple[FilePrecision, ...]
     write: Callable[[Work, Path], None]
     load: Callable[[Path, Target], Runner]
+    runtime: Engine | None = None
+    """What reads the file, if it must be installed."""
     portable: bool = True
     """Whether it runs on any device; else on the kind that the model was on."""
 
@@ -142,6 +144,7 @@ FORMATS: Final[Mapping[str, Format]] = {
             precisions=("fp32", "fp16"),
             write=lambda work, path: write_onnx(work.program(), path, work.metadata),
             load=load_onnx,
+            runtime=ONNXRuntime(),
         ),
         Format(
             name="openvino",
@@ -149,6 +152,7 @@ FORMATS: Final[Mapping[str, Format]] = {
             precisions=("fp32", "fp16", "int8"),
             write=_write_openvino,
             load=run_openvino,
+            runtime=OpenVINO(),
         ),
         Format(
             name="aot_inductor",
@@ -211,6 +215,10 @@ def export(
     if example is None:
         example = torch.zeros(default_shape(model, "latency"))
     device = torch.device("cpu") if form.portable else next(model.parameters()).device
+    if precision == "int8" and device.type != "cpu":
+        raise ConfigError(f"int8 files of {form.name} are for CPUs; move the model there")
+    if form.runtime and (obstacle := form.runtime.obstacle(Target(device=device))):
+        raise MissingExtraError(f"{form.name}: {obstacle}")
     shape = tuple(example.shape)
     calibration, judges = _split(model, images, shape, dynamic=dynamic)
     work = Work(
@@ -298,7 +306,7 @@ def _split(
     if isinstance(images, Tensor):
         tensors = images[chosen].float().cpu()
     else:
-        transform = preprocess(model)
+        transform = replace(preprocess(model), size=(shape[-2], shape[-1]))
         tensors = torch.stack([transform(images[index]) for index in chosen])
     if not dynamic and tuple(tensors.shape[1:]) != shape[1:]:
         raise ConfigError(
@@ -319,8 +327,7 @@ def _error(runner: Runner, work: Work) -> float:
         shapes = [(n, c, max(h, least), max(w, least)), (n + 2, c, least + h // 2, least + w // 3)]
     inputs = [torch.randn(shape, generator=rng).to(work.example.device) for shape in shapes]
     home = next(work.model.parameters()).device
-    with torch.inference_mode():
-        reference = [work.model(x.to(home)).float() for x in inputs]
+    reference = answers(work.model, [x.to(home) for x in inputs])
     return worst_error(runner, inputs, reference)
 
 

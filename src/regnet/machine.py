@@ -32,7 +32,8 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
+        "tf32_cudnn": torch.backends.cudnn.allow_tf32,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "gpu": gpu_state(device),
     }
@@ -63,12 +64,19 @@ def gpu_state(device: torch.device) -> dict[str, str] | None:
     """Clocks, temperature, power and throttle reasons of a CUDA device, as nvidia-smi says."""
     if device.type != "cuda":
         return None
-    index = device.index if device.index is not None else torch.cuda.current_device()
     told = _told(
-        "nvidia-smi", f"--id={index}", f"--query-gpu={','.join(GPU_FACTS)}", "--format=csv,noheader"
+        "nvidia-smi",
+        f"--id={_gpu_id(device)}",
+        f"--query-gpu={','.join(GPU_FACTS)}",
+        "--format=csv,noheader",
     )
     values = [value.strip() for value in told.split(",")] if told else []
     return dict(zip(GPU_FACTS, values, strict=True)) if len(values) == len(GPU_FACTS) else None
+
+
+def _gpu_id(device: torch.device) -> str:
+    """What nvidia-smi calls it: numbers there ignore CUDA_VISIBLE_DEVICES."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def _cpu() -> dict[str, Any]:

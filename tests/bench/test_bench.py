@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import types
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +86,34 @@ def test_a_training_step_can_be_timed(config_file):
     assert row.latency_ms > 0
 
 
+def test_a_network_of_few_classes_and_other_channels_can_be_timed(tmp_path):
+    path = tmp_path / "few.json"
+    path.write_text(replace(SMALL, num_classes=2, in_chans=1).to_json())
+    todo = [Case(model=str(path), input_size=32, batch_size=4, engine="folded")]
+    rows = run([*todo, replace(todo[0], train=True)], device=CPU, seconds=0.1).rows
+    assert [row.reason for row in rows] == [None, None]
+
+
+def test_what_there_is_can_be_kept_after_each_case(config_file):
+    kept = []
+    run(cases(config_file) * 2, device=CPU, seconds=0.05, keep=kept.append)
+    assert [(len(d.rows), d.complete) for d in kept] == [(1, False), (2, False)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["auto", "cuda_graph", "compiled"])
+def test_rows_and_pairs_of_a_gpu(engine):
+    todo = [
+        Case(model=name, input_size=64, batch_size=2, engine=engine, precision="fp16")
+        for name in ("efficientnet_b0", "regnety_004")
+    ]
+    done = run(todo, device=torch.device("cuda"), seconds=0.2)
+    assert [row.reason for row in done.rows] == [None, None]
+    assert all(0 < row.queued_ms <= 1.5 * row.latency_ms for row in done.rows)
+    assert all(row.with_copy_ms > 0 for row in done.rows)
+    assert len(done.pairs) == 1
+
+
 def test_what_fails_is_a_row_and_the_rest_goes_on(config_file, monkeypatch):
     monkeypatch.setattr(optimize, "ENGINES", (Wrong(), *optimize.ENGINES))
     todo = [
@@ -153,7 +182,7 @@ def test_pairs_run_in_turn():
     assert len(pair.ratios) == 30
     times = {row.case.model: row.latency_ms for row in done.rows}
     assert pair.ratio == pytest.approx(times["efficientnet_b0"] / times["regnety_004"], rel=0.5)
-    assert pair.verdict == "no difference shown" or "faster" in pair.verdict
+    assert (pair.ran_a, pair.ran_b) == ("folded fp32", "folded fp32")
     assert "In turn" in render(done.to_dict())
 
 
@@ -193,7 +222,7 @@ def test_peers_stand_beside_ours(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     names = expand(["regnetx_002", "efficientnet_b0"], ["timm", "torchvision"])
     assert names == [
-        "regnetx_002", "efficientnet_b0", "timm:regnetx_002", "torchvision:regnetx_002",
+        "regnetx_002", "timm:regnetx_002", "torchvision:regnetx_002", "efficientnet_b0",
     ]  # fmt: skip
     todo = [Case(model=n, input_size=32, engine="folded") for n in names if "net_b0" not in n]
     done = run(todo, device=CPU, seconds=0.1)
@@ -212,11 +241,18 @@ def test_documents_are_compared(tmp_path, config_file):
     slower["rows"][0]["seconds"] = [1.2 * s for s in before["rows"][0]["seconds"]]
     [change] = compare_documents(before, slower)
     assert change.ratio == pytest.approx(1 / 1.2)
-    assert change.verdict == "1.20x slower"
+    assert change.verdict == "1.20x slower there"
+    assert compare_documents(slower, before)[0].verdict == "1.20x faster there"
+    noisy = json.loads(json.dumps(before))
+    noisy["rows"][0]["seconds"] = [(0.5 + n % 2) * 1e-3 for n in range(50)]
     assert compare_documents(before, before)[0].verdict == "no difference shown"
+    assert compare_documents(noisy, noisy)[0].verdict == "no difference shown"
     path = tmp_path / "a.json"
     path.write_text('{"schema": 7}')
     with pytest.raises(ConfigError, match="schema 7; this version reads 2"):
+        read(path)
+    path.write_text('{"schema": 2}')
+    with pytest.raises(ConfigError, match="not a document of regnet bench"):
         read(path)
     path.write_text("{")
     with pytest.raises(ConfigError, match="not a document of regnet bench"):
@@ -240,6 +276,8 @@ def test_the_command(tmp_path, config_file):
     assert "<table>" in page.read_text()
     again = regnet("bench", *args, "--against", out)
     assert "verdict" in again.stdout
+    again = regnet("bench", *args, "--against", out, "--json")
+    assert len(json.loads(again.stdout)["against"]) == 1
     both = regnet("bench", "compare", out, out, "--json")
     assert {change["verdict"] for change in json.loads(both.stdout)} == {"no difference shown"}
     [row] = json.loads(regnet("bench", *args, "--json").stdout)["rows"]
@@ -261,6 +299,9 @@ def test_python_m_is_the_same_command(config_file):
     [
         (["--models", "vit"], ["no network fits 'vit'"]),
         (["--engine", "tvm"], ["there is no engine 'tvm'; there are eager"]),
+        (["--train", "--engine", "eager"], ["--train runs eagerly; leave --engine out"]),
+        (["--out", "no/a.json"], ["no/a.json: there is no folder no"]),
+        (["--html", "no/a.html"], ["there is no folder no"]),
         (["--peers", "keras"], ["there is no peer 'keras'"]),
         (["--plot", "a.txt"], ["a.txt: a plot's file must end in"]),
         (["--layout", "NHWC"], ["layout must be one of channels_last, contiguous; got 'NHWC'"]),

@@ -10,6 +10,7 @@ import regnet
 from regnet.design.config import RegNetConfig
 from regnet.engines import optimize as module
 from regnet.engines.base import TOLERANCES, Target, relative_error
+from regnet.engines.compiled import Compiled
 from regnet.engines.optimize import ENGINES, LAYOUTS, worst_error
 from regnet.engines.transforms import folded, padded, pays_to_pad
 from regnet.errors import ConfigError, EngineError
@@ -150,6 +151,24 @@ def test_any_module_can_be_optimized():
     assert fast.report.winner.engine in ("eager", "folded")
     with pytest.raises(ConfigError, match="give an example"):
         regnet.optimize(other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", ["folded", "padded", "cuda_graph", "padded_cuda_graph"])
+def test_what_was_optimized_on_a_gpu_is_called_plainly(model, engine):
+    on_gpu = copy.deepcopy(model).cuda()
+    fast = regnet.optimize(on_gpu, images().cuda(), engines=[engine], seconds=0.1)
+    x, y = images().cuda(), images().cuda()
+    first, second = fast(x), fast(y)
+    with torch.inference_mode():
+        assert relative_error(first, on_gpu(x)) < 0.05
+        assert relative_error(second, on_gpu(y)) < 0.05
+
+
+def test_more_networks_than_torch_compile_keeps_for_one_function(model):
+    target = Target(device=CPU)
+    runners = [Compiled().build(regnet.create(CONFIG), images(1), target) for _ in range(9)]
+    assert all(runner(images(1)).shape == (1, 7) for runner in runners)
 
 
 class Wrong:

@@ -35,7 +35,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema = document["schema"]
+        schema, _ = document["schema"], document["rows"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a document of regnet bench ({error})") from error
     if schema != SCHEMA:
@@ -44,7 +44,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """Cases that both have. Runs at different times differ more than their samples show."""
+    """Cases that both have, as they were in those runs.
+
+    Runs at different times differ by more than their samples show; for a claim, see
+    `regnet.timing.compare`.
+    """
     rng = np.random.default_rng(0)
     old = {_key(row): row for row in before["rows"] if row["seconds"]}
     changes = []
@@ -59,7 +63,7 @@ def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> list[Cha
         ratio = statistics.median(a) / statistics.median(b)
         verdict = "no difference shown"
         if low > 1 or high < 1:
-            verdict = f"{max(ratio, 1 / ratio):.2f}x {'faster' if ratio > 1 else 'slower'}"
+            verdict = f"{max(ratio, 1 / ratio):.2f}x {'faster' if ratio > 1 else 'slower'} there"
         changes.append(
             Change(
                 case=_key(row),

@@ -37,7 +37,10 @@ def measure_ceilings(device: torch.device, precision: Precision) -> Ceilings:
     copy = _best(lambda: target.copy_(source), device)
     side = 8192 if large else 2048
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    multiply = _best(lambda: a @ b, device)
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    multiply = _best(lambda: a @ b, device)  # rounded as convolutions are
+    matmul.allow_tf32 = before
     return Ceilings(
         bytes_per_second=2 * source.nbytes / copy, flops_per_second=2 * side**3 / multiply
     )

@@ -62,6 +62,11 @@ class Network:
     """In percent of ImageNet-1k."""
     top1_source: str | None = None
 
+    @property
+    def in_chans(self) -> int:
+        """Channels of its images."""
+        return 3 if isinstance(self.architecture, EfficientNetSize) else self.architecture.in_chans
+
     def complexity(self, input_size: int) -> Complexity[int]:
         """Flops, parameters and activations for square images."""
         if isinstance(self.architecture, EfficientNetSize):
@@ -140,6 +145,8 @@ def _torchvision(variant: str) -> nn.Module:
         import torchvision
     except ImportError as error:
         raise MissingExtraError("torchvision is not installed; pip install torchvision") from error
+    if f"{variant}_tv" in VARIANTS:
+        raise EngineError(f"torchvision's network of this name is {variant}_tv")
     name = VARIANTS[variant].factory.removesuffix("_tv")
     if name not in torchvision.models.list_models():
         raise EngineError(f"torchvision has no {variant}")
@@ -182,5 +189,9 @@ def expand(patterns: Sequence[str], peers: Sequence[str] = ()) -> list[str]:
             raise ConfigError(f"no network fits {pattern!r}; `regnet list` names them all")
         names += found
     names = list(dict.fromkeys(names))
-    ours = [name for name in names if name in VARIANTS]
-    return names + [f"{peer}:{name}" for peer in peers for name in ours]
+    # Each peer stands behind ours: it is compared at once, and nothing is kept for long.
+    return [
+        one
+        for name in names
+        for one in (name, *(f"{peer}:{name}" for peer in peers if name in VARIANTS))
+    ]

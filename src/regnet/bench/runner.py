@@ -1,6 +1,8 @@
 """Measure networks: outputs checked first, then single calls until steady, all samples kept."""
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
@@ -10,17 +12,26 @@ from torch import Tensor, nn
 
 from regnet.bench.floors import Ceilings, floor, measure_ceilings
 from regnet.bench.networks import PAIRINGS, PEERS, load
-from regnet.engines.base import Layout, Precision, Runner, Target
+from regnet.engines.base import Layout, Precision, Runner, Target, tolerance
 from regnet.engines.optimize import (
     ENGINES,
     INPUT_SETS,
+    answers,
     build_checked,
     find_engine,
     optimize,
     worst_error,
 )
 from regnet.machine import environment, gpu_state
-from regnet.timing import bootstrap_median, compare, measure, peak_memory, synchronize, time_queued
+from regnet.timing import (
+    Samples,
+    bootstrap_median,
+    compare,
+    measure,
+    peak_memory,
+    synchronize,
+    time_queued,
+)
 
 SCHEMA: Final = 2
 """Version of the document; see docs/benchmark.md."""
@@ -84,7 +95,7 @@ class Row:
     """None where fewer than 1,000 calls were made."""
     minimum_ms: float | None = None
     queued_ms: float | None = None
-    """Per call, where calls do not wait for each other; by CUDA events on CUDA."""
+    """Per call, where calls do not wait for each other: by CUDA events; on CPUs the mean."""
     with_copy_ms: float | None = None
     """Median of a call that also brings the images from pinned memory; on accelerators."""
     images_per_second: float | None = None
@@ -101,6 +112,9 @@ class Pair:
 
     a: str
     b: str
+    ran_a: str
+    """Engine and precision of a."""
+    ran_b: str
     batch_size: int
     precision: Precision
     engine: str
@@ -145,6 +159,7 @@ def run(
     calls: int = 200,
     on_row: Callable[[Row], object] = lambda _row: None,
     on_pair: Callable[[Pair], object] = lambda _pair: None,
+    keep: Callable[[Document], object] = lambda _document: None,
 ) -> Document:
     """Measure cases one after another; one that fails is a row with its reason.
 
@@ -157,6 +172,7 @@ def run(
         calls: how many count, or fewer where the time is over.
         on_row: told each row as it comes.
         on_pair: told each pair as it comes.
+        keep: given what there is so far after each case, `complete` false.
 
     Returns:
         The rows; after Ctrl-C those that there are, with `complete` false.
@@ -165,24 +181,29 @@ def run(
     facts = environment(device)
     rows: list[Row] = []
     pairs: list[Pair] = []
-    complete = True
+
+    def document(*, complete: bool) -> Document:
+        return Document(
+            rows=tuple(rows),
+            pairs=tuple(pairs),
+            environment=facts,
+            ceilings=bench.ceilings,
+            gpu_after=gpu_state(device),
+            complete=complete,
+        )
+
     try:
-        for number, case in enumerate(cases):
-            rows.append(bench.row(case))
-            on_row(rows[-1])
-            for pair in bench.pairs(case, cases[number + 1 :]):
-                pairs.append(pair)
-                on_pair(pair)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            for number, case in enumerate(cases):
+                rows.append(bench.row(case))
+                on_row(rows[-1])
+                for pair in bench.pairs(case, cases[number + 1 :]):
+                    pairs.append(pair)
+                    on_pair(pair)
+                keep(document(complete=False))
     except KeyboardInterrupt:
-        complete = False
-    return Document(
-        rows=tuple(rows),
-        pairs=tuple(pairs),
-        environment=facts,
-        ceilings=bench.ceilings,
-        gpu_after=gpu_state(device),
-        complete=complete,
-    )
+        return document(complete=False)
+    return document(complete=True)
 
 
 def partners(name: str) -> Iterator[tuple[str, str]]:
@@ -199,12 +220,12 @@ class _Bench:
     def __init__(self, device: torch.device, seconds: float, calls: int) -> None:
         self.device, self.seconds, self.calls = device, seconds, calls
         self.ceilings: dict[str, Ceilings] = {}
-        self._ready: dict[Case, tuple[Callable[[Tensor], Any], list[Tensor]]] = {}
+        self._ready: dict[Case, tuple[Callable[[Tensor], Any], list[Tensor], str]] = {}
 
     def row(self, case: Case) -> Row:
-        if case.precision not in self.ceilings:
-            self.ceilings[case.precision] = measure_ceilings(self.device, case.precision)
         try:
+            if case.precision not in self.ceilings:
+                self.ceilings[case.precision] = measure_ceilings(self.device, case.precision)
             return self._measured(case)
         except Exception as error:  # noqa: BLE001 - out of memory, or whatever an engine raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -216,14 +237,19 @@ class _Bench:
             sides = replace(case, model=a), replace(case, model=b)
             if case.train or not all(side in self._ready for side in sides):
                 continue
-            (call_a, inputs_a), (call_b, inputs_b) = (self._ready[side] for side in sides)
-            # compare() tells B over A; the baseline is B there.
-            found = compare(
-                call_b, call_a, inputs_b, inputs_b=inputs_a, pairs=30, seconds=self.seconds
-            )
+            (call_a, inputs_a, ran_a), (call_b, inputs_b, ran_b) = map(self._ready.get, sides)  # type: ignore[misc]
+            try:
+                # compare() tells B over A; the baseline is B there.
+                found = compare(
+                    call_b, call_a, inputs_b, inputs_b=inputs_a, pairs=30, seconds=self.seconds
+                )
+            except RuntimeError:  # out of memory: both have their rows
+                continue
             yield Pair(
                 a=a,
                 b=b,
+                ran_a=ran_a,
+                ran_b=ran_b,
                 batch_size=case.batch_size,
                 precision=case.precision,
                 engine=case.engine,
@@ -269,7 +295,7 @@ class _Bench:
         )
         model = network.model.to(self.device)
         rng = torch.Generator().manual_seed(0)
-        shape = (case.batch_size, 3, size, size)
+        shape = (case.batch_size, network.in_chans, size, size)
         hosted = [torch.randn(shape, generator=rng) for _ in range(INPUT_SETS)]
         inputs = [x.to(self.device) for x in hosted]
         with peak_memory(self.device) as grown:
@@ -283,11 +309,12 @@ class _Bench:
             samples = measure(
                 call, inputs, calls=self.calls, seconds=self.seconds, warmup_seconds=self.seconds
             )
-            peak = grown()
+            # A race has its own account of memory.
+            peak = row.peak_bytes if case.engine in (AUTO, BEST) else grown()
         low, high = bootstrap_median(samples.seconds, np.random.default_rng(0))
-        queued = time_queued(call, inputs)
+        queued = self._queued(call, inputs, samples)
         if not case.train:
-            self._ready[case] = call, inputs
+            self._ready[case] = call, inputs, row.ran or case.engine
         p99 = samples.percentile(99) if len(samples.seconds) >= P99_CALLS else None
         return replace(
             row,
@@ -304,6 +331,11 @@ class _Bench:
             images_per_second=case.batch_size / queued,
             seconds=samples.seconds,
         )
+
+    def _queued(self, call: Callable[[Tensor], Any], inputs: list[Tensor], one: Samples) -> float:
+        if self.device.type == "cpu":  # where a call is done when it returns
+            return statistics.mean(one.seconds)
+        return time_queued(call, inputs, calls=max(3, min(20, int(self.seconds / one.median))))
 
     def _with_copy(self, call: Callable[[Tensor], Any], hosted: Sequence[Tensor]) -> float | None:
         if self.device.type != "cuda":
@@ -328,15 +360,22 @@ def _checked(
 ) -> tuple[Row, Runner | None]:
     """The engine that the case asks for, and a runner if its answers are right."""
     case = row.case
-    with torch.inference_mode():
-        reference = [model(x).float().clone() for x in inputs]
+    reference = answers(model, inputs)
     runner: Runner | None
     if case.engine in (AUTO, BEST):
         chosen = [e.name for e in ENGINES if case.engine == BEST or not e.compiles]
         fast = optimize(model, inputs[0], precision=case.precision, engines=chosen)
         winner, runner = fast.report.winner, fast
         error = worst_error(runner, inputs, reference)
-        row = replace(row, ran=str(winner), build_seconds=winner.build_seconds, output_error=error)
+        row = replace(
+            row,
+            ran=str(winner),
+            build_seconds=winner.build_seconds,
+            peak_bytes=winner.peak_bytes,
+            output_error=error,
+        )
+        if not error <= tolerance(replace(target, precision=winner.precision)):
+            row = replace(row, reason=f"wrong: its outputs differ by {error:.1e}; not timed")
     else:
         built = build_checked(find_engine(case.engine), model, inputs, reference, target)
         row = replace(
@@ -350,8 +389,8 @@ def _checked(
         runner = built.runner
         if built.reason:
             row = replace(row, reason=f"{built.reason}; not timed")
-    answers = zip(inputs, reference, strict=True)
-    agree = [(runner(x).argmax(1) == y.argmax(1)).float().mean().item() for x, y in answers]
+    both = zip(inputs, reference, strict=True)
+    agree = [(runner(x).argmax(1) == y.argmax(1)).float().mean().item() for x, y in both]
     row = replace(row, top1_agreement=sum(agree) / len(agree))
     return row, None if row.reason else runner
 
@@ -359,14 +398,14 @@ def _checked(
 def _training_step(model: nn.Module, target: Target) -> Callable[[Tensor], Any]:
     """Forward, loss, backward; weights stay as they are."""
     model = model.train().to(memory_format=target.memory_format)  # type: ignore[call-overload]  # torch's stubs lack it
-    labels: dict[int, Tensor] = {}
 
     def step(x: Tensor) -> None:
-        y = labels.setdefault(len(x), torch.arange(len(x), device=x.device) % 10)
         half = target.precision != "fp32"
         x = x.to(memory_format=target.memory_format)
         with torch.autocast(x.device.type, dtype=target.dtype, enabled=half):
-            loss = nn.functional.cross_entropy(model(x).float(), y)
+            logits = model(x).float()
+            y = torch.arange(len(x), device=x.device) % logits.shape[1]
+            loss = nn.functional.cross_entropy(logits, y)
         loss.backward()
         for parameter in model.parameters():
             parameter.grad = None

@@ -13,6 +13,7 @@ from regnet.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from regnet.bench.compare import Change
     from regnet.bench.runner import Document, Pair, Row
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
@@ -72,12 +73,17 @@ def command(
         return
     import torch
 
-    from regnet.bench.compare import read
+    from regnet.bench.compare import compare_documents, read
     from regnet.bench.networks import DEFAULT_MODELS, QUICK_MODELS, expand
     from regnet.bench.runner import AUTO, BEST, Case, run
     from regnet.engines.base import DTYPES
     from regnet.engines.optimize import ENGINES, LAYOUTS, find_engine
 
+    if train and engine:
+        raise ConfigError("--train runs eagerly; leave --engine out")
+    for path in filter(None, (out, html, plot)):
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"{path}: there is no folder {path.parent}")
     where = _device(device)
     earlier = read(against) if against else None
     chosen = _split(models) if models else list(QUICK_MODELS if quick else DEFAULT_MODELS)
@@ -100,8 +106,9 @@ def command(
         )
         for batch in _whole(batch_size)
         for kind in _split(precision)
-        for order in _split(layout)
+        for number, order in enumerate(_split(layout))
         for way in (["eager"] if train else engines)
+        if not number or way not in (AUTO, BEST)  # these choose a layout themselves
         for model in expand(chosen, _split(peers or ""))
     ]
     if plot:
@@ -119,24 +126,29 @@ def command(
         calls=calls,
         on_row=lambda row: stderr.print(_line(row)),
         on_pair=lambda pair: stderr.print(_pair_line(pair)),
+        keep=lambda document: _write(out, json.dumps(document.to_dict())) if out else None,
     )
+    comparison = compare_documents(earlier, done.to_dict()) if earlier else None
+    if as_json:
+        changes = {} if comparison is None else {"against": [asdict(c) for c in comparison]}
+        print_json(done.to_dict() | changes)
+    else:
+        _print(done)
+        if comparison is not None:
+            _print_changes(comparison)
     if out:
         _write(out, json.dumps(done.to_dict()))
+        stderr.print(f"wrote {out}")
     if html:
         from regnet.bench.report import render
 
         _write(html, render(done.to_dict()))
+        stderr.print(f"wrote {html}")
     if plot:
         from regnet.plot import save_benchmark
 
         save_benchmark(done.to_dict(), plot)
         stderr.print(f"wrote {plot}")
-    if as_json:
-        print_json(done.to_dict())
-    else:
-        _print(done)
-        if earlier:
-            _print_changes(earlier, done.to_dict())
     if not done.complete:
         print_error(f"interrupted after {len(done.rows)} of {len(cases)} cases")
         raise typer.Exit(130)
@@ -158,11 +170,11 @@ def compare(
     """
     from regnet.bench.compare import compare_documents, read
 
-    old, new = read(before), read(after)
+    changes = compare_documents(read(before), read(after))
     if as_json:
-        print_json([asdict(change) for change in compare_documents(old, new)])
+        print_json([asdict(change) for change in changes])
     else:
-        _print_changes(old, new)
+        _print_changes(changes)
 
 
 def _device(name: str) -> "torch.device":  # type: ignore[name-defined]  # noqa: F821 - imported late
@@ -177,6 +189,8 @@ def _device(name: str) -> "torch.device":  # type: ignore[name-defined]  # noqa:
             "--device cuda: torch sees no CUDA GPU here; use --device cpu, or install a CUDA build "
             "of torch where there is one"
         )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA GPUs here")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("--device mps: not available here; use --device cpu")
     if device.type not in ("cpu", "cuda", "mps"):
@@ -211,7 +225,6 @@ def _write(path: Path, text: str) -> None:
     from regnet.atomic import write_bytes
 
     write_bytes(path, text.encode())
-    stderr.print(f"wrote {path}")
 
 
 def _line(row: "Row") -> str:
@@ -228,9 +241,12 @@ def _pair_line(pair: "Pair") -> str:
 def _print(done: "Document") -> None:
     from regnet.bench.report import cells
 
+    speedups = {
+        (p.b, p.batch_size, p.precision, p.engine, p.layout): f"{p.ratio:.2f}" for p in done.pairs
+    }
     columns = (
         *("network", ">batch", "ran", ">image", ">flops", ">acts", ">ms", "95 %"),
-        *(">p90", ">img/s", ">of floor", ">error %", "~note"),
+        *(">p90", ">img/s", ">of floor", ">error %", ">speed-up", "~note"),
     )
     print_table(
         columns,
@@ -248,6 +264,16 @@ def _print(done: "Document") -> None:
                 row["images/s"],
                 row["% of floor"] and f"{row['% of floor']} %",
                 row["top-1 error %"],
+                speedups.get(
+                    (
+                        line.case.model,
+                        line.case.batch_size,
+                        line.case.precision,
+                        line.case.engine,
+                        line.case.layout,
+                    ),
+                    "",
+                ),
                 row["note"],
             )
             for line in done.rows
@@ -261,9 +287,7 @@ def _print(done: "Document") -> None:
     stdout.print(f"{done.environment['device']}, {done.environment['threads']} threads{told}")
 
 
-def _print_changes(before: dict[str, object], after: dict[str, object]) -> None:
-    from regnet.bench.compare import compare_documents
-
+def _print_changes(changes: "list[Change]") -> None:
     print_table(
         ("case", ">before ms", ">after ms", ">ratio", "95 %", "verdict"),
         [
@@ -275,6 +299,6 @@ def _print_changes(before: dict[str, object], after: dict[str, object]) -> None:
                 f"{change.low:.3f}-{change.high:.3f}",
                 change.verdict,
             )
-            for change in compare_documents(before, after)
+            for change in changes
         ],
     )

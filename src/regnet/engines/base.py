@@ -65,6 +65,14 @@ class Engine(Protocol):
         ...
 
 
+def tolerance(target: Target) -> float:
+    """Largest relative error that a target is allowed."""
+    if target.precision == "fp32" and target.device.type == "cuda":
+        # Convolutions round to TF32 unless told otherwise, which has the mantissa of fp16.
+        return TOLERANCES["fp16" if torch.backends.cudnn.allow_tf32 else "fp32"]
+    return TOLERANCES[target.precision]
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """norm(found - expected) / norm(expected), in float64."""
     expected = expected.double().cpu()

@@ -1,7 +1,7 @@
 """torch.compile and AOTInductor: one program for the whole network, weights frozen into it."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from regnet.engines.base import Runner, Target, half_obstacle
+from regnet.engines.cuda_graph import captured
 from regnet.engines.eager import casting, inference
 from regnet.engines.program import capture
 from regnet.engines.transforms import folded, placed
@@ -27,16 +28,28 @@ class Compiled:
         return half_obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        model = placed(folded(model), target)
-        call = torch.compile(_function_of_its_own(model), fullgraph=True, dynamic=False)
-        run = casting(call, target)
+        run = casting(_compiled(placed(folded(model), target)), target)
         with _frozen(target):
             run(example)  # compiles
         return run
 
 
-def _function_of_its_own(model: nn.Module) -> FunctionType:
-    """The call of a model as a function that shares its code with no other.
+class CompiledCUDAGraph:
+    """The same, captured once and replayed."""
+
+    name = "compiled_cuda_graph"
+    compiles = True
+
+    def obstacle(self, target: Target) -> str | None:
+        return None if target.device.type == "cuda" else "for CUDA devices only"
+
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
+        with _frozen(target):
+            return captured(_compiled(placed(folded(model), target)), example, target)
+
+
+def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model compiled, as a function that shares its code with no other.
 
     torch.compile keeps what it compiled by code object, looks through all of it at each call, and
     stops at eight.
@@ -47,7 +60,8 @@ def _function_of_its_own(model: nn.Module) -> FunctionType:
         return out
 
     code = call.__code__.replace(co_name=f"call_{next(_numbers)}")
-    return FunctionType(code, globals(), closure=call.__closure__)
+    function = FunctionType(code, globals(), closure=call.__closure__)
+    return torch.compile(function, fullgraph=True, dynamic=False)
 
 
 _numbers = count()

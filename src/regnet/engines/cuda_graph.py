@@ -1,11 +1,15 @@
 """CUDA graphs: the whole network as one launch."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from regnet.engines.base import Runner, Target
 from regnet.engines.eager import inference
-from regnet.engines.transforms import folded, placed
+from regnet.engines.transforms import folded, padded, pays_to_pad, placed
+from regnet.errors import EngineError
 
 
 class CUDAGraph:
@@ -21,20 +25,43 @@ class CUDAGraph:
         return captured(placed(folded(model), target), example, target)
 
 
-def captured(model: nn.Module, example: Tensor, target: Target) -> Runner:
-    """A runner that replays what the model did for the example: float32 in and out."""
+class PaddedCUDAGraph:
+    """The same, groups widened to powers of two."""
+
+    name = "padded_cuda_graph"
+    compiles = False
+
+    def obstacle(self, target: Target) -> str | None:
+        return None if target.device.type == "cuda" else "for CUDA devices only"
+
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
+        if not pays_to_pad(model):
+            raise EngineError("no group width needs padding")
+        return captured(placed(padded(model), target), example, target)
+
+
+def captured(call: Callable[[Tensor], Tensor], example: Tensor, target: Target) -> Runner:
+    """A runner that replays what the call did for the example: float32 in and out.
+
+    cuDNN tries its kernels first: a graph keeps the one that was chosen.
+    """
     # Not under inference mode: what is captured there cannot be written to outside.
-    with torch.inference_mode(mode=False), torch.no_grad(), torch.cuda.device(target.device):
+    with (
+        torch.inference_mode(mode=False),
+        torch.no_grad(),
+        torch.cuda.device(target.device),
+        _trying(),
+    ):
         static = example.clone().to(dtype=target.dtype, memory_format=target.memory_format)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
-                model(static)
+                call(static)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            out = model(static)
+            out = call(static)
 
     def run(x: Tensor) -> Tensor:
         static.copy_(x)
@@ -43,3 +70,13 @@ def captured(model: nn.Module, example: Tensor, target: Target) -> Runner:
         return answer
 
     return inference(run)
+
+
+@contextmanager
+def _trying() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before

@@ -64,7 +64,11 @@ def load_onnx(path: Path, target: Target) -> Runner:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=[_provider(target)])
+    provider = _provider(target)
+    where = {"device_id": target.device.index or 0} if target.device.type == "cuda" else {}
+    session = onnxruntime.InferenceSession(path, options, providers=[(provider, where)])
+    if session.get_providers()[0] != provider:
+        raise RuntimeError(f"{provider} does not load here; onnxruntime would use the CPU")
     [name] = [value.name for value in session.get_inputs()]
 
     def run(x: Tensor) -> Tensor:

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from regnet.engines.base import (
-    TOLERANCES,
     Engine,
     Layout,
     Precision,
     Runner,
     Target,
     relative_error,
+    tolerance,
 )
 from regnet.engines.choices import key_of, recall, remember
-from regnet.engines.compiled import AOTInductor, Compiled
-from regnet.engines.cuda_graph import CUDAGraph
+from regnet.engines.compiled import AOTInductor, Compiled, CompiledCUDAGraph
+from regnet.engines.cuda_graph import CUDAGraph, PaddedCUDAGraph
 from regnet.engines.eager import Eager, Folded, Padded
 from regnet.engines.onnx_runtime import ONNXRuntime
 from regnet.engines.openvino import OpenVINO
@@ -40,6 +40,8 @@ ENGINES: Final[tuple[Engine, ...]] = (
     Compiled(),
     AOTInductor(),
     CUDAGraph(),
+    PaddedCUDAGraph(),
+    CompiledCUDAGraph(),
     ONNXRuntime(),
     OpenVINO(),
     TensorRT(),
@@ -118,7 +120,8 @@ class Report:
 class Optimized(nn.Module):
     """A network in the form that was fastest here. Inference only; takes and gives float32.
 
-    `report` says what was tried. Batches of other sizes than it was made for are padded to it, or
+    `report` says what was tried. Not for two threads at once: some engines answer from buffers that
+    they use again. Batches of other sizes than it was made for are padded to it, or
     cut into pieces; images of another size run on the model itself.
     """
 
@@ -395,7 +398,7 @@ def build_checked(
     runner = engine.build(model, inputs[0], target)
     seconds = time.perf_counter() - start
     error = worst_error(runner, inputs, reference)
-    wrong = not error <= TOLERANCES[target.precision]  # nan is wrong too
+    wrong = not error <= tolerance(target)  # nan is wrong too
     reason = f"wrong: its outputs differ by {error:.1e}" if wrong else None
     return Built(runner=runner, seconds=seconds, error=error, reason=reason)
 
@@ -414,10 +417,9 @@ def worst_error(runner: Runner, inputs: Sequence[Tensor], reference: Sequence[Te
 
 @contextmanager
 def _settings_of_a_race(device: torch.device) -> Iterator[None]:
-    """On CUDA, this device is the current one and cuDNN tries its kernels; as before behind."""
+    """On CUDA, this device is the current one; settings are as before behind."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = (cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads())
-    cudnn.benchmark = True
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             yield

@@ -1,5 +1,7 @@
 """TensorRT, for NVIDIA GPUs, by Torch-TensorRT."""
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 
@@ -34,5 +36,9 @@ class TensorRT:
         plain = Target(device=target.device, precision=target.precision, layout="contiguous")
         program = capture(model, example, plain)
         with torch.no_grad():
-            compiled = torch_tensorrt.dynamo.compile(program, inputs=[example.contiguous()])
+            compile_program = torch_tensorrt.dynamo.compile
+            known = inspect.signature(compile_program).parameters
+            # Older versions take types from flags unless told.
+            typing = {"use_explicit_typing": True} if "use_explicit_typing" in known else {}
+            compiled = compile_program(program, inputs=[example.contiguous()], **typing)
         return inference(lambda x: compiled(x.contiguous()))
