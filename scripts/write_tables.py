@@ -63,35 +63,6 @@ def cpu_peers(document: Document) -> Iterator[str]:
     )
 
 
-def bench(document: Document) -> Iterator[str]:
-    """The paper's comparison."""
-    yield from table(
-        ["", "image", "GFLOPs", "M acts", "ran", "ms", "95 %", "of floor", "top-1 error %"],
-        [
-            [
-                row["case"]["model"],
-                str(row["input_size"]),
-                f"{row['flops'] / 1e9:.2f}",
-                f"{row['activations'] / 1e6:.1f}",
-                row["ran"] or "",
-                f"{row['latency_ms']:.1f}" if row["latency_ms"] else str(row["reason"]),
-                f"{row['low_ms']:.1f}-{row['high_ms']:.1f}" if row["latency_ms"] else "",
-                f"{100 * row['floor_fused_ms'] / row['latency_ms']:.0f} %"
-                if row["latency_ms"]
-                else "",
-                f"{row['top1_error']:.1f}" if row["top1_error"] else "",
-            ]
-            for row in document["rows"]
-        ],
-    )
-    yield ""
-    yield from (f"- {pair['a']} / {pair['b']}: {pair['verdict']}" for pair in document["pairs"])
-    yield ""
-    [batch] = {row["case"]["batch_size"] for row in document["rows"]}
-    [precision] = {row["case"]["precision"] for row in document["rows"]}
-    yield f"Batch {batch}, {precision}; errors are those of the paper. {origin(document)}."
-
-
 def int8(document: Document) -> Iterator[str]:
     """Agreement and speed of int8."""
     rows = []
@@ -124,7 +95,7 @@ def verdicts(document: Document) -> Iterator[str]:
 
 
 TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
-    function.__name__: function for function in (cpu_peers, bench, int8, verdicts)
+    function.__name__: function for function in (cpu_peers, int8, verdicts)
 }
 
 
