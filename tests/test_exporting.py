@@ -88,6 +88,14 @@ def test_onnx_by_its_own_runtime(model, tmp_path):
     assert relative_error(torch.from_numpy(found), expected) < 1e-4
 
 
+def test_weights_too_large_for_one_file_lie_beside_it(small, tmp_path, monkeypatch):
+    monkeypatch.setattr("regnet.engines.onnx_runtime.LARGEST", 1000)
+    done = regnet.export(small, tmp_path / "a.onnx", example=torch.zeros(1, 3, 64, 64))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.onnx", "a.onnx.data"]
+    runner = FORMATS["onnx"].load(done.path, exporting.Target(device=torch.device("cpu")))
+    assert runner(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+
+
 def test_static_files_take_one_shape(model, tmp_path):
     done = regnet.export(
         model, tmp_path / "a.onnx", dynamic=False, example=torch.zeros(2, 3, 32, 48)

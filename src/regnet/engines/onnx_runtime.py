@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,9 @@ from torch.export import ExportedProgram
 
 from regnet.engines.base import OWN_LAYOUT, Runner, Target
 from regnet.engines.program import capture
+
+LARGEST: Final = 1_900_000_000
+"""Bytes of weights that fit into one file: its format ends at two gigabytes."""
 
 
 class ONNXRuntime:
@@ -46,7 +50,10 @@ class ONNXRuntime:
 def write_onnx(
     program: ExportedProgram, path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a program as ONNX, weights inside; input `images`, output `logits`."""
+    """Write a program as ONNX; input `images`, output `logits`.
+
+    Weights are inside, or in a `.data` file beside it where one file cannot hold them.
+    """
     with _quiet():
         written = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
@@ -54,7 +61,8 @@ def write_onnx(
     if written is None:
         raise RuntimeError("torch.onnx.export gave nothing")
     written.model.metadata_props.update(metadata or {})
-    written.save(path, external_data=False)
+    weights = sum(tensor.nbytes for tensor in program.state_dict.values())
+    written.save(path, external_data=weights > LARGEST)
 
 
 def load_onnx(path: Path, target: Target) -> Runner:
