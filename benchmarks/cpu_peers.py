@@ -6,8 +6,9 @@ For each network and batch size, in one process: eager (channels last, float32),
 (channels last, frozen), ONNX Runtime and OpenVINO, each driven as their own guides say, without
 this package's engines; bf16 too where the processor has it. `regnet.optimize` races its engines
 anew and is then timed against every one of them in turn (A B B A), in 30 pairs or, where calls are
-slow, as many as fit in --budget seconds, ten at least (then without a verdict). A ratio above 1
+slow, as many as fit in --budget seconds (then without a verdict). A ratio above 1
 means that the peer takes longer. "without_openvino" is the best that needs nothing but torch.
+Rows that --out has already are kept, and not measured again.
 """
 
 import argparse
@@ -151,9 +152,11 @@ def rows(name: str, batch: int, seconds: float, budget: float) -> Iterator[dict[
 def in_turn(
     ours: Call, peer: Call, inputs: list[Tensor], seconds: float, budget: float
 ) -> Comparison:
-    """Thirty pairs, or fewer of slow calls."""
-    once = sum(min(time_call(call, x) for x in inputs) for call in (ours, peer))
-    pairs = max(10, min(30, int(budget / (2 * once))))  # each turn has a call that does not count
+    """Thirty pairs, or fewer of slow calls; fewest where the peer is far behind."""
+    mine, theirs = (min(time_call(call, x) for x in inputs) for call in (ours, peer))
+    fewest = 10 if theirs < 1.3 * mine else 4
+    # Each turn has a call that does not count.
+    pairs = max(fewest, min(30, int(budget / (2 * (mine + theirs)))))
     return compare(ours, peer, inputs, pairs=pairs, seconds=seconds)
 
 
@@ -185,8 +188,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(args.threads)
     document: dict[str, object] = {"environment": environment(CPU), "rows": []}
+    if args.out and args.out.exists():
+        document = json.loads(args.out.read_text(encoding="utf-8"))
+    done = {(row["model"], row["batch_size"]) for row in document["rows"]}
     for name in args.models:
         for batch in args.batch_size:
+            if (name, batch) in done:
+                continue
             for row in rows(name, batch, args.seconds, args.budget):
                 document["rows"].append(row)
                 ratios = {k: round(v["ratio"], 3) for k, v in row["against"].items()}

@@ -35,11 +35,13 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema, _ = document["schema"], document["rows"]
+        schema = document["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not a document of regnet bench ({error})") from error
     if schema != SCHEMA:
         raise ConfigError(f"{path}: schema {schema}; this version reads {SCHEMA}; measure again")
+    if not isinstance(document.get("rows"), list):
+        raise ConfigError(f"{path}: not a document of regnet bench (it has no rows)")
     return document
 
 
