@@ -1,5 +1,6 @@
 """Settings of all tests, and the local Hub that stands between them and the network."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -47,6 +48,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, reason in skipped.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _our_loggers_speak() -> None:
+    """Libraries that a test imports may silence the loggers that were there before."""
+    logging.disable(logging.NOTSET)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == "regnet" and isinstance(logger, logging.Logger):
+            logger.disabled, logger.propagate = False, True
+            logger.setLevel(logging.NOTSET)
+    if logging.root.level > logging.WARNING:
+        logging.root.setLevel(logging.WARNING)
 
 
 @pytest.fixture
