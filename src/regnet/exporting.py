@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from regnet.data.images import ImageSource
-from regnet.engines.base import TOLERANCES, Engine, Precision, Runner, Target
+from regnet.engines.base import Engine, Precision, Runner, Target, tolerance
+from regnet.engines.check import INPUT_SETS, answers, worst_error, wrong
 from regnet.engines.compiled import load_package, write_package
 from regnet.engines.eager import inference
 from regnet.engines.int8 import quantize_openvino, quantize_program
 from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx, write_onnx
 from regnet.engines.openvino import OpenVINO, convert, run_openvino, write_openvino
-from regnet.engines.optimize import INPUT_SETS, answers, default_shape, worst_error
+from regnet.engines.optimize import default_shape
 from regnet.engines.program import capture, dynamic_shapes, smallest_side
 from regnet.errors import ConfigError, EngineError, MissingExtraError, RegNetError
 from regnet.nn.layers import HaloAttention
@@ -247,7 +248,13 @@ def export(
         except Exception as problem:
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
             raise EngineError(f"{form.name} cannot take this network: {reason}") from problem
-        _judge(error, agreement, precision, min_agreement, path)
+        if work.int8:
+            _judge_int8(error, agreement, min_agreement, path)
+        elif wrong(error, work.target):
+            raise EngineError(
+                f"{path}: outputs differ from eager's by {error:.1e}, more than "
+                f"{tolerance(work.target):.0e}; nothing was written"
+            )
         files = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
         size = sum(file.stat().st_size for file in files)
         for file in files:  # the one that is asked for last
@@ -345,16 +352,7 @@ def _agreement(
     return same / sum(map(len, judges))
 
 
-def _judge(
-    error: float, agreement: float | None, precision: str, min_agreement: float, path: Path
-) -> None:
-    if precision != "int8":
-        if not error <= TOLERANCES[precision]:  # type: ignore[index]  # nan is wrong too
-            raise EngineError(
-                f"{path}: outputs differ from eager's by {error:.1e} (allowed for {precision}: "
-                f"{TOLERANCES[precision]:.0e}); nothing was written"  # type: ignore[index]
-            )
-        return
+def _judge_int8(error: float, agreement: float | None, min_agreement: float, path: Path) -> None:
     if not math.isfinite(error) or agreement is None or agreement < min_agreement:
         told = "no image could be judged" if agreement is None else f"{agreement:.1%} of images"
         raise EngineError(

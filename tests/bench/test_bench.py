@@ -12,16 +12,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from regnet.bench.compare import compare_documents, read
+from regnet.bench.compare import compare_documents
+from regnet.bench.document import Case, read
 from regnet.bench.floors import Ceilings, floor
 from regnet.bench.networks import DEFAULT_MODELS, PAIRINGS, expand, load
 from regnet.bench.report import render
-from regnet.bench.runner import Case, run
+from regnet.bench.runner import run
 from regnet.design.config import RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.engines import optimize
 from regnet.errors import ConfigError, WeightsError
 from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet
+from regnet.timing import Comparison
 from regnet.zoo.create import create as regnet_create
 from tests.cli.test_cli import refused, regnet
 from tests.engines.test_engines import Wrong
@@ -180,10 +182,31 @@ def test_pairs_run_in_turn():
     assert (pair.a, pair.b, pair.batch_size) == ("efficientnet_b0", "regnety_004", 1)
     assert pair.low <= pair.ratio <= pair.high
     assert len(pair.ratios) == 30
-    times = {row.case.model: row.latency_ms for row in done.rows}
-    assert pair.ratio == pytest.approx(times["efficientnet_b0"] / times["regnety_004"], rel=0.5)
     assert (pair.ran_a, pair.ran_b) == ("folded fp32", "folded fp32")
     assert "In turn" in render(done.to_dict())
+
+
+def test_the_ratio_of_a_pair_is_a_over_b(monkeypatch):
+    order = []
+
+    def one_in_front_of_the_other(first, second, inputs, *, inputs_b, **_):
+        order.extend(call(x) for call, x in ((first, inputs[0]), (second, inputs_b[0])))
+        return Comparison(
+            ratios=(2.0,), median=2.0, low=1.9, high=2.1, control_low=1.0, control_high=1.0
+        )
+
+    monkeypatch.setattr("regnet.bench.runner.compare", one_in_front_of_the_other)
+    names = ("efficientnet_b0", "regnety_004")
+    todo = [Case(model=name, input_size=32, engine="eager") for name in names]
+    [pair] = run(todo, device=CPU, seconds=0.05).pairs
+    # The comparison tells the time of its second over its first, which is b.
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for found, name in zip(order, reversed(names), strict=True):
+        torch.manual_seed(0)
+        with torch.inference_mode():
+            assert torch.equal(found, load(name).model.eval()(x))
+    assert pair.ratio == 2
+    assert pair.verdict == "regnety_004 is 2.00x faster, 95 % 1.90-2.10"
 
 
 def test_efficientnets_have_floors():

@@ -6,8 +6,9 @@ import shutil
 import pytest
 import torch
 
+from regnet.bench.document import Case
 from regnet.bench.report import COLUMNS, render
-from regnet.bench.runner import Case, run
+from regnet.bench.runner import run
 
 pytestmark = pytest.mark.browser
 

@@ -1,15 +1,10 @@
 """Two documents of the benchmark, row against row."""
 
-import json
 import statistics
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from regnet.bench.runner import SCHEMA
-from regnet.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,24 +20,6 @@ class Change:
     high: float
     """95 % interval of the ratio of medians, by resampling both runs."""
     verdict: str
-
-
-def read(path: Path) -> dict[str, Any]:
-    """A document that `regnet bench --out` wrote.
-
-    Raises:
-        ConfigError: it is not one, or of another schema.
-    """
-    try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema = document["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a document of regnet bench ({error})") from error
-    if schema != SCHEMA:
-        raise ConfigError(f"{path}: schema {schema}; this version reads {SCHEMA}; measure again")
-    if not isinstance(document.get("rows"), list):
-        raise ConfigError(f"{path}: not a document of regnet bench (it has no rows)")
-    return document
 
 
 def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:

@@ -3,25 +3,19 @@
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regnet.bench.document import AUTO, BEST, Case, Document, Pair, Row
 from regnet.bench.floors import Ceilings, floor, measure_ceilings
 from regnet.bench.networks import PAIRINGS, PEERS, load
-from regnet.engines.base import Layout, Precision, Runner, Target, tolerance
-from regnet.engines.optimize import (
-    ENGINES,
-    INPUT_SETS,
-    answers,
-    build_checked,
-    find_engine,
-    optimize,
-    worst_error,
-)
+from regnet.engines.base import Runner, Target
+from regnet.engines.check import INPUT_SETS, answers, build_checked, worst_error, wrong
+from regnet.engines.optimize import ENGINES, find_engine, optimize
 from regnet.machine import environment, gpu_state
 from regnet.timing import (
     Samples,
@@ -33,122 +27,8 @@ from regnet.timing import (
     time_queued,
 )
 
-SCHEMA: Final = 2
-"""Version of the document; see docs/benchmark.md."""
-
-AUTO: Final = "auto"
-"""Stands for the engine that `regnet.optimize` finds for each network, of those that need no
-compiler and so build in seconds."""
-
-BEST: Final = "best"
-"""The same, of all engines."""
-
 P99_CALLS: Final = 1000
 """Calls that a 99th percentile needs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """What to measure."""
-
-    model: str
-    batch_size: int = 1
-    precision: Precision = "fp32"
-    engine: str = AUTO
-    layout: Layout = "channels_last"
-    input_size: int | None = None
-    """Side of the images; None: what the network was made for."""
-    train: bool = False
-    """Forward and backward, eager, instead of inference."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """What came out, or why nothing did."""
-
-    case: Case
-    input_size: int = 0
-    flops: int = 0
-    params: int = 0
-    activations: int = 0
-    top1_error: float | None = None
-    """In percent of ImageNet-1k, as `top1_source` publishes it."""
-    top1_source: str | None = None
-    reason: str | None = None
-    ran: str | None = None
-    """Engine and precision that ran."""
-    output_error: float | None = None
-    """norm(output - eager fp32) / norm(eager fp32), the worst of the timed inputs."""
-    top1_agreement: float | None = None
-    """Part of the timed images with the same most probable class as in eager fp32."""
-    build_seconds: float | None = None
-    peak_bytes: int | None = None
-    """Growth of memory from building to the last call, at its highest."""
-    steady: bool | None = None
-    latency_ms: float | None = None
-    """Median of a call, that is, of a batch."""
-    low_ms: float | None = None
-    high_ms: float | None = None
-    """95 % bootstrap interval of the median."""
-    p90_ms: float | None = None
-    p99_ms: float | None = None
-    """None where fewer than 1,000 calls were made."""
-    minimum_ms: float | None = None
-    queued_ms: float | None = None
-    """Per call, where calls do not wait for each other: by CUDA events; on CPUs the mean."""
-    with_copy_ms: float | None = None
-    """Median of a call that also brings the images from pinned memory; on accelerators."""
-    images_per_second: float | None = None
-    """Batch over `queued_ms`."""
-    floor_epilogue_ms: float | None = None
-    floor_fused_ms: float | None = None
-    seconds: tuple[float, ...] = field(default=(), repr=False)
-    """Every call that counts."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """Two networks in turn, in the same run: A B B A."""
-
-    a: str
-    b: str
-    ran_a: str
-    """Engine and precision of a."""
-    ran_b: str
-    batch_size: int
-    precision: Precision
-    engine: str
-    layout: Layout
-    verdict: str
-    ratio: float
-    """Time of a over that of b, the median of pairs: above 1, b is faster."""
-    low: float
-    high: float
-    """95 % bootstrap interval."""
-    control: tuple[float, float]
-    """The same interval for b against itself."""
-    ratios: tuple[float, ...] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
-    """One run of the benchmark."""
-
-    rows: tuple[Row, ...]
-    pairs: tuple[Pair, ...]
-    environment: dict[str, Any]
-    ceilings: dict[str, Ceilings]
-    """By precision, measured in the same run."""
-    gpu_after: dict[str, str] | None = None
-    """Clocks, power and throttling at the end; `environment` has them at the start."""
-    seed: int = 0
-    complete: bool = True
-    """Whether all cases were reached."""
-    schema: int = SCHEMA
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serializable form."""
-        return asdict(self)
 
 
 def run(
@@ -367,6 +247,7 @@ def _checked(
         fast = optimize(model, inputs[0], precision=case.precision, engines=chosen)
         winner, runner = fast.report.winner, fast
         error = worst_error(runner, inputs, reference)
+        reason = wrong(error, replace(target, precision=winner.precision))
         row = replace(
             row,
             ran=str(winner),
@@ -374,8 +255,6 @@ def _checked(
             peak_bytes=winner.peak_bytes,
             output_error=error,
         )
-        if not error <= tolerance(replace(target, precision=winner.precision)):
-            row = replace(row, reason=f"wrong: its outputs differ by {error:.1e}; not timed")
     else:
         built = build_checked(find_engine(case.engine), model, inputs, reference, target)
         row = replace(
@@ -386,9 +265,9 @@ def _checked(
         )
         if built.runner is None:
             return replace(row, reason=built.reason), None
-        runner = built.runner
-        if built.reason:
-            row = replace(row, reason=f"{built.reason}; not timed")
+        runner, reason = built.runner, built.reason
+    if reason:
+        row = replace(row, reason=f"{reason}; not timed")
     both = zip(inputs, reference, strict=True)
     agree = [(runner(x).argmax(1) == y.argmax(1)).float().mean().item() for x, y in both]
     row = replace(row, top1_agreement=sum(agree) / len(agree))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from regnet.bench.compare import Change
-    from regnet.bench.runner import Document, Pair, Row
+    from regnet.bench.document import Document, Pair, Row
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
 
@@ -73,9 +73,10 @@ def command(
         return
     import torch
 
-    from regnet.bench.compare import compare_documents, read
+    from regnet.bench.compare import compare_documents
+    from regnet.bench.document import AUTO, BEST, Case, read
     from regnet.bench.networks import DEFAULT_MODELS, QUICK_MODELS, expand
-    from regnet.bench.runner import AUTO, BEST, Case, run
+    from regnet.bench.runner import run
     from regnet.engines.base import DTYPES
     from regnet.engines.optimize import ENGINES, LAYOUTS, find_engine
 
@@ -168,7 +169,8 @@ def compare(
 
     Example: regnet bench compare before.json after.json
     """
-    from regnet.bench.compare import compare_documents, read
+    from regnet.bench.compare import compare_documents
+    from regnet.bench.document import read
 
     changes = compare_documents(read(before), read(after))
     if as_json:

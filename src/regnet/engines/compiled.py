@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from regnet.engines.base import Runner, Target, half_obstacle
-from regnet.engines.cuda_graph import captured
+from regnet.engines.cuda_graph import CUDAGraph
 from regnet.engines.eager import casting, inference
 from regnet.engines.program import capture
 from regnet.engines.transforms import folded, placed
@@ -34,18 +34,18 @@ class Compiled:
         return run
 
 
-class CompiledCUDAGraph:
+class CompiledCUDAGraph(CUDAGraph):
     """The same, captured once and replayed."""
 
     name = "compiled_cuda_graph"
     compiles = True
 
-    def obstacle(self, target: Target) -> str | None:
-        return None if target.device.type == "cuda" else "for CUDA devices only"
-
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         with _frozen(target):
-            return captured(_compiled(placed(folded(model), target)), example, target)
+            return super().build(model, example, target)
+
+    def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Tensor]:
+        return _compiled(placed(folded(model), target))
 
 
 def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from regnet.engines.base import Runner, Target
 from regnet.engines.eager import inference
-from regnet.engines.transforms import folded, padded, pays_to_pad, placed
-from regnet.errors import EngineError
+from regnet.engines.transforms import folded, padded_if_it_pays, placed
 
 
 class CUDAGraph:
@@ -22,22 +21,20 @@ class CUDAGraph:
         return None if target.device.type == "cuda" else "for CUDA devices only"
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        return captured(placed(folded(model), target), example, target)
+        return captured(self.prepare(model, target), example, target)
+
+    def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Tensor]:
+        """What is captured."""
+        return placed(folded(model), target)
 
 
-class PaddedCUDAGraph:
+class PaddedCUDAGraph(CUDAGraph):
     """The same, groups widened to powers of two."""
 
     name = "padded_cuda_graph"
-    compiles = False
 
-    def obstacle(self, target: Target) -> str | None:
-        return None if target.device.type == "cuda" else "for CUDA devices only"
-
-    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        if not pays_to_pad(model):
-            raise EngineError("no group width needs padding")
-        return captured(placed(padded(model), target), example, target)
+    def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Tensor]:
+        return placed(padded_if_it_pays(model), target)
 
 
 def captured(call: Callable[[Tensor], Tensor], example: Tensor, target: Target) -> Runner:

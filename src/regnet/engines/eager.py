@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regnet.engines.base import OWN_LAYOUT, Runner, Target, half_obstacle
-from regnet.engines.transforms import folded, folds, padded, pays_to_pad, placed
+from regnet.engines.transforms import folded, folds, padded_if_it_pays, placed
 from regnet.errors import EngineError
 
 
@@ -50,9 +50,7 @@ class Padded:
         return half_obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        if not pays_to_pad(model):
-            raise EngineError("no group width needs padding")
-        return casting(placed(padded(model), target), target)
+        return casting(placed(padded_if_it_pays(model), target), target)
 
 
 def inference(call: Callable[[Tensor], Tensor]) -> Runner:

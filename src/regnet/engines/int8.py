@@ -1,7 +1,5 @@
 """Weights and feature maps as int8, with ranges seen on real images: OpenVINO's way and torch's."""
 
-import logging
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +8,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from regnet.errors import MissingExtraError
+from regnet.quiet import quiet
 
 
 def quantize_openvino(model: Any, batches: Sequence[Tensor]) -> Any:
@@ -22,13 +21,13 @@ def quantize_openvino(model: Any, batches: Sequence[Tensor]) -> Any:
         import nncf
     except ImportError as error:
         raise MissingExtraError(_MISSING.format("nncf")) from error
-    nncf.set_log_level(logging.ERROR)
-    return nncf.quantize(
-        model,
-        nncf.Dataset([batch.numpy() for batch in batches]),
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(batches),
-    )
+    with quiet("nncf"):
+        return nncf.quantize(
+            model,
+            nncf.Dataset([batch.numpy() for batch in batches]),
+            preset=nncf.QuantizationPreset.MIXED,
+            subset_size=len(batches),
+        )
 
 
 def quantize_program(
@@ -40,16 +39,14 @@ def quantize_program(
         MissingExtraError: torchao is not installed.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet("torchao"):
             from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
             from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
     except ImportError as error:
         raise MissingExtraError(_MISSING.format("torchao")) from error
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), quiet("torchao"):
         prepared = prepare_pt2e(program.module(), quantizer)
         for batch in batches:
             prepared(batch)

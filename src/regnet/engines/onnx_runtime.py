@@ -1,10 +1,7 @@
 """ONNX Runtime, for CPUs and CUDA devices."""
 
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +11,7 @@ from torch.export import ExportedProgram
 
 from regnet.engines.base import OWN_LAYOUT, Runner, Target
 from regnet.engines.program import capture
+from regnet.quiet import quiet
 
 LARGEST: Final = 1_900_000_000
 """Bytes of weights that fit into one file: its format ends at two gigabytes."""
@@ -54,7 +52,7 @@ def write_onnx(
 
     Weights are inside, or in a `.data` file beside it where one file cannot hold them.
     """
-    with _quiet():
+    with quiet("torch.onnx"):
         written = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
         )
@@ -89,17 +87,3 @@ def load_onnx(path: Path, target: Target) -> Runner:
 def _provider(target: Target) -> str:
     cuda = target.device.type == "cuda"
     return "CUDAExecutionProvider" if cuda else "CPUExecutionProvider"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter reports errors only."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -18,9 +17,8 @@ from regnet.engines.base import (
     Precision,
     Runner,
     Target,
-    relative_error,
-    tolerance,
 )
+from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.choices import key_of, recall, remember
 from regnet.engines.compiled import AOTInductor, Compiled, CompiledCUDAGraph
 from regnet.engines.cuda_graph import CUDAGraph, PaddedCUDAGraph
@@ -51,8 +49,6 @@ ENGINES: Final[tuple[Engine, ...]] = (
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
 
 LAYOUTS: Final[tuple[Layout, ...]] = ("channels_last", "contiguous")
-
-INPUT_SETS: Final = 3
 
 LASTING: Final = ("wrong: ", "unsuitable: ")
 """How reasons begin that will be the same next time."""
@@ -358,61 +354,6 @@ class _Race:
             reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
             return replace(row, reason=reason), None
         return row, built.runner
-
-
-def answers(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What a model in evaluation mode gives for each input, in true float32."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    cudnn.allow_tf32 = matmul.allow_tf32 = False
-    try:
-        with torch.inference_mode():
-            return [model(x).float().clone() for x in inputs]
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Built:
-    """A runner, and whether its answers are right."""
-
-    runner: Runner | None = None
-    seconds: float | None = None
-    error: float | None = None
-    """See `worst_error`."""
-    reason: str | None = None
-    """Why it must not be used; None if it may."""
-
-
-def build_checked(
-    engine: Engine,
-    model: nn.Module,
-    inputs: Sequence[Tensor],
-    reference: Sequence[Tensor],
-    target: Target,
-) -> Built:
-    """Build a runner and compare its answers; whatever the engine raises is passed on."""
-    if obstacle := engine.obstacle(target):
-        return Built(reason=obstacle)
-    start = time.perf_counter()
-    runner = engine.build(model, inputs[0], target)
-    seconds = time.perf_counter() - start
-    error = worst_error(runner, inputs, reference)
-    wrong = not error <= tolerance(target)  # nan is wrong too
-    reason = f"wrong: its outputs differ by {error:.1e}" if wrong else None
-    return Built(runner=runner, seconds=seconds, error=error, reason=reason)
-
-
-def worst_error(runner: Runner, inputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
-    """The largest relative error over several inputs; each is asked twice.
-
-    The second answer must be the first: an engine that hands out its own memory would change it.
-    """
-    answers = [runner(x) for x in inputs]
-    again = [runner(x) for x in inputs]
-    pairs = zip([*answers, *again], [*reference, *reference], strict=True)
-    errors = [relative_error(found, expected) for found, expected in pairs]
-    return max(errors) if all(math.isfinite(e) for e in errors) else math.nan
 
 
 @contextmanager

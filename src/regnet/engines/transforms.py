@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from regnet.engines.base import Target
+from regnet.errors import EngineError
 from regnet.nn.blocks import Bottleneck
 from regnet.nn.layers import SqueezeExcitation
 
@@ -66,6 +67,17 @@ def pays_to_pad(model: nn.Module) -> bool:
         != module.conv2.conv.in_channels // module.conv2.conv.groups
         for module in model.modules()
     )
+
+
+def padded_if_it_pays(model: Network) -> Network:
+    """As `padded`.
+
+    Raises:
+        EngineError: there is nothing to pad.
+    """
+    if not pays_to_pad(model):
+        raise EngineError("no group width needs padding")
+    return padded(model)
 
 
 def _pad(block: Bottleneck) -> None:

@@ -3,16 +3,12 @@
 The arithmetic of `regnet.design.complexity` needs no module; these are what it is checked against.
 """
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from regnet.design.complexity import Complexity
 from regnet.nn.model import AnyNet, evaluating
+from regnet.quiet import quiet
 
 
 def count(model: AnyNet, input_size: int | tuple[int, int] = 224) -> Complexity[int]:
@@ -25,7 +21,8 @@ def count(model: AnyNet, input_size: int | tuple[int, int] = 224) -> Complexity[
         model: the network; not on `meta`, which torch cannot trace.
         input_size: side, or (height, width), of the image in pixels.
     """
-    with evaluating(model), _quiet():
+    # fvcore tells of operators without a rule, torch that its tracer is old.
+    with evaluating(model), quiet("fvcore.nn.jit_analysis"):
         from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
         image = _image(model, input_size)
@@ -49,17 +46,3 @@ def _image(model: AnyNet, input_size: int | tuple[int, int]) -> torch.Tensor:
     height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
     reference = next(model.parameters())
     return reference.new_zeros((1, model.config.in_chans, height, width))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep fvcore from logging operators without a rule, and torch from deprecating its tracer."""
-    logger = logging.getLogger("fvcore.nn.jit_analysis")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
