@@ -94,6 +94,7 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
     """Gives a function that says by how many bytes memory grew at most since entering.
 
     Of the device's allocator on CUDA, of the process's resident memory on Linux; None elsewhere.
+    Memory that the process had freed and still holds is taken again first, and not counted.
     """
     before = _start_of_peak(device)
 
