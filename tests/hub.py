@@ -133,7 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self.fail(404) if data is None else self.send_bytes(data, body=body)
         if parts[0] == "api":
             return self.api(parts)
-        repo, revision, name = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
+        named = 3 if parts[0] == "datasets" else 2
+        repo, revision = "/".join(parts[:named]), parts[named + 1]
+        name = "/".join(parts[named + 2 :])
         if hub.head_faults:
             status, headers = hub.head_faults.pop(0)
             return self.fail(status, headers=headers)
@@ -168,9 +170,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def api(self, parts: list[str]) -> None:
         hub = self.server.hub
-        repo = "/".join(parts[2:4])
+        repo = "/".join(parts[2:4] if parts[1] == "models" else parts[1:4])
         if repo not in hub.repos:
             return self.fail(401, "RepoNotFound")
+        if parts[4:5] == ["tree"]:
+            held = hub.repos[repo].items()
+            return self.send_json(
+                [{"type": "file", "path": n, "size": len(d), "oid": "0"} for n, d in held]
+            )
         siblings = [
             {
                 "rfilename": name,

@@ -71,6 +71,12 @@ def test_the_example_of_the_exports_runs(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().out.startswith("regnety_cifar.pt2: torch fp32, any batch and size")
 
 
+def test_the_example_of_training_runs(capsys):
+    [example] = code_blocks(ROOT / "docs/train.md")
+    exec(example, {})
+    assert capsys.readouterr().out.startswith("0.2 ")
+
+
 def test_tables_are_those_of_the_results():
     done = subprocess.run(
         [sys.executable, ROOT / "scripts/write_tables.py", "--check"],

@@ -11,10 +11,14 @@ from regnet.design.config import (
     config_from_json,
 )
 from regnet.engines.optimize import Optimized, optimize
+from regnet.evaluation.evaluate import Evaluation, evaluate
 from regnet.exporting import Exported, export
 from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet, RegNet
 from regnet.prediction import ClassScore, Prediction, predict
+from regnet.training.loop import Trained, resume, train
+from regnet.training.recipe import Recipe, find_recipe
+from regnet.training.session import Options as TrainOptions
 from regnet.zoo import factories
 from regnet.zoo.create import create, preprocess
 from regnet.zoo.factories import *  # noqa: F403 - one function per variant
@@ -34,22 +38,28 @@ __all__ = [
     "AnyNetConfig",
     "ClassScore",
     "Complexity",
+    "Evaluation",
     "Exported",
     "FeatureNet",
     "ModelInfo",
     "Optimized",
     "Prediction",
     "Preprocess",
+    "Recipe",
     "RegNet",
     "RegNetConfig",
     "StageConfig",
+    "TrainOptions",
+    "Trained",
     "__version__",
     "complexity",
     "config_from_dict",
     "config_from_json",
     "create",
     "errors",
+    "evaluate",
     "export",
+    "find_recipe",
     "get_pretrained_cfg",
     "info",
     "is_model",
@@ -58,5 +68,7 @@ __all__ = [
     "optimize",
     "predict",
     "preprocess",
+    "resume",
+    "train",
 ]
 __all__ += factories.__all__

@@ -21,6 +21,14 @@ class ImageError(RegNetError, ValueError):
     """A file that cannot be used as an image."""
 
 
+class DataError(RegNetError, ValueError):
+    """A set of images that cannot be used."""
+
+
+class TrainingError(RegNetError, RuntimeError):
+    """Training that cannot go on; what was saved is still there."""
+
+
 class MissingExtraError(RegNetError, ImportError):
     """An optional package is needed and not installed."""
 

@@ -1,9 +1,9 @@
-"""Drawings as the paper has them: networks, and how fast they are.
+"""Drawings as the paper has them: networks, how fast they are, and how they learn.
 
 Needs matplotlib (`pip install regnet[report]`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,35 @@ def save_benchmark(document: Mapping[str, Any], path: Path) -> None:
                 )  # fmt: skip
     for axes in (left, right):
         axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def save_learning_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the rows of a run's log: loss and accuracy by epoch.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ConfigError: the ending of the file names no image format.
+        OSError: the file cannot be written.
+    """
+    check_plot_file(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axes, names in (
+        (left, {"loss": "training loss"}),
+        (right, {"train_top1": "training", "top1": "test", "average_top1": "test, average"}),
+    ):
+        for name, label in names.items():
+            shown = [(row["epoch"], row[name]) for row in log if name in row]
+            if shown:
+                axes.plot(*zip(*shown, strict=True), ".-", label=label)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    left.set_ylabel("loss")
+    right.set_ylabel("top-1, %")
     _save(figure, path)
 
 

@@ -77,6 +77,7 @@ def command(
     from regnet.bench.document import AUTO, BEST, Case, read
     from regnet.bench.networks import DEFAULT_MODELS, QUICK_MODELS, expand
     from regnet.bench.runner import run
+    from regnet.devices import find_device
     from regnet.engines.base import DTYPES
     from regnet.engines.optimize import ENGINES, LAYOUTS, find_engine
 
@@ -85,7 +86,7 @@ def command(
     for path in filter(None, (out, html, plot)):
         if not path.absolute().parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.parent}")
-    where = _device(device)
+    where = find_device(device)
     earlier = read(against) if against else None
     chosen = _split(models) if models else list(QUICK_MODELS if quick else DEFAULT_MODELS)
     ways = _split(engine or ("folded" if quick or train else AUTO))
@@ -177,27 +178,6 @@ def compare(
         print_json([asdict(change) for change in changes])
     else:
         _print_changes(changes)
-
-
-def _device(name: str) -> "torch.device":  # type: ignore[name-defined]  # noqa: F821 - imported late
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"there is no device {name!r}; use cpu, cuda, cuda:1 or mps") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "--device cuda: torch sees no CUDA GPU here; use --device cpu, or install a CUDA build "
-            "of torch where there is one"
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA GPUs here")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("--device mps: not available here; use --device cpu")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"--device {name}: use cpu, cuda or mps")
-    return device
 
 
 def _known(option: str, asked: list[str], known: "Collection[str]") -> None:

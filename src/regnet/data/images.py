@@ -1,5 +1,6 @@
 """Open an image file as RGB, whatever it holds, or say why not."""
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -43,6 +44,15 @@ def open_image(source: ImageSource) -> Image.Image:
         if path.stat().st_size == 0:
             raise ImageError("the file is empty; fetch or export it again")
         with Image.open(path) as image:
+            return _to_rgb(image)
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """The image in the bytes of a file, as `open_image` gives it; `name` is for the error."""
+    with _explained(name):
+        if not data:
+            raise ImageError("there are no bytes")
+        with Image.open(io.BytesIO(data)) as image:
             return _to_rgb(image)
 
 
@@ -91,6 +101,7 @@ def _quiet() -> Iterator[None]:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
+    stored_as = image.format
     if 0 in image.size:
         raise ImageError(f"an image must have pixels, got {image.width} x {image.height}")
     with suppress(Exception):  # damaged metadata: the pixels are still good
@@ -101,7 +112,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    rgb = image.convert("RGB")
+    rgb.format = stored_as
+    return rgb
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -1,0 +1,133 @@
+"""`regnet evaluate`: accuracy on labelled images, beside the published one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from regnet.cli.output import print_json, print_table, stderr, stdout
+
+
+def command(
+    data: Annotated[
+        str, typer.Argument(help="Class folders, .tar, .parquet, or hf:owner/name of the Hub.")
+    ],
+    *,
+    model: Annotated[
+        str, typer.Option(help="A variant with weights, variant.tag, or local-dir:path.")
+    ] = "regnety_cifar",
+    engine: Annotated[
+        str, typer.Option(help="How to run it: eager, compiled, openvino, ...; see regnet bench.")
+    ] = "eager",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    batch_size: Annotated[int, typer.Option(help="Images per call.", min=1)] = 64,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read images; else one per core.", min=0)
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
+    larger: Annotated[
+        bool, typer.Option("--larger", help="The checkpoint's larger test setting, if it has one.")
+    ] = False,
+    image_size: Annotated[
+        int | None, typer.Option(help="Another side of the images than the checkpoint's.", min=1)
+    ] = None,
+    crop_pct: Annotated[
+        float | None, typer.Option(help="Another part of the image that the crop keeps.")
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Name of the published set (imagenet-1k, ...) if not recognized."),
+    ] = None,
+    real_labels: Annotated[
+        Path | None, typer.Option(help="real.json of ImageNet-ReaL, for the validation images.")
+    ] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for the answers; an interrupted run goes on there.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the result, all of it, as JSON.")] = None,
+    per_class: Annotated[bool, typer.Option("--per-class", help="A line for each class.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Measure accuracy; the processes of torchrun share the images.
+
+    Example: regnet evaluate imagenet/val --model regnety_016.tv2_in1k --keep runs/evaluation
+    """
+    import json
+    import os
+    from dataclasses import asdict, replace
+    from typing import get_args
+
+    from regnet.atomic import write_bytes
+    from regnet.devices import find_device
+    from regnet.engines.base import Precision
+    from regnet.errors import ConfigError
+    from regnet.evaluation.evaluate import evaluate
+    from regnet.zoo.create import create, preprocess
+
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision must be fp32, bf16 or fp16; got {precision!r}")
+    where = find_device(device)
+    network = create(model, pretrained=True)
+    transform = None
+    if image_size or crop_pct:
+        transform = preprocess(network)
+        if image_size:
+            transform = replace(transform, size=(image_size, image_size))
+        if crop_pct:
+            transform = replace(transform, crop_pct=crop_pct)
+    leads = os.environ.get("RANK", "0") == "0"
+    with Progress(
+        console=stderr, transient=True, disable=not (leads and stderr.is_terminal)
+    ) as bar:
+        task = bar.add_task("evaluating", total=None)
+        done = evaluate(
+            network,
+            data,
+            engine=engine,
+            precision=precision,  # type: ignore[arg-type]  # checked above
+            batch_size=batch_size,
+            workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+            device=where,
+            transform=transform,
+            larger=larger,
+            dataset=dataset,
+            real_labels=real_labels,
+            keep=keep,
+            on_images=lambda count, total: bar.update(task, completed=count, total=total),
+        )
+    if not leads:
+        return
+    if out:
+        write_bytes(out, json.dumps(asdict(done), indent=1, default=str).encode())
+    if as_json:
+        print_json(done)
+        return
+    rows = [
+        ("model", done.model),
+        ("images", f"{done.source}{f' ({done.dataset})' if done.dataset else ''}"),
+        ("evaluated", f"{done.evaluated:,} of {done.count:,}"),
+        ("top-1", f"{done.top1:.2f} %"),
+    ]
+    if done.top5 is not None:
+        rows.append(("top-5", f"{done.top5:.2f} %"))
+    if done.real_top1 is not None:
+        rows.append(("top-1, ReaL labels", f"{done.real_top1:.2f} %"))
+    rows.append(("calibration error", f"{done.calibration_error:.2f} %"))
+    if done.published:
+        rows.append(("published", f"{done.published.top1:.2f} %: {done.published.verdict}"))
+    print_table(("", ""), rows)
+    for confusion in done.confusions[:5]:
+        stdout.print(f"{confusion.images} of {confusion.label} taken for {confusion.answer}")
+    if per_class:
+        print_table(
+            ("class", ">images", ">top-1"),
+            [
+                (c.name, f"{c.images}", "" if c.top1 is None else f"{c.top1:.1f} %")
+                for c in done.classes
+            ],
+        )
+    for warning in done.warnings:
+        stderr.print(f"warning: {warning}")
+    for reason in done.unreadable:
+        stderr.print(f"unreadable: {reason}")

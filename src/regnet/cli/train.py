@@ -1,0 +1,254 @@
+"""`regnet train`: a recipe on images, begun, gone on with, or repeated."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from regnet.cli.output import print_json, print_table, stderr, stdout
+from regnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from regnet.training.loop import Trained
+    from regnet.training.recipe import Recipe
+    from regnet.training.session import Options
+
+
+def command(
+    data: Annotated[
+        str | None,
+        typer.Argument(
+            help="Images: a folder with train/ and val/, .parquet, .tar, hf:owner/name."
+        ),
+    ] = None,
+    *,
+    model: Annotated[
+        str, typer.Option(help="A variant, a checkpoint to start from, or a config file (.json).")
+    ] = "regnety_cifar",
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or a file of one (.json).")] = "dds",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Another value in the recipe: --set epochs=10; repeat it."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A new folder for what comes out.")] = None,
+    val: Annotated[str | None, typer.Option(help="Images to test on, if not beside.")] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Start from the variant's default weights.")
+    ] = False,
+    num_classes: Annotated[
+        int | None, typer.Option(help="Outputs; else as many as there are classes.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    save_steps: Annotated[
+        int | None, typer.Option(help="Steps between checkpoints, beside each epoch's.", min=1)
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="Repeat the run of this run.json in --out.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads on a CPU.", min=1)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read images; else one per core.", min=0)
+    ] = None,
+    parallel: Annotated[str, typer.Option(help="Under torchrun: ddp, or fsdp for giants.")] = "ddp",
+    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
+    grad_checkpointing: Annotated[
+        bool, typer.Option("--grad-checkpointing", help="Less memory, more time.")
+    ] = False,
+    keep: Annotated[int, typer.Option(help="Checkpoints that are kept.", min=1)] = 2,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write for TensorBoard too.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the learning curve (.svg, .png, .pdf).")
+    ] = None,
+    list_recipes: Annotated[
+        bool, typer.Option("--list-recipes", help="Show the recipes and end.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Train a network so that it can be repeated; SIGTERM and Ctrl-C save before they end it.
+
+    Example: regnet train cifar10/ --model regnety_cifar --recipe cifar --out runs/first
+    """
+    if list_recipes:
+        _print_recipes(as_json=as_json)
+        return
+    from regnet.plot import check_plot_file
+
+    if plot:
+        check_plot_file(plot)
+    if sum(value is not None for value in (data, resume, replay)) != 1:
+        raise ConfigError("name the images, or --resume FOLDER, or --replay RUN.json")
+    if resume is None and out is None:
+        raise ConfigError("--out is missing: a new folder for what comes out")
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    options = _options(
+        device=device,
+        workers=workers,
+        parallel=parallel,
+        compile=compile_,
+        grad_checkpointing=grad_checkpointing,
+        keep=keep,
+        tensorboard=tensorboard,
+    )
+    with _Bar() as bar:
+        done = _run(
+            data,
+            out,
+            resume,
+            replay,
+            model=model,
+            recipe=lambda: _recipe(recipe, set_ or []),
+            val=val,
+            pretrained=pretrained,
+            num_classes=num_classes,
+            seed=seed,
+            save_steps=save_steps,
+            options=bar.watching(options),
+        )
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if plot and done.log:
+        from regnet.plot import save_learning_curve
+
+        save_learning_curve(done.log, plot)
+    if as_json:
+        print_json(done)
+    elif done.stopped_by is None:
+        told = "" if done.top1 is None else f": top-1 {done.top1:.2f} %, best {done.best:.2f} %"
+        stdout.print(f"{done.out}: {len(done.log)} epochs{told}")
+    if done.stopped_by is not None:
+        import signal
+
+        stderr.print(f"stopped and saved; go on with: regnet train --resume {done.out}")
+        if done.stopped_by == signal.SIGINT:
+            raise typer.Exit(130)
+
+
+def _run(
+    data: str | None,
+    out: Path | None,
+    resumed: Path | None,
+    replayed: Path | None,
+    *,
+    recipe: Any,
+    options: "Options",
+    **asked: Any,
+) -> "Trained":
+    from regnet.training import run as runs
+    from regnet.training.loop import resume, start, train
+
+    if resumed is not None:
+        return resume(resumed, options=options)
+    assert out is not None, "it has been asked for"
+    if replayed is not None:
+        run, facts = runs.read(replayed)
+        return start(run, out, facts=facts, options=options)
+    assert data is not None, "it has been asked for"
+    if asked["model"].endswith(".json"):
+        from regnet.design.config import config_from_json
+
+        asked["model"] = config_from_json(Path(asked["model"]).read_text(encoding="utf-8"))
+    return train(data=data, out=out, recipe=recipe(), options=options, **asked)
+
+
+def _options(*, device: str, parallel: str, **others: Any) -> "Options":
+    from regnet.devices import find_device
+    from regnet.training.session import Options
+
+    if parallel not in ("ddp", "fsdp"):
+        raise ConfigError(f"parallel must be ddp or fsdp; got {parallel!r}")
+    return Options(device=find_device(device), parallel=parallel, **others)  # type: ignore[arg-type]
+
+
+def _recipe(name: str, changes: list[str]) -> "Recipe":
+    from regnet.training.recipe import Recipe, find_recipe, recipe_from_json
+
+    values: dict[str, Any] = {}
+    for change in changes:
+        field, equals, text = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set needs field=value, got {change!r}")
+        try:
+            values[field] = json.loads(text)
+        except ValueError:
+            values[field] = None if text == "none" and field != "policy" else text
+    if not name.endswith(".json"):
+        return find_recipe(name, **values)
+    base = recipe_from_json(Path(name).read_text(encoding="utf-8"))
+    return Recipe.from_dict(base.to_dict() | values)
+
+
+def _print_recipes(*, as_json: bool) -> None:
+    from regnet.training.recipe import RECIPES, Recipe
+
+    if as_json:
+        print_json({name: recipe.to_dict() for name, recipe in RECIPES.items()})
+        return
+    print_table(
+        ("field", *RECIPES),
+        [
+            (field.name, *(f"{getattr(recipe, field.name)}" for recipe in RECIPES.values()))
+            for field in fields(Recipe)
+        ],
+    )
+
+
+class _Bar:
+    """A bar for the steps of an epoch, and a line for each epoch, on stderr."""
+
+    def __init__(self) -> None:
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TimeRemainingColumn(), console=stderr, transient=True,
+            disable=not stderr.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task("reading images", total=None)
+
+    def __enter__(self) -> "_Bar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def watching(self, options: "Options") -> "Options":
+        """The same options, with this bar looking on."""
+        from dataclasses import replace
+
+        return replace(options, on_step=self.step, on_epoch=self.epoch)
+
+    def step(self, at: Any) -> None:
+        """After a step."""
+        self.bar.update(
+            self.task,
+            description=f"epoch {at.epoch + 1} of {at.epochs}",
+            completed=at.step,
+            total=at.steps,
+        )
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """After an epoch."""
+        stderr.print(epoch_line(row))
+
+
+def epoch_line(row: Mapping[str, Any]) -> str:
+    """What is worth seeing of an epoch."""
+    parts = [f"epoch {row['epoch']}", f"loss {row['loss']:.4f}", f"lr {row['lr']:.4g}"]
+    for name, word in (("top1", "top-1"), ("average_top1", "average")):
+        if name in row:
+            parts.append(f"{word} {row[name]:.2f} %")
+    parts.append(f"{row['images_per_second']:.0f} images/s")
+    if row.get("unreadable"):
+        parts.append(f"{len(row['unreadable'])} images unreadable, see log.jsonl")
+    return ", ".join(parts)

@@ -1,0 +1,430 @@
+"""Accuracy of a model on labelled images, beside the published one."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regnet.data.loading import load
+from regnet.data.preprocess import Preprocess
+from regnet.data.sets import ImageSet, open_set
+from regnet.devices import Group, joined
+from regnet.engines.base import Precision
+from regnet.engines.optimize import optimize
+from regnet.errors import ConfigError, DataError
+from regnet.evaluation import scores
+from regnet.evaluation.datasets import Match, identify, match_classes
+from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
+from regnet.machine import environment
+from regnet.nn.model import AnyNet, evaluating
+from regnet.prediction import DEFAULT_MODEL
+from regnet.zoo.create import create, preprocess
+
+SAME: Final = 0.1
+"""Percent points within which a measured accuracy counts as the published one: decoders, rounding
+and batch sizes move a few images of 50,000."""
+
+MATRIX_CLASSES: Final = 50
+"""Up to so many classes, the whole confusion matrix is told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """A published accuracy beside the measured one."""
+
+    dataset: str
+    top1: float
+    image_size: int | None
+    difference: float
+    """Measured minus published, in percent points."""
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What an evaluation came to. Accuracies are in percent."""
+
+    model: str
+    source: str
+    dataset: str | None
+    """The published data set that these images are, if one."""
+    fingerprint: str
+    count: int
+    """Images in the set."""
+    evaluated: int
+    """Of these, those that could be read."""
+    top1: float
+    """Of those that could be read."""
+    top5: float | None
+    """None with five classes or fewer."""
+    real_top1: float | None
+    """By the labels of ImageNet-ReaL, where given."""
+    calibration_error: float
+    published: Published | None
+    matched_by: str
+    restricted: bool
+    """Whether only the classes of the set competed."""
+    warnings: tuple[str, ...]
+    unreadable: tuple[str, ...]
+    """Images that could not be read, each with the reason; they are not in the accuracy."""
+    preprocess: dict[str, Any]
+    engine: str
+    precision: str
+    classes: tuple[ClassResult, ...]
+    confusions: tuple[Confusion, ...]
+    confusion_matrix: list[list[int]] | None
+    environment: dict[str, Any]
+
+
+def evaluate(
+    model: AnyNet | str = DEFAULT_MODEL,
+    data: ImageSet | str | Path = ".",
+    *,
+    engine: str = "eager",
+    precision: Precision = "fp32",
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    transform: Preprocess | None = None,
+    larger: bool = False,
+    dataset: str | None = None,
+    real_labels: str | Path | None = None,
+    keep: str | Path | None = None,
+    on_images: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Measure accuracy; under `torchrun` the processes share the images.
+
+    Args:
+        model: a model that `create` built, or the name of a checkpoint.
+        data: images, as `regnet.data.sets.open_set` takes them.
+        engine: how to run the network, a name of `regnet.engines`; its answers are checked first.
+        precision: to compute in.
+        batch_size: images per call.
+        workers: processes that read images; 0: this one.
+        device: to run on.
+        transform: how to prepare images; None: as the checkpoint says.
+        larger: use the checkpoint's larger test setting, where its publisher gives one.
+        dataset: name of the published set, where it cannot be recognized.
+        real_labels: the file `real.json` of ImageNet-ReaL, for ImageNet-1k's validation images.
+        keep: a folder for the answers; an evaluation that was interrupted goes on from there.
+        on_images: called with images done and of all.
+
+    Raises:
+        ConfigError: no such model, engine or setting.
+        DataError: the images cannot be used, or are not of the model's classes.
+        EngineError: the engine cannot run the network.
+        WeightsError: there are no such weights.
+    """
+    images = data if isinstance(data, ImageSet) else open_set(data, "val")
+    network = create(model, pretrained=True) if isinstance(model, str) else model
+    if not network.num_classes:
+        raise ConfigError("this model has no classifier; create it with num_classes")
+    look = transform or (_larger(network) if larger else preprocess(network))
+    names: Sequence[str] = network.pretrained_cfg.get("label_names", ())
+    match = match_classes(images, names, network.num_classes)
+    labels = np.array(match.outputs, dtype=np.int64)[images.labels]
+    allowed = _real(Path(real_labels), images) if real_labels is not None else None
+    with joined(torch.device(device)) as group, evaluating(network):
+        network.to(group.device)
+        runner = _runner(network, look, engine, precision, batch_size, group)
+        kept = None
+        if keep is not None:
+            what = {
+                "weights": _digest(network),
+                "images": images.fingerprint,
+                "preprocess": look.to_timm(),
+                "engine": engine,
+                "precision": precision,
+            }
+            kept = _Kept(Path(keep), what, group)
+        found = _answers(
+            images,
+            runner,
+            look,
+            match,
+            group=group,
+            batch_size=batch_size,
+            workers=workers,
+            kept=kept,
+            on_images=on_images,
+        )
+    answers, failures = _merged(found, len(images))
+    return _judged(
+        network=network,
+        name=model if isinstance(model, str) else network.pretrained_cfg.get("architecture", ""),
+        images=images,
+        dataset=dataset or identify(images),
+        match=match,
+        labels=labels,
+        answers=answers,
+        failures=failures,
+        allowed=allowed,
+        look=look,
+        engine=engine,
+        precision=precision,
+        device=group.device,
+    )
+
+
+def _larger(network: AnyNet) -> Preprocess:
+    cfg = network.pretrained_cfg
+    if "test_input_size" not in cfg:
+        raise ConfigError("this checkpoint has no larger test setting; leave it out")
+    return Preprocess.from_timm(
+        cfg | {"input_size": cfg["test_input_size"], "crop_pct": cfg["test_crop_pct"]}
+    )
+
+
+def _runner(
+    network: AnyNet,
+    look: Preprocess,
+    engine: str,
+    precision: Precision,
+    batch_size: int,
+    group: Group,
+) -> Callable[[Tensor], Tensor]:
+    """Takes a whole batch."""
+    if engine == "eager" and precision == "fp32":
+        reference = next(network.parameters())
+        return lambda x: network(x.to(reference.dtype)).float()
+    example = torch.zeros(batch_size, 3, *look.size, device=group.device)
+    return optimize(network, example, engines=[engine], precision=precision)
+
+
+def _answers(
+    images: ImageSet,
+    runner: Callable[[Tensor], Tensor],
+    look: Preprocess,
+    match: Match,
+    *,
+    group: Group,
+    batch_size: int,
+    workers: int,
+    kept: "_Kept | None",
+    on_images: Callable[[int, int], None] | None,
+) -> list[dict[str, Any]]:
+    """Answers of all processes, one record per image."""
+    share = group.share(len(images))
+    records = [] if kept is None else kept.records
+    done = {record["image"] for record in records}
+    missing = [index for index in share if index not in done]
+    own: list[dict[str, Any]] = []
+    competing = torch.tensor(sorted(match.outputs)) if match.restricted else None
+    with torch.inference_mode():
+        for loaded in load(images, missing, look, batch_size=batch_size, workers=workers):
+            new: list[dict[str, Any]] = [
+                {"image": index, "error": reason} for index, reason in loaded.failures
+            ]
+            if loaded.images is not None:
+                x = loaded.images.to(group.device)
+                # Engines may be built for one shape.
+                padded = torch.cat([x, x.new_zeros(batch_size - len(x), *x.shape[1:])])
+                new += _records(loaded.indices, runner(padded)[: len(x)], competing)
+            own += new
+            if kept is not None:
+                kept.add(new)
+            if on_images and group.leads:
+                on_images(len(share) - len(missing) + len(own), len(share))
+    everything: list[dict[str, Any]] = [r for part in group.gather(own) for r in part]
+    return records + everything
+
+
+def _records(
+    indices: Sequence[int], logits: Tensor, competing: Tensor | None
+) -> Iterator[dict[str, Any]]:
+    probabilities = logits.float().cpu()
+    if competing is not None:
+        probabilities = probabilities[:, competing]
+    probabilities = probabilities.softmax(1)
+    values, top = probabilities.topk(min(scores.TOP, probabilities.shape[1]))
+    if competing is not None:
+        top = competing[top]
+    for index, answers, best in zip(indices, top.tolist(), values[:, 0].tolist(), strict=True):
+        yield {"image": index, "top": answers, "confidence": best}
+
+
+def _merged(records: Sequence[Mapping[str, Any]], count: int) -> tuple[Answers, dict[int, str]]:
+    """Each image once, in order."""
+    by_image = {record["image"]: record for record in records}
+    assert sorted(by_image) == list(range(count)), "every image is answered or has failed"
+    read = [r for _, r in sorted(by_image.items()) if "error" not in r]
+    failures = {image: r["error"] for image, r in sorted(by_image.items()) if "error" in r}
+    if not read:
+        raise DataError(f"none of the {count} images can be read; the first: {failures[0]}")
+    return (
+        Answers(
+            indices=np.array([r["image"] for r in read], dtype=np.int64),
+            top=np.array([r["top"] for r in read], dtype=np.int64),
+            confidence=np.array([r["confidence"] for r in read]),
+        ),
+        failures,
+    )
+
+
+class _Kept:
+    """Answers in files, a line per image and a file per process, so that a kill loses little."""
+
+    def __init__(self, folder: Path, what: Mapping[str, Any], group: Group) -> None:
+        head = json.loads(json.dumps(what))
+        self.records: list[dict[str, Any]] = []
+        self.path = folder / f"answers-{group.rank}.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.glob("answers-*.jsonl")):
+            first, *lines = path.read_text(encoding="utf-8").split("\n")
+            if not lines:
+                continue  # killed before the first line was whole
+            if json.loads(first) != head:
+                raise ConfigError(
+                    f"{folder}: holds the answers of another evaluation (weights, images or "
+                    "settings differ); name another folder"
+                )
+            # A line that was not finished has no end.
+            self.records += [json.loads(line) for line in lines[:-1]]
+        group.gather(None)  # all have read before one writes
+        self.head = json.dumps(head)
+        self._mend()
+
+    def _mend(self) -> None:
+        """The own file begins with the head and ends with a whole line."""
+        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+        whole = text[: text.rfind("\n") + 1] or f"{self.head}\n"
+        if whole != text:
+            self.path.write_text(whole, encoding="utf-8")
+
+    def add(self, records: Sequence[Mapping[str, Any]]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+def _digest(network: AnyNet) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _real(path: Path, images: ImageSet) -> list[frozenset[int]]:
+    """Allowed answers of each image, by the number in the names of ImageNet's validation images."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        sets = [frozenset(int(label) for label in labels) for labels in table]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: not the real.json of ImageNet-ReaL ({error})") from error
+    found = []
+    for name in images.names:
+        number = re.search(r"ILSVRC2012_val_(\d{8})", name)
+        if not number or not 1 <= int(number[1]) <= len(sets):
+            raise DataError(
+                f"{images.source}: {name} is not named as ImageNet's validation images are "
+                "(ILSVRC2012_val_00000001.JPEG), so that its labels in ReaL are not known"
+            )
+        found.append(sets[int(number[1]) - 1])
+    return found
+
+
+def _judged(
+    *,
+    network: AnyNet,
+    name: str,
+    images: ImageSet,
+    dataset: str | None,
+    match: Match,
+    labels: scores.Ints,
+    answers: Answers,
+    failures: Mapping[int, str],
+    allowed: Sequence[frozenset[int]] | None,
+    look: Preprocess,
+    engine: str,
+    precision: str,
+    device: torch.device,
+) -> Evaluation:
+    top1 = scores.top_k(answers, labels, 1)
+    names = {
+        output: images.classes[number] for number, output in enumerate(match.outputs)
+    }  # fmt: skip
+    known: Sequence[str] = network.pretrained_cfg.get("label_names", ())
+    spoken = {n: known[n] if n < len(known) else names.get(n, str(n)) for n in
+              range(network.num_classes)}  # fmt: skip
+    of_set = {output: spoken[output] for output in match.outputs}
+    warnings = _warnings(match, scores.find_shuffle(answers, labels, spoken), failures)
+    small = len(of_set) <= MATRIX_CLASSES
+    return Evaluation(
+        model=name,
+        source=images.source,
+        dataset=dataset,
+        fingerprint=images.fingerprint,
+        count=len(images),
+        evaluated=len(answers.indices),
+        top1=top1,
+        top5=scores.top_k(answers, labels, 5) if len(of_set) > scores.TOP else None,
+        real_top1=scores.top1_of_sets(answers, allowed)[0] if allowed is not None else None,
+        calibration_error=scores.calibration_error(answers, labels),
+        published=_published(network, dataset, look, top1),
+        matched_by=match.how,
+        restricted=match.restricted,
+        warnings=warnings,
+        unreadable=tuple(failures.values()),
+        preprocess=asdict(look),
+        engine=engine,
+        precision=precision,
+        classes=tuple(scores.by_class(answers, labels, of_set)),
+        confusions=tuple(scores.confusions(answers, labels, spoken)),
+        confusion_matrix=scores.confusion_matrix(answers, labels, list(of_set)) if small else None,
+        environment=environment(device),
+    )
+
+
+def _warnings(
+    match: Match, shuffle: Shuffle | None, failures: Mapping[int, str]
+) -> tuple[str, ...]:
+    found = []
+    if match.missing:
+        some = ", ".join(match.missing[:3])
+        found.append(f"{len(match.missing)} of the model's classes have no folder here: {some}")
+    if shuffle:
+        label, answer = shuffle.example
+        found.append(
+            f"the order of the classes looks wrong: images of {shuffle.moved} classes are mostly "
+            f"taken for another one each, such as {label!r} for {answer!r}; top-1 would be "
+            f"{shuffle.top1:.1f} % with these exchanged. Classes were matched by {match.how}: "
+            "check that folders have their usual names"
+        )
+    if failures:
+        found.append(f"{len(failures)} images cannot be read and are not in the accuracy")
+    return tuple(found)
+
+
+def _published(
+    network: AnyNet, dataset: str | None, look: Preprocess, top1: float
+) -> Published | None:
+    """The accuracy that the checkpoint's row gives for this set at this image size."""
+    sizes = (look.size[0], None)
+    rows = [
+        m
+        for m in network.pretrained_cfg.get("metrics", ())
+        if m["dataset"] == dataset and m.get("image_size") in sizes
+    ]
+    if not rows:
+        return None
+    # Of several, the one that says for which size.
+    row = max(rows, key=lambda m: m.get("image_size") is not None)
+    difference = top1 - row["top1"]
+    if abs(difference) <= SAME:
+        verdict = f"the same, within {SAME} points"
+    else:
+        verdict = f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'}"
+    return Published(
+        dataset=row["dataset"],
+        top1=row["top1"],
+        image_size=row.get("image_size"),
+        difference=difference,
+        verdict=verdict,
+    )

@@ -1,0 +1,1 @@
+"""Training: recipes as data, runs that can be repeated, checkpoints that go on exactly."""

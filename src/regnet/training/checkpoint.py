@@ -1,0 +1,155 @@
+"""What a run must keep to go on exactly where it was, written whole or not at all."""
+
+import errno
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from regnet.atomic import write_bytes, writing
+from regnet.devices import Group
+from regnet.errors import TrainingError
+from regnet.training.average import Average
+
+FOLDER = "checkpoints"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class State:
+    """Everything that training changes.
+
+    There is no state of random numbers: each comes from a generator of its own, seeded by what it
+    is for.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    scaler: torch.amp.GradScaler
+    epoch: int = 0
+    """Epoch and step that come next."""
+    step: int = 0
+    sums: Tensor
+    """(3,): loss, hits and images of this epoch, summed over this process's passes."""
+    seconds: float = 0.0
+    """Spent in this epoch."""
+    best: float = -1.0
+    """Highest accuracy so far."""
+
+    def to_dict(self, group: Group) -> dict[str, Any]:
+        """Whole tensors on the CPU; all processes must call it together."""
+        momentum = {
+            name: _whole(self.optimizer.state[parameter]["momentum_buffer"])
+            for name, parameter in self.model.named_parameters()
+            if self.optimizer.state[parameter]
+        }
+        return {
+            "model": {name: _whole(tensor) for name, tensor in self.model.state_dict().items()},
+            "momentum": momentum,
+            "average": self.average
+            and {name: _whole(tensor) for name, tensor in self.average.tensors.items()},
+            "scaler": self.scaler.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": group.sum(self.sums.clone()).cpu(),
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+
+    def restore(self, saved: dict[str, Any], *, leads: bool) -> None:
+        """What `to_dict` gave, into tensors that lie where they are now.
+
+        Sums over all processes go to the one that leads.
+        """
+        with torch.no_grad():
+            for name, tensor in self.model.state_dict().items():
+                tensor.copy_(_placed(saved["model"][name], tensor))
+            if self.average:
+                for name, tensor in self.average.tensors.items():
+                    tensor.copy_(_placed(saved["average"][name], tensor))
+        for name, parameter in self.model.named_parameters():
+            if name in saved["momentum"]:
+                buffer = _placed(saved["momentum"][name], parameter)
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        if saved["scaler"]:
+            self.scaler.load_state_dict(saved["scaler"])
+        self.epoch, self.step, self.best = saved["epoch"], saved["step"], saved["best"]
+        self.seconds = saved["seconds"]
+        if leads:
+            self.sums.copy_(saved["sums"])
+
+
+def save(saved: dict[str, Any], out: Path, *, keep: int) -> Path:
+    """Write a checkpoint, then remove all but the last `keep`.
+
+    Raises:
+        OSError: it cannot be written; earlier ones are still there.
+    """
+    folder = out / FOLDER
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{saved['epoch']:04d}-{saved['step']:06d}.pt"
+    with writing(path) as temporary:
+        try:
+            torch.save(saved, temporary)
+        except RuntimeError as error:  # what torch makes of a disk that is full
+            raise OSError(errno.EIO, f"cannot be written, is the disk full? ({error})") from error
+    for old in saved_paths(out)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def save_weights(saved: dict[str, Any], path: Path) -> None:
+    """Write the weights of a checkpoint alone, of the average where there is one."""
+    tensors = saved["average"] or saved["model"]
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, safetensors.torch.save(contiguous, {"format": "pt"}))
+
+
+def saved_paths(out: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    found = (out / FOLDER).glob("*.pt")
+    return sorted(path for path in found if re.fullmatch(r"\d+-\d+\.pt", path.name))
+
+
+def load_last(out: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read; None where there is none at all.
+
+    Raises:
+        TrainingError: there are some, and none can be read.
+    """
+    paths = saved_paths(out)
+    for path in reversed(paths):
+        try:
+            saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001 - a damaged pickle raises anything
+            [reason, *_] = str(error).splitlines() or [""]
+            _log.warning("%s cannot be read (%s); the one before is taken", path, reason)
+        else:
+            return saved
+    if paths:
+        raise TrainingError(f"{out / FOLDER}: none of the {len(paths)} checkpoints can be read")
+    return None
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor on the CPU; all of it, where several processes hold parts (DTensor)."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole.detach().to("cpu", copy=True)
+
+
+def _placed(whole: Tensor, like: Tensor) -> Tensor:
+    """The tensor where another one is, and in parts as it is."""
+    moved = whole.to(like.device, copy=True)
+    if not hasattr(like, "full_tensor"):
+        return moved
+    # Imported only where there are parts: it takes half a second.
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor), "no other tensor has parts"
+    return distribute_tensor(moved, like.device_mesh, like.placements)

@@ -1,0 +1,260 @@
+"""Training images in batches: a pure function of seed, epoch and step, for any number of processes.
+
+Small images live on the device as bytes and are augmented there; large ones are decoded and cropped
+by worker processes. The rest is the same for both.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from regnet.data import augment
+from regnet.data.loading import load_pixels
+from regnet.data.sets import ImageSet
+from regnet.devices import Group
+from regnet.errors import ConfigError, DataError, ImageError
+from regnet.training.recipe import Recipe
+
+SUBSTITUTES: Final = 10
+"""Images tried in place of one that cannot be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Images of one forward pass."""
+
+    indices: Tensor
+    """(N,): their numbers in the set."""
+    images: Tensor
+    """(N, 3, H, W), float32, channels last."""
+    labels: Tensor
+    partners: Tensor
+    """(N,): labels of the images that were mixed in."""
+    own: float
+    """Part of each image that is its own, 1 where nothing was mixed in."""
+    unreadable: tuple[str, ...] = ()
+    """Why some images of the set were replaced by the next ones."""
+
+
+def seed_of(*parts: int | str) -> int:
+    """A seed for each purpose, unrelated to those of others."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A generator with the seed of these parts."""
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Which images go into which forward pass."""
+
+    images: int
+    recipe: Recipe
+    seed: int
+    group: Group
+
+    def __post_init__(self) -> None:
+        recipe, size = self.recipe, self.group.size
+        if self.images < recipe.batch_size:
+            raise DataError(
+                f"{self.images} training images do not fill one batch of {recipe.batch_size}; "
+                "choose a smaller batch_size"
+            )
+        micro = recipe.micro_batch_size
+        if micro is None and recipe.batch_size % size:
+            raise ConfigError(
+                f"{size} processes cannot share batches of {recipe.batch_size} images equally; "
+                "choose another batch_size"
+            )
+        if micro is not None and recipe.batch_size // micro % size:
+            raise ConfigError(
+                f"{size} processes cannot share the {recipe.batch_size // micro} forward passes of "
+                f"a batch of {recipe.batch_size} (micro_batch_size {micro}) equally"
+            )
+
+    @property
+    def micro_size(self) -> int:
+        """Images per forward pass."""
+        return self.recipe.micro_batch_size or self.recipe.batch_size // self.group.size
+
+    @property
+    def steps(self) -> int:
+        """Per epoch; images that do not fill a batch are left out."""
+        return self.images // self.recipe.batch_size
+
+    @property
+    def passes(self) -> range:
+        """The numbers of this process's forward passes in each step."""
+        return self.group.share(self.recipe.batch_size // self.micro_size)
+
+    def epoch(self, epoch: int) -> Tensor:
+        """Numbers of the images in the order of an epoch, those of a forward pass together."""
+        order = torch.randperm(self.images, generator=generator(self.seed, "order", epoch))
+        order = order.repeat_interleave(self.recipe.repeats)[: self.images]
+        return order[: self.steps * self.recipe.batch_size].view(self.steps, -1, self.micro_size)
+
+
+class Resident:
+    """A set of small images of one size, on the device as bytes."""
+
+    def __init__(self, images: ImageSet, device: torch.device) -> None:
+        self.pixels = load_pixels(images).to(device)
+        """(N, 3, H, W), bytes."""
+        self.labels = torch.from_numpy(images.labels).to(device)
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the colors, from 0 to 1, four digits."""
+        sums = self.pixels.sum((0, 2, 3), dtype=torch.float64)
+        squares = torch.stack([(c.float() ** 2).mean(dtype=torch.float64) for c in self._colors()])
+        mean = sums / (self.pixels.numel() / 3)
+        std = (squares - mean**2).clamp_min(1e-4).sqrt()
+        return tuple((mean / 255).round(decimals=4).tolist()), tuple(
+            (std / 255).round(decimals=4).tolist()
+        )
+
+    def _colors(self) -> Iterator[Tensor]:
+        return iter(self.pixels.unbind(1))
+
+    def batches(
+        self, order: Tensor, seeds: Sequence[Sequence[int | str]]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[str, ...]]]:
+        """Numbers, pixels and labels of each forward pass."""
+        del seeds
+        for indices in order:
+            there = indices.to(self.pixels.device)
+            yield indices, self.pixels[there], self.labels[there], ()
+
+
+class Streamed:
+    """A set of large images, decoded and cropped by worker processes."""
+
+    def __init__(
+        self, images: ImageSet, *, size: int, recipe: Recipe, workers: int, device: torch.device
+    ) -> None:
+        self.images, self.workers, self.device = images, workers, device
+        self.crops = _Crops(images, size, recipe.min_area)
+
+    def batches(
+        self, order: Tensor, seeds: Sequence[Sequence[int | str]]
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[str, ...]]]:
+        """Numbers, pixels and labels of each forward pass."""
+        asked = [
+            [(index, seed_of(*parts, place)) for place, index in enumerate(indices.tolist())]
+            for indices, parts in zip(order, seeds, strict=True)
+        ]
+        loader: DataLoader[Any] = DataLoader(
+            self.crops,
+            batch_sampler=asked,
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=self.device.type == "cuda",
+        )
+        for indices, pixels, labels, unreadable, lost in loader:
+            if lost:
+                raise DataError(lost)
+            yield (
+                indices,
+                pixels.to(self.device, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+                unreadable,
+            )
+
+
+class _Crops(Dataset[Any]):
+    def __init__(self, images: ImageSet, size: int, min_area: float) -> None:
+        self.images, self.size, self.min_area = images, size, min_area
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Tensor, int, tuple[str, ...]]:
+        index, seed = key
+        rng = torch.Generator().manual_seed(seed)
+        failures: list[str] = []
+        pixels = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
+        while len(failures) < SUBSTITUTES:
+            try:
+                image = self.images.open(index)
+            except ImageError as error:
+                failures.append(str(error))
+                index = (index + 1) % len(self.images)
+            else:
+                crop = augment.random_resized_crop(image, self.size, self.min_area, rng)
+                pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+                break
+        return index, pixels, int(self.images.labels[index]), tuple(failures)
+
+
+def _collate(items: list[tuple[int, Tensor, int, tuple[str, ...]]]) -> tuple[Any, ...]:
+    indices, pixels, labels, failures = zip(*items, strict=True)
+    unreadable = tuple(reason for reasons in failures for reason in reasons)
+    lost = next((f"{len(f)} images in a row cannot be read; the last: {f[-1]}" for f in failures
+                 if len(f) == SUBSTITUTES), None)  # fmt: skip
+    return torch.tensor(indices), torch.stack(pixels), torch.tensor(labels), unreadable, lost
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """Batches as the network sees them."""
+
+    plan: Plan
+    source: Resident | Streamed
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def batches(self, epoch: int, first_step: int = 0, steps: int | None = None) -> Iterator[Batch]:
+        """This process's forward passes of an epoch from a step on, in order."""
+        plan, recipe = self.plan, self.plan.recipe
+        order = plan.epoch(epoch)
+        last = plan.steps if steps is None else min(first_step + steps, plan.steps)
+        passes = [(step, number) for step in range(first_step, last) for number in plan.passes]
+        if not passes:
+            return
+        chosen = torch.stack([order[step, number] for step, number in passes])
+        seeds = [(plan.seed, "images", epoch, step, number) for step, number in passes]
+        clean = epoch >= recipe.epochs - recipe.clean_epochs
+        for seed, (indices, pixels, labels, unreadable) in zip(
+            seeds, self.source.batches(chosen, seeds), strict=True
+        ):
+            rng = generator(*seed)
+            images = self._augmented(pixels, rng, clean=clean)
+            partners, own = labels, 1.0
+            if (recipe.mixup or recipe.cutmix) and not clean:
+                images, partner, own = augment.mix(
+                    images, mixup=recipe.mixup, cutmix=recipe.cutmix, rng=rng
+                )
+                partners = labels[partner]
+            yield Batch(
+                indices=indices,
+                images=images.contiguous(memory_format=torch.channels_last),
+                labels=labels,
+                partners=partners,
+                own=own,
+                unreadable=unreadable,
+            )
+
+    def _augmented(self, pixels: Tensor, rng: torch.Generator, *, clean: bool) -> Tensor:
+        recipe = self.plan.recipe
+        pixels = augment.flip(pixels, rng) if recipe.flip else pixels
+        if recipe.policy != "none" and not clean:
+            pixels = pixels.float()
+            if recipe.policy == "rand":
+                pixels = augment.rand_augment(pixels, recipe.magnitude, rng)
+            else:
+                pixels = augment.trivial_augment(pixels, rng)
+        if recipe.lighting and not clean:
+            pixels = augment.lighting(pixels.float(), recipe.lighting, rng)
+        images = augment.normalize(pixels, self.mean, self.std)
+        if recipe.crop == "pad":
+            images = augment.pad_and_crop(images, rng)
+        if recipe.erasing and not clean:
+            images = augment.erase(images, recipe.erasing, rng)
+        if recipe.cutout and not clean:
+            images = augment.cutout(images, recipe.cutout, rng)
+        return images

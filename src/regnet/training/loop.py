@@ -1,0 +1,331 @@
+"""Training, and going on with it: the same weights, bit for bit, however often it is interrupted.
+
+That holds for one device and a fixed number of threads; for another number of processes losses are
+the same up to rounding.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regnet.atomic import write_bytes
+from regnet.data.sets import SPLITS
+from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.devices import joined
+from regnet.errors import ConfigError, DataError, MissingExtraError
+from regnet.nn.model import AnyNet
+from regnet.training import checkpoint
+from regnet.training import run as runs
+from regnet.training.recipe import Recipe, find_recipe
+from regnet.training.run import Run
+from regnet.training.session import Options, Progress, Session
+from regnet.zoo.source import find_source
+
+LOG = "log.jsonl"
+MODEL = "model"
+BEST = "best.safetensors"
+
+SHOWN = {"loss", "lr", "train_top1", "top1", "average_top1"}
+"""What TensorBoard is given of a row of the log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What a run came to."""
+
+    out: Path
+    stopped_by: int | None
+    """The signal that ended it before its time, SIGTERM or SIGINT; `resume` goes on."""
+    top1: float | None
+    """Accuracy of the network in model/, in percent; None where nothing was measured."""
+    best: float | None
+    """Highest accuracy of any epoch, of the weights in best.safetensors."""
+    log: tuple[dict[str, Any], ...]
+    """A row per epoch."""
+
+
+def train(
+    model: str | AnyNetConfig | RegNetConfig,
+    data: str | Path,
+    out: str | Path,
+    *,
+    recipe: str | Recipe = "dds",
+    val: str | Path | None = None,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    seed: int = 0,
+    save_steps: int | None = None,
+    options: Options | None = None,
+) -> Trained:
+    """Train a network; `torchrun` spreads it over processes.
+
+    Args:
+        model: a variant or a config; with weights to start from, a checkpoint
+            (`regnety_016.tv2_in1k`).
+        data: images, as `regnet.data.sets.open_set` takes them; of a folder that holds several
+            splits (`train` and `val`), each is used for what it is.
+        out: a new folder for what comes out: run.json, log.jsonl, checkpoints, the best epoch's
+            weights, and at the end model/, a folder that `create("local-dir:...")` opens.
+        recipe: a name in `RECIPES`, or a recipe.
+        val: images that measure accuracy, where `data` holds none.
+        pretrained: start from the weights that the name stands for, as a name with a tag does.
+        num_classes: outputs; None: as many as the images have classes.
+        seed: of everything random.
+        save_steps: steps between checkpoints, beside one after each epoch.
+        options: device and the like.
+
+    Raises:
+        ConfigError: an option cannot be used, or `out` holds a run already.
+        DataError: the images cannot be used.
+        TrainingError: the loss is no longer finite, or memory is not enough.
+        OSError: `out` cannot be written; what was saved is still there.
+    """
+    # A name with a tag, a repository and a folder stand for weights.
+    named = isinstance(model, str) and find_source(model, pretrained=False).checkpoint is not None
+    run = Run(
+        model=model,
+        pretrained=pretrained or named,
+        recipe=find_recipe(recipe) if isinstance(recipe, str) else recipe,
+        train=str(data),
+        val=str(val) if val is not None else _val_beside(str(data)),
+        num_classes=num_classes,
+        seed=seed,
+        save_steps=save_steps,
+    )
+    return start(run, out, options=options)
+
+
+def start(
+    run: Run,
+    out: str | Path,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    options: Options | None = None,
+) -> Trained:
+    """Do a run in a new folder.
+
+    Args:
+        run: what to do.
+        out: the folder.
+        facts: those of an earlier run.json, whose images these must be.
+        options: device and the like.
+
+    Raises:
+        What `train` raises.
+    """
+    folder, options = Path(out), options or Options()
+    if (folder / runs.FILE).exists():
+        raise ConfigError(f"{folder} holds a run already; resume it, or name another folder")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; name a folder")
+    with joined(torch.device(options.device)) as group, _own_randomness(group.device):
+        session = Session(run, group, options)
+        _check_images(facts, session)
+        if group.leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            runs.write(folder, run, session.facts)
+        return _Loop(session, folder, []).go()
+
+
+def resume(out: str | Path, *, options: Options | None = None) -> Trained:
+    """Go on with a run from its last checkpoint.
+
+    Raises:
+        What `train` raises; ConfigError where there is no run.
+    """
+    folder, options = Path(out), options or Options()
+    run, facts = runs.read(folder)
+    with joined(torch.device(options.device)) as group, _own_randomness(group.device):
+        session = Session(run, group, options)
+        _check_images(facts, session)
+        saved = checkpoint.load_last(folder)
+        if saved:
+            session.state.restore(saved, leads=group.leads)
+        return _Loop(session, folder, _rows(folder, session.state.epoch)).go()
+
+
+def _board(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingExtraError(
+            "--tensorboard needs tensorboard, which is not installed; pip install tensorboard"
+        ) from error
+    return SummaryWriter(out / "tensorboard")
+
+
+def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
+    """Seeds that are set inside do not reach the caller."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _val_beside(data: str) -> str | None:
+    """The source itself, where it holds images to test on."""
+    path = Path(data).expanduser()
+    if not path.is_dir():
+        return data if data.startswith("hf:") else None
+    held = [entry.name for folder in (path, path / "data") if folder.is_dir()
+            for entry in folder.iterdir()]  # fmt: skip
+    names = {name.split(".")[0].split("-")[0] for name in held}
+    return data if "train" in names and names.intersection(SPLITS["val"]) else None
+
+
+def _check_images(facts: Mapping[str, Any] | None, session: Session) -> None:
+    """Whether the images are those of an earlier run."""
+    for name, found in session.facts["images"].items() if facts else ():
+        known = facts["images"].get(name)  # type: ignore[index]  # there are facts
+        if known and known["fingerprint"] != found["fingerprint"]:
+            raise DataError(
+                f"{found['source']}: not the images of the run: {found['count']} with fingerprint "
+                f"{found['fingerprint']}, were {known['count']} with {known['fingerprint']}"
+            )
+
+
+def _rows(out: Path, epochs: int) -> list[dict[str, Any]]:
+    """The log up to an epoch; what a killed process may have written behind it goes."""
+    path = out / LOG
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines[:epochs]]
+
+
+class _Loop:
+    """Epochs, and what is written about them."""
+
+    def __init__(self, session: Session, out: Path, log: list[dict[str, Any]]) -> None:
+        self.session, self.out, self.log = session, out, log
+        self.state, self.group, self.options = session.state, session.group, session.options
+        self.stopped_by: int | None = None
+        self.board = _board(out) if self.options.tensorboard and self.group.leads else None
+
+    def go(self) -> Trained:
+        """Train to the end, or until a signal."""
+        with self._signals():
+            while self.state.epoch < self.session.recipe.epochs:
+                if not self._epoch():
+                    self._save()
+                    return self._result()
+                self._end_epoch()
+        self._publish()
+        return self._result()
+
+    def _epoch(self) -> bool:
+        """The rest of the epoch; False where a signal came."""
+        session, state = self.session, self.state
+        steps, save_steps = session.plan.steps, session.run.save_steps
+        session.network.train()
+        batches = session.input.batches(state.epoch, state.step)
+        began = time.monotonic() - state.seconds
+        while state.step < steps:
+            passes = [next(batches) for _ in session.plan.passes]
+            session.step(passes)
+            session.check_finite(passes, self.out)
+            state.step += 1
+            state.seconds = time.monotonic() - began
+            if self.options.on_step and self.group.leads:
+                epochs = session.recipe.epochs
+                self.options.on_step(
+                    Progress(epoch=state.epoch, epochs=epochs, step=state.step, steps=steps)
+                )
+            if self._stops():
+                return False
+            if save_steps and state.step % save_steps == 0 and state.step < steps:
+                self._save()
+        return True
+
+    def _stops(self) -> bool:
+        """Whether a signal came to any of the processes: they stop after the same step."""
+        if self.group.size > 1:
+            signals = torch.tensor(self.stopped_by or 0, device=self.group.device)
+            self.stopped_by = int(self.group.sum(signals)) and (self.stopped_by or signal.SIGTERM)
+        return bool(self.stopped_by)
+
+    def _end_epoch(self) -> None:
+        session, state = self.session, self.state
+        loss, hits, images = self.group.sum(state.sums.clone()).tolist()
+        row: dict[str, Any] = {
+            "epoch": state.epoch + 1,
+            "lr": session.recipe.learning_rate(state.epoch, state.step - 1, state.step),
+            "loss": loss / images,
+            "train_top1": 100 * hits / images,
+            "seconds": state.seconds,
+            "images_per_second": images / state.seconds,
+        }
+        began = time.monotonic()
+        row |= session.measure()
+        row["test_seconds"] = time.monotonic() - began
+        if unreadable := sorted(set().union(*self.group.gather(session.unreadable))):
+            row["unreadable"] = unreadable
+        session.unreadable.clear()
+        state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
+        state.sums.zero_()
+        score = _score(row)
+        best = score is not None and score > state.best
+        state.best = score if best and score is not None else state.best
+        self.log.append(row)
+        if self.group.leads:
+            text = "".join(json.dumps(row) + "\n" for row in self.log)
+            write_bytes(self.out / LOG, text.encode())
+        self._save(best=best)
+        if self.board:
+            for name in SHOWN & row.keys():
+                self.board.add_scalar(name, row[name], state.epoch)
+            self.board.flush()
+        if self.options.on_epoch and self.group.leads:
+            self.options.on_epoch(row)
+
+    def _save(self, *, best: bool = False) -> None:
+        saved = self.state.to_dict(self.group)
+        if self.group.leads:
+            checkpoint.save(saved, self.out, keep=self.options.keep)
+            if best:
+                checkpoint.save_weights(saved, self.out / BEST)
+
+    def _publish(self) -> None:
+        """The network, or its average, as a folder that `create` opens."""
+        saved = self.state.to_dict(self.group)
+        if self.group.leads:
+            trained = self.session.network
+            network = AnyNet(trained.config, global_pool=trained.head.global_pool).eval()
+            network.load_state_dict(saved["average"] or saved["model"])
+            network.pretrained_cfg = trained.pretrained_cfg
+            network.save_pretrained(self.out / MODEL)
+
+    def _result(self) -> Trained:
+        return Trained(
+            out=self.out,
+            stopped_by=self.stopped_by,
+            top1=_score(self.log[-1]) if self.log else None,
+            best=self.state.best if self.state.best >= 0 else None,
+            log=tuple(self.log),
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the run after the step that is being done."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, _: object) -> None:
+            self.stopped_by = number
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one is at once
+
+        before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _score(row: Mapping[str, Any]) -> float | None:
+    score: float | None = row.get("average_top1", row.get("top1"))
+    return score

@@ -1,0 +1,57 @@
+"""The optimizer of a recipe: which parameters decay, and how fast each depth learns."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from regnet.nn.model import AnyNet
+from regnet.training.recipe import Recipe
+
+
+def build_optimizer(model: AnyNet, recipe: Recipe) -> torch.optim.SGD:
+    """SGD with one group per weight decay and depth; `set_learning_rate` scales each group's."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        decay = recipe.weight_decay
+        if parameter.ndim <= 1 and recipe.norm_weight_decay is not None:
+            decay = recipe.norm_weight_decay
+        scale = recipe.layer_decay ** layers_behind(model, name)
+        groups.setdefault((decay, scale), []).append(parameter)
+    options: list[dict[str, Any]] = [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in groups.items()
+    ]
+    return torch.optim.SGD(
+        options, lr=recipe.learning_rate(0), momentum=0.9, nesterov=recipe.nesterov
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the deepest layers; others take their part of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def layers_behind(model: AnyNet, name: str) -> int:
+    """Blocks between a parameter and the output: 0 in the head, most in the stem."""
+    return _depths(model)[_layer(name)]
+
+
+def _depths(model: AnyNet) -> dict[str, int]:
+    order = list(dict.fromkeys(_layer(name) for name, _ in _named(model)))
+    return {layer: len(order) - 1 - place for place, layer in enumerate(order)}
+
+
+def _named(model: AnyNet) -> Iterator[tuple[str, nn.Parameter]]:
+    return iter(model.named_parameters())
+
+
+def _layer(name: str) -> str:
+    """The block of a parameter; the stem is one, and so is all that is behind the blocks."""
+    block = re.match(r"s\d+\.b\d+", name)
+    if block:
+        return block[0]
+    return "stem" if name.startswith("stem") else "head"

@@ -1,0 +1,240 @@
+"""How a network is trained, as data: what a recipe is, and the named ones.
+
+A recipe says everything that decides the result but the network, the images and the seed. What
+only decides how fast it comes (device, processes, compiler) is an option of `train`.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
+from typing import Any, Final, Literal
+
+from regnet.errors import ConfigError
+
+Crop = Literal["pad", "resized"]
+"""Crop from the image with a border of 4 pixels, as for CIFAR; or a random area, resized."""
+
+Policy = Literal["none", "rand", "trivial"]
+"""RandAugment (Cubuk et al. 2020), TrivialAugment Wide (Müller and Hutter 2021), or neither."""
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+LR_BATCH: Final = 128
+"""Images for which `Recipe.lr` is meant; other batch sizes scale it linearly (DDS, appendix C)."""
+
+WARMUP_START: Final = 0.1
+"""Part of the learning rate with which warm-up begins (pycls)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """SGD with momentum 0.9 and a half-period cosine, and what goes with it.
+
+    The defaults are those of the paper's final models (`dds`).
+    """
+
+    epochs: int = 100
+    batch_size: int = 1024
+    """Images per step, over all processes."""
+    micro_batch_size: int | None = None
+    """Images per forward pass, which is what batch norm sees; processes share the passes of a step
+    and one process takes them in turn, so that their number changes nothing. None: the images of
+    a step, divided by the processes."""
+    lr: float = 0.1
+    """Peak learning rate for 128 images; scaled linearly."""
+    lr_per: Literal["epoch", "step"] = "epoch"
+    """How often the learning rate moves; pycls sets it once per epoch."""
+    warmup_epochs: int = 5
+    nesterov: bool = True
+    weight_decay: float = 5e-5
+    norm_weight_decay: float | None = None
+    """Of norms and biases; None: as of the rest, which is pycls's default."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from one block to the one before; below 1 for fine-tuning."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient."""
+
+    image_size: int | None = None
+    """Side of the training images in pixels; None: the network's."""
+    crop: Crop = "resized"
+    min_area: float = 0.08
+    """Smallest part of the image that a resized crop takes."""
+    flip: bool = True
+    lighting: float = 0.1
+    """Standard deviation of the PCA lighting noise (Krizhevsky et al. 2012)."""
+    policy: Policy = "none"
+    magnitude: int = 9
+    """Of RandAugment, 0 to 30; two operations per image."""
+    erasing: float = 0.0
+    """Probability that a rectangle is erased."""
+    cutout: int = 0
+    """Side in pixels of a square that is hidden; 0: none."""
+    clean_epochs: int = 0
+    """The last so many epochs see crops and flips alone, as the network will be used."""
+    repeats: int = 1
+    """Times that an image is augmented in a row (Hoffer et al. 2020); epochs keep their length."""
+    mixup: float = 0.0
+    """Alpha of mixup; with cutmix too, each batch takes one of them."""
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
+
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    zero_init_last: bool = False
+    ema_alpha: float = 0.0
+    """Of the moving average of the weights: see `ema_weight`; 0: none."""
+    ema_period: int = 32
+    """Steps from one update of the average to the next."""
+    precise_bn: int = 8192
+    """Training images whose statistics replace batch norm's running ones before each test; 0: keep
+    the running ones."""
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "repeats", "ema_period"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        whole = ("warmup_epochs", "cutout", "clean_epochs", "precise_bn", "magnitude")
+        parts = ("lighting", "mixup", "cutmix", "ema_alpha", "weight_decay")
+        for name in whole + parts:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ConfigError(f"lr must be positive, got {self.lr}")
+        for name in ("label_smoothing", "erasing", "drop_rate", "drop_path_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("layer_decay", "min_area"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs:
+            raise ConfigError(
+                f"warmup_epochs must be below epochs, got {self.warmup_epochs} of {self.epochs}"
+            )
+        micro = self.micro_batch_size
+        if micro is not None and (micro < 1 or self.batch_size % micro):
+            raise ConfigError(
+                f"micro_batch_size must divide batch_size, got {micro} and {self.batch_size}"
+            )
+        choices = {
+            "lr_per": ("epoch", "step"),
+            "crop": ("pad", "resized"),
+            "policy": ("none", "rand", "trivial"),
+            "precision": ("fp32", "bf16", "fp16"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
+                )
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up, for this batch size."""
+        return self.lr * self.batch_size / LR_BATCH
+
+    def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
+        """The learning rate of a step, both counted from 0, of `steps` per epoch.
+
+        Half-period cosine over all epochs, from the peak to 0, times a ramp from 0.1 to 1 in the
+        warm-up (pycls `core/optimizer.py`; DDS, section 5).
+        """
+        at = epoch if self.lr_per == "epoch" else epoch + step / steps
+        rate = self.peak_lr * 0.5 * (1 + math.cos(math.pi * at / self.epochs))
+        if at < self.warmup_epochs:
+            done = at / self.warmup_epochs
+            rate *= WARMUP_START * (1 - done) + done
+        return rate
+
+    def ema_weight(self, epoch: int) -> float:
+        """Weight of the newest parameters in the average, at each update in this epoch.
+
+        min(1, alpha * batch_size / epochs * period), and 1 while the learning rate warms up (pycls
+        `core/trainer.py`, torchvision's references), so that alpha means the same for every batch
+        size and number of epochs.
+        """
+        if epoch < self.warmup_epochs:
+            return 1.0
+        return min(1.0, self.ema_alpha * self.batch_size / self.epochs * self.ema_period)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
+        """The recipe of `to_dict`; fields that are missing take their defaults.
+
+        Raises:
+            ConfigError: a field is not known, or has a value that cannot be used.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ConfigError(f"a recipe has no field {name!r}{_meant(name, known)}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"a recipe has a value of the wrong type: {error}") from error
+
+
+RECIPES: Final[Mapping[str, Recipe]] = {
+    "dds": Recipe(),
+    # Populations of section 3 of the paper: 10 epochs, 128 images on one GPU, no warm-up.
+    "dds-short": Recipe(epochs=10, batch_size=128, lr=0.05, warmup_epochs=0),
+    # Those of section 4.
+    "dds-short-25": Recipe(epochs=25, batch_size=128, warmup_epochs=0),
+    # After torchvision's second weights ("IMAGENET1K_V2").
+    "tv2": Recipe(
+        epochs=600, batch_size=1024, micro_batch_size=128, lr=0.1, lr_per="epoch", nesterov=False,
+        weight_decay=2e-5, norm_weight_decay=0.0, image_size=176, lighting=0.0, policy="rand",
+        erasing=0.1, repeats=4, mixup=0.2, cutmix=1.0, label_smoothing=0.1, ema_alpha=2e-5,
+        precise_bn=0,
+    ),
+    # For 32x32 images.
+    "cifar": Recipe(
+        epochs=50, batch_size=128, lr=0.2, lr_per="step", warmup_epochs=2, weight_decay=5e-4,
+        norm_weight_decay=0.0, crop="pad", lighting=0.0, cutout=10, clean_epochs=8,
+        label_smoothing=0.1, ema_alpha=2.5e-4, precise_bn=0, precision="bf16",
+    ),
+}  # fmt: skip
+
+
+def find_recipe(name: str, **changes: Any) -> Recipe:
+    """A named recipe, with other values for some fields.
+
+    Raises:
+        ConfigError: there is no such recipe or field, or values do not fit.
+    """
+    if name not in RECIPES:
+        raise ConfigError(
+            f"there is no recipe {name!r}{_meant(name, list(RECIPES))}; "
+            f"there are {', '.join(RECIPES)}"
+        )
+    known = [field.name for field in fields(Recipe)]
+    for change in changes:
+        if change not in known:
+            raise ConfigError(f"a recipe has no field {change!r}{_meant(change, known)}")
+    return replace(RECIPES[name], **changes)
+
+
+def recipe_from_json(text: str) -> Recipe:
+    """The recipe in a JSON document.
+
+    Raises:
+        ConfigError: it is not one.
+    """
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"a recipe must be JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"a recipe must be a JSON object, got {type(values).__name__}")
+    return Recipe.from_dict(values)
+
+
+def _meant(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,85 @@
+"""What decides the result of a training run, as a document that repeats it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regnet.atomic import write_bytes
+from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
+from regnet.errors import ConfigError
+from regnet.training.recipe import Recipe
+
+FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Network, images, recipe and seed."""
+
+    model: str | AnyNetConfig | RegNetConfig
+    """A name that `create` takes, or a config."""
+    recipe: Recipe
+    train: str
+    """Where the training images are; see `regnet.data.sets.open_set`."""
+    val: str | None
+    """Where the images are that measure accuracy; None: nothing is measured."""
+    pretrained: bool = False
+    """Whether to start from the weights that the name stands for."""
+    num_classes: int | None = None
+    """None: as many as the images have."""
+    seed: int = 0
+    save_steps: int | None = None
+    """Steps between checkpoints, beside one after each epoch."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, for JSON."""
+        named = isinstance(self.model, str)
+        return {
+            "model": self.model if named else self.model.to_dict(),  # type: ignore[union-attr]
+            "pretrained": self.pretrained,
+            "num_classes": self.num_classes,
+            "train": self.train,
+            "val": self.val,
+            "seed": self.seed,
+            "save_steps": self.save_steps,
+            "recipe": self.recipe.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Run":
+        """The run of `to_dict`.
+
+        Raises:
+            ConfigError: a field is missing, not known, or has a value that cannot be used.
+        """
+        fields = dict(values)
+        try:
+            recipe, model = Recipe.from_dict(fields.pop("recipe")), fields.pop("model")
+            named = isinstance(model, str)
+            return cls(recipe=recipe, model=model if named else config_from_dict(model), **fields)
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"a run has a wrong or missing field: {error}") from error
+
+
+def write(out: Path, run: Run, facts: Mapping[str, Any]) -> None:
+    """Write run.json: the run, and facts about where and on what it ran."""
+    document = {"run": run.to_dict(), **facts}
+    write_bytes(out / FILE, json.dumps(document, indent=1, default=str).encode())
+
+
+def read(path: Path) -> tuple[Run, dict[str, Any]]:
+    """The run in a run.json, or in a folder that holds one, and the facts beside it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    file = path / FILE if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        return Run.from_dict(document.pop("run")), document
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is no {FILE}; name the folder of a run") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file}: not the description of a run ({error})") from error

@@ -1,0 +1,345 @@
+"""A run in one process: the network, what it sees, and one step, one test at a time."""
+
+import contextlib
+import itertools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from regnet.data.preprocess import Preprocess
+from regnet.data.sets import ImageSet, open_set
+from regnet.devices import Group
+from regnet.errors import ConfigError, DataError, TrainingError
+from regnet.machine import environment
+from regnet.nn.blocks import Stage
+from regnet.nn.model import AnyNet
+from regnet.training.average import Average
+from regnet.training.checkpoint import State
+from regnet.training.input import Batch, Input, Plan, Resident, Streamed, seed_of
+from regnet.training.optimizer import build_optimizer, set_learning_rate
+from regnet.training.recipe import Precision
+from regnet.training.run import Run
+from regnet.training.testing import Test
+from regnet.zoo.create import create
+
+LOOKS = 50
+"""Steps between looks at the loss where looking makes the device wait."""
+
+AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a run stands, after a step."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How a run is done: what decides how fast it is, and not what comes out."""
+
+    device: torch.device | str = "cpu"
+    workers: int | None = None
+    """Processes that decode large images; None: as many as this one may use cores."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Each process holds the whole network, or a part of every tensor (FSDP2)."""
+    compile: bool = False
+    grad_checkpointing: bool = False
+    keep: int = 2
+    """Checkpoints that are kept."""
+    tensorboard: bool = False
+    on_step: Callable[[Progress], None] | None = None
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None
+
+    @property
+    def worker_count(self) -> int:
+        """Processes that decode."""
+        return len(os.sched_getaffinity(0)) if self.workers is None else self.workers
+
+
+class Session:
+    """What a run needs in one process."""
+
+    def __init__(self, run: Run, group: Group, options: Options) -> None:
+        self.run, self.recipe, self.group, self.options = run, run.recipe, group, options
+        self.images, self.tests = open_images(run)
+        self.plan = Plan(images=len(self.images), recipe=run.recipe, seed=run.seed, group=group)
+        self.network = self._build()
+        self.input = self._input()
+        self.test = self._test()
+        self.unreadable: set[str] = set()
+        self.forward: nn.Module = self.network
+        if group.size > 1 and options.parallel == "fsdp":
+            _shard(self.network)
+        optimizer = build_optimizer(self.network, run.recipe)
+        if options.compile:
+            self.network.compile()
+        if group.size > 1 and options.parallel == "ddp":
+            # Buffers are the leader's; they are sent after each step.
+            self.forward = DistributedDataParallel(self.network, broadcast_buffers=False)
+        kind = group.device.type
+        self.state = State(
+            model=self.network,
+            optimizer=optimizer,
+            average=Average(self.network) if run.recipe.ema_alpha else None,
+            scaler=torch.amp.GradScaler(kind, enabled=run.recipe.precision == "fp16"),
+            sums=torch.zeros(3, device=group.device),
+        )
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is worth knowing of a run beside what it is: images, machine, versions."""
+        sets = (("train", self.images), ("val", self.tests))
+        return {
+            "images": {
+                name: {
+                    "source": images.source,
+                    "count": len(images),
+                    "fingerprint": images.fingerprint,
+                }
+                for name, images in sets
+                if images is not None
+            },
+            "processes": self.group.size,
+            "options": {
+                "device": str(self.group.device),
+                "parallel": self.options.parallel,
+                "compile": self.options.compile,
+                "grad_checkpointing": self.options.grad_checkpointing,
+            },
+            "environment": environment(self.group.device),
+        }
+
+    def _build(self) -> AnyNet:
+        run, recipe = self.run, self.recipe
+        torch.manual_seed(seed_of(run.seed, "weights"))
+        network: AnyNet = create(
+            run.model,
+            pretrained=run.pretrained,
+            num_classes=run.num_classes or len(self.images.classes),
+            drop_rate=recipe.drop_rate,
+            drop_path_rate=recipe.drop_path_rate,
+            zero_init_last=recipe.zero_init_last,
+        )
+        network.set_grad_checkpointing(self.options.grad_checkpointing)
+        sharded = self.group.size > 1 and self.options.parallel == "fsdp"
+        # FSDP2 cuts tensors into rows, and takes only those that lie in one piece.
+        layout = torch.contiguous_format if sharded else torch.channels_last
+        network.to(memory_format=layout)  # type: ignore[call-overload]  # its stub lacks this one
+        return network.to(self.group.device)
+
+    def _input(self) -> Input:
+        """The training images; the network then says how its images look."""
+        recipe, network, device = self.recipe, self.network, self.group.device
+        cfg = network.pretrained_cfg
+        usual = Preprocess.from_timm(cfg)
+        source: Resident | Streamed
+        if recipe.crop == "pad":
+            source = Resident(self.images, device)
+            changes: dict[str, Any] = {
+                "input_size": (3, *source.pixels.shape[2:]), "crop_pct": 1.0
+            }  # fmt: skip
+            if not self.run.pretrained:
+                changes["mean"], changes["std"] = source.statistics()
+        else:
+            side = recipe.image_size or usual.size[0]
+            source = Streamed(
+                self.images,
+                size=side,
+                recipe=recipe,
+                workers=self.options.worker_count,
+                device=device,
+            )
+            changes = {"input_size": (3, *usual.size), "crop_pct": usual.crop_pct}
+        transform = Preprocess.from_timm(cfg | changes)
+        labels: dict[str, Any] = {}
+        if network.num_classes == len(self.images.classes):
+            labels["label_names"] = self.images.classes
+        network.pretrained_cfg = (
+            {"architecture": "regnet"}
+            | {k: v for k, v in cfg.items() if k not in ("metrics", "tag", "label_names")}
+            | transform.to_timm()
+            | {"num_classes": network.num_classes}
+            | labels
+        )
+        return Input(plan=self.plan, source=source, mean=transform.mean, std=transform.std)
+
+    def _test(self) -> Test | None:
+        if self.tests is None:
+            return None
+        return Test(
+            self.tests,
+            Preprocess.from_timm(self.network.pretrained_cfg),
+            group=self.group,
+            in_memory=self.recipe.crop == "pad",
+            workers=self.options.worker_count,
+        )
+
+    def step(self, batches: Sequence[Batch]) -> None:
+        """Train on the forward passes of one step, the one that the state says is next."""
+        state, recipe = self.state, self.recipe
+        rate = recipe.learning_rate(state.epoch, state.step, self.plan.steps)
+        set_learning_rate(state.optimizer, rate)
+        state.optimizer.zero_grad(set_to_none=True)
+        for number, batch in zip(self.plan.passes, batches, strict=True):
+            # What layers draw, such as drop path, is decided by this alone.
+            torch.manual_seed(seed_of(self.run.seed, "layers", state.epoch, state.step, number))
+            with self._gradients_travel(with_this=batch is batches[-1]):
+                loss, hits = self._pass(batch)
+                state.scaler.scale(loss / len(batches)).backward()
+            count = len(batch.labels)
+            state.sums += torch.stack([loss.detach() * count, hits, torch.full_like(hits, count)])
+            self.unreadable.update(batch.unreadable)
+        if recipe.clip_norm is not None:
+            state.scaler.unscale_(state.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        self._share_buffers()
+        done = state.epoch * self.plan.steps + state.step + 1
+        if state.average and done % recipe.ema_period == 0:
+            state.average.update(self.network, recipe.ema_weight(state.epoch))
+
+    def _pass(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and hits of one forward pass."""
+        smoothing = self.recipe.label_smoothing
+        try:
+            with self._autocast():
+                logits = self.forward(batch.images)
+            logits = logits.float()
+            loss = functional.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+            if batch.own < 1:
+                other = functional.cross_entropy(logits, batch.partners, label_smoothing=smoothing)
+                loss = batch.own * loss + (1 - batch.own) * other
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"memory is not enough for {len(batch.labels)} images per pass; take a smaller "
+                "micro_batch_size, which needs less, or --grad-checkpointing"
+            ) from error
+        expected = batch.labels if batch.own >= 0.5 else batch.partners
+        return loss, (logits.detach().argmax(1) == expected).sum().float()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        kind = AUTOCAST.get(self.recipe.precision)
+        if kind is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.group.device.type, dtype=kind)
+
+    def _gradients_travel(self, *, with_this: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients of a step are exchanged once, with its last pass."""
+        if isinstance(self.forward, DistributedDataParallel):
+            return contextlib.nullcontext() if with_this else self.forward.no_sync()
+        if self.group.size > 1:
+            self.network.set_requires_gradient_sync(with_this)  # type: ignore[operator]  # FSDP's
+        return contextlib.nullcontext()
+
+    def _share_buffers(self) -> None:
+        """Batch norm's statistics are the leader's."""
+        buffers = [b for b in self.network.buffers() if b.is_floating_point()]
+        if self.group.size == 1 or not buffers:
+            return
+        together = torch.cat([buffer.flatten() for buffer in buffers])
+        torch.distributed.broadcast(together, src=0)
+        for buffer, part in zip(buffers, together.split([b.numel() for b in buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+    def check_finite(self, batches: Sequence[Batch], out: Path) -> None:
+        """Stop where the loss is no longer a number, and keep the images of that step.
+
+        Raises:
+            TrainingError: it is not.
+        """
+        looks = self.group.device.type == "cpu" or self.state.step % LOOKS == 0
+        if not looks or math.isfinite(float(self.state.sums[0])):
+            return
+        path = out / f"not-finite-{self.group.rank}.pt"
+        torch.save([asdict(batch) for batch in batches], path)
+        raise TrainingError(
+            f"the loss is not finite in epoch {self.state.epoch + 1}, step {self.state.step + 1}, "
+            f"at a learning rate of {self.state.optimizer.param_groups[-1]['lr']:.3g}; the images "
+            f"are in {path}; try a smaller lr, clip_norm, or a longer warm-up"
+        )
+
+    def measure(self) -> dict[str, float]:
+        """Accuracy of the network and of its average, after precise batch norm where asked for."""
+        found = self._measured("top1")
+        if self.state.average:
+            with self.state.average.swapped_in(self.network):
+                found |= self._measured("average_top1")
+        return found
+
+    def _measured(self, name: str) -> dict[str, float]:
+        if self.recipe.precise_bn:
+            self._precise_bn()
+        return {name: self.test.top1(self.network)} if self.test else {}
+
+    def _precise_bn(self) -> None:
+        """Batch norm's statistics become averages over training images (Wu and Johnson 2021)."""
+        norms = [
+            m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        ]
+        usual = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the average of all
+        steps = max(1, min(self.recipe.precise_bn // self.recipe.batch_size, self.plan.steps))
+        epoch = self.state.epoch
+        self.network.train()
+        with torch.no_grad(), self._autocast():
+            passes = itertools.product(range(steps), self.plan.passes)
+            for at, batch in zip(passes, self.input.batches(epoch, 0, steps), strict=True):
+                torch.manual_seed(seed_of(self.run.seed, "statistics", epoch, *at))
+                self.forward(batch.images)
+        for norm, momentum in zip(norms, usual, strict=True):
+            norm.momentum = momentum
+            for statistic in (norm.running_mean, norm.running_var):
+                if statistic is not None:
+                    self.group.sum(statistic).div_(self.group.size)
+
+
+def open_images(run: Run) -> tuple[ImageSet, ImageSet | None]:
+    """The images to train on, and those to test on.
+
+    Raises:
+        DataError: they cannot be used, or not for each other.
+        ConfigError: there are more classes than the run says.
+    """
+    images = open_set(run.train, "train")
+    if len(images.classes) < 2:
+        raise DataError(f"{images.source}: all images are of one class; there is nothing to learn")
+    if run.num_classes is not None and run.num_classes < len(images.classes):
+        raise ConfigError(
+            f"{images.source} has {len(images.classes)} classes, num_classes says "
+            f"{run.num_classes}; leave it out, or take at least as many"
+        )
+    tests = open_set(run.val, "val") if run.val is not None else None
+    if tests is not None and tests.classes != images.classes:
+        odd = sorted(set(tests.classes) ^ set(images.classes))[:3]
+        raise DataError(
+            f"{tests.source}: not the classes of {images.source}: {len(tests.classes)} and "
+            f"{len(images.classes)}, {', '.join(odd) or 'in another order'}"
+        )
+    return images, tests
+
+
+def _shard(network: AnyNet) -> None:
+    """Each process keeps a part of every tensor (FSDP2), block by block."""
+    from torch.distributed.fsdp import fully_shard
+
+    for stage in network.modules():
+        if isinstance(stage, Stage):
+            for block in stage:
+                fully_shard(block)
+    fully_shard(network)

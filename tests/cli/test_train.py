@@ -1,0 +1,114 @@
+"""`regnet train` and `regnet evaluate`, as a person uses them."""
+
+import contextlib
+import io
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from regnet.cli.main import main
+from tests.pictures import write_folder
+from tests.training.test_recipe import TINY
+
+SETTINGS = (
+    "--recipe", "cifar", "--set", "epochs=2", "--set", "batch_size=12", "--set", "warmup_epochs=0",
+    "--set", "clean_epochs=1", "--set", "precision=fp32", "--threads", "1",
+)  # fmt: skip
+
+
+def regnet(*arguments, code=0):
+    """The command in this process: starting one takes longer than what it is asked to do."""
+    streams = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(streams[0]),
+        contextlib.redirect_stderr(streams[1]),
+    ):
+        patch.setattr(sys, "argv", ["regnet", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    out, err = (stream.getvalue() for stream in streams)
+    assert (ended.value.code or 0) == code, err
+    return SimpleNamespace(stdout=out, stderr=err)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_folder(folder / "train", 36)
+    write_folder(folder / "val", 12, seed=1)
+    (folder / "tiny.json").write_text(json.dumps(TINY.to_dict()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "first"
+    plot = out.parent / "curve.svg"
+    done = regnet(
+        "train", data, "--model", data / "tiny.json", "--out", out, "--plot", plot, *SETTINGS
+    )
+    assert "2 epochs: top-1" in done.stdout
+    assert done.stderr.count("epoch ") == 2
+    assert "<svg" in plot.read_text()
+    return out
+
+
+def test_what_was_trained_can_be_evaluated(run, data):
+    done = regnet("evaluate", data, "--model", f"local-dir:{run / 'model'}", "--json")
+    found = json.loads(done.stdout)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert found["top1"] == pytest.approx(log[-1]["average_top1"])
+    assert (found["count"], found["matched_by"]) == (12, "names")
+    shown = regnet(
+        "evaluate", data, "--model", f"local-dir:{run / 'model'}", "--per-class", "--workers", 0
+    )
+    assert "12 of 12" in shown.stdout
+    assert "green" in shown.stdout
+
+
+def test_replay_and_resume(run, tmp_path):
+    regnet("train", "--replay", run / "run.json", "--out", tmp_path / "again", "--threads", 1)
+    name = "checkpoints/0002-000000.pt"
+    assert (tmp_path / "again" / name).exists()
+    weights = [folder / "model/model.safetensors" for folder in (run, tmp_path / "again")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    done = json.loads(regnet("train", "--resume", run, "--json").stdout)
+    assert done["stopped_by"] is None
+    assert len(done["log"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("train",), 2, "name the images, or --resume FOLDER, or --replay RUN.json"),
+        (("train", "DATA"), 2, "--out is missing"),
+        (("train", "DATA", "--out", "OUT", "--recipe", "dd"), 2, "did you mean 'dds'"),
+        (("train", "DATA", "--out", "OUT", "--set", "epoch=3"), 2, "did you mean 'epochs'"),
+        (("train", "DATA", "--out", "OUT", "--set", "epochs"), 2, "--set needs field=value"),
+        (("train", "none", "--out", "OUT"), 1, "there is no such file or folder"),
+        (("train", "DATA", "--out", "/proc/x", *SETTINGS), 1, "/proc/x"),
+        (("train", "DATA", "--out", "OUT", "--device", "cuda:9"), 2, "--device cuda"),
+        (("train", "DATA", "--out", "OUT", "--parallel", "dp"), 2, "parallel must be ddp or fsdp"),
+        (("train", "DATA", "--out", "OUT", "--plot", "a.txt"), 2, "must end in .svg"),
+        (("train", "--resume", "none"), 2, "there is no run.json"),
+        (("evaluate", "none"), 1, "there is no such file or folder"),
+        (("evaluate", "DATA"), 1, "classes are not outputs of the model|neither the names"),
+        (("evaluate", "DATA", "--precision", "fp8"), 2, "precision must be fp32, bf16 or fp16"),
+        (("evaluate", "DATA", "--model", "regnety_015"), 2, "did you mean"),
+    ],
+)
+def test_bad_usage(data, tmp_path, arguments, code, message):
+    places = {"DATA": data, "OUT": tmp_path / "out"}
+    done = regnet(*(places.get(a, a) for a in arguments), code=code)
+    [line] = done.stderr.strip().splitlines()
+    assert any(part in line for part in message.split("|")), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipes_are_listed():
+    shown = regnet("train", "--list-recipes").stdout
+    assert "dds-short" in shown.splitlines()[0]
+    assert json.loads(regnet("train", "--list-recipes", "--json").stdout)["dds"]["lr"] == 0.1

@@ -1,0 +1,165 @@
+"""Labelled images of every kind of source."""
+
+import io
+import json
+import pickle
+import tarfile
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+from PIL import Image
+
+from regnet.data.sets import open_set
+from regnet.errors import DataError, ImageError
+from tests.pictures import pictures, write_folder
+
+
+def encoded(image, kind="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_parquet(
+    path, count, *, names=("red", "green", "blue"), labels=None, group=4, image="img"
+):
+    images, usual = pictures(count, classes=len(names) if names else 3)
+    rows = [{"bytes": encoded(i), "path": None} for i in images]
+    table = pyarrow.table({image: rows, "label": usual if labels is None else labels})
+    if names:
+        features = {"label": {"names": list(names), "_type": "ClassLabel"}}
+        info = json.dumps({"info": {"features": features}})
+        table = table.replace_schema_metadata({"huggingface": info})
+    parquet.write_table(table, path, row_group_size=group)
+    return path
+
+
+def test_class_folders(tmp_path):
+    folder = write_folder(tmp_path / "set", 7)
+    (folder / ".cache").mkdir()
+    (folder / "red/notes.txt").write_text("not an image")
+    images = open_set(folder)
+    assert images.classes == ("blue", "green", "red")
+    assert len(images) == 7
+    assert images.names[0] == "blue/0002.png"
+    expected = pictures(7)[0]
+    for index, name in enumerate(images.names):
+        assert images.classes[images.labels[index]] == name.split("/")[0]
+        number = int(name[-8:-4])
+        assert np.array_equal(np.asarray(images.open(index)), expected[number])
+
+
+def test_splits(tmp_path):
+    write_folder(tmp_path / "train", 6)
+    write_folder(tmp_path / "validation", 3)
+    assert len(open_set(tmp_path, "train")) == 6
+    assert len(open_set(tmp_path)) == 3
+    (tmp_path / "hub/data").mkdir(parents=True)
+    write_parquet(tmp_path / "hub/data/train-00000-of-00002.parquet", 5)
+    write_parquet(tmp_path / "hub/data/train-00001-of-00002.parquet", 4)
+    write_parquet(tmp_path / "hub/data/test-00000-of-00001.parquet", 3)
+    assert len(open_set(tmp_path / "hub", "train")) == 9
+    assert len(open_set(tmp_path / "hub")) == 3
+
+
+def test_parquet_and_tar_hold_the_same_as_folders(tmp_path):
+    folder = write_folder(tmp_path / "set", 11)
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(folder, "set")
+    rows = open_set(write_parquet(tmp_path / "set.parquet", 11))
+    archived, expected = open_set(tmp_path / "set.tar"), open_set(folder)
+    assert archived.classes == expected.classes
+    assert archived.labels.tolist() == expected.labels.tolist()
+    for index in range(11):
+        assert archived.open(index).tobytes() == expected.open(index).tobytes()
+    assert rows.classes == ("red", "green", "blue")
+    images, labels = pictures(11)
+    assert rows.labels.tolist() == labels
+    for index in (10, 0, 5, 4, 3, 9):  # across row groups, in any order
+        assert np.array_equal(np.asarray(rows.open(index)), images[index])
+
+
+@pytest.mark.parametrize("kind", ["set", "set.tar", "set.parquet"])
+def test_sets_can_be_sent_to_other_processes(tmp_path, kind):
+    folder = write_folder(tmp_path / "set", 5)
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(folder, "set")
+    write_parquet(tmp_path / "set.parquet", 5)
+    images = open_set(tmp_path / kind)
+    images.open(3)
+    again = pickle.loads(pickle.dumps(images))
+    assert again.open(4).tobytes() == images.open(4).tobytes()
+    assert again.fingerprint == images.fingerprint
+
+
+def test_fingerprints_know_labels_and_names(tmp_path):
+    a = open_set(write_parquet(tmp_path / "a.parquet", 6))
+    b = open_set(write_parquet(tmp_path / "b.parquet", 6, labels=[0, 1, 2, 0, 1, 1]))
+    c = open_set(write_parquet(tmp_path / "c.parquet", 6, names=("red", "green", "yellow")))
+    assert len({images.fingerprint for images in (a, b, c)}) == 3
+
+
+def test_the_format_of_the_file_is_known(tmp_path):
+    folder = write_folder(tmp_path / "set", 1, suffix=".jpg")
+    assert open_set(folder).open(0).format == "JPEG"
+
+
+def test_a_damaged_image_is_named(tmp_path):
+    folder = write_folder(tmp_path / "set", 4)
+    (folder / "red/0000.png").write_bytes(b"no image")
+    images = open_set(folder)
+    with pytest.raises(ImageError, match=r"red/0000.png: not an image"):
+        images.open(images.names.index("red/0000.png"))
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(folder, "set")
+    archived = open_set(tmp_path / "set.tar")
+    with pytest.raises(ImageError, match=r"set.tar/set/red/0000.png: not an image"):
+        archived.open(list(archived.names).index("set/red/0000.png"))
+    rows = pyarrow.table({"image": [{"bytes": b"x"}, {"bytes": None}], "label": [0, 1]})
+    parquet.write_table(rows, tmp_path / "bad.parquet")
+    held = open_set(tmp_path / "bad.parquet")
+    with pytest.raises(ImageError, match="row 0: not an image"):
+        held.open(0)
+    with pytest.raises(ImageError, match="row 1: there are no bytes"):
+        held.open(1)
+
+
+def test_what_is_no_set(tmp_path):
+    def refused(source, message):
+        with pytest.raises(DataError, match=message):
+            open_set(source)
+
+    refused(tmp_path / "none", "there is no such file or folder")
+    refused(tmp_path, "is empty; images must lie in one folder per class")
+    (tmp_path / "a.png").write_bytes(b"")
+    refused(tmp_path, "holds no folders; images must lie in one folder per class")
+    (tmp_path / "class").mkdir()
+    refused(tmp_path, "there are no images in it")
+    refused(tmp_path / "a.png", "not a folder, .tar or .parquet file")
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    refused(tmp_path / "a.tar.gz", "unpack it first")
+    (tmp_path / "a.tar").write_bytes(b"nonsense" * 100)
+    refused(tmp_path / "a.tar", "not a tar file that can be read")
+    (tmp_path / "a.parquet").write_bytes(b"nonsense" * 100)
+    refused(tmp_path / "a.parquet", "not a Parquet file that can be read")
+    parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "b.parquet")
+    refused(tmp_path / "b.parquet", r"needs columns 'image' \(or 'img'\) and 'label', has text")
+    refused(write_parquet(tmp_path / "c.parquet", 3, labels=[0, 1, 3]), "run from 0 to 3, but")
+    refused(write_parquet(tmp_path / "d.parquet", 3, labels=[-1, 1, 2]), "run from -1 to 2")
+    refused(write_parquet(tmp_path / "e.parquet", 3, labels=[0, None, 2]), "some are missing")
+    refused(write_parquet(tmp_path / "f.parquet", 0, labels=[]), "there are no rows")
+
+
+def test_a_data_set_of_the_hub(tmp_path, hub):
+    held = write_parquet(tmp_path / "x.parquet", 5, image="image").read_bytes()
+    hub.repos["datasets/owner/set"] = {"data/train-00000-of-00001.parquet": held,
+                                       "data/test-00000-of-00001.parquet": held,
+                                       "README.md": b"hello"}  # fmt: skip
+    images = open_set("hf:owner/set")
+    assert len(images) == 5
+    assert images.source == "hf:owner/set"
+    images.open(4)
+    with pytest.raises(DataError, match="hf:owner/none: cannot be fetched"):
+        open_set("hf:owner/none")

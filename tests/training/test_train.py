@@ -1,0 +1,416 @@
+"""Whole runs on small pictures: exact resume, faults, several processes."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import regnet
+from regnet.errors import ConfigError, DataError, TrainingError
+from regnet.training import checkpoint
+from regnet.training.loop import resume, start, train
+from regnet.training.recipe import RECIPES, Recipe
+from regnet.training.run import Run, read
+from regnet.training.session import Options
+from tests.pictures import write_folder
+from tests.training.test_recipe import TINY
+
+SHORT = Recipe(
+    epochs=2, batch_size=12, lr=1.0, lr_per="step", warmup_epochs=0, crop="pad", cutout=4,
+    mixup=0.2, cutmix=1.0, label_smoothing=0.1, ema_alpha=0.05, ema_period=2, precise_bn=24,
+    drop_path_rate=0.2, drop_rate=0.1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_folder(folder / "train", 48)
+    write_folder(folder / "val", 18, seed=1)
+    return folder
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    saved = checkpoint.load_last(out)
+    assert saved is not None
+    return saved["model"] | {f"average.{n}": t for n, t in (saved["average"] or {}).items()}
+
+
+def same(a: Path, b: Path) -> bool:
+    one, other = weights(a), weights(b)
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_a_run_learns_and_its_model_opens(data, tmp_path):
+    recipe = replace(
+        SHORT, epochs=6, mixup=0.0, cutmix=0.0, drop_path_rate=0.0, ema_alpha=0.0, lr=2.0
+    )
+    rows = []
+    done = train(TINY, data, tmp_path / "run", recipe=recipe, options=Options(on_epoch=rows.append))
+    assert done.stopped_by is None
+    assert done.top1 == 100
+    assert list(done.log) == rows
+    assert rows == [
+        json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()
+    ]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    model = regnet.create(f"local-dir:{tmp_path / 'run/model'}", pretrained=True)
+    assert model.pretrained_cfg["label_names"] == ("blue", "green", "red")
+    [result] = regnet.predict(next((data / "val/green").iterdir()), model)
+    assert result.classes[0].label == "green"
+
+
+def test_a_run_document_repeats_it(data, tmp_path):
+    train(TINY, data, tmp_path / "a", recipe=SHORT, seed=3)
+    run, facts = read(tmp_path / "a")
+    assert facts["images"]["train"]["count"] == 48
+    assert facts["environment"]["packages"]["torch"] == torch.__version__
+    start(run, tmp_path / "b", facts=facts)
+    assert same(tmp_path / "a", tmp_path / "b")
+    start(replace(run, seed=4), tmp_path / "c")
+    assert not same(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        start(run, tmp_path / "b")
+
+
+def test_other_images_are_noticed(data, tmp_path):
+    train(TINY, data, tmp_path / "a", recipe=replace(SHORT, epochs=1))
+    run, facts = read(tmp_path / "a")
+    write_folder(tmp_path / "more/train", 60)
+    write_folder(tmp_path / "more/val", 18, seed=1)
+    moved = replace(run, train=str(tmp_path / "more"), val=str(tmp_path / "more"))
+    with pytest.raises(DataError, match="60 with fingerprint"):
+        start(moved, tmp_path / "b", facts=facts)
+
+
+COMMAND = (
+    "import sys, torch; torch.set_num_threads(1)\n"
+    "from pathlib import Path\n"
+    "from regnet.training.loop import resume, start\n"
+    "from regnet.training.run import read\n"
+    "from regnet.training.session import Options\n"
+    "run, _ = read(Path(sys.argv[1])); out = Path(sys.argv[2])\n"
+    "options = Options(on_step=lambda at: print(at.epoch, at.step, flush=True))\n"
+    "done = resume(out, options=options) if (out / 'run.json').exists() else "
+    "start(run, out, options=options)\n"
+    "sys.exit(0 if done.stopped_by is None else 75)\n"
+)
+
+
+def child(document: Path, out: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, document, out], stdout=subprocess.PIPE, text=True
+    )
+
+
+def steps(process: subprocess.Popen[str]) -> list[str]:
+    return process.communicate()[0].splitlines()
+
+
+def test_killed_at_ten_random_steps_and_resumed_bit_by_bit(data, tmp_path):
+    """As the issue asks: kill -9 at ten steps, some of them between checkpoints."""
+    recipe = replace(SHORT, epochs=4)
+    run = Run(model=TINY, recipe=recipe, train=str(data), val=str(data), seed=1, save_steps=1)
+    torch.set_num_threads(1)
+    start(run, tmp_path / "whole")
+    total = recipe.epochs * 4
+    victims = sorted(random.Random(0).sample(range(1, total), 10))
+    out, order = tmp_path / "killed", []
+    done = 0
+    for victim in victims:
+        process = child(tmp_path / "whole", out)
+        assert process.stdout is not None
+        while done < victim:
+            line = process.stdout.readline()
+            assert line, "the child ended before its time"
+            order.append(line.strip())
+            done = 4 * int(line.split()[0]) + int(line.split()[1])
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        saved = checkpoint.load_last(out)
+        done = 4 * saved["epoch"] + saved["step"] if saved else 0
+    last = child(tmp_path / "whole", out)
+    last.communicate()
+    assert last.returncode == 0
+    assert same(tmp_path / "whole", out)
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    whole = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
+    for row, expected in zip(rows, whole, strict=True):
+        assert {k: row[k] for k in ("epoch", "lr", "loss", "top1", "average_top1")} == {
+            k: expected[k] for k in ("epoch", "lr", "loss", "top1", "average_top1")
+        }
+
+
+def test_sigterm_saves_and_ends_well(data, tmp_path):
+    recipe = replace(SHORT, epochs=40)
+    run = Run(model=TINY, recipe=recipe, train=str(data), val=None)
+    document = tmp_path / "document"
+    document.mkdir()
+    (document / "run.json").write_text(json.dumps({"run": run.to_dict()}))
+    process = child(document, tmp_path / "out")
+    assert process.stdout is not None
+    for _ in range(6):
+        process.stdout.readline()
+    process.terminate()
+    seen = steps(process)
+    assert process.wait() == 75
+    saved = checkpoint.load_last(tmp_path / "out")
+    assert saved is not None
+    last = seen[-1] if seen else "1 2"
+    assert [saved["epoch"], saved["step"]] == [int(n) for n in last.split()]
+
+
+def test_a_half_written_checkpoint_is_not_loaded(data, tmp_path, caplog):
+    out = tmp_path / "run"
+    train(TINY, data, out, recipe=SHORT)
+    last, before = reversed(checkpoint.saved_paths(out))
+    expected = torch.load(before, weights_only=True)
+    last.write_bytes(last.read_bytes()[:-5000])
+    (out / "checkpoints/.0002-000000.pt.tmp123").write_bytes(b"half")
+    saved = checkpoint.load_last(out)
+    assert saved is not None
+    assert saved["epoch"] == expected["epoch"] == 1
+    before.write_bytes(b"")
+    with pytest.raises(TrainingError, match="none of the 2 checkpoints can be read"):
+        resume(out)
+
+
+def test_a_full_disk_loses_nothing(data, tmp_path):
+    out = tmp_path / "run"
+    rows = []
+
+    def limit(row):
+        rows.append(row)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(OSError, match="is the disk full") as error:
+            train(TINY, data, out, recipe=SHORT, options=Options(on_epoch=limit))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(out) in str(error.value.filename)
+    assert len(rows) == 1
+    resume(out)
+    train(TINY, data, tmp_path / "whole", recipe=SHORT)
+    assert same(out, tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
+    with pytest.raises(TrainingError, match=r"not finite in epoch 1, step \d"):
+        train(TINY, data, tmp_path / "run", recipe=replace(SHORT, lr=1e30, lr_per="step"))
+    [kept] = (tmp_path / "run").glob("not-finite-*.pt")
+    [batch] = torch.load(kept)
+    assert batch["images"].shape == (12, 3, 16, 16)
+    assert len(batch["indices"]) == 12
+
+
+def test_memory_that_is_not_enough(data, tmp_path, monkeypatch):
+    def forward(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("regnet.nn.model.AnyNet.forward", forward)
+    with pytest.raises(TrainingError, match="not enough for 12 images per pass; take a smaller"):
+        train(TINY, data, tmp_path / "run", recipe=SHORT)
+
+
+def test_bad_input(data, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="is empty; images must lie in one folder per class"):
+        train(TINY, tmp_path / "empty", out, recipe=SHORT)
+    write_folder(tmp_path / "one", 12, names=("red",))
+    with pytest.raises(DataError, match="all images are of one class"):
+        train(TINY, tmp_path / "one", out, recipe=SHORT)
+    with pytest.raises(ConfigError, match="has 3 classes, num_classes says 2"):
+        train(TINY, data, out, recipe=SHORT, num_classes=2)
+    with pytest.raises(DataError, match="48 training images do not fill one batch of 1024"):
+        train(TINY, data, out, recipe=replace(SHORT, batch_size=1024))
+    write_folder(tmp_path / "other/val", 6, names=("red", "pink", "blue"))
+    with pytest.raises(DataError, match=r"not the classes of .*green, pink"):
+        train(TINY, data, out, recipe=SHORT, val=tmp_path / "other")
+    with pytest.raises(DataError, match="no such file or folder"):
+        train(TINY, tmp_path / "none", out, recipe=SHORT)
+    with pytest.raises(ConfigError, match="is a file; name a folder"):
+        train(TINY, data, __file__, recipe=SHORT)
+    with pytest.raises(ConfigError, match=r"there is no run.json"):
+        resume(tmp_path / "empty")
+    assert not out.exists()
+
+
+def test_an_out_folder_that_cannot_be_written(data):
+    with pytest.raises(OSError, match="Errno"):
+        train(TINY, data, "/proc/nothing", recipe=SHORT)
+
+
+TORCHRUN = (
+    "import sys, json, torch; torch.set_num_threads(1)\n"
+    "from pathlib import Path\n"
+    "from regnet.training.loop import start, resume\n"
+    "from regnet.training.run import read\n"
+    "from regnet.training.session import Options\n"
+    "run, _ = read(Path(sys.argv[1])); out = Path(sys.argv[2])\n"
+    "options = Options(parallel=sys.argv[3])\n"
+    "resume(out, options=options) if (out / 'run.json').exists() else "
+    "start(run, out, options=options)\n"
+)
+
+
+def torchrun(count: int, script: Path, *arguments: object) -> None:
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
+        script, *arguments,
+    ]  # fmt: skip
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_learn_what_one_learns(data, tmp_path, parallel):
+    recipe = replace(SHORT, micro_batch_size=6, clip_norm=1.0)
+    run = Run(model=TINY, recipe=recipe, train=str(data), val=str(data))
+    start(run, tmp_path / "one")
+    (tmp_path / "script.py").write_text(TORCHRUN)
+    torchrun(2, tmp_path / "script.py", tmp_path / "one", tmp_path / "two", parallel)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, tensor in one.items():
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+    rows = [
+        [json.loads(line) for line in (tmp_path / which / "log.jsonl").read_text().splitlines()]
+        for which in ("one", "two")
+    ]
+    for a, b in zip(*rows, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+        assert a["lr"] == b["lr"]
+    model = regnet.create(f"local-dir:{tmp_path / 'two/model'}", pretrained=True)
+    torch.testing.assert_close(
+        model.state_dict()["stem.conv.weight"], two["average.stem.conv.weight"]
+    )
+
+
+STREAMED = Recipe(
+    epochs=1, batch_size=12, lr=0.2, warmup_epochs=0, image_size=16, min_area=0.5, policy="rand",
+    erasing=0.25, repeats=2, precise_bn=0,
+)  # fmt: skip
+
+
+def test_large_images_are_streamed(tmp_path):
+    write_folder(tmp_path / "data/train", 30, size=(70, 90), suffix=".jpg")
+    write_folder(tmp_path / "data/val", 9, size=(90, 70), seed=1, suffix=".jpg")
+    options = Options(workers=2)
+    done = train(
+        "regnety_cifar", tmp_path / "data", tmp_path / "a", recipe=STREAMED, options=options
+    )
+    assert done.log[0]["top1"] >= 0
+    assert "unreadable" not in done.log[0]
+    # The number of workers is not a part of the result.
+    train(
+        "regnety_cifar",
+        tmp_path / "data",
+        tmp_path / "b",
+        recipe=STREAMED,
+        options=Options(workers=0),
+    )
+    assert same(tmp_path / "a", tmp_path / "b")
+
+
+def test_images_that_cannot_be_read_are_replaced_and_told(tmp_path):
+    folder = write_folder(tmp_path / "train", 24, size=(70, 70))
+    (folder / "red/0003.png").write_bytes(b"no image")
+    recipe = replace(STREAMED, repeats=1)
+    done = train(TINY, tmp_path, tmp_path / "out", recipe=recipe, options=Options(workers=2))
+    [reason] = done.log[0]["unreadable"]
+    assert "red/0003.png: not an image" in reason
+    assert done.top1 is None
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"^10 images in a row cannot be read; the last: "):
+        train(TINY, tmp_path, tmp_path / "out2", recipe=recipe, options=Options(workers=1))
+
+
+def test_small_images_of_other_sizes(tmp_path):
+    write_folder(tmp_path / "train", 15, size=(70, 70))
+    with pytest.raises(DataError, match="70 x 70 pixels are too large for the crop 'pad'"):
+        train(TINY, tmp_path, tmp_path / "out", recipe=SHORT)
+    write_folder(tmp_path / "train", 3, size=(32, 32))
+    write_folder(tmp_path / "train", 15, size=(16, 16), names=("zebra",))
+    with pytest.raises(DataError, match="has 70 x 70 pixels, others 32 x 32"):
+        train(TINY, tmp_path, tmp_path / "out", recipe=SHORT)
+
+
+def test_fine_tuning_begins_with_the_weights_that_a_name_stands_for(data, tmp_path):
+    recipe = replace(SHORT, epochs=1, lr=1e-6, lr_per="step", ema_alpha=0.0, layer_decay=0.5)
+    name = "regnety_cifar.cifar10"
+    train(name, data, tmp_path / "tuned", recipe=recipe)
+    run, _ = read(tmp_path / "tuned")
+    assert run.pretrained
+    before = regnet.create(name, pretrained=True).state_dict()
+    after = regnet.create(f"local-dir:{tmp_path / 'tuned/model'}", pretrained=True)
+    assert after.num_classes == 3
+    torch.testing.assert_close(
+        after.state_dict()["s1.b1.conv1.conv.weight"],
+        before["s1.b1.conv1.conv.weight"],
+        atol=1e-4,
+        rtol=1e-3,
+    )
+    assert after.pretrained_cfg["mean"] == (0.4914, 0.4822, 0.4465)
+    train("RegNetY-40MF (CIFAR)", data, tmp_path / "new", recipe=recipe)
+    assert not read(tmp_path / "new")[0].pretrained  # a dot in a name is no tag
+
+
+def test_the_caller_keeps_its_random_numbers(data, tmp_path):
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    train(TINY, data, tmp_path / "run", recipe=replace(SHORT, epochs=1))
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_every_image_once_an_epoch():
+    from regnet.devices import Group
+    from regnet.training.input import Plan
+
+    recipe = replace(RECIPES["cifar"], batch_size=8, micro_batch_size=4)
+    groups = [Group(rank=r, size=2, device=torch.device("cpu")) for r in range(2)]
+    plans = [Plan(images=50, recipe=recipe, seed=0, group=group) for group in groups]
+    assert torch.equal(plans[0].epoch(3), plans[1].epoch(3))
+    assert not torch.equal(plans[0].epoch(3), plans[0].epoch(4))
+    order = plans[0].epoch(0)
+    assert order.shape == (6, 2, 4)
+    assert len(order.unique()) == 48
+    assert [list(plan.passes) for plan in plans] == [[0], [1]]
+    with pytest.raises(ConfigError, match=r"3 processes cannot share the 2 forward passes"):
+        Plan(images=50, recipe=recipe, seed=0, group=replace(groups[0], size=3))
+    repeated = Plan(images=50, recipe=replace(recipe, repeats=4), seed=0, group=groups[0]).epoch(0)
+    assert repeated.shape == (6, 2, 4)
+    assert len(repeated.unique()) == 12
+
+
+def test_precise_batch_norm_is_the_average_over_its_images(data, tmp_path):
+    recipe = replace(SHORT, epochs=1, precise_bn=48, ema_alpha=0.0, mixup=0.0, cutmix=0.0)
+    train(TINY, data, tmp_path / "run", recipe=recipe)
+    from regnet.devices import Group
+    from regnet.training.session import Session
+
+    run, _ = read(tmp_path / "run")
+    session = Session(run, Group(rank=0, size=1, device=torch.device("cpu")), Options())
+    saved = checkpoint.load_last(tmp_path / "run")
+    assert saved is not None
+    session.state.restore(saved, leads=True)
+    network = session.network.train()
+    seen = []
+    network.stem.conv.register_forward_hook(lambda _m, _i, out: seen.append(out.mean((0, 2, 3))))
+    with torch.no_grad():
+        for batch in session.input.batches(0):
+            network(batch.images)
+    torch.testing.assert_close(
+        saved["model"]["stem.bn.running_mean"], torch.stack(seen).mean(0), rtol=1e-4, atol=1e-5
+    )
