@@ -8,6 +8,7 @@ benchmarks/results/NAME.json. --check changes nothing, and fails if a table is n
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -67,19 +68,24 @@ def int8(document: Document) -> Iterator[str]:
     """Agreement and speed of int8."""
     rows = []
     for row in document["rows"]:
-        fp32, bf16 = (f"{found['ratio']:.2f}x" for found in row["against"].values())
-        agreement = f"{row['agreement']:.1%}" if "agreement" in row else ""
-        top1 = f"{row['top1_int8']:.1%}" if "top1_int8" in row else ""
-        name = f"{row['engine']}, batch {row['batch_size']}"
-        rows.append([name, fp32, bf16, agreement, top1])
-    yield from table(
-        ["int8", "over its fp32", "over its bf16", "same class as fp32", "top-1"], rows
-    )
+        speeds = [
+            f"{found['ratio']:.2f}x over {found['over']}, batch {found['batch_size']}"
+            for found in row["speed"]
+        ]
+        rows.append(
+            [
+                row["engine"],
+                f"{row['agreement']:.1%}",
+                f"{row['top1_int8']:.1%}",
+                "; ".join(speeds),
+            ]
+        )
+    yield from table(["int8", "same class as fp32", "top-1", "speed"], rows)
     yield ""
     yield (
-        f"{document['variant']}, trained for some minutes on CIFAR-10 upscaled to 224 pixels; "
-        f"{document['images']:,} test images, top-1 of fp32 {document['top1_fp32']:.1%}. "
-        f"{origin(document)}."
+        f"{document['variant']}, trained for some minutes on CIFAR-10 at {document['image_size']} "
+        f"pixels; {document['images']:,} test images, top-1 of fp32 {document['top1_fp32']:.1%}; "
+        f"speed at {document['speed_image_size']} pixels. {origin(document)}."
     )
 
 
@@ -94,8 +100,50 @@ def verdicts(document: Document) -> Iterator[str]:
     )
 
 
+def families(document: Document) -> Iterator[str]:
+    """The paper's comparison in miniature."""
+    rows = []
+    for network in document["networks"]:
+        found = [r["top1"] for r in document["runs"] if r["family"] == network["family"]]
+        spread = f" ± {statistics.stdev(found):.2f}" if len(found) > 1 else ""
+        rows.append(
+            [
+                network["family"],
+                f"{network['flops'] / 1e6:.1f}",
+                f"{network['params'] / 1e6:.2f}",
+                f"{network['activations'] / 1e6:.3f}",
+                *(f"{ms:.2f}" for ms in network["latency_ms"].values()),
+                f"{statistics.mean(found):.2f}{spread}",
+                f"{len(found)}",
+            ]
+        )
+    batches = [f"ms, batch {batch}" for batch in document["networks"][0]["latency_ms"]]
+    yield from table(
+        ["", "flops, M", "params, M", "activations, M", *batches, "top-1, %", "seeds"], rows
+    )
+    yield ""
+    yield (
+        f"{document['recipe']['epochs']} epochs of CIFAR-10 (JPEG), mean ± standard deviation "
+        f"over seeds; latency of folded eager float32. {origin(document)}."
+    )
+
+
+def train(document: Document) -> Iterator[str]:
+    """Training throughput beside a textbook's loop."""
+    rows = [
+        [name, f"{speed:.0f}", f"{document['over_textbook'][name]:.2f}"]
+        for name, speed in document["images_per_second"].items()
+    ]
+    yield from table(["loop", "images/s", "over the textbook's"], rows)
+    yield ""
+    yield (
+        f"{document['model']} on CIFAR-10, batches of {document['batch_size']}. "
+        f"{origin(document)}."
+    )
+
+
 TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
-    function.__name__: function for function in (cpu_peers, int8, verdicts)
+    function.__name__: function for function in (cpu_peers, int8, verdicts, families, train)
 }
 
 

@@ -1,0 +1,136 @@
+"""The paper's controlled comparison in miniature: families at equal flops, one recipe, three seeds.
+
+    python benchmarks/families.py --data PATH/cifar10 --out benchmarks/results/families.json
+
+RegNetX, RegNetY, ResNet, ResNeXt and an EfficientNet-style network of about 12 million
+multiply-adds at 32x32, with the same stem, the same strides and the same training (the recipe
+`cifar`, shortened, without cutout), on CIFAR-10. A run that --out has is kept and not repeated;
+one that was interrupted goes on in --runs. Then the latency of all of them, in one process.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+import regnet
+from regnet.atomic import write_bytes
+from regnet.cli.train import epoch_line
+from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig
+from regnet.engines.base import Target
+from regnet.engines.eager import Folded
+from regnet.machine import environment
+from regnet.timing import measure
+from regnet.training.recipe import find_recipe
+
+CPU = torch.device("cpu")
+SEEDS = (0, 1, 2)
+BATCHES = (1, 64)
+RECIPE = find_recipe("cifar", epochs=15, warmup_epochs=1, cutout=0, clean_epochs=0, ema_alpha=0.0)
+
+Config = AnyNetConfig | RegNetConfig
+
+
+def _anynet(
+    width: int, *, bottleneck_ratio: float, group_width: int | None, **kind: object
+) -> Config:
+    """Three stages of one, two and three blocks; widths double."""
+    stages = tuple(
+        StageConfig(
+            depth=number,
+            width=width << number - 1,
+            bottleneck_ratio=bottleneck_ratio,
+            group_width=group_width or round((width << number - 1) / bottleneck_ratio),
+            stride=2,
+        )
+        for number in (1, 2, 3)
+    )
+    return AnyNetConfig(stages=stages, stem="cifar", stem_width=32, num_classes=10, **kind)
+
+
+def _regnet(depth: int, **kind: float) -> Config:
+    return RegNetConfig(
+        depth=depth, w0=32, wa=12.0, wm=2.0, group_width=8, stem="cifar", stem_width=32,
+        num_classes=10, **kind,
+    )  # fmt: skip
+
+
+FAMILIES: dict[str, Config] = {
+    "RegNetX": _regnet(12),
+    "RegNetY": _regnet(12, se_ratio=0.25),
+    "ResNet": _anynet(72, bottleneck_ratio=4.0, group_width=None),
+    "ResNeXt": _anynet(64, bottleneck_ratio=2.0, group_width=8),
+    "EfficientNet-style": _anynet(
+        24, bottleneck_ratio=0.25, group_width=1, block="linear_bottleneck", shortcut="none",
+        se_ratio=0.25, activation="silu",
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Train what is missing, then measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/families"))
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    document: dict[str, object] = {"recipe": RECIPE.to_dict(), "runs": [], "networks": []}
+    if args.out.exists():
+        document = json.loads(args.out.read_text(encoding="utf-8"))
+        if document["recipe"] != RECIPE.to_dict():
+            parser.error(f"{args.out} was made with another recipe; name another file")
+
+    def keep() -> None:
+        write_bytes(args.out, json.dumps(document, indent=1, default=str).encode())
+
+    done = {(run["family"], run["seed"]) for run in document["runs"]}
+    for seed in SEEDS:  # all families before the next seed, so that a part is a comparison too
+        for family, config in FAMILIES.items():
+            if (family, seed) in done:
+                continue
+            out = args.runs / f"{family}-{seed}"
+            options = regnet.TrainOptions(on_epoch=lambda row: print(epoch_line(row), flush=True))
+            if (out / "run.json").exists():
+                trained = regnet.resume(out, options=options)
+            else:
+                trained = regnet.train(
+                    config, args.data, out, recipe=RECIPE, seed=seed, options=options
+                )
+            if trained.stopped_by is not None:
+                parser.exit(1, f"stopped; the same command goes on in {args.runs}\n")
+            run = {
+                "family": family,
+                "seed": seed,
+                "top1": trained.top1,
+                "losses": [row["loss"] for row in trained.log],
+                "top1s": [row["top1"] for row in trained.log],
+                "seconds": sum(row["seconds"] for row in trained.log),
+                "environment": environment(CPU),
+            }
+            document["runs"].append(run)
+            print(
+                json.dumps({k: run[k] for k in ("family", "seed", "top1", "seconds")}), flush=True
+            )
+            keep()
+            shutil.rmtree(out)
+    document["networks"] = []
+    for family, config in FAMILIES.items():
+        cost = regnet.complexity(config, 32)
+        row = {"family": family, "config": config.to_dict(), "latency_ms": {}}
+        row |= {name: getattr(cost, name) for name in ("flops", "params", "activations")}
+        model = regnet.RegNet(config).eval()
+        for batch in BATCHES:
+            inputs = [torch.randn(batch, 3, 32, 32) for _ in range(3)]
+            runner = Folded().build(model, inputs[0], Target(device=CPU))
+            row["latency_ms"][str(batch)] = 1e3 * measure(runner, inputs, calls=200).median
+        document["networks"].append(row)
+    document["environment"] = environment(CPU)
+    keep()
+
+
+if __name__ == "__main__":
+    main()
