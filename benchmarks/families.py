@@ -28,7 +28,7 @@ from regnet.training.recipe import find_recipe
 CPU = torch.device("cpu")
 SEEDS = (0, 1, 2)
 BATCHES = (1, 64)
-RECIPE = find_recipe("cifar", epochs=15, warmup_epochs=1, cutout=0, clean_epochs=0, ema_alpha=0.0)
+RECIPE = find_recipe("cifar", epochs=10, warmup_epochs=1, cutout=0, clean_epochs=0, ema_alpha=0.0)
 
 Config = AnyNetConfig | RegNetConfig
 
