@@ -137,8 +137,7 @@ def train(document: Document) -> Iterator[str]:
     yield from table(["loop", "images/s", "over the textbook's"], rows)
     yield ""
     yield (
-        f"{document['model']} on CIFAR-10, batches of {document['batch_size']}. "
-        f"{origin(document)}."
+        f"{document['model']} on CIFAR-10, batches of {document['batch_size']}. {origin(document)}."
     )
 
 

@@ -94,6 +94,50 @@ def test_sets_can_be_sent_to_other_processes(tmp_path, kind):
     assert again.fingerprint == images.fingerprint
 
 
+def test_splits_in_a_tar(tmp_path):
+    write_folder(tmp_path / "set/train", 6)
+    write_folder(tmp_path / "set/test", 3)
+    (tmp_path / "set/test/red/._0000.png").write_bytes(b"not an image")
+    (tmp_path / "set/test/red/again.png").hardlink_to(tmp_path / "set/test/red/0000.png")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(tmp_path / "set", "set")
+    held, trained = (open_set(tmp_path / "set.tar", split) for split in ("val", "train"))
+    assert (len(held), len(trained)) == (4, 6)
+    assert held.classes == ("blue", "green", "red")
+    assert [held.open(n).size for n in range(4)] == [(16, 16)] * 4
+    with tarfile.open(tmp_path / "flat.tar", "w") as archive:
+        archive.add(tmp_path / "set/test/red/0000.png", "0000.png")
+    with pytest.raises(DataError, match="one folder per class; some are in none"):
+        open_set(tmp_path / "flat.tar")
+
+
+def test_layouts_of_the_hub(tmp_path):
+    for path in ("default/train/0000.parquet", "default/validation/0000.parquet"):
+        (tmp_path / "a" / path).parent.mkdir(parents=True)
+        write_parquet(tmp_path / "a" / path, 4 if "train" in path else 3)
+    assert len(open_set(tmp_path / "a")) == 3
+    assert len(open_set(tmp_path / "a", "train")) == 4
+    (tmp_path / "b/plain_text").mkdir(parents=True)
+    write_parquet(tmp_path / "b/plain_text/train-00000-of-00001.parquet", 4)
+    with pytest.raises(DataError, match="has no images for 'val', only train"):
+        open_set(tmp_path / "b")
+    (tmp_path / "b/other").mkdir()
+    write_parquet(tmp_path / "b/other/train-00000-of-00001.parquet", 4)
+    with pytest.raises(DataError, match=r"holds several data sets; .* other, plain_text"):
+        open_set(tmp_path / "b", "train")
+
+
+def test_labels_that_are_names(tmp_path):
+    images = [{"bytes": encoded(i), "path": f"x/ILSVRC2012_val_{n:08d}.JPEG"} for n, i in
+              enumerate(pictures(3)[0])]  # fmt: skip
+    table = pyarrow.table({"image": images, "wnid": ["n02", "n01", "n02"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    held = open_set(tmp_path / "a.parquet")
+    assert held.classes == ("n01", "n02")
+    assert held.labels.tolist() == [1, 0, 1]
+    assert held.names[2] == "x/ILSVRC2012_val_00000002.JPEG"
+
+
 def test_fingerprints_know_labels_and_names(tmp_path):
     a = open_set(write_parquet(tmp_path / "a.parquet", 6))
     b = open_set(write_parquet(tmp_path / "b.parquet", 6, labels=[0, 1, 2, 0, 1, 1]))

@@ -40,6 +40,13 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+def core_count() -> int:
+    """Cores that this process may use, a part of them where several processes share a machine."""
+    own = getattr(os, "sched_getaffinity", None)
+    cores = len(own(0)) if own else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
     """This process among those of the job."""
@@ -58,6 +65,10 @@ class Group:
         """Which of `count` things are this process's: every `size`-th, none twice, none left."""
         return range(self.rank, count, self.size)
 
+    def block(self, count: int) -> range:
+        """As `share`, but things that lie together."""
+        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, by rank."""
         if self.size == 1:
@@ -71,14 +82,6 @@ class Group:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
-
-    def from_leader(self, value: Any) -> Any:
-        """What the leading process has."""
-        if self.size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
 
 
 @contextmanager

@@ -96,7 +96,11 @@ def test_replay_and_resume(run, tmp_path):
         (("train", "--resume", "none"), 2, "there is no run.json"),
         (("evaluate", "none"), 1, "there is no such file or folder"),
         (("evaluate", "DATA"), 1, "classes are not outputs of the model|neither the names"),
-        (("evaluate", "DATA", "--precision", "fp8"), 2, "precision must be fp32, bf16 or fp16"),
+        (
+            ("evaluate", "DATA", "--precision", "fp8"),
+            2,
+            "precision must be one of fp32, bf16, fp16",
+        ),
         (("evaluate", "DATA", "--model", "regnety_015"), 2, "did you mean"),
     ],
 )

@@ -15,12 +15,13 @@ from PIL import Image
 import regnet
 from regnet.data.preprocess import Preprocess
 from regnet.data.sets import open_set
-from regnet.errors import ConfigError, DataError
+from regnet.errors import ConfigError, DataError, EngineError
 from regnet.evaluation import scores
 from regnet.evaluation.datasets import identify, imagenet, match_classes
 from regnet.evaluation.evaluate import evaluate
 from regnet.evaluation.scores import Answers
 from regnet.nn.model import AnyNet
+from regnet.weights.catalog import label_sets
 from tests.pictures import COLORS, write_folder
 from tests.training.test_recipe import TINY
 
@@ -32,6 +33,7 @@ class ByColor(torch.nn.Module):
     """Answers with the nearest color."""
 
     def forward(self, x):
+        x = x.float()
         colors = torch.tensor(COLORS[: len(NAMES)]) / 255 * 4 - 2
         distances = (x.mean((2, 3))[:, None] - colors).square().sum(2)
         return -3 * distances
@@ -138,6 +140,33 @@ def test_wordnet_names_and_subsets(tmp_path):
     assert list(match.outputs) == sorted(a)
 
 
+def test_a_name_that_says_several_things_and_one_that_is_strange(tmp_path):
+    labels = label_sets()["imagenet-1k"]
+    some = open_set(folders(tmp_path / "a", ["tench, Tinca tinca", "goldfish"], 4))
+    assert match_classes(some, labels, 1000).outputs == (1, 0)
+    odd = open_set(folders(tmp_path / "b", ["__odd", *imagenet()["synsets"][:4]], 10))
+    with pytest.raises(DataError, match=r"1 of 5 classes are not outputs .* WordNet names: __odd"):
+        match_classes(odd, labels, 1000)
+
+
+def test_classes_without_images_do_not_matter(tmp_path):
+    synsets, subset = imagenet()["synsets"], imagenet()["subsets"]["imagenet-a"]
+    folders(tmp_path, [synsets[n] for n in subset], 200)
+    for name in synsets:
+        (tmp_path / name).mkdir(exist_ok=True)
+    match = match_classes(open_set(tmp_path), (), 1000)
+    assert match.restricted
+    assert match.missing == ()
+
+
+def test_the_names_that_a_model_has_come_first(model, tmp_path):
+    """A network trained on folders 0 to 11 has them in the order of text."""
+    names = tuple(sorted(str(number) for number in range(12)))
+    images = open_set(folders(tmp_path, [str(number) for number in range(12)], 12))
+    match = match_classes(images, names, 12)
+    assert (match.outputs, match.how) == (tuple(range(12)), "names")
+
+
 def test_classes_that_the_model_does_not_have(model, tmp_path):
     write_folder(tmp_path / "a", 10, names=("red", "pink", "green", "blue", "cyan"))
     with pytest.raises(DataError, match=r"1 of 5 classes are not outputs .* names: pink"):
@@ -160,10 +189,10 @@ def test_restricted_classes_compete_alone():
 
 def test_known_sets(tmp_path):
     names = [f"{n:04d}" for n in range(1000)]
-    v2 = folders(tmp_path / "imagenetv2-matched-frequency-format-val", names, 10_000)
-    assert identify(open_set(v2)) == "imagenet-v2-matched-frequency"
-    few = folders(tmp_path / "few", names[:3], 9)
-    assert identify(open_set(few)) is None
+    v2 = open_set(folders(tmp_path / "imagenetv2-matched-frequency-format-val", names, 10_000))
+    assert identify(v2, match_classes(v2, (), 1000)) == "imagenet-v2-matched-frequency"
+    few = open_set(folders(tmp_path / "few", names[:3], 9))
+    assert identify(few, match_classes(few, (), 1000)) is None
 
 
 def test_the_embedded_network_on_real_pictures(tmp_path):
@@ -196,7 +225,13 @@ def test_images_that_cannot_be_read_are_listed(model, damaged):
         str(folder / name) for name in bad
     )
     assert "5 images cannot be read" in done.warnings[0]
-    with_workers = evaluate(model, folder, batch_size=7, workers=2)
+    assert done.published is None
+    compared = evaluate(model, folder, dataset="colors", keep=folder.parent / "kept")
+    assert compared.published is not None
+    assert compared.published.verdict == "not comparable: 5 images cannot be read"
+    # Images that have been mended are tried again.
+    shutil.copy(folder / "red/0010.png", folder / bad[0])
+    with_workers = evaluate(model, folder, batch_size=7, workers=1)
     assert with_workers.unreadable == done.unreadable
 
 
@@ -209,13 +244,15 @@ def test_nothing_that_can_be_read(model, tmp_path):
 
 
 SCRIPT = """
-import json, sys
+import json, os, sys
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from dataclasses import asdict
 from regnet.evaluation.evaluate import evaluate
 done = evaluate("regnety_cifar", sys.argv[1], batch_size=4, keep=sys.argv[2] or None)
-print(json.dumps(asdict(done), default=str))
+text = json.dumps(asdict(done), default=str)
+Path(sys.argv[3], f"{os.environ['RANK']}.json").write_text(text)
 """
 
 
@@ -230,13 +267,12 @@ def test_any_number_of_processes_counts_the_same(tmp_path, count):
     script.write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone",
-         f"--nproc-per-node={count}", script, folder, tmp_path / "kept"],
+         f"--nproc-per-node={count}", script, folder, tmp_path / "kept", tmp_path],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(results) == count
-    for result in results:
+    for rank in range(count):
+        result = json.loads((tmp_path / f"{rank}.json").read_text())
         assert result["count"] == 31
         assert result["evaluated"] == 29
         assert result["top1"] == expected.top1
@@ -268,8 +304,46 @@ def test_an_interrupted_evaluation_goes_on(model, tmp_path):
     assert done.evaluated == 20
     assert done.top1 == 100
     assert seen[0] == (15, 20)
+    (kept / "answers-1.jsonl").write_text("{\n")
+    with pytest.raises(ConfigError, match=r"answers-1.jsonl: damaged"):
+        evaluate(model, tmp_path / "set", batch_size=4, keep=kept)
+    (kept / "answers-1.jsonl").unlink()
     with pytest.raises(ConfigError, match="answers of another evaluation"):
-        evaluate(model, tmp_path / "set", keep=kept, transform=replace(LOOK, crop_pct=0.5))
+        evaluate(model, tmp_path / "set", keep=kept, crop_pct=0.5)
+
+
+def test_published_figures_are_those_of_the_same_setting(model, tmp_path):
+    write_folder(tmp_path, 5, names=NAMES)
+    metric = {"dataset": "colors", "top1": 99.0}
+    model.pretrained_cfg |= {
+        "metrics": [metric | {"image_size": 32, "crop_pct": 0.9}, metric | {"top1": 98.0}],
+        "test_input_size": (3, 32, 32),
+        "test_crop_pct": 0.9,
+    }
+
+    def published(**setting):
+        found = evaluate(model, tmp_path, dataset="colors", **setting).published
+        return found and found.top1
+
+    assert published() == 98.0
+    assert published(larger=True) == 99.0
+    assert published(image_size=32) is None
+    assert published(larger=True, crop_pct=1.0) is None
+    assert published(image_size=32, crop_pct=0.9) == 99.0
+
+
+def test_answers_that_are_no_numbers(model, tmp_path):
+    write_folder(tmp_path, 5, names=NAMES)
+    model.forward = lambda x: torch.full((len(x), 5), float("nan"))
+    with pytest.raises(EngineError, match="answers for images 0 to 4 are not finite"):
+        evaluate(model, tmp_path)
+
+
+def test_precisions_are_what_they_say(model, tmp_path):
+    write_folder(tmp_path, 5, names=NAMES)
+    with pytest.raises(ConfigError, match="eager computes in the precision of the weights, fp32"):
+        evaluate(model, tmp_path, precision="bf16")
+    assert evaluate(model.bfloat16(), tmp_path).precision == "bf16"
 
 
 def test_real_labels(model, tmp_path):
@@ -333,3 +407,17 @@ def test_a_model_that_mixes_up_two_of_many_classes_is_no_shuffle():
     found = scores.find_shuffle(shifted, labels, {})
     assert found is not None
     assert (found.moved, found.top1) == (200, 100)
+    # A weak model, and one class that it takes for its neighbor.
+    weak = np.where(np.arange(1000) % 5 == 0, 7, shifted.top[:, 0])
+    weak[labels == 12] = weak[labels == 11]
+    found = scores.find_shuffle(replace(answers, top=weak[:, None]), labels, {})
+    assert found is not None
+    assert found.moved > 190
+
+
+def test_few_images_say_nothing_about_the_order():
+    labels = np.arange(10)
+    top = labels.copy()
+    top[[2, 5]] = 5, 7
+    answers = Answers(indices=np.arange(10), top=top[:, None], confidence=np.ones(10))
+    assert scores.find_shuffle(answers, labels, {}) is None

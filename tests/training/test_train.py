@@ -306,7 +306,7 @@ STREAMED = Recipe(
 def test_large_images_are_streamed(tmp_path):
     write_folder(tmp_path / "data/train", 30, size=(70, 90), suffix=".jpg")
     write_folder(tmp_path / "data/val", 9, size=(90, 70), seed=1, suffix=".jpg")
-    options = Options(workers=2)
+    options = Options(workers=1)
     done = train(
         "regnety_cifar", tmp_path / "data", tmp_path / "a", recipe=STREAMED, options=options
     )
@@ -327,7 +327,7 @@ def test_images_that_cannot_be_read_are_replaced_and_told(tmp_path):
     folder = write_folder(tmp_path / "train", 24, size=(70, 70))
     (folder / "red/0003.png").write_bytes(b"no image")
     recipe = replace(STREAMED, repeats=1)
-    done = train(TINY, tmp_path, tmp_path / "out", recipe=recipe, options=Options(workers=2))
+    done = train(TINY, tmp_path, tmp_path / "out", recipe=recipe, options=Options(workers=1))
     [reason] = done.log[0]["unreadable"]
     assert "red/0003.png: not an image" in reason
     assert done.top1 is None

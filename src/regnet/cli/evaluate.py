@@ -1,12 +1,15 @@
 """`regnet evaluate`: accuracy on labelled images, beside the published one."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
 
-from regnet.cli.output import print_json, print_table, stderr, stdout
+from regnet.cli.output import print_json, print_table, printable, stderr, stdout
+
+if TYPE_CHECKING:
+    from regnet.evaluation.evaluate import Evaluation
 
 
 def command(
@@ -17,6 +20,7 @@ def command(
     model: Annotated[
         str, typer.Option(help="A variant with weights, variant.tag, or local-dir:path.")
     ] = "regnety_cifar",
+    split: Annotated[str, typer.Option(help="val or train, where there are both.")] = "val",
     engine: Annotated[
         str, typer.Option(help="How to run it: eager, compiled, openvino, ...; see regnet bench.")
     ] = "eager",
@@ -55,46 +59,58 @@ def command(
     """
     import json
     import os
-    from dataclasses import asdict, replace
+    import warnings
+    from dataclasses import asdict
     from typing import get_args
 
     from regnet.atomic import write_bytes
-    from regnet.devices import find_device
+    from regnet.data.sets import SPLITS
+    from regnet.devices import core_count, find_device
     from regnet.engines.base import Precision
     from regnet.errors import ConfigError
     from regnet.evaluation.evaluate import evaluate
-    from regnet.zoo.create import create, preprocess
 
-    if precision not in get_args(Precision):
-        raise ConfigError(f"precision must be fp32, bf16 or fp16; got {precision!r}")
+    for option, value, known in (
+        ("precision", precision, get_args(Precision)),
+        ("split", split, tuple(SPLITS)),
+    ):
+        if value not in known:
+            raise ConfigError(f"{option} must be one of {', '.join(known)}; got {value!r}")
+    if out and not out.absolute().parent.is_dir():
+        raise ConfigError(f"{out}: there is no folder {out.parent}")
     where = find_device(device)
-    network = create(model, pretrained=True)
-    transform = None
-    if image_size or crop_pct:
-        transform = preprocess(network)
-        if image_size:
-            transform = replace(transform, size=(image_size, image_size))
-        if crop_pct:
-            transform = replace(transform, crop_pct=crop_pct)
     leads = os.environ.get("RANK", "0") == "0"
+    if not leads:
+        warnings.simplefilter("ignore")  # the leader says it
     with Progress(
         console=stderr, transient=True, disable=not (leads and stderr.is_terminal)
     ) as bar:
         task = bar.add_task("evaluating", total=None)
+        told = 0
+
+        def show(count: int, total: int) -> None:
+            nonlocal told
+            bar.update(task, completed=count, total=total)
+            if not stderr.is_terminal and total >= MANY and 10 * count // total > told:
+                told = 10 * count // total
+                stderr.print(f"{count:,} of {total:,} images")
+
         done = evaluate(
-            network,
+            model,
             data,
+            split=split,  # type: ignore[arg-type]  # checked above
             engine=engine,
             precision=precision,  # type: ignore[arg-type]  # checked above
             batch_size=batch_size,
-            workers=len(os.sched_getaffinity(0)) if workers is None else workers,
+            workers=core_count() if workers is None else workers,
             device=where,
-            transform=transform,
             larger=larger,
+            image_size=image_size,
+            crop_pct=crop_pct,
             dataset=dataset,
             real_labels=real_labels,
             keep=keep,
-            on_images=lambda count, total: bar.update(task, completed=count, total=total),
+            on_images=show,
         )
     if not leads:
         return
@@ -103,10 +119,28 @@ def command(
     if as_json:
         print_json(done)
         return
+    _print(done, per_class=per_class)
+
+
+MANY = 2000
+"""Images from which on progress is told in lines, where there is no terminal."""
+
+LISTED = 20
+"""Images that could not be read and are named on the screen; all are in the JSON."""
+
+
+def _print(done: "Evaluation", *, per_class: bool) -> None:
+    look = done.preprocess
+    height, width = look["size"]
     rows = [
         ("model", done.model),
         ("images", f"{done.source}{f' ({done.dataset})' if done.dataset else ''}"),
         ("evaluated", f"{done.evaluated:,} of {done.count:,}"),
+        (
+            "setting",
+            f"{height} x {width} pixels, crop {look['crop_pct']:g}, {done.engine} {done.precision}",
+        ),
+        ("classes by", f"{done.matched_by}{', alone' if done.restricted else ''}"),
         ("top-1", f"{done.top1:.2f} %"),
     ]
     if done.top5 is not None:
@@ -114,8 +148,14 @@ def command(
     if done.real_top1 is not None:
         rows.append(("top-1, ReaL labels", f"{done.real_top1:.2f} %"))
     rows.append(("calibration error", f"{done.calibration_error:.2f} %"))
-    if done.published:
-        rows.append(("published", f"{done.published.top1:.2f} %: {done.published.verdict}"))
+    rows += [
+        (f"published, {found.dataset}", f"{found.top1:.2f} %: {found.verdict}")
+        for found in (done.published, done.published_real)
+        if found
+    ]
+    if done.published is None:
+        reason = "for this setting" if done.dataset else "known; --dataset names the set"
+        rows.append(("published", f"none {reason}"))
     print_table(("", ""), rows)
     for confusion in done.confusions[:5]:
         stdout.print(f"{confusion.images} of {confusion.label} taken for {confusion.answer}")
@@ -129,5 +169,7 @@ def command(
         )
     for warning in done.warnings:
         stderr.print(f"warning: {warning}")
-    for reason in done.unreadable:
-        stderr.print(f"unreadable: {reason}")
+    for reason in done.unreadable[:LISTED]:
+        stderr.print(f"unreadable: {printable(reason)}")
+    if len(done.unreadable) > LISTED:
+        stderr.print(f"and {len(done.unreadable) - LISTED} more; --json has all")

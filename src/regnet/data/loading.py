@@ -52,7 +52,7 @@ def load(
         _Transformed(images, transform),
         batch_size=batch_size,
         sampler=indices,
-        num_workers=workers,
+        num_workers=min(workers, len(indices) // batch_size),  # none for what is one batch
         collate_fn=_collate,
     )
     yield from loader

@@ -9,6 +9,7 @@ to other processes.
 
 import hashlib
 import json
+import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from regnet.data.images import IMAGE_SUFFIXES, decode_image, open_image
-from regnet.errors import DataError, MissingExtraError
+from regnet.errors import DataError, ImageError, MissingExtraError
 
 Split = Literal["train", "val"]
 
@@ -31,7 +32,10 @@ SPLITS: Final[dict[Split, tuple[str, ...]]] = {
 }
 """What folders and files of each split are called, the first that exists."""
 
-HUB_PREFIX = "hf:"
+HUB_PREFIX: Final = "hf:"
+
+IMAGE_COLUMNS: Final = ("image", "img", "jpg")
+LABEL_COLUMNS: Final = ("label", "labels", "fine_label", "wnid", "class_name", "cls")
 
 
 class Reader(Protocol):
@@ -55,6 +59,8 @@ class ImageSet:
     classes: tuple[str, ...]
     """As the source calls them: names of folders, or what the file says."""
     reader: Reader
+    sizes: Sequence[int] = ()
+    """Bytes of the images' files, or of groups of rows, for the fingerprint."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,9 +74,15 @@ class ImageSet:
         return self.reader.open(index)
 
     @cached_property
+    def present(self) -> tuple[int, ...]:
+        """The classes that have images."""
+        return tuple(np.unique(self.labels).tolist())
+
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the names and labels, 16 digits: whether it is the same set."""
-        digest = hashlib.sha256(json.dumps([list(self.names), self.classes]).encode())
+        """SHA-256 over names, labels and sizes, 16 digits: whether it is the same set."""
+        what = [list(self.names), self.classes, list(self.sizes)]
+        digest = hashlib.sha256(json.dumps(what).encode())
         digest.update(self.labels.tobytes())
         return digest.hexdigest()[:16]
 
@@ -81,8 +93,8 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
     Args:
         source: a folder with one folder per class; a `.tar` file of such folders; a `.parquet`
             file, or a folder of them (columns `image` or `img`, and `label`, as on the Hub); or
-            `hf:owner/name`, whose Parquet files are fetched. Of a source that holds several
-            splits, one is taken.
+            `hf:owner/name`, `hf:owner/name@revision`, `hf:owner/name/folder`, whose Parquet files
+            are fetched. Of a source that holds several splits, one is taken.
         split: which.
 
     Raises:
@@ -99,7 +111,7 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
     if path.suffix == ".parquet":
         return _open_parquet([path], str(path))
     if path.suffix == ".tar":
-        return _open_tar(path)
+        return _open_tar(path, split)
     if path.name.endswith((".tar.gz", ".tgz")):
         raise DataError(f"{path}: compressed, so that no image can be found alone; unpack it first")
     raise DataError(f"{path}: not a folder, .tar or .parquet file")
@@ -107,11 +119,10 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
 
 def _open_folder(path: Path, split: Split) -> ImageSet:
     inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    files = [entry for entry in inside if entry.suffix == ".parquet"]
-    if not files and (path / "data").is_dir():  # a checkout of a data set of the Hub
-        files = sorted((path / "data").glob("*.parquet"))
-    if files:
-        return _open_parquet(_of_split(files, split) or files, str(path))
+    # A checkout of a data set of the Hub has them in folders.
+    for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"):
+        if files := sorted(path.glob(pattern)):
+            return _open_parquet(_of_split(files, split, path, str(path)), str(path))
     folders = [entry for entry in inside if entry.is_dir()]
     for name in SPLITS[split]:
         if path / name in folders:
@@ -131,76 +142,139 @@ def _open_folder(path: Path, split: Split) -> ImageSet:
         names=[file.relative_to(path).as_posix() for file in paths],
         folders=[name for name, _ in images],
         classes=[folder.name for folder in folders],
+        sizes=[file.stat().st_size if file.exists() else 0 for file in paths],
         reader=_Files(paths),
     )
 
 
-def _open_tar(path: Path) -> ImageSet:
+def _open_tar(path: Path, split: Split) -> ImageSet:
     try:
         with tarfile.open(path, "r:") as archive:
             members = [
-                (PurePosixPath(m.name), m.offset_data, m.size)
+                (PurePosixPath(m.name), held.offset_data, held.size)
                 for m in archive
-                if m.isfile() and PurePosixPath(m.name).suffix.lower() in IMAGE_SUFFIXES
+                if PurePosixPath(m.name).suffix.lower() in IMAGE_SUFFIXES
+                and not PurePosixPath(m.name).name.startswith(".")
+                # A second link to a file has no bytes of its own.
+                for held in [archive.getmember(m.linkname) if m.islnk() else m]
+                if held.isfile()
             ]
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, KeyError) as error:
         raise DataError(f"{path}: not a tar file that can be read ({error})") from error
     members.sort()
-    folders = [name.parent.name for name, _, _ in members]
+    places = [name.parts for name, _, _ in members]
+    # Folders around all of them, then the folder of a split, then one folder per class.
+    while places and len({p[0] for p in places}) == 1 and min(map(len, places)) > 2:
+        places = [p[1:] for p in places]
+    chosen: Sequence[int] = range(len(members))
+    for name in SPLITS[split]:
+        if found := [n for n, p in enumerate(places) if p[0] == name]:
+            chosen, places = found, [p[1:] if p[0] == name else p for p in places]
+            break
+    if any(len(places[n]) < 2 for n in chosen):
+        raise DataError(f"{path}: images must lie in one folder per class; some are in none")
+    listed = tuple((str(members[n][0]), *members[n][1:]) for n in chosen)
+    folders = [places[n][0] for n in chosen]
     return _labelled(
         str(path),
-        names=[str(name) for name, _, _ in members],
+        names=[name for name, _, _ in listed],
         folders=folders,
         classes=sorted(set(folders)),
-        reader=_Archive(path, tuple((str(n), offset, size) for n, offset, size in members)),
+        sizes=[size for _, _, size in listed],
+        reader=_Archive(path, listed),
     )
 
 
 def _labelled(
-    source: str, *, names: list[str], folders: list[str], classes: list[str], reader: Reader
+    source: str,
+    *,
+    names: list[str],
+    folders: list[str],
+    classes: list[str],
+    sizes: list[int],
+    reader: Reader,
 ) -> ImageSet:
     if not names:
-        raise DataError(
-            f"{source}: there are no images in it ({', '.join(sorted(IMAGE_SUFFIXES))})"
-        )
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise DataError(f"{source}: there are no images in it ({endings})")
     numbers = {name: number for number, name in enumerate(classes)}
     labels = np.array([numbers[folder] for folder in folders], dtype=np.int64)
     return ImageSet(
-        source=source, names=names, labels=labels, classes=tuple(classes), reader=reader
+        source=source,
+        names=names,
+        labels=labels,
+        classes=tuple(classes),
+        sizes=sizes,
+        reader=reader,
     )
 
 
-def _of_split(files: Sequence[Path], split: Split) -> list[Path]:
+def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> list[Path]:
+    """The Parquet files of a split, named or in a folder as it is; all, where none is named so.
+
+    Raises:
+        DataError: there are other splits only, or several data sets.
+    """
+    words = {file: {re.split(r"[-_.]", file.name)[0], file.parent.name} for file in files}
+    chosen = list(files)
     for name in SPLITS[split]:
-        if chosen := [file for file in files if file.name.split(".")[0].split("-")[0] == name]:
-            return chosen
-    return []
-
-
-def _fetch(repository: str, split: Split) -> list[Path]:
-    """The Parquet files of a split, from a data set of the Hub."""
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    name, _, revision = repository.partition("@")
-    commit = revision or None
-    try:
-        names = HfApi().list_repo_files(name, repo_type="dataset", revision=commit)
-        held = [Path(file) for file in names if file.endswith(".parquet")]
-        if not held:
+        if found := [file for file in files if name in words[file]]:
+            chosen = found
+            break
+    else:
+        if held := set().union(*words.values()) & {n for names in SPLITS.values() for n in names}:
             raise DataError(
-                f"{HUB_PREFIX}{repository}: it holds no Parquet files; try @refs/convert/parquet"
+                f"{source}: has no images for {split!r}, only {', '.join(sorted(held))}"
             )
-        chosen = _of_split(held, split)
-        if not chosen:
-            raise DataError(f"{HUB_PREFIX}{repository}: it has no split {split!r}")
+    tops = {file.relative_to(root).parts[0] for file in chosen if file.parent != root}
+    tops -= {name for names in SPLITS.values() for name in names}
+    if len(tops) > 1:
+        raise DataError(
+            f"{source}: holds several data sets; name one of its folders: {', '.join(sorted(tops))}"
+        )
+    return chosen
+
+
+def _fetch(asked: str, split: Split) -> list[Path]:
+    """The Parquet files of a split, from a data set of the Hub."""
+    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import GatedRepoError
+
+    source = f"{HUB_PREFIX}{asked}"
+    named, _, revision = asked.partition("@")
+    owner, _, rest = named.partition("/")
+    name, _, folder = rest.partition("/")
+    repository, commit = f"{owner}/{name}", revision or None
+    try:
+        if constants.HF_HUB_OFFLINE:
+            root = Path(
+                snapshot_download(
+                    repository, repo_type="dataset", revision=commit, local_files_only=True
+                )
+            )
+            held = [path.relative_to(root) for path in sorted(root.rglob("*.parquet"))]
+        else:
+            info = HfApi().dataset_info(repository, revision=commit)
+            commit = info.sha
+            names = sorted(s.rfilename for s in info.siblings or ())
+            held = [Path(n) for n in names if n.endswith(".parquet")]
+        held = [path for path in held if Path(folder) in path.parents]
+        if not held:
+            raise DataError(f"{source}: it holds no Parquet files; try @refs/convert/parquet")
         return [
-            Path(hf_hub_download(name, str(file), repo_type="dataset", revision=commit))
-            for file in chosen
+            Path(hf_hub_download(repository, path.as_posix(), repo_type="dataset", revision=commit))
+            for path in _of_split(held, split, Path(folder), source)
         ]
-    except (HfHubHTTPError, OSError) as error:
+    except GatedRepoError as error:
+        raise DataError(
+            f"{source}: its owner lets in only whom they accept; ask on "
+            f"https://huggingface.co/datasets/{repository}, then `hf auth login`"
+        ) from error
+    except DataError:
+        raise
+    except Exception as error:
         [reason, *_] = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{HUB_PREFIX}{repository}: cannot be fetched: {reason}") from error
+        raise DataError(f"{source}: cannot be fetched: {reason}") from error
 
 
 def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
@@ -211,15 +285,16 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
         raise MissingExtraError(
             "Parquet files need pyarrow, which is not installed; pip install 'regnet[train]'"
         ) from error
-    labels: list[int] = []
+    labels: list[Any] = []
+    names: list[str] = []
     groups: list[tuple[Path, int, int]] = []
+    sizes: list[int] = []
     classes: tuple[str, ...] | None = None
     for path in files:
         try:
             with parquet.ParquetFile(path) as file:
                 columns = file.schema_arrow.names
-                image = next((c for c in ("image", "img") if c in columns), None)
-                label = next((c for c in ("label", "labels", "fine_label") if c in columns), None)
+                image, label = (_column(columns, known) for known in (IMAGE_COLUMNS, LABEL_COLUMNS))
                 if image is None or label is None:
                     raise DataError(
                         f"{path}: needs columns 'image' (or 'img') and 'label', "
@@ -228,14 +303,23 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
                 classes = classes or _class_names(file.schema_arrow.metadata, label)
                 for group in range(file.num_row_groups):
                     groups.append((path, group, len(labels)))
-                    labels += file.read_row_group(group, [label])[label].to_pylist()
+                    sizes.append(file.metadata.row_group(group).total_byte_size)
+                    rows = file.read_row_group(group, [label, f"{image}.path"])
+                    held = rows[image].to_pylist() if image in rows.column_names else []
+                    paths = [cell and cell.get("path") for cell in held] or [None] * rows.num_rows
+                    first = len(labels)
+                    names += [p or f"row {first + n}" for n, p in enumerate(paths)]
+                    labels += rows[label].to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
             [reason, *_] = str(error).splitlines() or [type(error).__name__]
             raise DataError(f"{path}: not a Parquet file that can be read ({reason})") from error
     if not labels:
         raise DataError(f"{source}: there are no rows in it")
+    if all(isinstance(label, str) for label in labels):
+        classes = tuple(sorted(set(labels)))
+        labels = [classes.index(label) for label in labels]
     if any(not isinstance(label, int) for label in labels):
-        raise DataError(f"{source}: labels must be whole numbers, and some are missing or not")
+        raise DataError(f"{source}: labels must be whole numbers or names, and some are missing")
     known = classes or tuple(str(number) for number in range(max(labels) + 1))
     if min(labels) < 0 or max(labels) >= len(known):
         raise DataError(
@@ -244,11 +328,16 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
         )
     return ImageSet(
         source=source,
-        names=[f"row {number}" for number in range(len(labels))],
+        names=names,
         labels=np.array(labels, dtype=np.int64),
         classes=known,
+        sizes=sizes,
         reader=_Rows(tuple(groups), image or "image"),
     )
+
+
+def _column(columns: Sequence[str], known: Sequence[str]) -> str | None:
+    return next((name for name in known if name in columns), None)
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
@@ -276,38 +365,47 @@ class _Archive:
 
     def open(self, index: int) -> Image.Image:
         name, offset, size = self.members[index]
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            return decode_image(file.read(size), f"{self.path}/{name}")
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise ImageError(f"{self.path}/{name}: {error.strerror or error}") from error
+        return decode_image(data, f"{self.path}/{name}")
 
 
 class _Rows:
-    """Rows of Parquet files; the groups of rows read last stay in memory."""
-
-    kept = 4
+    """Rows of Parquet files; the group of rows read last stays in memory."""
 
     def __init__(self, groups: tuple[tuple[Path, int, int], ...], column: str) -> None:
         self.groups = groups
         """File, number of the group in it, and first row."""
         self.column = column
         self._starts = np.array([start for _, _, start in groups])
-        self._read: dict[int, list[Any]] = {}
+        self._last: tuple[int, Any] | None = None
 
     def open(self, index: int) -> Image.Image:
+        import pyarrow
+
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         path, _, start = self.groups[group]
-        cell = self._rows(group)[index - start]
+        try:
+            cell = self._rows(group)[index - start].as_py()
+        except (pyarrow.ArrowException, OSError) as error:
+            [reason, *_] = str(error).splitlines() or [type(error).__name__]
+            raise ImageError(f"{path} row {index}: damaged file ({reason})") from error
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         return decode_image(data or b"", f"{path} row {index}")
 
-    def _rows(self, group: int) -> list[Any]:
-        if group not in self._read:
+    def _rows(self, group: int) -> Any:
+        if self._last is None or self._last[0] != group:
             import pyarrow.parquet as parquet
 
             path, number, _ = self.groups[group]
-            while len(self._read) >= self.kept:
-                self._read.pop(next(iter(self._read)))
+            self._last = None
             with parquet.ParquetFile(path) as file:
-                rows = file.read_row_group(number, [self.column])[self.column].to_pylist()
-            self._read[group] = rows
-        return self._read[group]
+                self._last = group, file.read_row_group(number, [self.column])[self.column]
+        return self._last[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_last": None}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 from regnet.data.loading import load
 from regnet.data.preprocess import Preprocess
-from regnet.data.sets import ImageSet, open_set
+from regnet.data.sets import ImageSet, Split, open_set
 from regnet.devices import Group, joined
-from regnet.engines.base import Precision
+from regnet.engines.base import DTYPES, Precision
 from regnet.engines.optimize import optimize
-from regnet.errors import ConfigError, DataError
+from regnet.errors import ConfigError, DataError, EngineError
 from regnet.evaluation import scores
 from regnet.evaluation.datasets import Match, identify, match_classes
 from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
@@ -41,7 +41,7 @@ class Published:
 
     dataset: str
     top1: float
-    image_size: int | None
+    image_size: int
     difference: float
     """Measured minus published, in percent points."""
     verdict: str
@@ -52,6 +52,8 @@ class Evaluation:
     """What an evaluation came to. Accuracies are in percent."""
 
     model: str
+    weights: str
+    """SHA-256 over its tensors, 16 digits."""
     source: str
     dataset: str | None
     """The published data set that these images are, if one."""
@@ -68,6 +70,7 @@ class Evaluation:
     """By the labels of ImageNet-ReaL, where given."""
     calibration_error: float
     published: Published | None
+    published_real: Published | None
     matched_by: str
     restricted: bool
     """Whether only the classes of the set competed."""
@@ -87,13 +90,15 @@ def evaluate(
     model: AnyNet | str = DEFAULT_MODEL,
     data: ImageSet | str | Path = ".",
     *,
+    split: Split = "val",
     engine: str = "eager",
     precision: Precision = "fp32",
     batch_size: int = 64,
     workers: int = 0,
-    device: torch.device | str = "cpu",
-    transform: Preprocess | None = None,
+    device: torch.device | str | None = None,
     larger: bool = False,
+    image_size: int | None = None,
+    crop_pct: float | None = None,
     dataset: str | None = None,
     real_labels: str | Path | None = None,
     keep: str | Path | None = None,
@@ -104,36 +109,37 @@ def evaluate(
     Args:
         model: a model that `create` built, or the name of a checkpoint.
         data: images, as `regnet.data.sets.open_set` takes them.
+        split: which images of a source that holds several splits.
         engine: how to run the network, a name of `regnet.engines`; its answers are checked first.
-        precision: to compute in.
+        precision: to compute in; eager computes in that of the weights.
         batch_size: images per call.
         workers: processes that read images; 0: this one.
-        device: to run on.
-        transform: how to prepare images; None: as the checkpoint says.
+        device: to run on; None: where the model is. The model is there again afterwards.
         larger: use the checkpoint's larger test setting, where its publisher gives one.
+        image_size: another side of the images than the checkpoint's.
+        crop_pct: another part of the image that the crop keeps.
         dataset: name of the published set, where it cannot be recognized.
         real_labels: the file `real.json` of ImageNet-ReaL, for ImageNet-1k's validation images.
         keep: a folder for the answers; an evaluation that was interrupted goes on from there.
+            Images that could not be read are tried again.
         on_images: called with images done and of all.
 
     Raises:
         ConfigError: no such model, engine or setting.
         DataError: the images cannot be used, or are not of the model's classes.
-        EngineError: the engine cannot run the network.
+        EngineError: the engine cannot run the network, or its answers are not numbers.
         WeightsError: there are no such weights.
     """
-    images = data if isinstance(data, ImageSet) else open_set(data, "val")
+    images = data if isinstance(data, ImageSet) else open_set(data, split)
     network = create(model, pretrained=True) if isinstance(model, str) else model
     if not network.num_classes:
         raise ConfigError("this model has no classifier; create it with num_classes")
-    look = transform or (_larger(network) if larger else preprocess(network))
+    look = _look(network, larger=larger, image_size=image_size, crop_pct=crop_pct)
     names: Sequence[str] = network.pretrained_cfg.get("label_names", ())
     match = match_classes(images, names, network.num_classes)
-    labels = np.array(match.outputs, dtype=np.int64)[images.labels]
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
-    with joined(torch.device(device)) as group, evaluating(network):
-        network.to(group.device)
-        runner = _runner(network, look, engine, precision, batch_size, group)
+    home = next(network.parameters()).device
+    with joined(torch.device(device if device is not None else home)) as group:
         kept = None
         if keep is not None:
             what = {
@@ -144,42 +150,62 @@ def evaluate(
                 "precision": precision,
             }
             kept = _Kept(Path(keep), what, group)
-        found = _answers(
-            images,
-            runner,
-            look,
-            match,
-            group=group,
-            batch_size=batch_size,
-            workers=workers,
-            kept=kept,
-            on_images=on_images,
-        )
-    answers, failures = _merged(found, len(images))
+        try:
+            with evaluating(network):
+                network.to(group.device)
+                runner, ran = _runner(network, look, engine, precision, batch_size, group)
+                records = _answers(
+                    images,
+                    runner,
+                    look,
+                    match,
+                    group=group,
+                    batch_size=batch_size,
+                    workers=workers,
+                    kept=kept,
+                    on_images=on_images,
+                )
+        finally:
+            network.to(home)
+    answers, failures = _merged(records, len(images))
     return _judged(
         network=network,
-        name=model if isinstance(model, str) else network.pretrained_cfg.get("architecture", ""),
+        name=model if isinstance(model, str) else _name_of(network),
         images=images,
-        dataset=dataset or identify(images),
+        dataset=dataset or identify(images, match),
         match=match,
-        labels=labels,
         answers=answers,
         failures=failures,
         allowed=allowed,
         look=look,
         engine=engine,
-        precision=precision,
+        precision=ran,
         device=group.device,
     )
 
 
-def _larger(network: AnyNet) -> Preprocess:
+def _look(
+    network: AnyNet, *, larger: bool, image_size: int | None, crop_pct: float | None
+) -> Preprocess:
     cfg = network.pretrained_cfg
-    if "test_input_size" not in cfg:
-        raise ConfigError("this checkpoint has no larger test setting; leave it out")
-    return Preprocess.from_timm(
-        cfg | {"input_size": cfg["test_input_size"], "crop_pct": cfg["test_crop_pct"]}
-    )
+    look = preprocess(network)
+    if larger:
+        if "test_input_size" not in cfg:
+            raise ConfigError("this checkpoint has no larger test setting; leave --larger out")
+        look = Preprocess.from_timm(
+            cfg | {"input_size": cfg["test_input_size"], "crop_pct": cfg["test_crop_pct"]}
+        )
+    if image_size is not None:
+        look = replace(look, size=(image_size, image_size))
+    if crop_pct is not None:
+        look = replace(look, crop_pct=crop_pct)
+    return look
+
+
+def _name_of(network: AnyNet) -> str:
+    cfg = network.pretrained_cfg
+    parts = (cfg.get("architecture", "regnet"), cfg.get("tag", ""))
+    return ".".join(part for part in parts if part)
 
 
 def _runner(
@@ -189,13 +215,24 @@ def _runner(
     precision: Precision,
     batch_size: int,
     group: Group,
-) -> Callable[[Tensor], Tensor]:
-    """Takes a whole batch."""
-    if engine == "eager" and precision == "fp32":
-        reference = next(network.parameters())
-        return lambda x: network(x.to(reference.dtype)).float()
+) -> tuple[Callable[[Tensor], Tensor], str]:
+    """What answers, and the precision it computes in."""
+    kind = next(network.parameters()).dtype
+    if engine == "eager":
+        own = next((name for name, dtype in DTYPES.items() if dtype == kind), str(kind))
+        if precision not in ("fp32", own):
+            raise ConfigError(
+                f"eager computes in the precision of the weights, {own}; for {precision} take "
+                "another engine, such as folded"
+            )
+        return (lambda x: network(x.to(kind)).float()), own
     example = torch.zeros(batch_size, 3, *look.size, device=group.device)
-    return optimize(network, example, engines=[engine], precision=precision)
+    fast = optimize(network, example, engines=[engine], precision=precision)
+    if fast.report.winner.precision != precision:
+        reasons = [c.reason for c in fast.report.candidates if c.precision == precision]
+        why = next((reason for reason in reasons if reason), "fp32 is faster here")
+        raise EngineError(f"{engine} does not run this network in {precision} here: {why}")
+    return fast, precision
 
 
 def _answers(
@@ -211,35 +248,38 @@ def _answers(
     on_images: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
     """Answers of all processes, one record per image."""
-    share = group.share(len(images))
+    share = group.block(len(images))
     records = [] if kept is None else kept.records
-    done = {record["image"] for record in records}
+    done = {record["image"] for record in records if "error" not in record}
     missing = [index for index in share if index not in done]
     own: list[dict[str, Any]] = []
-    competing = torch.tensor(sorted(match.outputs)) if match.restricted else None
+    present = sorted(match.outputs[label] for label in images.present)
+    competing = torch.tensor(present) if match.restricted else None
     with torch.inference_mode():
         for loaded in load(images, missing, look, batch_size=batch_size, workers=workers):
             new: list[dict[str, Any]] = [
                 {"image": index, "error": reason} for index, reason in loaded.failures
             ]
             if loaded.images is not None:
-                x = loaded.images.to(group.device)
-                # Engines may be built for one shape.
-                padded = torch.cat([x, x.new_zeros(batch_size - len(x), *x.shape[1:])])
-                new += _records(loaded.indices, runner(padded)[: len(x)], competing)
+                logits = runner(loaded.images.to(group.device))
+                new += _records(loaded.indices, logits, competing)
             own += new
             if kept is not None:
                 kept.add(new)
             if on_images and group.leads:
                 on_images(len(share) - len(missing) + len(own), len(share))
-    everything: list[dict[str, Any]] = [r for part in group.gather(own) for r in part]
-    return records + everything
+    return [record for part in group.gather(records + own) for record in part]
 
 
 def _records(
     indices: Sequence[int], logits: Tensor, competing: Tensor | None
 ) -> Iterator[dict[str, Any]]:
     probabilities = logits.float().cpu()
+    if not probabilities.isfinite().all():
+        raise EngineError(
+            f"the answers for images {indices[0]} to {indices[-1]} are not finite; are the weights "
+            "whole, and the precision enough?"
+        )
     if competing is not None:
         probabilities = probabilities[:, competing]
     probabilities = probabilities.softmax(1)
@@ -252,7 +292,11 @@ def _records(
 
 def _merged(records: Sequence[Mapping[str, Any]], count: int) -> tuple[Answers, dict[int, str]]:
     """Each image once, in order."""
-    by_image = {record["image"]: record for record in records}
+    by_image: dict[int, Mapping[str, Any]] = {}
+    for record in records:
+        before = by_image.get(record["image"])
+        if before is None or "error" in before:  # an answer stands, a failure may not
+            by_image[record["image"]] = record
     assert sorted(by_image) == list(range(count)), "every image is answered or has failed"
     read = [r for _, r in sorted(by_image.items()) if "error" not in r]
     failures = {image: r["error"] for image, r in sorted(by_image.items()) if "error" in r}
@@ -280,13 +324,17 @@ class _Kept:
             first, *lines = path.read_text(encoding="utf-8").split("\n")
             if not lines:
                 continue  # killed before the first line was whole
-            if json.loads(first) != head:
+            try:
+                found = json.loads(first)
+                # A line that was not finished has no end.
+                self.records += [json.loads(line) for line in lines[:-1]]
+            except ValueError as error:
+                raise ConfigError(f"{path}: damaged; remove it, or name another folder") from error
+            if found != head:
                 raise ConfigError(
                     f"{folder}: holds the answers of another evaluation (weights, images or "
                     "settings differ); name another folder"
                 )
-            # A line that was not finished has no end.
-            self.records += [json.loads(line) for line in lines[:-1]]
         group.gather(None)  # all have read before one writes
         self.head = json.dumps(head)
         self._mend()
@@ -315,7 +363,7 @@ def _real(path: Path, images: ImageSet) -> list[frozenset[int]]:
     """Allowed answers of each image, by the number in the names of ImageNet's validation images."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        sets = [frozenset(int(label) for label in labels) for labels in table]
+        sets = [frozenset(int(label) for label in labels) for labels in list(table)]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not the real.json of ImageNet-ReaL ({error})") from error
     found = []
@@ -337,7 +385,6 @@ def _judged(
     images: ImageSet,
     dataset: str | None,
     match: Match,
-    labels: scores.Ints,
     answers: Answers,
     failures: Mapping[int, str],
     allowed: Sequence[frozenset[int]] | None,
@@ -346,38 +393,46 @@ def _judged(
     precision: str,
     device: torch.device,
 ) -> Evaluation:
-    top1 = scores.top_k(answers, labels, 1)
-    names = {
-        output: images.classes[number] for number, output in enumerate(match.outputs)
-    }  # fmt: skip
+    labels = np.array(match.outputs, dtype=np.int64)[images.labels]
     known: Sequence[str] = network.pretrained_cfg.get("label_names", ())
-    spoken = {n: known[n] if n < len(known) else names.get(n, str(n)) for n in
-              range(network.num_classes)}  # fmt: skip
-    of_set = {output: spoken[output] for output in match.outputs}
-    warnings = _warnings(match, scores.find_shuffle(answers, labels, spoken), failures)
-    small = len(of_set) <= MATRIX_CLASSES
+    of_source = {output: images.classes[n] for n, output in enumerate(match.outputs)}
+    names = {
+        output: known[output] if output < len(known) else of_source.get(output, str(output))
+        for output in range(network.num_classes)
+    }
+    present = [match.outputs[label] for label in images.present]
+    top1 = scores.top_k(answers, labels, 1)
+    real = scores.top1_of_sets(answers, allowed)[0] if allowed is not None else None
+
+    def published(name: str | None, found: float | None) -> Published | None:
+        return _published(network, name, look, found, len(failures))
+
     return Evaluation(
         model=name,
+        weights=_digest(network),
         source=images.source,
         dataset=dataset,
         fingerprint=images.fingerprint,
         count=len(images),
         evaluated=len(answers.indices),
         top1=top1,
-        top5=scores.top_k(answers, labels, 5) if len(of_set) > scores.TOP else None,
-        real_top1=scores.top1_of_sets(answers, allowed)[0] if allowed is not None else None,
+        top5=scores.top_k(answers, labels, 5) if len(present) > scores.TOP else None,
+        real_top1=real,
         calibration_error=scores.calibration_error(answers, labels),
-        published=_published(network, dataset, look, top1),
+        published=published(dataset, top1),
+        published_real=published("imagenet-real", real),
         matched_by=match.how,
         restricted=match.restricted,
-        warnings=warnings,
+        warnings=_warnings(match, scores.find_shuffle(answers, labels, names), failures),
         unreadable=tuple(failures.values()),
         preprocess=asdict(look),
         engine=engine,
         precision=precision,
-        classes=tuple(scores.by_class(answers, labels, of_set)),
-        confusions=tuple(scores.confusions(answers, labels, spoken)),
-        confusion_matrix=scores.confusion_matrix(answers, labels, list(of_set)) if small else None,
+        classes=tuple(scores.by_class(answers, labels, {n: names[n] for n in present})),
+        confusions=tuple(scores.confusions(answers, labels, names)),
+        confusion_matrix=scores.confusion_matrix(answers, labels, present)
+        if len(present) <= MATRIX_CLASSES
+        else None,
         environment=environment(device),
     )
 
@@ -403,28 +458,35 @@ def _warnings(
 
 
 def _published(
-    network: AnyNet, dataset: str | None, look: Preprocess, top1: float
+    network: AnyNet, dataset: str | None, look: Preprocess, found: float | None, failures: int
 ) -> Published | None:
-    """The accuracy that the checkpoint's row gives for this set at this image size."""
-    sizes = (look.size[0], None)
-    rows = [
-        m
-        for m in network.pretrained_cfg.get("metrics", ())
-        if m["dataset"] == dataset and m.get("image_size") in sizes
-    ]
-    if not rows:
+    """The accuracy that the checkpoint's row gives for this set and this setting.
+
+    A row that does not say its setting is of the checkpoint's own.
+    """
+    usual = preprocess(network)
+    own = {"image_size": usual.size[0], "crop_pct": usual.crop_pct}
+    rows = []
+    for row in network.pretrained_cfg.get("metrics", ()):
+        setting = own | {key: row[key] for key in own if row.get(key) is not None}
+        same_size = setting["image_size"] == look.size[0]
+        same_crop = abs(setting["crop_pct"] - look.crop_pct) < 1e-3
+        if row["dataset"] == dataset and same_size and same_crop:
+            rows.append(row)
+    if not rows or found is None:
         return None
-    # Of several, the one that says for which size.
-    row = max(rows, key=lambda m: m.get("image_size") is not None)
-    difference = top1 - row["top1"]
-    if abs(difference) <= SAME:
+    top1 = rows[0]["top1"]
+    difference = found - top1
+    if failures:
+        verdict = f"not comparable: {failures} images cannot be read"
+    elif abs(difference) <= SAME:
         verdict = f"the same, within {SAME} points"
     else:
         verdict = f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'}"
     return Published(
-        dataset=row["dataset"],
-        top1=row["top1"],
-        image_size=row.get("image_size"),
+        dataset=rows[0]["dataset"],
+        top1=top1,
+        image_size=look.size[0],
         difference=difference,
         verdict=verdict,
     )

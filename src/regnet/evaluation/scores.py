@@ -124,6 +124,10 @@ def confusion_matrix(answers: Answers, labels: Ints, outputs: Sequence[int]) -> 
     return [[int(value) for value in row] for row in matrix]
 
 
+FEWEST: Final = 5
+"""Images of a class from which on its most frequent answer says something."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shuffle:
     """A sign that labels belong to other outputs than was assumed."""
@@ -131,31 +135,40 @@ class Shuffle:
     moved: int
     """Classes whose images are mostly taken for one other class."""
     top1: float
-    """What accuracy would be if each class were the output that its images are taken for."""
+    """What accuracy would be if each of them were the output that its images are taken for."""
     example: tuple[str, str]
     """A class, and what its images are taken for."""
 
 
 def find_shuffle(answers: Answers, labels: Ints, names: Mapping[int, str]) -> Shuffle | None:
-    """Whether classes look exchanged: the model is sure of another one, a different one for each.
+    """Whether classes look exchanged.
 
-    Half of the images of a class must be taken for one other class, in two classes and in one of
-    fifty, and no two of them for the same: a model mixes up a few classes of its own accord.
+    A model mixes up a few classes of its own accord: most images of one are taken for another. It
+    is a sign only where two are taken for each other by four of five images, or where many are
+    moved, one in fifty and three at least, and hardly two of them to the same place.
     """
     truth, answer = labels[answers.indices], answers.top[:, 0]
-    taken: dict[int, int] = {}
-    right = 0
+    taken: dict[int, tuple[int, float]] = {}
+    hits: dict[int, int] = {}
     for label in np.unique(truth).tolist():
-        own = answer[truth == label]
-        values, counts = np.unique(own, return_counts=True)
+        values, counts = np.unique(answer[truth == label], return_counts=True)
         best = int(counts.argmax())
-        right += int(counts[best])
-        if 2 * counts[best] > len(own):
-            taken[label] = int(values[best])
-    moved = {label: found for label, found in taken.items() if label != found}
-    distinct = len(set(moved.values())) == len(moved)
-    if len(moved) < max(2, len(np.unique(truth)) / 50) or not distinct:
+        hits[label] = int(counts[values == label].sum())
+        if counts.sum() >= FEWEST and 2 * counts[best] > counts.sum() and values[best] != label:
+            taken[label] = int(values[best]), float(counts[best] / counts.sum())
+            hits[label] = int(counts[best])
+    pairs = {
+        label: found
+        for label, (found, share) in taken.items()
+        if share > 0.8 and taken.get(found, (None, 0))[0] == label and taken[found][1] > 0.8
+    }
+    targets = [found for found, _ in taken.values()]
+    many = len(taken) >= max(3, len(hits) / 50) and len(set(targets)) >= 0.9 * len(targets)
+    moved = {label: found for label, (found, _) in taken.items()} if many else pairs
+    if not moved:
         return None
+    kept = sum(int((answer[truth == n] == n).sum()) for n in hits.keys() - moved.keys())
+    right = kept + sum(hits[label] for label in moved)
     label, found = next(iter(moved.items()))
     return Shuffle(
         moved=len(moved),

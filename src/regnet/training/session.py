@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from regnet.data.preprocess import Preprocess
 from regnet.data.sets import ImageSet, open_set
-from regnet.devices import Group
+from regnet.devices import Group, core_count
 from regnet.errors import ConfigError, DataError, TrainingError
 from regnet.machine import environment
 from regnet.nn.blocks import Stage
@@ -66,7 +65,7 @@ class Options:
     @property
     def worker_count(self) -> int:
         """Processes that decode."""
-        return len(os.sched_getaffinity(0)) if self.workers is None else self.workers
+        return core_count() if self.workers is None else self.workers
 
 
 class Session:

@@ -105,7 +105,9 @@ def _description(
         num_classes=config.num_classes,
         labels=tuple(map(str, labels)) if len(labels) == config.num_classes else None,
         preprocess=transform or Preprocess.from_timm(cfg),
-        metrics=tuple(Metric(**metric) for metric in cfg.get("metrics", ())),
+        test=_larger(cfg),
+        metrics=tuple(Metric(**metric) for metric in cfg.get("metrics", ()))
+        or (known.metrics if known and revision is None else ()),
         origin=cfg.get("origin_url"),
     )
     return Description(
@@ -114,6 +116,14 @@ def _description(
         checkpoint=checkpoint,
         global_pool=pool if pool in ("avg", "max") else None,
     )
+
+
+def _larger(cfg: Mapping[str, Any]) -> Preprocess | None:
+    """The larger setting to test at that timm's configs may have."""
+    if "test_input_size" not in cfg:
+        return None
+    crop = {"crop_pct": cfg["test_crop_pct"]} if "test_crop_pct" in cfg else {}
+    return Preprocess.from_timm({**cfg, "input_size": cfg["test_input_size"], **crop})
 
 
 def _read_timm(values: Mapping[str, Any]) -> tuple[str, Config, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What a model's name stands for: an architecture, and the weights that go with it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,8 @@ class Source:
             }
         if same_classes and unchanged:
             cfg["metrics"] = [
-                {"dataset": m.dataset, "top1": m.top1, "image_size": m.image_size}
-                for m in row.metrics
+                {key: value for key, value in asdict(metric).items() if value is not None}
+                for metric in row.metrics
             ]
         return {key: value for key, value in cfg.items() if value is not None}
 
