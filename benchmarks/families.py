@@ -11,7 +11,11 @@ one that was interrupted goes on in --runs. Then the latency of all of them, in 
 import argparse
 import json
 import shutil
+import statistics
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,11 +26,11 @@ from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig
 from regnet.engines.base import Target
 from regnet.engines.eager import Folded
 from regnet.machine import environment
+from regnet.plot import check_plot_file
 from regnet.timing import measure
 from regnet.training.recipe import find_recipe
 
 CPU = torch.device("cpu")
-SEEDS = (0, 1, 2)
 BATCHES = (1, 64)
 RECIPE = find_recipe("cifar", epochs=10, warmup_epochs=1, cutout=0, clean_epochs=0, ema_alpha=0.0)
 
@@ -69,6 +73,30 @@ FAMILIES: dict[str, Config] = {
 }  # fmt: skip
 
 
+def draw(document: Mapping[str, Any], path: Path) -> None:
+    """Accuracy of each family against flops, activations and latency, a bar for its seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    for network in document["networks"]:
+        found = [r["top1"] for r in document["runs"] if r["family"] == network["family"]]
+        middle = statistics.mean(found)
+        bars = [[middle - min(found)], [max(found) - middle]]
+        costs = (network["flops"] / 1e6, network["activations"] / 1e6)
+        for axes, cost in zip(panels, (*costs, network["latency_ms"]["1"]), strict=True):
+            axes.errorbar([cost], [middle], bars, fmt="o", capsize=3, label=network["family"])
+    words = ("flops, M", "activations, M", "ms per image, batch 1")
+    for axes, word in zip(panels, words, strict=True):
+        axes.set_xlabel(word)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("top-1, %")
+    panels[0].legend(frameon=False, fontsize=8)
+    drawing = BytesIO()
+    figure.savefig(drawing, format=path.suffix.lower().removeprefix("."))
+    write_bytes(path, drawing.getvalue())
+
+
 def main() -> None:
     """Train what is missing, then measure."""
     parser = argparse.ArgumentParser(
@@ -76,8 +104,12 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/families"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--plot", type=Path, help="draw accuracy against cost (.svg, .png, .pdf)")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    if args.plot:
+        check_plot_file(args.plot)
     document: dict[str, object] = {"recipe": RECIPE.to_dict(), "runs": [], "networks": []}
     if args.out.exists():
         document = json.loads(args.out.read_text(encoding="utf-8"))
@@ -88,7 +120,9 @@ def main() -> None:
         write_bytes(args.out, json.dumps(document, indent=1, default=str).encode())
 
     done = {(run["family"], run["seed"]) for run in document["runs"]}
-    for seed in SEEDS:  # all families before the next seed, so that a part is a comparison too
+    for seed in range(
+        args.seeds
+    ):  # all families before the next seed, so that a part is a comparison too
         for family, config in FAMILIES.items():
             if (family, seed) in done:
                 continue
@@ -130,6 +164,8 @@ def main() -> None:
         document["networks"].append(row)
     document["environment"] = environment(CPU)
     keep()
+    if args.plot:
+        draw(document, args.plot)
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=10, help="in a row")
+    parser.add_argument("--steps", type=int, default=20, help="in a row")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -130,7 +130,7 @@ def main() -> None:
     for number in range(args.rounds + 1):
         order = list(loops) if number % 2 else list(reversed(loops))
         for name in order:
-            loops[name](2)  # pays for what the others left behind
+            loops[name](8)  # what the workers had ready, and what the others left behind
             start = time.perf_counter()
             loops[name](args.steps)
             if number:  # the first round warms up

@@ -74,7 +74,7 @@ def test_the_example_of_the_exports_runs(monkeypatch, capsys, tmp_path):
 def test_the_example_of_training_runs(capsys):
     [example] = code_blocks(ROOT / "docs/train.md")
     exec(example, {})
-    assert capsys.readouterr().out.startswith("0.2 ")
+    assert capsys.readouterr().out.startswith("0.125 ")
 
 
 def test_tables_are_those_of_the_results():

@@ -94,6 +94,15 @@ def test_sets_can_be_sent_to_other_processes(tmp_path, kind):
     assert again.fingerprint == images.fingerprint
 
 
+def test_a_class_may_be_called_as_a_split_is(tmp_path):
+    write_folder(tmp_path / "a", 9, names=("bus", "train", "car"))
+    for split in ("train", "val"):
+        assert open_set(tmp_path / "a", split).classes == ("bus", "car", "train")
+    write_folder(tmp_path / "b/train", 3)
+    with pytest.raises(DataError, match="has no images for 'val', only train"):
+        open_set(tmp_path / "b")
+
+
 def test_splits_in_a_tar(tmp_path):
     write_folder(tmp_path / "set/train", 6)
     write_folder(tmp_path / "set/test", 3)

@@ -138,6 +138,9 @@ def test_recipes_survive_json(name):
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"lr": -1}, "lr must be positive, got -1"),
+        ({"batch_size": 128.5}, "batch_size must be a whole number, got 128.5"),
+        ({"flip": "no"}, "flip must be true or false, got 'no'"),
+        ({"clip_norm": 0}, "clip_norm must be positive, got 0"),
         ({"label_smoothing": 1.0}, "label_smoothing must lie in"),
         ({"warmup_epochs": 100}, "warmup_epochs must be below epochs, got 100 of 100"),
         ({"micro_batch_size": 100}, "micro_batch_size must divide batch_size, got 100 and 1024"),
@@ -159,5 +162,5 @@ def test_unknown_recipes_and_bad_json():
         recipe_from_json("{")
     with pytest.raises(ConfigError, match="must be a JSON object, got list"):
         recipe_from_json("[]")
-    with pytest.raises(ConfigError, match="wrong type"):
+    with pytest.raises(ConfigError, match="epochs must be a whole number, got 'ten'"):
         recipe_from_json('{"epochs": "ten"}')

@@ -218,7 +218,7 @@ def test_memory_that_is_not_enough(data, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("regnet.nn.model.AnyNet.forward", forward)
-    with pytest.raises(TrainingError, match="not enough for 12 images per pass; take a smaller"):
+    with pytest.raises(TrainingError, match="12 images per pass; try micro_batch_size=6"):
         train(TINY, data, tmp_path / "run", recipe=SHORT)
 
 
@@ -258,19 +258,57 @@ TORCHRUN = (
     "from regnet.training.run import read\n"
     "from regnet.training.session import Options\n"
     "run, _ = read(Path(sys.argv[1])); out = Path(sys.argv[2])\n"
-    "options = Options(parallel=sys.argv[3])\n"
-    "resume(out, options=options) if (out / 'run.json').exists() else "
+    "told = lambda at: print(at.epoch, at.step, flush=True)\n"
+    "options = Options(parallel=sys.argv[3], on_step=told, workers=1)\n"
+    "done = resume(out, options=options) if (out / 'run.json').exists() else "
     "start(run, out, options=options)\n"
+    "assert done.stopped_by in (None, 15)\n"
+    "assert (done.stopped_by is None) == (len(done.log) == run.recipe.epochs)\n"
 )
 
 
-def torchrun(count: int, script: Path, *arguments: object) -> None:
+def torchrun_command(count: int, script: Path, *arguments: object) -> list[str]:
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}",
         script, *arguments,
     ]  # fmt: skip
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False)
+    return [str(part) for part in command]
+
+
+def torchrun(count: int, script: Path, *arguments: object) -> None:
+    command = torchrun_command(count, script, *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_sigterm_to_all_processes_and_their_workers(tmp_path):
+    """As a cluster sends it, in the middle of an epoch."""
+    write_folder(tmp_path / "data/train", 96, size=(70, 70))
+    recipe = replace(STREAMED, epochs=3, micro_batch_size=6, lr=0.05)
+    run = Run(model=TINY, recipe=recipe, train=str(tmp_path / "data"), val=None)
+    (tmp_path / "run.json").write_text(json.dumps({"run": run.to_dict()}))
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(TORCHRUN)
+    command = torchrun_command(2, script, tmp_path, out, "ddp")
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.split() == ["1", "3"]:
+            break
+    os.killpg(process.pid, signal.SIGTERM)
+    process.communicate()
+    saved = checkpoint.load_last(out)
+    assert saved is not None
+    assert (1, 3) <= (saved["epoch"], saved["step"]) < (3, 0)
+    torchrun(2, script, tmp_path, out, "ddp")
+    torchrun(2, script, tmp_path, tmp_path / "whole", "ddp")
+    assert same(out, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -283,7 +321,7 @@ def test_two_processes_learn_what_one_learns(data, tmp_path, parallel):
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, tensor in one.items():
         if not name.endswith("num_batches_tracked"):
-            torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(two[name], tensor, rtol=1e-2, atol=1e-3)
     rows = [
         [json.loads(line) for line in (tmp_path / which / "log.jsonl").read_text().splitlines()]
         for which in ("one", "two")

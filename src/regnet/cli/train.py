@@ -51,12 +51,16 @@ def command(
     replay: Annotated[
         Path | None, typer.Option(help="Repeat the run of this run.json in --out.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; else cpu, or as the run began.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on a CPU.", min=1)] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read images; else one per core.", min=0)
     ] = None,
-    parallel: Annotated[str, typer.Option(help="Under torchrun: ddp, or fsdp for giants.")] = "ddp",
+    parallel: Annotated[
+        str | None, typer.Option(help="Under torchrun: ddp, or fsdp for giants; else ddp.")
+    ] = None,
     compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
     grad_checkpointing: Annotated[
         bool, typer.Option("--grad-checkpointing", help="Less memory, more time.")
@@ -93,11 +97,12 @@ def command(
 
         torch.set_num_threads(threads)
     options = _options(
+        resume,
         device=device,
-        workers=workers,
         parallel=parallel,
-        compile=compile_,
-        grad_checkpointing=grad_checkpointing,
+        compile=compile_ or None,
+        grad_checkpointing=grad_checkpointing or None,
+        workers=workers,
         keep=keep,
         tensorboard=tensorboard,
     )
@@ -162,13 +167,15 @@ def _run(
     return train(data=data, out=out, recipe=recipe(), options=options, **asked)
 
 
-def _options(*, device: str, parallel: str, **others: Any) -> "Options":
+def _options(resumed: Path | None, **asked: Any) -> "Options":
+    """What was asked for, over what a run that is resumed began with."""
     from regnet.devices import find_device
+    from regnet.training import run as runs
     from regnet.training.session import Options
 
-    if parallel not in ("ddp", "fsdp"):
-        raise ConfigError(f"parallel must be ddp or fsdp; got {parallel!r}")
-    return Options(device=find_device(device), parallel=parallel, **others)  # type: ignore[arg-type]
+    began = runs.read(resumed)[1]["options"] if resumed else {}
+    chosen = began | {name: value for name, value in asked.items() if value is not None}
+    return Options(**chosen | {"device": find_device(chosen.get("device", "cpu"))})
 
 
 def _recipe(name: str, changes: list[str]) -> "Recipe":

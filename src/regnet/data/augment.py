@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -113,11 +114,9 @@ def mix(
 
 
 def _beta(alpha: float, rng: torch.Generator) -> float:
-    """One draw from Beta(alpha, alpha), by Jöhnk's method."""
-    while True:
-        a, b = (torch.rand(2, generator=rng, dtype=torch.float64) ** (1 / alpha)).tolist()
-        if 0 < a + b <= 1:
-            return float(a / (a + b))
+    """One draw from Beta(alpha, alpha)."""
+    seed = int(torch.randint(2**62, (), generator=rng))
+    return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
 # Policies. Images are floats from 0 to 255 here; each operation takes a strength per image.

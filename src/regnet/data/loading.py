@@ -1,5 +1,6 @@
 """Many images of a set at once: preprocessed by worker processes, or as bytes in memory."""
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -54,8 +55,15 @@ def load(
         sampler=indices,
         num_workers=min(workers, len(indices) // batch_size),  # none for what is one batch
         collate_fn=_collate,
+        worker_init_fn=ignore_signals,
     )
     yield from loader
+
+
+def ignore_signals(_worker: int) -> None:
+    """A worker leaves it to the process that started it to end well."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Transformed(Dataset[Any]):

@@ -32,6 +32,8 @@ SPLITS: Final[dict[Split, tuple[str, ...]]] = {
 }
 """What folders and files of each split are called, the first that exists."""
 
+SPLIT_NAMES: Final = frozenset(name for names in SPLITS.values() for name in names)
+
 HUB_PREFIX: Final = "hf:"
 
 IMAGE_COLUMNS: Final = ("image", "img", "jpg")
@@ -124,9 +126,12 @@ def _open_folder(path: Path, split: Split) -> ImageSet:
         if files := sorted(path.glob(pattern)):
             return _open_parquet(_of_split(files, split, path, str(path)), str(path))
     folders = [entry for entry in inside if entry.is_dir()]
-    for name in SPLITS[split]:
-        if path / name in folders:
-            return _open_folder(path / name, split)
+    # A class may be called "train" too, but its folder holds images, not folders.
+    splits = [
+        f.name for f in folders if f.name in SPLIT_NAMES and any(e.is_dir() for e in f.iterdir())
+    ]
+    if splits:
+        return _open_folder(path / _named(splits, split, str(path)), split)
     if not folders:
         held = "is empty" if not inside else "holds no folders"
         raise DataError(f"{path}: {held}; images must lie in one folder per class")
@@ -167,10 +172,11 @@ def _open_tar(path: Path, split: Split) -> ImageSet:
     while places and len({p[0] for p in places}) == 1 and min(map(len, places)) > 2:
         places = [p[1:] for p in places]
     chosen: Sequence[int] = range(len(members))
-    for name in SPLITS[split]:
-        if found := [n for n, p in enumerate(places) if p[0] == name]:
-            chosen, places = found, [p[1:] if p[0] == name else p for p in places]
-            break
+    tops = {p[0] for p in places} & SPLIT_NAMES
+    if splits := sorted(t for t in tops if all(len(p) > 2 for p in places if p[0] == t)):
+        top = _named(splits, split, str(path))
+        chosen = [n for n, p in enumerate(places) if p[0] == top]
+        places = [p[1:] for p in places]
     if any(len(places[n]) < 2 for n in chosen):
         raise DataError(f"{path}: images must lie in one folder per class; some are in none")
     listed = tuple((str(members[n][0]), *members[n][1:]) for n in chosen)
@@ -209,6 +215,14 @@ def _labelled(
     )
 
 
+def _named(held: Sequence[str], split: Split, source: str) -> str:
+    """Which of these is the split."""
+    for name in SPLITS[split]:
+        if name in held:
+            return name
+    raise DataError(f"{source}: has no images for {split!r}, only {', '.join(sorted(held))}")
+
+
 def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> list[Path]:
     """The Parquet files of a split, named or in a folder as it is; all, where none is named so.
 
@@ -217,17 +231,11 @@ def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> l
     """
     words = {file: {re.split(r"[-_.]", file.name)[0], file.parent.name} for file in files}
     chosen = list(files)
-    for name in SPLITS[split]:
-        if found := [file for file in files if name in words[file]]:
-            chosen = found
-            break
-    else:
-        if held := set().union(*words.values()) & {n for names in SPLITS.values() for n in names}:
-            raise DataError(
-                f"{source}: has no images for {split!r}, only {', '.join(sorted(held))}"
-            )
+    if held := set().union(*words.values()) & SPLIT_NAMES:
+        name = _named(sorted(held), split, source)
+        chosen = [file for file in files if name in words[file]]
     tops = {file.relative_to(root).parts[0] for file in chosen if file.parent != root}
-    tops -= {name for names in SPLITS.values() for name in names}
+    tops -= SPLIT_NAMES
     if len(tops) > 1:
         raise DataError(
             f"{source}: holds several data sets; name one of its folders: {', '.join(sorted(tops))}"
@@ -317,7 +325,8 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
         raise DataError(f"{source}: there are no rows in it")
     if all(isinstance(label, str) for label in labels):
         classes = tuple(sorted(set(labels)))
-        labels = [classes.index(label) for label in labels]
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = [numbers[label] for label in labels]
     if any(not isinstance(label, int) for label in labels):
         raise DataError(f"{source}: labels must be whole numbers or names, and some are missing")
     known = classes or tuple(str(number) for number in range(max(labels) + 1))

@@ -3,6 +3,7 @@
 import errno
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,22 +43,27 @@ class State:
     best: float = -1.0
     """Highest accuracy so far."""
 
-    def to_dict(self, group: Group) -> dict[str, Any]:
-        """Whole tensors on the CPU; all processes must call it together."""
+    def to_dict(self, group: Group) -> dict[str, Any] | None:
+        """Whole tensors on the CPU, for the process that leads alone; all must call it."""
         momentum = {
-            name: _whole(self.optimizer.state[parameter]["momentum_buffer"])
+            name: self.optimizer.state[parameter]["momentum_buffer"]
             for name, parameter in self.model.named_parameters()
             if self.optimizer.state[parameter]
         }
+        model = _whole(self.model.state_dict(), group)
+        momentum = _whole(momentum, group)
+        average = _whole(self.average.tensors, group) if self.average else None
+        sums = group.sum(self.sums.clone()).cpu()
+        if not group.leads:
+            return None
         return {
-            "model": {name: _whole(tensor) for name, tensor in self.model.state_dict().items()},
+            "model": model,
             "momentum": momentum,
-            "average": self.average
-            and {name: _whole(tensor) for name, tensor in self.average.tensors.items()},
+            "average": average,
+            "sums": sums,
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "step": self.step,
-            "sums": group.sum(self.sums.clone()).cpu(),
             "seconds": self.seconds,
             "best": self.best,
         }
@@ -101,6 +107,8 @@ def save(saved: dict[str, Any], out: Path, *, keep: int) -> Path:
             raise OSError(errno.EIO, f"cannot be written, is the disk full? ({error})") from error
     for old in saved_paths(out)[:-keep]:
         old.unlink(missing_ok=True)
+    for left in folder.glob(".*.pt.*"):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     return path
 
 
@@ -114,7 +122,8 @@ def save_weights(saved: dict[str, Any], path: Path) -> None:
 def saved_paths(out: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
     found = (out / FOLDER).glob("*.pt")
-    return sorted(path for path in found if re.fullmatch(r"\d+-\d+\.pt", path.name))
+    named = [path for path in found if re.fullmatch(r"\d+-\d+\.pt", path.name)]
+    return sorted(named, key=lambda path: [int(number) for number in path.stem.split("-")])
 
 
 def load_last(out: Path) -> dict[str, Any] | None:
@@ -137,10 +146,14 @@ def load_last(out: Path) -> dict[str, Any] | None:
     return None
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """The tensor on the CPU; all of it, where several processes hold parts (DTensor)."""
-    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return whole.detach().to("cpu", copy=True)
+def _whole(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
+    """Copies on the CPU, for the process that leads; where several hold parts (DTensor), of all."""
+    found = {}
+    for name, tensor in tensors.items():
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        if group.leads:
+            found[name] = whole.detach().to("cpu", copy=True)
+    return found
 
 
 def _placed(whole: Tensor, like: Tensor) -> Tensor:

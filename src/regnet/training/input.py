@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from regnet.data import augment
-from regnet.data.loading import load_pixels
+from regnet.data.loading import ignore_signals, load_pixels
 from regnet.data.sets import ImageSet
 from regnet.devices import Group
 from regnet.errors import ConfigError, DataError, ImageError
@@ -97,32 +97,32 @@ class Plan:
         return self.group.share(self.recipe.batch_size // self.micro_size)
 
     def epoch(self, epoch: int) -> Tensor:
-        """Numbers of the images in the order of an epoch, those of a forward pass together."""
+        """(steps, passes, micro_size): numbers of the images of each forward pass of an epoch."""
         order = torch.randperm(self.images, generator=generator(self.seed, "order", epoch))
         order = order.repeat_interleave(self.recipe.repeats)[: self.images]
-        return order[: self.steps * self.recipe.batch_size].view(self.steps, -1, self.micro_size)
+        whole = order[: self.steps * self.recipe.batch_size]
+        # Neighbors, such as repeats of an image, go to different passes.
+        return whole.view(self.steps, self.micro_size, -1).transpose(1, 2)
 
 
 class Resident:
     """A set of small images of one size, on the device as bytes."""
 
     def __init__(self, images: ImageSet, device: torch.device) -> None:
-        self.pixels = load_pixels(images).to(device)
+        pixels = load_pixels(images)
+        # By the number of pixels of each value, which is exact and needs no more memory.
+        counts = torch.stack(
+            [color.flatten().bincount(minlength=256) for color in pixels.unbind(1)]
+        )
+        share, values = counts / counts.sum(1, keepdim=True), torch.arange(256) / 255
+        mean = (share * values).sum(1)
+        std = (share * (values - mean[:, None]) ** 2).sum(1).sqrt().clamp_min(1e-3)
+        self.mean: tuple[float, ...] = tuple(mean.round(decimals=4).tolist())
+        self.std: tuple[float, ...] = tuple(std.round(decimals=4).tolist())
+        """Of the colors, from 0 to 1, four digits."""
+        self.pixels = pixels.to(device)
         """(N, 3, H, W), bytes."""
         self.labels = torch.from_numpy(images.labels).to(device)
-
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of the colors, from 0 to 1, four digits."""
-        sums = self.pixels.sum((0, 2, 3), dtype=torch.float64)
-        squares = torch.stack([(c.float() ** 2).mean(dtype=torch.float64) for c in self._colors()])
-        mean = sums / (self.pixels.numel() / 3)
-        std = (squares - mean**2).clamp_min(1e-4).sqrt()
-        return tuple((mean / 255).round(decimals=4).tolist()), tuple(
-            (std / 255).round(decimals=4).tolist()
-        )
-
-    def _colors(self) -> Iterator[Tensor]:
-        return iter(self.pixels.unbind(1))
 
     def batches(
         self, order: Tensor, seeds: Sequence[Sequence[int | str]]
@@ -147,13 +147,14 @@ class Streamed:
         self, order: Tensor, seeds: Sequence[Sequence[int | str]]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[str, ...]]]:
         """Numbers, pixels and labels of each forward pass."""
-        asked = [
+        asked = (
             [(index, seed_of(*parts, place)) for place, index in enumerate(indices.tolist())]
             for indices, parts in zip(order, seeds, strict=True)
-        ]
+        )
         loader: DataLoader[Any] = DataLoader(
             self.crops,
             batch_sampler=asked,
+            worker_init_fn=ignore_signals,
             num_workers=self.workers,
             collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
@@ -208,8 +209,17 @@ class Input:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def batches(self, epoch: int, first_step: int = 0, steps: int | None = None) -> Iterator[Batch]:
-        """This process's forward passes of an epoch from a step on, in order."""
+    def batches(
+        self, epoch: int, first_step: int = 0, steps: int | None = None, *, mixed: bool = True
+    ) -> Iterator[Batch]:
+        """This process's forward passes of an epoch from a step on, in order.
+
+        Args:
+            epoch: which, from 0.
+            first_step: where to begin.
+            steps: how many; None: to the end.
+            mixed: False leaves out mixup and cutmix.
+        """
         plan, recipe = self.plan, self.plan.recipe
         order = plan.epoch(epoch)
         last = plan.steps if steps is None else min(first_step + steps, plan.steps)
@@ -225,7 +235,7 @@ class Input:
             rng = generator(*seed)
             images = self._augmented(pixels, rng, clean=clean)
             partners, own = labels, 1.0
-            if (recipe.mixup or recipe.cutmix) and not clean:
+            if mixed and (recipe.mixup or recipe.cutmix) and not clean:
                 images, partner, own = augment.mix(
                     images, mixup=recipe.mixup, cutmix=recipe.cutmix, rng=rng
                 )

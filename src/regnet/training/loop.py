@@ -1,7 +1,7 @@
 """Training, and going on with it: the same weights, bit for bit, however often it is interrupted.
 
-That holds for one device and a fixed number of threads; for another number of processes losses are
-the same up to rounding.
+That holds on a CPU with a fixed number of threads; GPUs add in another order each time. For another
+number of processes with the same `micro_batch_size`, losses are the same up to rounding.
 """
 
 import json
@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from regnet.atomic import write_bytes
-from regnet.data.sets import SPLITS
+from regnet.data.sets import open_set
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.devices import joined
-from regnet.errors import ConfigError, DataError, MissingExtraError
+from regnet.errors import ConfigError, DataError, MissingExtraError, TrainingError
 from regnet.nn.model import AnyNet
 from regnet.training import checkpoint
 from regnet.training import run as runs
@@ -32,6 +32,9 @@ from regnet.zoo.source import find_source
 LOG = "log.jsonl"
 MODEL = "model"
 BEST = "best.safetensors"
+
+ASKS = 10
+"""Steps after which processes on GPUs ask each other whether a signal came."""
 
 SHOWN = {"loss", "lr", "train_top1", "top1", "average_top1"}
 """What TensorBoard is given of a row of the log."""
@@ -95,7 +98,7 @@ def train(
         pretrained=pretrained or named,
         recipe=find_recipe(recipe) if isinstance(recipe, str) else recipe,
         train=str(data),
-        val=str(val) if val is not None else _val_beside(str(data)),
+        val=str(val) if val is not None else _val_beside(data),
         num_classes=num_classes,
         seed=seed,
         save_steps=save_steps,
@@ -122,6 +125,8 @@ def start(
         What `train` raises.
     """
     folder, options = Path(out), options or Options()
+    if options.tensorboard:
+        _summary_writer()
     if (folder / runs.FILE).exists():
         raise ConfigError(f"{folder} holds a run already; resume it, or name another folder")
     if folder.exists() and not folder.is_dir():
@@ -138,28 +143,48 @@ def start(
 def resume(out: str | Path, *, options: Options | None = None) -> Trained:
     """Go on with a run from its last checkpoint.
 
+    Args:
+        out: the folder of the run.
+        options: device and the like; None: as the run began.
+
     Raises:
         What `train` raises; ConfigError where there is no run.
     """
-    folder, options = Path(out), options or Options()
+    folder = Path(out)
     run, facts = runs.read(folder)
+    options = options or Options.of_run(facts)
     with joined(torch.device(options.device)) as group, _own_randomness(group.device):
+        if run.recipe.micro_batch_size is None and facts["processes"] != group.size:
+            raise ConfigError(
+                f"{folder} is a run of {facts['processes']} processes, which is what batch norm "
+                f"depends on without micro_batch_size; start as many, not {group.size}"
+            )
         session = Session(run, group, options)
         _check_images(facts, session)
         saved = checkpoint.load_last(folder)
+        places = group.gather(saved and (saved["epoch"], saved["step"]))
+        if len(set(places)) > 1:
+            raise TrainingError(
+                f"{folder}: the processes see different checkpoints; all must see the same folder"
+            )
         if saved:
             session.state.restore(saved, leads=group.leads)
         return _Loop(session, folder, _rows(folder, session.state.epoch)).go()
 
 
-def _board(out: Path) -> Any:
+def _summary_writer() -> Any:
+    """TensorBoard's writer.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtraError(
             "--tensorboard needs tensorboard, which is not installed; pip install tensorboard"
         ) from error
-    return SummaryWriter(out / "tensorboard")
+    return SummaryWriter
 
 
 def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
@@ -167,15 +192,13 @@ def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-def _val_beside(data: str) -> str | None:
-    """The source itself, where it holds images to test on."""
-    path = Path(data).expanduser()
-    if not path.is_dir():
-        return data if data.startswith("hf:") else None
-    held = [entry.name for folder in (path, path / "data") if folder.is_dir()
-            for entry in folder.iterdir()]  # fmt: skip
-    names = {name.split(".")[0].split("-")[0] for name in held}
-    return data if "train" in names and names.intersection(SPLITS["val"]) else None
+def _val_beside(data: str | Path) -> str | None:
+    """The source itself, where it holds other images to test on."""
+    trained_on = open_set(data, "train")
+    with suppress(DataError):
+        if open_set(data, "val").fingerprint != trained_on.fingerprint:
+            return str(data)
+    return None
 
 
 def _check_images(facts: Mapping[str, Any] | None, session: Session) -> None:
@@ -203,7 +226,8 @@ class _Loop:
         self.session, self.out, self.log = session, out, log
         self.state, self.group, self.options = session.state, session.group, session.options
         self.stopped_by: int | None = None
-        self.board = _board(out) if self.options.tensorboard and self.group.leads else None
+        shown = self.options.tensorboard and self.group.leads
+        self.board = _summary_writer()(out / "tensorboard") if shown else None
 
     def go(self) -> Trained:
         """Train to the end, or until a signal."""
@@ -212,8 +236,13 @@ class _Loop:
                 if not self._epoch():
                     self._save()
                     return self._result()
+                if self.session.tests_take_time:
+                    self._save()  # what follows may take longer than who stops us waits
                 self._end_epoch()
+                if self.state.epoch < self.session.recipe.epochs and self._stops(now=True):
+                    return self._result()
         self._publish()
+        self.stopped_by = None  # too late to stop anything
         return self._result()
 
     def _epoch(self) -> bool:
@@ -226,7 +255,9 @@ class _Loop:
         while state.step < steps:
             passes = [next(batches) for _ in session.plan.passes]
             session.step(passes)
-            session.check_finite(passes, self.out)
+            due = bool(save_steps) and (state.step + 1) % (save_steps or 1) == 0
+            last = state.step + 1 == steps
+            session.check_finite(passes, self.out, now=due or last)
             state.step += 1
             state.seconds = time.monotonic() - began
             if self.options.on_step and self.group.leads:
@@ -235,17 +266,23 @@ class _Loop:
                     Progress(epoch=state.epoch, epochs=epochs, step=state.step, steps=steps)
                 )
             if self._stops():
+                session.check_finite(passes, self.out, now=True)
                 return False
-            if save_steps and state.step % save_steps == 0 and state.step < steps:
+            if due and not last:
                 self._save()
         return True
 
-    def _stops(self) -> bool:
+    def _stops(self, *, now: bool = False) -> bool:
         """Whether a signal came to any of the processes: they stop after the same step."""
-        if self.group.size > 1:
-            signals = torch.tensor(self.stopped_by or 0, device=self.group.device)
-            self.stopped_by = int(self.group.sum(signals)) and (self.stopped_by or signal.SIGTERM)
-        return bool(self.stopped_by)
+        if self.group.size == 1:
+            return self.stopped_by is not None
+        if not now and self.group.device.type != "cpu" and self.state.step % ASKS:
+            return False  # asking makes the device wait
+        signals = torch.tensor(int(self.stopped_by is not None), device=self.group.device)
+        if not int(self.group.sum(signals)):
+            return False  # one that came meanwhile counts the next time
+        self.stopped_by = self.stopped_by or signal.SIGTERM
+        return True
 
     def _end_epoch(self) -> None:
         session, state = self.session, self.state
@@ -283,15 +320,15 @@ class _Loop:
 
     def _save(self, *, best: bool = False) -> None:
         saved = self.state.to_dict(self.group)
-        if self.group.leads:
-            checkpoint.save(saved, self.out, keep=self.options.keep)
-            if best:
+        if saved is not None:
+            if best:  # before the checkpoint that says so
                 checkpoint.save_weights(saved, self.out / BEST)
+            checkpoint.save(saved, self.out, keep=self.options.keep)
 
     def _publish(self) -> None:
         """The network, or its average, as a folder that `create` opens."""
         saved = self.state.to_dict(self.group)
-        if self.group.leads:
+        if saved is not None:
             trained = self.session.network
             network = AnyNet(trained.config, global_pool=trained.head.global_pool).eval()
             network.load_state_dict(saved["average"] or saved["model"])

@@ -40,8 +40,9 @@ class Recipe:
     """Images per step, over all processes."""
     micro_batch_size: int | None = None
     """Images per forward pass, which is what batch norm sees; processes share the passes of a step
-    and one process takes them in turn, so that their number changes nothing. None: the images of
-    a step, divided by the processes."""
+    and one process takes them in turn, so that their number changes nothing but rounding. Running
+    statistics are those of a step's first pass. None: the images of a step, divided by the
+    processes, whose number then matters."""
     lr: float = 0.1
     """Peak learning rate for 128 images; scaled linearly."""
     lr_per: Literal["epoch", "step"] = "epoch"
@@ -93,16 +94,24 @@ class Recipe:
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "repeats", "ema_period"):
+        counts = ("epochs", "batch_size", "repeats", "ema_period")
+        whole = ("warmup_epochs", "cutout", "clean_epochs", "precise_bn", "magnitude")
+        for name in counts + whole:
+            if type(getattr(self, name)) is not int:
+                raise ConfigError(f"{name} must be a whole number, got {getattr(self, name)!r}")
+        for name in ("nesterov", "flip", "zero_init_last"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        whole = ("warmup_epochs", "cutout", "clean_epochs", "precise_bn", "magnitude")
         parts = ("lighting", "mixup", "cutmix", "ema_alpha", "weight_decay")
         for name in whole + parts:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ConfigError(f"lr must be positive, got {self.lr}")
+        for name in ("lr", "clip_norm", "image_size"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ConfigError(f"{name} must be positive, got {value}")
         for name in ("label_smoothing", "erasing", "drop_rate", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
@@ -186,10 +195,10 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     "dds-short": Recipe(epochs=10, batch_size=128, lr=0.05, warmup_epochs=0),
     # Those of section 4.
     "dds-short-25": Recipe(epochs=25, batch_size=128, warmup_epochs=0),
-    # After torchvision's second weights ("IMAGENET1K_V2").
+    # After what torchvision published for its second weights ("IMAGENET1K_V2" of ResNet-50).
     "tv2": Recipe(
-        epochs=600, batch_size=1024, micro_batch_size=128, lr=0.1, lr_per="epoch", nesterov=False,
-        weight_decay=2e-5, norm_weight_decay=0.0, image_size=176, lighting=0.0, policy="rand",
+        epochs=600, batch_size=1024, micro_batch_size=128, lr=0.0625, nesterov=False,
+        weight_decay=2e-5, norm_weight_decay=0.0, image_size=176, lighting=0.0, policy="trivial",
         erasing=0.1, repeats=4, mixup=0.2, cutmix=1.0, label_smoothing=0.1, ema_alpha=2e-5,
         precise_bn=0,
     ),

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from regnet.data.preprocess import Preprocess
@@ -62,6 +63,17 @@ class Options:
     on_step: Callable[[Progress], None] | None = None
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None
 
+    def __post_init__(self) -> None:
+        if self.parallel not in ("ddp", "fsdp"):
+            raise ConfigError(f"parallel must be ddp or fsdp; got {self.parallel!r}")
+        if self.keep < 1:
+            raise ConfigError(f"keep must be at least 1 checkpoint, got {self.keep}")
+
+    @classmethod
+    def of_run(cls, facts: Mapping[str, Any]) -> "Options":
+        """Those that a run began with, from its run.json."""
+        return cls(**facts["options"])
+
     @property
     def worker_count(self) -> int:
         """Processes that decode."""
@@ -81,7 +93,7 @@ class Session:
         self.unreadable: set[str] = set()
         self.forward: nn.Module = self.network
         if group.size > 1 and options.parallel == "fsdp":
-            _shard(self.network)
+            _shard(self.network, group)
         optimizer = build_optimizer(self.network, run.recipe)
         if options.compile:
             self.network.compile()
@@ -113,7 +125,7 @@ class Session:
             },
             "processes": self.group.size,
             "options": {
-                "device": str(self.group.device),
+                "device": self.group.device.type,
                 "parallel": self.options.parallel,
                 "compile": self.options.compile,
                 "grad_checkpointing": self.options.grad_checkpointing,
@@ -137,7 +149,8 @@ class Session:
         # FSDP2 cuts tensors into rows, and takes only those that lie in one piece.
         layout = torch.contiguous_format if sharded else torch.channels_last
         network.to(memory_format=layout)  # type: ignore[call-overload]  # its stub lacks this one
-        return network.to(self.group.device)
+        # Sharding moves block by block: the whole may not fit one device.
+        return network if sharded else network.to(self.group.device)
 
     def _input(self) -> Input:
         """The training images; the network then says how its images look."""
@@ -151,7 +164,7 @@ class Session:
                 "input_size": (3, *source.pixels.shape[2:]), "crop_pct": 1.0
             }  # fmt: skip
             if not self.run.pretrained:
-                changes["mean"], changes["std"] = source.statistics()
+                changes |= {"mean": source.mean, "std": source.std}
         else:
             side = recipe.image_size or usual.size[0]
             source = Streamed(
@@ -183,11 +196,25 @@ class Session:
             Preprocess.from_timm(self.network.pretrained_cfg),
             group=self.group,
             in_memory=self.recipe.crop == "pad",
+            batch_size=self.plan.micro_size,
             workers=self.options.worker_count,
         )
 
+    @property
+    def tests_take_time(self) -> bool:
+        """Whether there is more to do at the end of an epoch than to save."""
+        return self.test is not None or self.recipe.precise_bn > 0
+
     def step(self, batches: Sequence[Batch]) -> None:
-        """Train on the forward passes of one step, the one that the state says is next."""
+        """Train on the forward passes of one step, the one that the state says is next.
+
+        Raises:
+            TrainingError: memory is not enough.
+        """
+        with self._enough_memory():
+            self._step(batches)
+
+    def _step(self, batches: Sequence[Batch]) -> None:
         state, recipe = self.state, self.recipe
         rate = recipe.learning_rate(state.epoch, state.step, self.plan.steps)
         set_learning_rate(state.optimizer, rate)
@@ -195,7 +222,10 @@ class Session:
         for number, batch in zip(self.plan.passes, batches, strict=True):
             # What layers draw, such as drop path, is decided by this alone.
             torch.manual_seed(seed_of(self.run.seed, "layers", state.epoch, state.step, number))
-            with self._gradients_travel(with_this=batch is batches[-1]):
+            # Running statistics are those of a step's first pass, whoever does the others.
+            kept = self._norms() if number else []
+            travel = self._gradients_travel(with_this=batch is batches[-1])
+            with travel, _momentum(kept, 0.0):
                 loss, hits = self._pass(batch)
                 state.scaler.scale(loss / len(batches)).backward()
             count = len(batch.labels)
@@ -207,28 +237,36 @@ class Session:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         self._share_buffers()
-        done = state.epoch * self.plan.steps + state.step + 1
-        if state.average and done % recipe.ema_period == 0:
+        # Counted within the epoch, from 0, so that each epoch has one (pycls, torchvision).
+        if state.average and state.step % recipe.ema_period == 0:
             state.average.update(self.network, recipe.ema_weight(state.epoch))
 
     def _pass(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss and hits of one forward pass."""
         smoothing = self.recipe.label_smoothing
-        try:
-            with self._autocast():
-                logits = self.forward(batch.images)
-            logits = logits.float()
-            loss = functional.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
-            if batch.own < 1:
-                other = functional.cross_entropy(logits, batch.partners, label_smoothing=smoothing)
-                loss = batch.own * loss + (1 - batch.own) * other
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"memory is not enough for {len(batch.labels)} images per pass; take a smaller "
-                "micro_batch_size, which needs less, or --grad-checkpointing"
-            ) from error
+        with self._autocast():
+            logits = self.forward(batch.images)
+        logits = logits.float()
+        loss = functional.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+        if batch.own < 1:
+            other = functional.cross_entropy(logits, batch.partners, label_smoothing=smoothing)
+            loss = batch.own * loss + (1 - batch.own) * other
         expected = batch.labels if batch.own >= 0.5 else batch.partners
         return loss, (logits.detach().argmax(1) == expected).sum().float()
+
+    @contextlib.contextmanager
+    def _enough_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            size = self.plan.micro_size
+            raise TrainingError(
+                f"memory is not enough for {size} images per pass; try micro_batch_size="
+                f"{max(size // 2, 1)}, or --grad-checkpointing"
+            ) from error
+
+    def _norms(self) -> list[BatchNorm]:
+        return [m for m in self.network.modules() if isinstance(m, BatchNorm)]
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         kind = AUTOCAST.get(self.recipe.precision)
@@ -254,29 +292,41 @@ class Session:
         for buffer, part in zip(buffers, together.split([b.numel() for b in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
 
-    def check_finite(self, batches: Sequence[Batch], out: Path) -> None:
-        """Stop where the loss is no longer a number, and keep the images of that step.
+    def check_finite(self, batches: Sequence[Batch], out: Path, *, now: bool = False) -> None:
+        """Stop where the loss or a weight is no longer a number, and keep the images of the step.
+
+        On a GPU looking makes it wait: it is looked at every 50 steps and `now`, before anything is
+        saved, and the step may be one of those since the last look.
 
         Raises:
             TrainingError: it is not.
         """
-        looks = self.group.device.type == "cpu" or self.state.step % LOOKS == 0
-        if not looks or math.isfinite(float(self.state.sums[0])):
+        waits = self.group.device.type != "cpu"
+        if waits and not now and self.state.step % LOOKS:
+            return
+        finite = math.isfinite(float(self.state.sums[0]))
+        if finite and now:
+            norms = torch._foreach_norm([_own(p.detach()) for p in self.network.parameters()])
+            finite = math.isfinite(float(torch.stack(list(norms)).sum()))
+        if finite:
             return
         path = out / f"not-finite-{self.group.rank}.pt"
-        torch.save([asdict(batch) for batch in batches], path)
+        with contextlib.suppress(RuntimeError, OSError):  # the reason matters more
+            torch.save([asdict(batch) for batch in batches], path)
+        since = f" or up to {LOOKS} before" if waits else ""
         raise TrainingError(
-            f"the loss is not finite in epoch {self.state.epoch + 1}, step {self.state.step + 1}, "
-            f"at a learning rate of {self.state.optimizer.param_groups[-1]['lr']:.3g}; the images "
-            f"are in {path}; try a smaller lr, clip_norm, or a longer warm-up"
+            f"the loss is not finite in epoch {self.state.epoch + 1}, step {self.state.step + 1}"
+            f"{since}, at a learning rate of {self.state.optimizer.param_groups[-1]['lr']:.3g}; "
+            f"the images are in {path}; try a smaller lr, clip_norm, or a longer warm-up"
         )
 
     def measure(self) -> dict[str, float]:
         """Accuracy of the network and of its average, after precise batch norm where asked for."""
-        found = self._measured("top1")
-        if self.state.average:
-            with self.state.average.swapped_in(self.network):
-                found |= self._measured("average_top1")
+        with self._enough_memory():
+            found = self._measured("top1")
+            if self.state.average:
+                with self.state.average.swapped_in(self.network):
+                    found |= self._measured("average_top1")
         return found
 
     def _measured(self, name: str) -> dict[str, float]:
@@ -285,27 +335,54 @@ class Session:
         return {name: self.test.top1(self.network)} if self.test else {}
 
     def _precise_bn(self) -> None:
-        """Batch norm's statistics become averages over training images (Wu and Johnson 2021)."""
-        norms = [
-            m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-        ]
-        usual = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the average of all
+        """Batch norm's statistics become those of training images, unmixed (Wu and Johnson 2021).
+
+        Over the passes: mean of the means, and mean of variance + mean^2, less the mean's square
+        (pycls `core/net.py`).
+        """
+        norms, epoch = self._norms(), self.state.epoch
+        if not norms:
+            return
         steps = max(1, min(self.recipe.precise_bn // self.recipe.batch_size, self.plan.steps))
-        epoch = self.state.epoch
+        moments = [torch.zeros(2, n.num_features, device=self.group.device) for n in norms]
+        passes = list(itertools.product(range(steps), self.plan.passes))
         self.network.train()
-        with torch.no_grad(), self._autocast():
-            passes = itertools.product(range(steps), self.plan.passes)
-            for at, batch in zip(passes, self.input.batches(epoch, 0, steps), strict=True):
+        with torch.no_grad(), _momentum(norms, 1.0):
+            batches = self.input.batches(epoch, 0, steps, mixed=False)
+            for at, batch in zip(passes, batches, strict=True):
                 torch.manual_seed(seed_of(self.run.seed, "statistics", epoch, *at))
-                self.forward(batch.images)
+                with self._autocast():
+                    self.forward(batch.images)
+                for norm, sums in zip(norms, moments, strict=True):
+                    mean, var = norm.running_mean, norm.running_var
+                    assert mean is not None
+                    assert var is not None
+                    sums += torch.stack([mean, var + mean**2])
+        for norm, sums in zip(norms, moments, strict=True):
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            mean, square = self.group.sum(sums) / (len(passes) * self.group.size)
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(square - mean**2)
+
+
+@contextlib.contextmanager
+def _momentum(norms: Sequence[BatchNorm], value: float) -> Iterator[None]:
+    """How much of running statistics a forward pass replaces, inside."""
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = value
+    try:
+        yield
+    finally:
         for norm, momentum in zip(norms, usual, strict=True):
             norm.momentum = momentum
-            for statistic in (norm.running_mean, norm.running_var):
-                if statistic is not None:
-                    self.group.sum(statistic).div_(self.group.size)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def open_images(run: Run) -> tuple[ImageSet, ImageSet | None]:
@@ -316,7 +393,7 @@ def open_images(run: Run) -> tuple[ImageSet, ImageSet | None]:
         ConfigError: there are more classes than the run says.
     """
     images = open_set(run.train, "train")
-    if len(images.classes) < 2:
+    if len(images.present) < 2:
         raise DataError(f"{images.source}: all images are of one class; there is nothing to learn")
     if run.num_classes is not None and run.num_classes < len(images.classes):
         raise ConfigError(
@@ -333,12 +410,14 @@ def open_images(run: Run) -> tuple[ImageSet, ImageSet | None]:
     return images, tests
 
 
-def _shard(network: AnyNet) -> None:
+def _shard(network: AnyNet, group: Group) -> None:
     """Each process keeps a part of every tensor (FSDP2), block by block."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    mesh = init_device_mesh(group.device.type, (group.size,))
     for stage in network.modules():
         if isinstance(stage, Stage):
             for block in stage:
-                fully_shard(block)
-    fully_shard(network)
+                fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)

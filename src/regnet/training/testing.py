@@ -1,7 +1,6 @@
 """Accuracy on images that are not trained on, during training."""
 
 from collections.abc import Iterator
-from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +11,6 @@ from regnet.data.preprocess import Preprocess
 from regnet.data.sets import ImageSet
 from regnet.devices import Group
 from regnet.nn.model import evaluating
-
-BATCH: Final = 250
 
 
 class Test:
@@ -26,31 +23,41 @@ class Test:
         *,
         group: Group,
         in_memory: bool,
+        batch_size: int,
         workers: int,
     ) -> None:
         self.images, self.transform, self.group, self.workers = images, transform, group, workers
+        self.batch_size = batch_size
         self.labels = torch.from_numpy(images.labels)
         self.pixels = load_pixels(images).to(group.device) if in_memory else None
 
     def top1(self, network: nn.Module) -> float:
         """In percent, computed in float32; an image that cannot be read is a miss."""
         hits = 0
-        with evaluating(network), torch.inference_mode():
-            for indices, images in self._batches():
+        batches = self._batches()
+        # All processes make as many passes: sharded ones wait for each other in each.
+        passes = -(-len(range(0, len(self.images), self.group.size)) // self.batch_size)
+        nothing = torch.zeros(1, 3, *self.transform.size, device=self.group.device)
+        with evaluating(network), torch.no_grad():
+            for _ in range(passes):
+                indices, images = next(batches, (None, nothing))
                 found = network(images.contiguous(memory_format=torch.channels_last)).argmax(1)
-                hits += int((found.cpu() == self.labels[indices]).sum())
+                if indices is not None:
+                    hits += int((found.cpu() == self.labels[indices]).sum())
         total = self.group.sum(torch.tensor(hits, device=self.group.device))
         return 100 * total.item() / len(self.images)
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         share = list(self.group.share(len(self.images)))
         if self.pixels is not None:
-            for indices in torch.tensor(share, dtype=torch.long).split(BATCH):
+            if not share:
+                return
+            for indices in torch.tensor(share, dtype=torch.long).split(self.batch_size):
                 pixels = self.pixels[indices.to(self.pixels.device)]
                 yield indices, normalize(pixels, self.transform.mean, self.transform.std)
             return
         for loaded in load(
-            self.images, share, self.transform, batch_size=BATCH, workers=self.workers
+            self.images, share, self.transform, batch_size=self.batch_size, workers=self.workers
         ):
             if loaded.images is not None:
                 yield torch.tensor(loaded.indices), loaded.images.to(self.group.device)
