@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,6 +36,7 @@ class Hub:
 
     def reset(self) -> None:
         """As if new."""
+        _sha256.cache_clear()
         self.repos: dict[str, dict[str, bytes]] = {}
         self.files: dict[str, bytes] = {}
         self.newer = b""
@@ -124,9 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.note()
         parts = self.path.split("?")[0].strip("/").split("/")
         if parts[0] == "cdn":
-            data = {
-                hashlib.sha256(d).hexdigest(): d for r in hub.repos.values() for d in r.values()
-            }
+            data = {_sha256(d): d for r in hub.repos.values() for d in r.values()}
             return self.send_bytes(data[parts[1]], body=body)
         if parts[0] == "files":
             data = hub.files.get("/".join(parts[1:]))
@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in hub.repos[repo]:
             return self.fail(404, "EntryNotFound")
         data = hub.repos[repo][name]
-        sha256 = hashlib.sha256(data).hexdigest()
+        sha256 = _sha256(data)
         if name.endswith((".json", ".md")):
             etag = hashlib.sha1(data).hexdigest()
             return self.send_bytes(data, body=body, etag=etag, headers={"X-Repo-Commit": COMMIT})
@@ -183,7 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "rfilename": name,
                 "size": len(data),
                 "lfs": {
-                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "sha256": _sha256(data),
                     "size": len(data),
                     "pointerSize": 130,
                 },
@@ -277,6 +277,12 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "drip":
                 self.wfile.flush()
             time.sleep(0.1 if fault == "drip" else pause)
+
+
+@cache
+def _sha256(data: bytes) -> str:
+    """Of a file that is asked for again and again; a client waits no longer than a second."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def cached_blobs(cache: Path) -> list[Path]:

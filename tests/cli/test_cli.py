@@ -128,7 +128,7 @@ def test_what_fails_says_why_in_one_line(args, code, words, tmp_path):
         (["predict"], ["Missing argument"]),
         (["predict", PHOTO, "--topk", "0"], ["--topk"]),
         (["list", "--max-flops", "4X"], ["4e9, 4G or 600M", "'4X'"]),
-        (["train"], ["No such command 'train'"]),
+        (["trian"], ["No such command 'trian'"]),
         (["info", "regnety_016", "--image-size", "0"], ["--image-size"]),
     ],
 )

@@ -452,3 +452,16 @@ def test_precise_batch_norm_is_the_average_over_its_images(data, tmp_path):
     torch.testing.assert_close(
         saved["model"]["stem.bn.running_mean"], torch.stack(seen).mean(0), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_on_a_gpu(data, tmp_path, precision):
+    recipe = replace(
+        SHORT, epochs=6, mixup=0.0, cutmix=0.0, drop_path_rate=0.0, ema_alpha=0.0, lr=2.0,
+        clip_norm=5.0, precision=precision,
+    )  # fmt: skip
+    done = train(TINY, data, tmp_path / "run", recipe=recipe, options=Options(device="cuda"))
+    assert done.top1 is not None
+    assert done.top1 > 90
+    assert resume(tmp_path / "run").top1 == done.top1

@@ -229,7 +229,9 @@ def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> l
     Raises:
         DataError: there are other splits only, or several data sets.
     """
-    words = {file: {re.split(r"[-_.]", file.name)[0], file.parent.name} for file in files}
+    words = {file: {re.split(r"[-_.]", file.name)[0]} for file in files}
+    for file in files:
+        words[file] |= {file.parent.name} if file.parent != root else set()
     chosen = list(files)
     if held := set().union(*words.values()) & SPLIT_NAMES:
         name = _named(sorted(held), split, source)
