@@ -26,7 +26,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Everything that a reader needs to judge or repeat a measurement, JSON-serializable."""
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(_shown, sys.argv[1:])],
         "commit": _commit(),
         **what_decides_speed(device),
         "platform": platform.platform(),
@@ -37,6 +37,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "gpu": gpu_state(device),
     }
+
+
+def _shown(argument: str) -> str:
+    """A path of this machine by its name alone: documents are shown to others."""
+    return Path(argument).name if argument.startswith(("/", "..", "~")) else argument
 
 
 def what_decides_speed(device: torch.device) -> dict[str, Any]:
