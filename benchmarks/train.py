@@ -26,8 +26,9 @@ import regnet
 from regnet.atomic import write_bytes
 from regnet.data.sets import ImageSet, open_set
 from regnet.devices import Group
+from regnet.engines.base import Precision
 from regnet.machine import environment
-from regnet.training.recipe import Precision, find_recipe
+from regnet.training.recipe import find_recipe
 from regnet.training.run import Run
 from regnet.training.session import Options, Session
 

@@ -117,8 +117,8 @@ def test_groups_of_weight_decay():
 
 def test_deeper_layers_learn_faster():
     model = AnyNet(TINY)
-    assert layers_behind(model, "head.fc.weight") == 0
-    assert layers_behind(model, "stem.conv.weight") == 5  # four blocks and the head
+    assert layers_behind(model)["head.fc.weight"] == 0
+    assert layers_behind(model)["stem.conv.weight"] == 5  # four blocks and the head
     optimizer = build_optimizer(model, replace(RECIPES["cifar"], layer_decay=0.5))
     set_learning_rate(optimizer, 1.0)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}

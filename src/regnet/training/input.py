@@ -140,7 +140,7 @@ class Streamed:
     def __init__(
         self, images: ImageSet, *, size: int, recipe: Recipe, workers: int, device: torch.device
     ) -> None:
-        self.images, self.workers, self.device = images, workers, device
+        self.workers, self.device = workers, device
         self.crops = _Crops(images, size, recipe.min_area)
 
     def batches(

@@ -203,7 +203,7 @@ def _val_beside(data: str | Path) -> str | None:
 
 def _check_images(facts: Mapping[str, Any] | None, session: Session) -> None:
     """Whether the images are those of an earlier run."""
-    for name, found in session.facts["images"].items() if facts else ():
+    for name, found in session.image_facts.items() if facts else ():
         known = facts["images"].get(name)  # type: ignore[index]  # there are facts
         if known and known["fingerprint"] != found["fingerprint"]:
             raise DataError(

@@ -1,7 +1,6 @@
 """The optimizer of a recipe: which parameters decay, and how fast each depth learns."""
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,11 +13,12 @@ from regnet.training.recipe import Recipe
 def build_optimizer(model: AnyNet, recipe: Recipe) -> torch.optim.SGD:
     """SGD with one group per weight decay and depth; `set_learning_rate` scales each group's."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    behind = layers_behind(model)
     for name, parameter in model.named_parameters():
         decay = recipe.weight_decay
         if parameter.ndim <= 1 and recipe.norm_weight_decay is not None:
             decay = recipe.norm_weight_decay
-        scale = recipe.layer_decay ** layers_behind(model, name)
+        scale = recipe.layer_decay ** behind[name]
         groups.setdefault((decay, scale), []).append(parameter)
     options: list[dict[str, Any]] = [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
@@ -35,18 +35,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["lr_scale"]
 
 
-def layers_behind(model: AnyNet, name: str) -> int:
-    """Blocks between a parameter and the output: 0 in the head, most in the stem."""
-    return _depths(model)[_layer(name)]
-
-
-def _depths(model: AnyNet) -> dict[str, int]:
-    order = list(dict.fromkeys(_layer(name) for name, _ in _named(model)))
-    return {layer: len(order) - 1 - place for place, layer in enumerate(order)}
-
-
-def _named(model: AnyNet) -> Iterator[tuple[str, nn.Parameter]]:
-    return iter(model.named_parameters())
+def layers_behind(model: AnyNet) -> dict[str, int]:
+    """Blocks between each parameter and the output: 0 in the head, most in the stem."""
+    layers = {name: _layer(name) for name, _ in model.named_parameters()}
+    order = list(dict.fromkeys(layers.values()))
+    return {name: len(order) - 1 - order.index(layer) for name, layer in layers.items()}
 
 
 def _layer(name: str) -> str:

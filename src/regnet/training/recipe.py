@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Final, Literal
 
+from regnet.engines.base import Precision
 from regnet.errors import ConfigError
 
 Crop = Literal["pad", "resized"]
@@ -18,8 +19,6 @@ Crop = Literal["pad", "resized"]
 
 Policy = Literal["none", "rand", "trivial"]
 """RandAugment (Cubuk et al. 2020), TrivialAugment Wide (Müller and Hutter 2021), or neither."""
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 LR_BATCH: Final = 128
 """Images for which `Recipe.lr` is meant; other batch sizes scale it linearly (DDS, appendix C)."""

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from regnet.data.preprocess import Preprocess
 from regnet.data.sets import ImageSet, open_set
 from regnet.devices import Group, core_count
+from regnet.engines.base import DTYPES
 from regnet.errors import ConfigError, DataError, TrainingError
 from regnet.machine import environment
 from regnet.nn.blocks import Stage
@@ -25,15 +26,12 @@ from regnet.training.average import Average
 from regnet.training.checkpoint import State
 from regnet.training.input import Batch, Input, Plan, Resident, Streamed, seed_of
 from regnet.training.optimizer import build_optimizer, set_learning_rate
-from regnet.training.recipe import Precision
 from regnet.training.run import Run
 from regnet.training.testing import Test
 from regnet.zoo.create import create
 
 LOOKS = 50
 """Steps between looks at the loss where looking makes the device wait."""
-
-AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,17 +110,8 @@ class Session:
     @property
     def facts(self) -> dict[str, Any]:
         """What is worth knowing of a run beside what it is: images, machine, versions."""
-        sets = (("train", self.images), ("val", self.tests))
         return {
-            "images": {
-                name: {
-                    "source": images.source,
-                    "count": len(images),
-                    "fingerprint": images.fingerprint,
-                }
-                for name, images in sets
-                if images is not None
-            },
+            "images": self.image_facts,
             "processes": self.group.size,
             "options": {
                 "device": self.group.device.type,
@@ -132,6 +121,18 @@ class Session:
             },
             "environment": environment(self.group.device),
         }
+
+    @property
+    def image_facts(self) -> dict[str, dict[str, Any]]:
+        """Which images these are."""
+        sets = (("train", self.images), ("val", self.tests))
+        return {
+            name: {
+                "source": images.source, "count": len(images), "fingerprint": images.fingerprint
+            }
+            for name, images in sets
+            if images is not None
+        }  # fmt: skip
 
     def _build(self) -> AnyNet:
         run, recipe = self.run, self.recipe
@@ -269,10 +270,9 @@ class Session:
         return [m for m in self.network.modules() if isinstance(m, BatchNorm)]
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        kind = AUTOCAST.get(self.recipe.precision)
-        if kind is None:
+        if self.recipe.precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(self.group.device.type, dtype=kind)
+        return torch.autocast(self.group.device.type, dtype=DTYPES[self.recipe.precision])
 
     def _gradients_travel(self, *, with_this: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients of a step are exchanged once, with its last pass."""
