@@ -13,7 +13,6 @@ import json
 import shutil
 import statistics
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig
 from regnet.engines.base import Target
 from regnet.engines.eager import Folded
 from regnet.machine import environment
-from regnet.plot import check_plot_file
+from regnet.plot import check_plot_file, save_figure
 from regnet.timing import measure
 from regnet.training.recipe import find_recipe
 
@@ -92,9 +91,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("top-1, %")
     panels[0].legend(frameon=False, fontsize=8)
-    drawing = BytesIO()
-    figure.savefig(drawing, format=path.suffix.lower().removeprefix("."))
-    write_bytes(path, drawing.getvalue())
+    save_figure(figure, path)
 
 
 def main() -> None:
@@ -120,9 +117,8 @@ def main() -> None:
         write_bytes(args.out, json.dumps(document, indent=1, default=str).encode())
 
     done = {(run["family"], run["seed"]) for run in document["runs"]}
-    for seed in range(
-        args.seeds
-    ):  # all families before the next seed, so that a part is a comparison too
+    # All families before the next seed, so that a part is a comparison too.
+    for seed in range(args.seeds):
         for family, config in FAMILIES.items():
             if (family, seed) in done:
                 continue

@@ -51,7 +51,7 @@ def save_block_widths(config: AnyNetConfig | RegNetConfig, path: Path, *, title:
     axes = figure.add_subplot()
     axes.set_title(title)
     draw_block_widths(config, axes)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_benchmark(document: Mapping[str, Any], path: Path) -> None:
@@ -86,7 +86,7 @@ def save_benchmark(document: Mapping[str, Any], path: Path) -> None:
                 )  # fmt: skip
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_learning_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -115,7 +115,7 @@ def save_learning_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.legend(frameon=False)
     left.set_ylabel("loss")
     right.set_ylabel("top-1, %")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def check_plot_file(path: Path) -> None:
@@ -135,7 +135,8 @@ def check_plot_file(path: Path) -> None:
         ) from error
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure whole or not at all, in the format that the ending names."""
     drawing = BytesIO()
     figure.savefig(drawing, format=path.suffix.lower().removeprefix("."))
     write_bytes(path, drawing.getvalue())

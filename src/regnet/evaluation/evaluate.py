@@ -21,6 +21,7 @@ from regnet.engines.optimize import optimize
 from regnet.errors import ConfigError, DataError, EngineError
 from regnet.evaluation import scores
 from regnet.evaluation.datasets import Match, identify, match_classes
+from regnet.evaluation.kept import Kept
 from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
 from regnet.machine import environment
 from regnet.nn.model import AnyNet, evaluating
@@ -138,18 +139,18 @@ def evaluate(
     names: Sequence[str] = network.pretrained_cfg.get("label_names", ())
     match = match_classes(images, names, network.num_classes)
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
-    home = next(network.parameters()).device
+    weights, home = _digest(network), next(network.parameters()).device
     with joined(torch.device(device if device is not None else home)) as group:
         kept = None
         if keep is not None:
             what = {
-                "weights": _digest(network),
+                "weights": weights,
                 "images": images.fingerprint,
                 "preprocess": look.to_timm(),
                 "engine": engine,
                 "precision": precision,
             }
-            kept = _Kept(Path(keep), what, group)
+            kept = Kept(Path(keep), what, group)
         try:
             with evaluating(network):
                 network.to(group.device)
@@ -171,6 +172,7 @@ def evaluate(
     return _judged(
         network=network,
         name=model if isinstance(model, str) else _name_of(network),
+        weights=weights,
         images=images,
         dataset=dataset or identify(images, match),
         match=match,
@@ -244,7 +246,7 @@ def _answers(
     group: Group,
     batch_size: int,
     workers: int,
-    kept: "_Kept | None",
+    kept: "Kept | None",
     on_images: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
     """Answers of all processes, one record per image."""
@@ -312,45 +314,6 @@ def _merged(records: Sequence[Mapping[str, Any]], count: int) -> tuple[Answers, 
     )
 
 
-class _Kept:
-    """Answers in files, a line per image and a file per process, so that a kill loses little."""
-
-    def __init__(self, folder: Path, what: Mapping[str, Any], group: Group) -> None:
-        head = json.loads(json.dumps(what))
-        self.records: list[dict[str, Any]] = []
-        self.path = folder / f"answers-{group.rank}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.glob("answers-*.jsonl")):
-            first, *lines = path.read_text(encoding="utf-8").split("\n")
-            if not lines:
-                continue  # killed before the first line was whole
-            try:
-                found = json.loads(first)
-                # A line that was not finished has no end.
-                self.records += [json.loads(line) for line in lines[:-1]]
-            except ValueError as error:
-                raise ConfigError(f"{path}: damaged; remove it, or name another folder") from error
-            if found != head:
-                raise ConfigError(
-                    f"{folder}: holds the answers of another evaluation (weights, images or "
-                    "settings differ); name another folder"
-                )
-        group.gather(None)  # all have read before one writes
-        self.head = json.dumps(head)
-        self._mend()
-
-    def _mend(self) -> None:
-        """The own file begins with the head and ends with a whole line."""
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        whole = text[: text.rfind("\n") + 1] or f"{self.head}\n"
-        if whole != text:
-            self.path.write_text(whole, encoding="utf-8")
-
-    def add(self, records: Sequence[Mapping[str, Any]]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
-
-
 def _digest(network: AnyNet) -> str:
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
@@ -382,6 +345,7 @@ def _judged(
     *,
     network: AnyNet,
     name: str,
+    weights: str,
     images: ImageSet,
     dataset: str | None,
     match: Match,
@@ -409,7 +373,7 @@ def _judged(
 
     return Evaluation(
         model=name,
-        weights=_digest(network),
+        weights=weights,
         source=images.source,
         dataset=dataset,
         fingerprint=images.fingerprint,
