@@ -4,6 +4,9 @@ Each also derives from the built-in that a caller would expect, and its message 
 says what was wrong, with which value, and what to do about it.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class RegNetError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -39,3 +42,9 @@ class EngineError(RegNetError, RuntimeError):
 
 class LicenseWarning(UserWarning):
     """Weights whose license restricts their use, or does not say."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that is most like it, if any."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

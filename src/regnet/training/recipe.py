@@ -8,11 +8,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from typing import Any, Final, Literal
 
 from regnet.engines.base import Precision
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, did_you_mean
 
 Crop = Literal["pad", "resized"]
 """Crop from the image with a border of 4 pixels, as for CIFAR; or a random area, resized."""
@@ -181,7 +180,7 @@ class Recipe:
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
-                raise ConfigError(f"a recipe has no field {name!r}{_meant(name, known)}")
+                raise ConfigError(f"a recipe has no field {name!r}{did_you_mean(name, known)}")
         try:
             return cls(**values)
         except TypeError as error:
@@ -218,13 +217,13 @@ def find_recipe(name: str, **changes: Any) -> Recipe:
     """
     if name not in RECIPES:
         raise ConfigError(
-            f"there is no recipe {name!r}{_meant(name, list(RECIPES))}; "
+            f"there is no recipe {name!r}{did_you_mean(name, RECIPES)}; "
             f"there are {', '.join(RECIPES)}"
         )
     known = [field.name for field in fields(Recipe)]
     for change in changes:
         if change not in known:
-            raise ConfigError(f"a recipe has no field {change!r}{_meant(change, known)}")
+            raise ConfigError(f"a recipe has no field {change!r}{did_you_mean(change, known)}")
     return replace(RECIPES[name], **changes)
 
 
@@ -242,7 +241,3 @@ def recipe_from_json(text: str) -> Recipe:
         raise ConfigError(f"a recipe must be a JSON object, got {type(values).__name__}")
     return Recipe.from_dict(values)
 
-
-def _meant(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

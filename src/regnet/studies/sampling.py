@@ -1,0 +1,343 @@
+"""Networks drawn from a design space, thousands at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regnet.design.complexity import Complexity, population_complexity
+from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig, StageConfig
+from regnet.design.population import StagePopulation, regnet_population
+from regnet.design.widths import (
+    FloatArray,
+    IntArray,
+    linear_widths,
+    round_to_groups,
+    width_exponents,
+)
+from regnet.errors import ConfigError
+from regnet.studies.space import COMPLEXITY, Space
+
+_CHUNK: Final = 16_384
+"""Networks drawn at once; of a seed the first n are the same for every n."""
+
+PATIENCE: Final = 2_000_000
+"""Draws per network found, after which a space counts as empty."""
+
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """n networks of a space, as arrays."""
+
+    space: Space
+    parameters: Mapping[str, FloatArray]
+    """What was drawn, by the names of the space's parameters: (n,), or (n, s) by stage."""
+    population: StagePopulation
+    """The stages that follow."""
+    complexity: Complexity[IntArray]
+    """At the size of each network's images."""
+
+    def __len__(self) -> int:
+        """Number of networks."""
+        return len(self.population)
+
+    def take(self, which: BoolArray | IntArray | slice) -> "Sample":
+        """Some of the networks."""
+        return Sample(
+            space=self.space,
+            parameters={name: found[which] for name, found in self.parameters.items()},
+            population=_rows(self.population, which),
+            complexity=Complexity(
+                **{name: getattr(self.complexity, name)[which] for name in COMPLEXITY}
+            ),
+        )
+
+    @property
+    def input_sizes(self) -> IntArray:
+        """Side of each network's images, in pixels."""
+        if "r" in self.parameters:
+            return self.parameters["r"].astype(np.int64)
+        return np.full(len(self), self.space.input_size)
+
+    def metric(self, name: str) -> FloatArray:
+        """One of the space's `metric_names`, of every network (n,).
+
+        `d` is the number of blocks, `d1` and `w1` depth and width of the first stage as built; the
+        others are as drawn.
+        """
+        if name in COMPLEXITY:
+            return np.asarray(getattr(self.complexity, name), dtype=np.float64)
+        if name == "d":
+            return self.population.depths.sum(axis=1).astype(np.float64)
+        if name in self.parameters:
+            return self.parameters[name]
+        if name in ("b", "g"):
+            return self.parameters[f"{name}_i"][:, 0]
+        letter, stage = name[0], int(name[1:]) - 1
+        if letter in "bg":
+            return self.parameters[f"{letter}_i"][:, stage]
+        built = self.population.depths if letter == "d" else self.population.widths
+        return np.asarray(built[:, stage], dtype=np.float64)
+
+    @property
+    def metrics(self) -> dict[str, FloatArray]:
+        """All of them."""
+        return {name: self.metric(name) for name in self.space.metric_names}
+
+    def config(self, index: int) -> AnyNetConfig | RegNetConfig:
+        """One network, ready to be built."""
+        shared = {
+            field.name: getattr(self.space.architecture, field.name)
+            for field in fields(ArchitectureConfig)
+        }
+        if self.space.family == "regnet":
+            drawn = {name: found[index].item() for name, found in self.parameters.items()}
+            return RegNetConfig(
+                depth=round(drawn["d"]),
+                w0=round(drawn["w0"]),
+                wa=drawn["wa"],
+                wm=drawn["wm"],
+                group_width=round(drawn["g"]),
+                bottleneck_ratio=drawn["b"],
+                **shared,
+            )
+        stages = self.population
+        return AnyNetConfig(
+            stages=tuple(
+                StageConfig(
+                    depth=stages.depths[index, stage].item(),
+                    width=stages.widths[index, stage].item(),
+                    group_width=stages.group_widths[index, stage].item(),
+                    bottleneck_ratio=stages.bottleneck_ratios[index, stage].item(),
+                    stride=stride,
+                )
+                for stage, stride in enumerate(stages.strides)
+            ),
+            **shared,
+        )
+
+    @property
+    def configs(self) -> tuple[AnyNetConfig | RegNetConfig, ...]:
+        """All networks."""
+        return tuple(self.config(index) for index in range(len(self)))
+
+
+def sample(space: Space, count: int, rng: np.random.Generator | int = 0) -> Sample:
+    """Draw networks from a space, none twice, until there are enough.
+
+    Args:
+        space: with its limits and predicates.
+        count: how many.
+        rng: where randomness comes from, or a seed; the first n of a seed are the same for any
+            count.
+
+    Raises:
+        ConfigError: the space has too few networks; the message says which condition excludes how
+            many of its draws.
+    """
+    if count < 1:
+        raise ConfigError(f"count must be at least 1, got {count}")
+    rng = np.random.default_rng(rng)
+    kept: list[Sample] = []
+    seen: set[bytes] = set()
+    excluded: dict[str, int] = {}
+    drawn = right = 0
+    while len(seen) < count:
+        if drawn >= PATIENCE * (len(seen) + 1):
+            raise ConfigError(_empty(space, drawn, right, excluded, len(seen)))
+        found = draw(space, _CHUNK, rng)
+        drawn, right = drawn + _CHUNK, right + len(found)
+        fits = np.ones(len(found), dtype=np.bool_)
+        for name, passes in _conditions(space).items():
+            good = passes(found)
+            excluded[name] = excluded.get(name, 0) + int((~good).sum())
+            fits &= good
+        found = found.take(fits)
+        kept.append(found.take(_first_seen(found, seen)))
+    return _joined(kept).take(slice(count))
+
+
+def _first_seen(found: Sample, seen: set[bytes]) -> IntArray:
+    """Which networks were not drawn before; `seen` learns them."""
+    rows = np.column_stack(list(found.parameters.values()))
+    new = []
+    for index, row in enumerate(rows):
+        key = row.tobytes()
+        if key not in seen:
+            seen.add(key)
+            new.append(index)
+    return np.asarray(new, dtype=np.int64)
+
+
+def _conditions(space: Space) -> dict[str, Callable[[Sample], BoolArray]]:
+    """Limits and predicates, by what a message calls them."""
+    found: dict[str, Callable[[Sample], BoolArray]] = {}
+    for name, (low, high) in space.limits.items():
+        least, most = -np.inf if low is None else low, np.inf if high is None else high
+
+        def inside(
+            sample: Sample, name: str = name, least: float = least, most: float = most
+        ) -> BoolArray:
+            values = sample.metric(name)
+            return (values >= least) & (values <= most)
+
+        found[_words(name, low, high)] = inside
+    return found | dict(space.predicates)
+
+
+def _words(name: str, low: float | None, high: float | None) -> str:
+    """A limit as a message tells it."""
+    if low == high:
+        return f"{name} of {low:g}"
+    ends = [f"from {low:g}"] if low is not None else []
+    return " ".join([name, *ends, *([f"up to {high:g}"] if high is not None else [])])
+
+
+def _empty(space: Space, drawn: int, right: int, excluded: Mapping[str, int], found: int) -> str:
+    """What to say of a space with too few networks."""
+    most = sorted(excluded.items(), key=lambda item: -item[1])
+    told = ", ".join(f"{number:,} fail {name}" for name, number in most if number)
+    return (
+        f"{space.name}: only {found} networks in {drawn:,} draws; {right:,} have "
+        f"{space.num_stages} stages, and of those {told or 'all that are left are repeats'}"
+    )
+
+
+def draw(space: Space, count: int, rng: np.random.Generator) -> Sample:
+    """Networks of a space whatever its limits: of `count` draws those with the right stages."""
+    if space.family == "regnet":
+        parameters, population = _regnets(space, count, rng)
+    else:
+        parameters, population = _anynets(space, count, rng)
+    sizes = (
+        parameters["r"].astype(np.int64)
+        if "r" in parameters
+        else np.full(len(population), space.input_size)
+    )
+    return Sample(
+        space=space,
+        parameters=parameters,
+        population=population,
+        complexity=_complexity(population, space.architecture, sizes),
+    )
+
+
+def _anynets(
+    space: Space, count: int, rng: np.random.Generator
+) -> tuple[dict[str, FloatArray], StagePopulation]:
+    parameters = {
+        name: distribution.draw(rng, count) if name == "r" else _by_stage(space, name, count, rng)
+        for name, distribution in space.parameters.items()
+    }
+    ratios = parameters["b_i"]
+    widths, groups = round_to_groups(
+        parameters["w_i"].astype(np.int64), parameters["g_i"], ratios, "half_even"
+    )
+    return parameters, StagePopulation(
+        depths=parameters["d_i"].astype(np.int64),
+        widths=widths,
+        group_widths=groups,
+        bottleneck_ratios=ratios,
+        strides=(2,) * space.num_stages,
+    )
+
+
+def _by_stage(space: Space, name: str, count: int, rng: np.random.Generator) -> FloatArray:
+    """A parameter of every stage (count, s), as its relation says."""
+    distribution, relation = space.parameters[name], space.relations.get(name, "free")
+    shape = (count, space.num_stages)
+    if relation == "equal":
+        return np.broadcast_to(distribution.draw(rng, (count, 1)), shape)
+    found = distribution.draw(rng, shape)
+    if relation == "free":
+        return found
+    if space.ordering == "sorting":
+        found = np.sort(found, axis=1)
+    else:
+        while not (ordered := (np.diff(found, axis=1) >= 0).all(axis=1)).all():
+            found[~ordered] = distribution.draw(rng, (int((~ordered).sum()), space.num_stages))
+    return found if relation == "increasing" else found[:, ::-1]
+
+
+def _regnets(
+    space: Space, count: int, rng: np.random.Generator
+) -> tuple[dict[str, FloatArray], StagePopulation]:
+    """Those with the right number of stages, no level of the line skipped and no two merged."""
+    parameters = {
+        name: distribution.draw(rng, count) for name, distribution in space.parameters.items()
+    }
+    d, w0, wa, wm = (parameters[name] for name in ("d", "w0", "wa", "wm"))
+    # The line rises, so that its last block is on the last level. This leaves few to expand.
+    levels = np.rint(width_exponents(linear_widths(w0, wa, d - 1), w0, wm)) + 1
+    likely = np.flatnonzero(levels == space.num_stages)
+    parameters = {name: found[likely] for name, found in parameters.items()}
+    population = regnet_population(
+        w0=parameters["w0"].astype(np.int64),
+        wa=parameters["wa"],
+        wm=parameters["wm"],
+        depth=parameters["d"].astype(np.int64),
+        group_width=parameters["g"].astype(np.int64),
+        bottleneck_ratio=parameters["b"],
+    )
+    right = population.num_stages == space.num_stages
+    columns = slice(space.num_stages)
+    return {name: found[right] for name, found in parameters.items()}, StagePopulation(
+        depths=population.depths[right, columns],
+        widths=population.widths[right, columns],
+        group_widths=population.group_widths[right, columns],
+        bottleneck_ratios=population.bottleneck_ratios[right, columns],
+        strides=(2,) * space.num_stages,
+    )
+
+
+def _complexity(
+    population: StagePopulation, architecture: ArchitectureConfig, sizes: IntArray
+) -> Complexity[IntArray]:
+    """Of each network at its own image size."""
+    totals = {name: np.zeros(len(population), dtype=np.int64) for name in COMPLEXITY}
+    for size in np.unique(sizes):
+        there = sizes == size
+        some = population if there.all() else _rows(population, there)
+        found = population_complexity(some, architecture, int(size))
+        for name, total in totals.items():
+            total[there] = getattr(found, name)
+    return Complexity(**totals)
+
+
+def _rows(stages: StagePopulation, which: BoolArray | IntArray | slice) -> StagePopulation:
+    return StagePopulation(
+        depths=stages.depths[which],
+        widths=stages.widths[which],
+        group_widths=stages.group_widths[which],
+        bottleneck_ratios=stages.bottleneck_ratios[which],
+        strides=stages.strides,
+    )
+
+
+def _joined(samples: Sequence[Sample]) -> Sample:
+    first = samples[0]
+    stages = [found.population for found in samples]
+    return Sample(
+        space=first.space,
+        parameters={
+            name: np.concatenate([found.parameters[name] for found in samples])
+            for name in first.parameters
+        },
+        population=StagePopulation(
+            depths=np.concatenate([found.depths for found in stages]),
+            widths=np.concatenate([found.widths for found in stages]),
+            group_widths=np.concatenate([found.group_widths for found in stages]),
+            bottleneck_ratios=np.concatenate([found.bottleneck_ratios for found in stages]),
+            strides=first.population.strides,
+        ),
+        complexity=Complexity(
+            **{
+                name: np.concatenate([getattr(found.complexity, name) for found in samples])
+                for name in COMPLEXITY
+            }
+        ),
+    )

@@ -1,0 +1,340 @@
+"""Design spaces as data: what is drawn, from what, and which networks count.
+
+A space is frozen, and refined by `restrict`, so that a space found from the results of another is
+one line. Source of the named ones: Radosavovic et al., Designing Network Design Spaces (2020),
+sections 3.2, 3.3 and 4; where the paper gives no distribution, that of pycls (`sweep/config.py`).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regnet.design.config import ArchitectureConfig
+from regnet.errors import ConfigError, did_you_mean
+from regnet.studies.distributions import Distribution
+
+if TYPE_CHECKING:
+    from regnet.studies.sampling import Sample
+
+Family = Literal["anynet", "regnet"]
+
+Relation = Literal["free", "equal", "increasing", "decreasing"]
+"""Of the values of neighbouring stages; increasing and decreasing include equal ones."""
+
+Range: TypeAlias = tuple[float | None, float | None]
+"""A closed range; None where it is open."""
+
+Predicate: TypeAlias = "Callable[[Sample], NDArray[np.bool_]]"
+"""Which of the networks of a sample count, as an array (n,)."""
+
+PARAMETERS: Final[Mapping[Family, tuple[str, ...]]] = {
+    "anynet": ("d_i", "w_i", "b_i", "g_i"),
+    "regnet": ("d", "w0", "wa", "wm", "b", "g"),
+}
+"""What is drawn, in the paper's symbols. Of an AnyNet each is drawn for every stage: depth, width,
+bottleneck ratio and group width. Either may have `r`, the side of the image, as well."""
+
+COMPLEXITY: Final = ("flops", "params", "activations")
+
+LEVELS: Final = 64
+"""Values that the paper counts for each of d, w0, wa and wm (section 3.3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """A design space."""
+
+    name: str
+    family: Family
+    parameters: Mapping[str, Distribution]
+    """A distribution for each of `PARAMETERS`; `r` may be there too."""
+    relations: Mapping[str, Relation] = field(default_factory=dict)
+    """Between the stages of an AnyNet; free where nothing is said."""
+    num_stages: int = 4
+    """Networks with another number do not count."""
+    limits: Mapping[str, Range] = field(default_factory=dict)
+    """Closed ranges that networks must lie in, by the names of `metric_names`."""
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    """What all networks share: stem, kind of block, head, classes."""
+    input_size: int = 224
+    """Side of the image in pixels, where `r` is not drawn; complexity is that at this size."""
+    ordering: Literal["rejection", "sorting"] = "rejection"
+    """How increasing values are drawn: again until they are, or sorted. The paper does not say;
+    rejection keeps the distribution of the larger space, sorting makes ties rarer."""
+    predicates: Mapping[str, Predicate] = field(default_factory=dict)
+    """Further conditions, by name; a space that has any cannot be saved."""
+
+    def __post_init__(self) -> None:
+        if self.family not in PARAMETERS:
+            raise ConfigError(f"a space is of anynet or regnet; got {self.family!r}")
+        needed = set(PARAMETERS[self.family])
+        if wrong := sorted(needed ^ (set(self.parameters) - {"r"})):
+            raise ConfigError(
+                f"a space of {self.family} draws {', '.join(PARAMETERS[self.family])}, and may "
+                f"draw r; {wrong[0]!r} is {'missing' if wrong[0] in needed else 'not one of them'}"
+            )
+        for name, relation in self.relations.items():
+            if self.family != "anynet" or name not in needed:
+                raise ConfigError(f"{name!r} is not drawn for each stage, and has no relation")
+            if relation not in ("free", "equal", "increasing", "decreasing"):
+                raise ConfigError(
+                    f"a relation is free, equal, increasing or decreasing; got {relation!r}"
+                )
+        if self.num_stages < 1 or self.input_size < 1:
+            raise ConfigError("num_stages and input_size must be at least 1")
+        if self.ordering not in ("rejection", "sorting"):
+            raise ConfigError(f"ordering must be rejection or sorting; got {self.ordering!r}")
+        for name, (low, high) in self.limits.items():
+            if name not in self.metric_names:
+                raise ConfigError(
+                    f"{self.name} has no {name!r}{did_you_mean(name, self.metric_names)}; "
+                    f"there are {', '.join(self.metric_names)}"
+                )
+            if low is not None and high is not None and low > high:
+                raise ConfigError(f"{name} has an empty range: {low:g} to {high:g}")
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """What is known of each of its networks: parameters, depths and widths, complexity."""
+        stages = range(1, self.num_stages + 1)
+        each = [f"{letter}{stage}" for letter in "dw" for stage in stages]
+        image = ("r",) if "r" in self.parameters else ()
+        if self.family == "regnet":
+            return (*PARAMETERS["regnet"], *each, *image, *COMPLEXITY)
+        for name in ("b_i", "g_i"):
+            equal = self.relations.get(name) == "equal"
+            each += [name[0]] if equal else [f"{name[0]}{stage}" for stage in stages]
+        return ("d", *each, *image, *COMPLEXITY)
+
+    @property
+    def size(self) -> float:
+        """Number of combinations, as the paper's table 1 counts them.
+
+        Of s values in order it counts all tuples by s!, and of the parameters of a RegNet 64
+        values each, whatever the limits.
+        """
+        image = self.parameters["r"].count if "r" in self.parameters else 1
+        if self.family == "regnet":
+            return LEVELS**4 * self.parameters["b"].count * self.parameters["g"].count * image
+        total = float(image)
+        for name in PARAMETERS["anynet"]:
+            relation, count = self.relations.get(name, "free"), self.parameters[name].count
+            total *= count if relation == "equal" else float(count) ** self.num_stages
+            if relation in ("increasing", "decreasing"):
+                total /= math.factorial(self.num_stages)
+        return total
+
+    @property
+    def dimensions(self) -> int:
+        """Degrees of freedom; an order takes none away."""
+        if self.family == "regnet":
+            return len(self.parameters)
+        each = [self.relations.get(name) == "equal" for name in PARAMETERS["anynet"]]
+        return sum(1 if equal else self.num_stages for equal in each) + ("r" in self.parameters)
+
+    def restrict(self, **ranges: float | Range) -> "Space":
+        """The part of the space whose networks lie in ranges, a number standing for itself.
+
+        Names are those of parameters, which then are drawn from the narrower range, and of metrics:
+        `space.restrict(d=(12, 28), b=1, flops=(None, 400e6))`. Ranges are closed, and None leaves
+        an end open.
+
+        Raises:
+            ConfigError: there is no such name, or nothing in a range.
+        """
+        parameters, limits = dict(self.parameters), dict(self.limits)
+        for name, given in ranges.items():
+            low, high = given if isinstance(given, tuple) else (given, given)
+            least = -math.inf if low is None else low
+            most = math.inf if high is None else high
+            if name in parameters:
+                try:
+                    narrower = parameters[name].within(least, most)
+                except ConfigError as error:
+                    raise ConfigError(f"{self.name}, {name}: {error}") from None
+                if narrower is not None:
+                    parameters[name] = narrower
+                    continue
+            before = limits.get(name, (None, None))
+            least = least if before[0] is None else max(least, before[0])
+            most = most if before[1] is None else min(most, before[1])
+            limits[name] = (
+                None if least == -math.inf else least, None if most == math.inf else most
+            )  # fmt: skip
+        return replace(self, parameters=parameters, limits=limits)
+
+    def where(self, name: str, predicate: Predicate) -> "Space":
+        """The part of the space for which a condition holds; the name is for messages."""
+        return replace(self, predicates={**self.predicates, name: predicate})
+
+    def relate(self, name: str | None = None, **relations: Relation) -> "Space":
+        """The space with other relations between stages: `space.relate(w_i="increasing")`."""
+        return replace(self, name=name or self.name, relations={**self.relations, **relations})
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON.
+
+        Raises:
+            ConfigError: it has predicates.
+        """
+        if self.predicates:
+            raise ConfigError(
+                f"{self.name} has conditions that are code ({', '.join(self.predicates)}), which "
+                "cannot be saved; express them by restrict, or sample without saving"
+            )
+        parameters = {name: found.to_dict() for name, found in self.parameters.items()}
+        return {
+            "name": self.name,
+            "family": self.family,
+            "parameters": parameters,
+            "relations": dict(self.relations),
+            "num_stages": self.num_stages,
+            "limits": {name: list(limit) for name, limit in self.limits.items()},
+            "architecture": asdict(self.architecture),
+            "input_size": self.input_size,
+            "ordering": self.ordering,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Space":
+        """The space of `to_dict`.
+
+        Raises:
+            ConfigError: it is not one.
+        """
+        try:
+            changes = {
+                "parameters": {
+                    name: Distribution.from_dict(found)
+                    for name, found in values["parameters"].items()
+                },
+                "limits": {
+                    name: (limit[0], limit[1]) for name, limit in values.get("limits", {}).items()
+                },
+                "architecture": ArchitectureConfig(**values.get("architecture", {})),
+            }
+            return cls(**{**values, **changes})
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ConfigError(f"not a design space: {error!r}") from error
+
+
+def _anynetx(name: str, **relations: Relation) -> Space:
+    return Space(
+        name=name,
+        family="anynet",
+        parameters={
+            "d_i": Distribution(kind="log_uniform", low=1, high=16),
+            "w_i": Distribution(kind="log_uniform", low=8, high=1024, quantum=8),
+            "b_i": Distribution(kind="power2_uniform", low=1, high=4),
+            "g_i": Distribution(kind="power2_uniform", low=1, high=32),
+        },
+        relations=relations,
+    )
+
+
+_REGNETX: Final = Space(
+    name="regnetx",
+    family="regnet",
+    parameters={
+        "d": Distribution(low=1, high=63),
+        "w0": Distribution(kind="log_uniform", low=8, high=248, quantum=8),
+        "wa": Distribution(kind="log_uniform", low=8, high=255.9, quantum=0.1),
+        "wm": Distribution(kind="log_uniform", low=1.5, high=3, quantum=0.001),
+        "b": Distribution(kind="power2_uniform", low=1, high=4),
+        "g": Distribution(kind="power2_uniform", low=1, high=32),
+    },
+)
+"""d < 64, w0 and wa < 256, wm from 1.5 to 3 (section 3.3). Their distributions, and the least wa,
+are those of pycls, since the paper gives none."""
+
+_SHARED: Final[Mapping[str, Relation]] = {"b_i": "equal", "g_i": "equal"}
+
+SPACES: Final[Mapping[str, Space]] = {
+    space.name: space
+    for space in (
+        _anynetx("anynetx_a"),
+        _anynetx("anynetx_b", b_i="equal"),
+        _anynetx("anynetx_c", **_SHARED),
+        _anynetx("anynetx_d", **_SHARED, w_i="increasing"),
+        _anynetx("anynetx_e", **_SHARED, w_i="increasing", d_i="increasing"),
+        _REGNETX,
+        replace(_REGNETX, name="regnety", architecture=ArchitectureConfig(se_ratio=0.25)),
+        # Dollár et al., Fast and Accurate Model Scaling (2021): inverted bottleneck, its last
+        # activation left out, and the image size drawn too.
+        replace(
+            _REGNETX,
+            name="regnetz",
+            parameters={
+                **_REGNETX.parameters,
+                "b": Distribution(kind="values", values=(0.25,)),
+                "r": Distribution(kind="log_uniform", low=128, high=448, quantum=16),
+            },
+            architecture=ArchitectureConfig(
+                block="linear_bottleneck", shortcut="none", activation="silu", se_ratio=0.25
+            ),
+        ),
+    )
+}
+"""The paper's spaces, unconstrained."""
+
+
+def find_space(
+    name: str,
+    *,
+    flops: float | None = None,
+    tolerance: float = 0.1,
+    final: bool = False,
+) -> Space:
+    """A space by name, and the part of it at one amount of flops.
+
+    Args:
+        name: in `SPACES`.
+        flops: multiply-adds; networks have this many, or less by up to the tolerance, as the paper
+            takes 360 to 400 million.
+        tolerance: as a part of `flops`.
+        final: a RegNet space as constrained in sections 4 and 5: see `constrained`.
+
+    Raises:
+        ConfigError: there is no such space, or it has no such part.
+    """
+    if name not in SPACES:
+        raise ConfigError(
+            f"there is no space {name!r}{did_you_mean(name, SPACES)}; there are {', '.join(SPACES)}"
+        )
+    space = SPACES[name]
+    if final:
+        if flops is None:
+            raise ConfigError("the limits of a constrained space depend on flops; say how many")
+        space = constrained(space, flops)
+    if flops is not None:
+        if not 0 < tolerance <= 1:
+            raise ConfigError(f"tolerance must lie in (0, 1], got {tolerance!r}")
+        space = space.restrict(flops=((1 - tolerance) * flops, flops))
+    return space
+
+
+def constrained(space: Space, flops: float) -> Space:
+    """A RegNet space with what the paper found: b = 1, 12 to 28 blocks, wm of 2 or more.
+
+    And no more parameters and activations than the best models have: 3.0 M + 5.5 M per GF, and
+    6.5 M times the root of GF, for ImageNet at 224 pixels (section 4, figures 12 and 13; section
+    5).
+    """
+    if space.family != "regnet":
+        raise ConfigError(f"{space.name} is no RegNet space, and has no constrained part")
+    giga = flops / 1e9
+    b = {} if space.parameters["b"].count == 1 else {"b": 1.0}
+    return replace(
+        space.restrict(
+            d=(12, 28),
+            wm=(2.0, None),
+            params=(None, 3.0e6 + 5.5e6 * giga),
+            activations=(None, 6.5e6 * math.sqrt(giga)),
+            **b,
+        ),
+        name=f"{space.name}_final",
+    )
