@@ -32,6 +32,10 @@ class TrainingError(RegNetError, RuntimeError):
     """Training that cannot go on; what was saved is still there."""
 
 
+class StudyError(RegNetError, RuntimeError):
+    """A study that cannot be used or go on; the networks that were trained are still there."""
+
+
 class MissingExtraError(RegNetError, ImportError):
     """An optional package is needed and not installed."""
 

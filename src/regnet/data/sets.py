@@ -75,6 +75,29 @@ class ImageSet:
         """
         return self.reader.open(index)
 
+    def part(self, count: int) -> "ImageSet":
+        """So many of the images, as equally from all classes as there are, and always the same.
+
+        Raises:
+            DataError: there are not so many.
+        """
+        if not 1 <= count <= len(self):
+            raise DataError(f"{self.source}: {count} images were asked for, there are {len(self)}")
+        order = np.random.default_rng(0).permutation(len(self))
+        # Of each class the first of that order, then the second, and so on.
+        place = np.empty(len(self), dtype=np.int64)
+        for label in self.present:
+            of_class = order[self.labels[order] == label]
+            place[of_class] = np.arange(len(of_class))
+        kept = np.sort(order[np.argsort(place[order], kind="stable")][:count])
+        return ImageSet(
+            source=f"{self.source} ({count} of {len(self)})",
+            names=[self.names[index] for index in kept],
+            labels=self.labels[kept],
+            classes=self.classes,
+            reader=_Part(self.reader, tuple(kept.tolist())),
+        )
+
     @cached_property
     def present(self) -> tuple[int, ...]:
         """The classes that have images."""
@@ -87,6 +110,15 @@ class ImageSet:
         digest = hashlib.sha256(json.dumps(what).encode())
         digest.update(self.labels.tobytes())
         return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Part:
+    reader: Reader
+    kept: tuple[int, ...]
+
+    def open(self, index: int) -> Image.Image:
+        return self.reader.open(self.kept[index])
 
 
 def open_set(source: str | Path, split: Split = "val") -> ImageSet:

@@ -72,7 +72,7 @@ class Sample:
         if name in COMPLEXITY:
             return np.asarray(getattr(self.complexity, name), dtype=np.float64)
         if name == "d":
-            return self.population.depths.sum(axis=1).astype(np.float64)
+            return np.asarray(self.population.depths.sum(axis=1), dtype=np.float64)
         if name in self.parameters:
             return self.parameters[name]
         if name in ("b", "g"):

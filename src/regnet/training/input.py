@@ -6,7 +6,7 @@ by worker processes. The rest is the same for both.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from regnet.data import augment
 from regnet.data.loading import ignore_signals, load_pixels
-from regnet.data.sets import ImageSet
+from regnet.data.sets import ImageSet, open_set
 from regnet.devices import Group
 from regnet.errors import ConfigError, DataError, ImageError
 from regnet.training.recipe import Recipe
@@ -103,6 +103,67 @@ class Plan:
         whole = order[: self.steps * self.recipe.batch_size]
         # Neighbors, such as repeats of an image, go to different passes.
         return whole.view(self.steps, self.micro_size, -1).transpose(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """The images of a run, or of many: opened once, and decoded once where they stay in memory."""
+
+    train: ImageSet
+    val: ImageSet | None
+    _memory: dict[tuple[str, torch.device], Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        train: str,
+        val: str | None = None,
+        *,
+        train_images: int | None = None,
+        val_images: int | None = None,
+        num_classes: int | None = None,
+    ) -> "Images":
+        """Those of a run, whose fields the arguments are.
+
+        Raises:
+            DataError: they cannot be used, or not for each other.
+            ConfigError: there are more classes than the run says.
+        """
+        trained = open_set(train, "train")
+        if len(trained.present) < 2:
+            raise DataError(
+                f"{trained.source}: all images are of one class; there is nothing to learn"
+            )
+        if num_classes is not None and num_classes < len(trained.classes):
+            raise ConfigError(
+                f"{trained.source} has {len(trained.classes)} classes, num_classes says "
+                f"{num_classes}; leave it out, or take at least as many"
+            )
+        tests = open_set(val, "val") if val is not None else None
+        if tests is not None and tests.classes != trained.classes:
+            odd = sorted(set(tests.classes) ^ set(trained.classes))[:3]
+            raise DataError(
+                f"{tests.source}: not the classes of {trained.source}: {len(tests.classes)} and "
+                f"{len(trained.classes)}, {', '.join(odd) or 'in another order'}"
+            )
+        if train_images is not None:
+            trained = trained.part(train_images)
+        if tests is not None and val_images is not None:
+            tests = tests.part(val_images)
+        return cls(train=trained, val=tests)
+
+    def resident(self, device: torch.device) -> "Resident":
+        """The training images in memory."""
+        if ("train", device) not in self._memory:
+            self._memory["train", device] = Resident(self.train, device)
+        found: Resident = self._memory["train", device]
+        return found
+
+    def val_pixels(self, device: torch.device) -> Tensor | None:
+        """The others as bytes (N, 3, H, W)."""
+        if self.val is not None and ("val", device) not in self._memory:
+            self._memory["val", device] = load_pixels(self.val).to(device)
+        return self._memory.get(("val", device))
 
 
 class Resident:

@@ -24,6 +24,7 @@ from regnet.errors import ConfigError, DataError, MissingExtraError, TrainingErr
 from regnet.nn.model import AnyNet
 from regnet.training import checkpoint
 from regnet.training import run as runs
+from regnet.training.input import Images
 from regnet.training.recipe import Recipe, find_recipe
 from regnet.training.run import Run
 from regnet.training.session import Options, Progress, Session
@@ -44,7 +45,7 @@ SHOWN = {"loss", "lr", "train_top1", "top1", "average_top1"}
 class Trained:
     """What a run came to."""
 
-    out: Path
+    out: Path | None
     stopped_by: int | None
     """The signal that ended it before its time, SIGTERM or SIGINT; `resume` goes on."""
     top1: float | None
@@ -58,10 +59,12 @@ class Trained:
 def train(
     model: str | AnyNetConfig | RegNetConfig,
     data: str | Path,
-    out: str | Path,
+    out: str | Path | None,
     *,
     recipe: str | Recipe = "dds",
     val: str | Path | None = None,
+    train_images: int | None = None,
+    val_images: int | None = None,
     pretrained: bool = False,
     num_classes: int | None = None,
     seed: int = 0,
@@ -76,9 +79,12 @@ def train(
         data: images, as `regnet.data.sets.open_set` takes them; of a folder that holds several
             splits (`train` and `val`), each is used for what it is.
         out: a new folder for what comes out: run.json, log.jsonl, checkpoints, the best epoch's
-            weights, and at the end model/, a folder that `create("local-dir:...")` opens.
+            weights, and at the end model/, a folder that `create("local-dir:...")` opens. None:
+            nothing is written.
         recipe: a name in `RECIPES`, or a recipe.
         val: images that measure accuracy, where `data` holds none.
+        train_images: train on so many of the images only, equally from all classes.
+        val_images: measure accuracy on so many only.
         pretrained: start from the weights that the name stands for, as a name with a tag does.
         num_classes: outputs; None: as many as the images have classes.
         seed: of everything random.
@@ -99,6 +105,8 @@ def train(
         recipe=find_recipe(recipe) if isinstance(recipe, str) else recipe,
         train=str(data),
         val=str(val) if val is not None else _val_beside(data),
+        train_images=train_images,
+        val_images=val_images,
         num_classes=num_classes,
         seed=seed,
         save_steps=save_steps,
@@ -108,33 +116,35 @@ def train(
 
 def start(
     run: Run,
-    out: str | Path,
+    out: str | Path | None,
     *,
     facts: Mapping[str, Any] | None = None,
     options: Options | None = None,
+    images: Images | None = None,
 ) -> Trained:
     """Do a run in a new folder.
 
     Args:
         run: what to do.
-        out: the folder.
+        out: the folder; None: nothing is written.
         facts: those of an earlier run.json, whose images these must be.
         options: device and the like.
+        images: those of the run, where they were opened before.
 
     Raises:
         What `train` raises.
     """
-    folder, options = Path(out), options or Options()
+    folder, options = Path(out) if out is not None else None, options or Options()
     if options.tensorboard:
         _summary_writer()
-    if (folder / runs.FILE).exists():
+    if folder is not None and (folder / runs.FILE).exists():
         raise ConfigError(f"{folder} holds a run already; resume it, or name another folder")
-    if folder.exists() and not folder.is_dir():
+    if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder")
     with joined(torch.device(options.device)) as group, _own_randomness(group.device):
-        session = Session(run, group, options)
+        session = Session(run, group, options, images)
         _check_images(facts, session)
-        if group.leads:
+        if folder is not None and group.leads:
             folder.mkdir(parents=True, exist_ok=True)
             runs.write(folder, run, session.facts)
         return _Loop(session, folder, []).go()
@@ -222,12 +232,13 @@ def _rows(out: Path, epochs: int) -> list[dict[str, Any]]:
 class _Loop:
     """Epochs, and what is written about them."""
 
-    def __init__(self, session: Session, out: Path, log: list[dict[str, Any]]) -> None:
+    def __init__(self, session: Session, out: Path | None, log: list[dict[str, Any]]) -> None:
         self.session, self.out, self.log = session, out, log
         self.state, self.group, self.options = session.state, session.group, session.options
         self.stopped_by: int | None = None
-        shown = self.options.tensorboard and self.group.leads
-        self.board = _summary_writer()(out / "tensorboard") if shown else None
+        self.board = None
+        if self.options.tensorboard and self.group.leads and out is not None:
+            self.board = _summary_writer()(out / "tensorboard")
 
     def go(self) -> Trained:
         """Train to the end, or until a signal."""
@@ -307,7 +318,7 @@ class _Loop:
         best = score is not None and score > state.best
         state.best = score if best and score is not None else state.best
         self.log.append(row)
-        if self.group.leads:
+        if self.group.leads and self.out is not None:
             text = "".join(json.dumps(row) + "\n" for row in self.log)
             write_bytes(self.out / LOG, text.encode())
         self._save(best=best)
@@ -319,6 +330,8 @@ class _Loop:
             self.options.on_epoch(row)
 
     def _save(self, *, best: bool = False) -> None:
+        if self.out is None:
+            return
         saved = self.state.to_dict(self.group)
         if saved is not None:
             if best:  # before the checkpoint that says so
@@ -327,6 +340,8 @@ class _Loop:
 
     def _publish(self) -> None:
         """The network, or its average, as a folder that `create` opens."""
+        if self.out is None:
+            return
         saved = self.state.to_dict(self.group)
         if saved is not None:
             trained = self.session.network
@@ -346,8 +361,8 @@ class _Loop:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the run after the step that is being done."""
-        if threading.current_thread() is not threading.main_thread():
+        """SIGTERM and Ctrl-C end the run after the step that is being done, where it can go on."""
+        if self.out is None or threading.current_thread() is not threading.main_thread():
             yield
             return
 

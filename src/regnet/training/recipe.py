@@ -240,4 +240,3 @@ def recipe_from_json(text: str) -> Recipe:
     if not isinstance(values, dict):
         raise ConfigError(f"a recipe must be a JSON object, got {type(values).__name__}")
     return Recipe.from_dict(values)
-

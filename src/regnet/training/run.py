@@ -25,10 +25,16 @@ class Run:
     """Where the training images are; see `regnet.data.sets.open_set`."""
     val: str | None
     """Where the images are that measure accuracy; None: nothing is measured."""
+    train_images: int | None = None
+    """How many of the training images are used, equally from all classes; None: all."""
+    val_images: int | None = None
+    """Of the others likewise."""
     pretrained: bool = False
     """Whether to start from the weights that the name stands for."""
     num_classes: int | None = None
     """None: as many as the images have."""
+    input_size: int | None = None
+    """Side of the images that measure accuracy, in pixels; None: what suits the network."""
     seed: int = 0
     save_steps: int | None = None
     """Steps between checkpoints, beside one after each epoch."""
@@ -40,8 +46,11 @@ class Run:
             "model": self.model if named else self.model.to_dict(),  # type: ignore[union-attr]
             "pretrained": self.pretrained,
             "num_classes": self.num_classes,
+            "input_size": self.input_size,
             "train": self.train,
             "val": self.val,
+            "train_images": self.train_images,
+            "val_images": self.val_images,
             "seed": self.seed,
             "save_steps": self.save_steps,
             "recipe": self.recipe.to_dict(),

@@ -15,16 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from regnet.data.preprocess import Preprocess
-from regnet.data.sets import ImageSet, open_set
 from regnet.devices import Group, core_count
 from regnet.engines.base import DTYPES
-from regnet.errors import ConfigError, DataError, TrainingError
+from regnet.errors import ConfigError, TrainingError
 from regnet.machine import environment
 from regnet.nn.blocks import Stage
 from regnet.nn.model import AnyNet
 from regnet.training.average import Average
 from regnet.training.checkpoint import State
-from regnet.training.input import Batch, Input, Plan, Resident, Streamed, seed_of
+from regnet.training.input import Batch, Images, Input, Plan, Resident, Streamed, seed_of
 from regnet.training.optimizer import build_optimizer, set_learning_rate
 from regnet.training.run import Run
 from regnet.training.testing import Test
@@ -81,10 +80,19 @@ class Options:
 class Session:
     """What a run needs in one process."""
 
-    def __init__(self, run: Run, group: Group, options: Options) -> None:
+    def __init__(
+        self, run: Run, group: Group, options: Options, images: Images | None = None
+    ) -> None:
         self.run, self.recipe, self.group, self.options = run, run.recipe, group, options
-        self.images, self.tests = open_images(run)
-        self.plan = Plan(images=len(self.images), recipe=run.recipe, seed=run.seed, group=group)
+        self.images = images or Images.open(
+            run.train,
+            run.val,
+            train_images=run.train_images,
+            val_images=run.val_images,
+            num_classes=run.num_classes,
+        )
+        count = len(self.images.train)
+        self.plan = Plan(images=count, recipe=run.recipe, seed=run.seed, group=group)
         self.network = self._build()
         self.input = self._input()
         self.test = self._test()
@@ -125,7 +133,7 @@ class Session:
     @property
     def image_facts(self) -> dict[str, dict[str, Any]]:
         """Which images these are."""
-        sets = (("train", self.images), ("val", self.tests))
+        sets = (("train", self.images.train), ("val", self.images.val))
         return {
             name: {
                 "source": images.source, "count": len(images), "fingerprint": images.fingerprint
@@ -140,7 +148,7 @@ class Session:
         network: AnyNet = create(
             run.model,
             pretrained=run.pretrained,
-            num_classes=run.num_classes or len(self.images.classes),
+            num_classes=run.num_classes or len(self.images.train.classes),
             drop_rate=recipe.drop_rate,
             drop_path_rate=recipe.drop_path_rate,
             zero_init_last=recipe.zero_init_last,
@@ -157,10 +165,12 @@ class Session:
         """The training images; the network then says how its images look."""
         recipe, network, device = self.recipe, self.network, self.group.device
         cfg = network.pretrained_cfg
+        if self.run.input_size is not None:
+            cfg = cfg | {"input_size": (3, self.run.input_size, self.run.input_size)}
         usual = Preprocess.from_timm(cfg)
         source: Resident | Streamed
         if recipe.crop == "pad":
-            source = Resident(self.images, device)
+            source = self.images.resident(device)
             changes: dict[str, Any] = {
                 "input_size": (3, *source.pixels.shape[2:]), "crop_pct": 1.0
             }  # fmt: skip
@@ -169,7 +179,7 @@ class Session:
         else:
             side = recipe.image_size or usual.size[0]
             source = Streamed(
-                self.images,
+                self.images.train,
                 size=side,
                 recipe=recipe,
                 workers=self.options.worker_count,
@@ -178,8 +188,8 @@ class Session:
             changes = {"input_size": (3, *usual.size), "crop_pct": usual.crop_pct}
         transform = Preprocess.from_timm(cfg | changes)
         labels: dict[str, Any] = {}
-        if network.num_classes == len(self.images.classes):
-            labels["label_names"] = self.images.classes
+        if network.num_classes == len(self.images.train.classes):
+            labels["label_names"] = self.images.train.classes
         network.pretrained_cfg = (
             {"architecture": "regnet"}
             | {k: v for k, v in cfg.items() if k not in ("metrics", "tag", "label_names")}
@@ -190,13 +200,13 @@ class Session:
         return Input(plan=self.plan, source=source, mean=transform.mean, std=transform.std)
 
     def _test(self) -> Test | None:
-        if self.tests is None:
+        if self.images.val is None:
             return None
         return Test(
-            self.tests,
+            self.images.val,
             Preprocess.from_timm(self.network.pretrained_cfg),
             group=self.group,
-            in_memory=self.recipe.crop == "pad",
+            pixels=self.images.val_pixels(self.group.device) if self.recipe.crop == "pad" else None,
             batch_size=self.plan.micro_size,
             workers=self.options.worker_count,
         )
@@ -292,7 +302,9 @@ class Session:
         for buffer, part in zip(buffers, together.split([b.numel() for b in buffers]), strict=True):
             buffer.copy_(part.view_as(buffer))
 
-    def check_finite(self, batches: Sequence[Batch], out: Path, *, now: bool = False) -> None:
+    def check_finite(
+        self, batches: Sequence[Batch], out: Path | None, *, now: bool = False
+    ) -> None:
         """Stop where the loss or a weight is no longer a number, and keep the images of the step.
 
         On a GPU looking makes it wait: it is looked at every 50 steps and `now`, before anything is
@@ -310,14 +322,17 @@ class Session:
             finite = math.isfinite(float(torch.stack(list(norms)).sum()))
         if finite:
             return
-        path = out / f"not-finite-{self.group.rank}.pt"
-        with contextlib.suppress(RuntimeError, OSError):  # the reason matters more
-            torch.save([asdict(batch) for batch in batches], path)
+        kept = ""
+        if out is not None:
+            path = out / f"not-finite-{self.group.rank}.pt"
+            with contextlib.suppress(RuntimeError, OSError):  # the reason matters more
+                torch.save([asdict(batch) for batch in batches], path)
+            kept = f"the images are in {path}; "
         since = f" or up to {LOOKS} before" if waits else ""
         raise TrainingError(
             f"the loss is not finite in epoch {self.state.epoch + 1}, step {self.state.step + 1}"
             f"{since}, at a learning rate of {self.state.optimizer.param_groups[-1]['lr']:.3g}; "
-            f"the images are in {path}; try a smaller lr, clip_norm, or a longer warm-up"
+            f"{kept}try a smaller lr, clip_norm, or a longer warm-up"
         )
 
     def measure(self) -> dict[str, float]:
@@ -383,31 +398,6 @@ def _own(tensor: Tensor) -> Tensor:
     """This process's part of a tensor."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part
-
-
-def open_images(run: Run) -> tuple[ImageSet, ImageSet | None]:
-    """The images to train on, and those to test on.
-
-    Raises:
-        DataError: they cannot be used, or not for each other.
-        ConfigError: there are more classes than the run says.
-    """
-    images = open_set(run.train, "train")
-    if len(images.present) < 2:
-        raise DataError(f"{images.source}: all images are of one class; there is nothing to learn")
-    if run.num_classes is not None and run.num_classes < len(images.classes):
-        raise ConfigError(
-            f"{images.source} has {len(images.classes)} classes, num_classes says "
-            f"{run.num_classes}; leave it out, or take at least as many"
-        )
-    tests = open_set(run.val, "val") if run.val is not None else None
-    if tests is not None and tests.classes != images.classes:
-        odd = sorted(set(tests.classes) ^ set(images.classes))[:3]
-        raise DataError(
-            f"{tests.source}: not the classes of {images.source}: {len(tests.classes)} and "
-            f"{len(images.classes)}, {', '.join(odd) or 'in another order'}"
-        )
-    return images, tests
 
 
 def _shard(network: AnyNet, group: Group) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from regnet.data.augment import normalize
-from regnet.data.loading import load, load_pixels
+from regnet.data.loading import load
 from regnet.data.preprocess import Preprocess
 from regnet.data.sets import ImageSet
 from regnet.devices import Group
@@ -22,14 +22,15 @@ class Test:
         transform: Preprocess,
         *,
         group: Group,
-        in_memory: bool,
+        pixels: Tensor | None,
         batch_size: int,
         workers: int,
     ) -> None:
         self.images, self.transform, self.group, self.workers = images, transform, group, workers
         self.batch_size = batch_size
         self.labels = torch.from_numpy(images.labels)
-        self.pixels = load_pixels(images).to(group.device) if in_memory else None
+        self.pixels = pixels
+        """All images as bytes (N, 3, H, W), on the device, where they are kept in memory."""
 
     def top1(self, network: nn.Module) -> float:
         """In percent, computed in float32; an image that cannot be read is a miss."""

@@ -1,0 +1,235 @@
+"""Who trains the networks of a population: processes of this machine, one per core or GPU.
+
+All executors are one protocol: they take tasks as they find room, so that several may share a
+study, and give each back with its result, or with `Died` where no process lives to tell one. Those
+for clusters are in `ray_executor` and `slurm_executor`.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Generic, Protocol, TypeVar
+
+from regnet.devices import core_count
+from regnet.errors import ConfigError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+ATTEMPTS = 3
+"""Processes that may die of one task before it is given back as `Died`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """A task whose process ended before it had a result, time after time."""
+
+    reason: str
+
+
+class Executor(Protocol):
+    """Runs a function on tasks."""
+
+    workers: int
+    """How many tasks run at once."""
+
+    def run(
+        self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
+    ) -> Iterator[tuple[Task, Result | Died]]:
+        """The results of `function(task, device)`, as they come.
+
+        The function, its tasks and its results must be picklable. Tasks are taken from the iterator
+        only when there is room. Whatever still runs when the iterator is closed is ended.
+        """
+        ...
+
+
+class InProcess:
+    """One task after the other, in this process: the reference."""
+
+    workers = 1
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+
+    def run(
+        self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
+    ) -> Iterator[tuple[Task, Result | Died]]:
+        """See `Executor.run`."""
+        for task in tasks:
+            yield task, function(task, self.device)
+
+
+class ProcessPool:
+    """Processes of this machine, which live for many tasks and die with the one that began them."""
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        devices: Sequence[str] = ("cpu",),
+        threads: int | None = None,
+    ) -> None:
+        """Set up; nothing is started yet.
+
+        Args:
+            workers: processes; None: one per core that this process may use, or one per GPU. With
+                more processes than GPUs, several small networks share one.
+            devices: where they train, in turn.
+            threads: of each process; None: the cores divided among the processes.
+
+        Raises:
+            ConfigError: there is nothing to work with.
+        """
+        if not devices:
+            raise ConfigError("there are no devices to train on")
+        cores = core_count()
+        on_cpu = all(device == "cpu" for device in devices)
+        self.workers = workers or (cores if on_cpu else len(devices))
+        if self.workers < 1:
+            raise ConfigError(f"workers must be at least 1, got {workers}")
+        self.devices = [devices[number % len(devices)] for number in range(self.workers)]
+        self.threads = threads or max(1, cores // self.workers)
+
+    def run(
+        self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
+    ) -> Iterator[tuple[Task, Result | Died]]:
+        """See `Executor.run`."""
+        pool = _Pool(function, self.devices, self.threads)
+        try:
+            yield from pool.run(tasks)
+        finally:
+            pool.end()
+
+
+@dataclass(slots=True)
+class _Worker(Generic[Task]):
+    device: str
+    process: SpawnProcess
+    pipe: "Connection[Any, Any]"
+    task: Task | None = None
+    attempt: int = 0
+
+
+class _Pool(Generic[Task, Result]):
+    def __init__(
+        self, function: Callable[[Task, str], Result], devices: Sequence[str], threads: int
+    ) -> None:
+        self.function, self.threads = function, threads
+        self.context = multiprocessing.get_context("spawn")
+        self.devices = list(devices)
+        self.workers: list[_Worker[Task]] = []
+
+    def run(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result | Died]]:
+        free, left = list(self.devices), True
+        while True:
+            idle = [worker for worker in self.workers if worker.task is None]
+            while left and (idle or free):
+                task = next(tasks, None)
+                if task is None:
+                    left = False
+                    break
+                self._give(idle.pop() if idle else self._start(free.pop(0)), task)
+            busy = {worker.pipe: worker for worker in self.workers if worker.task is not None}
+            if not busy:
+                return
+            for pipe in wait(list(busy)):
+                worker = busy[pipe]  # type: ignore[index]  # only pipes were asked about
+                assert worker.task is not None
+                task = worker.task
+                try:
+                    result = worker.pipe.recv()
+                except (EOFError, OSError):
+                    attempt, reason = worker.attempt, self._buried(worker)
+                    if attempt < ATTEMPTS:
+                        self._give(self._start(worker.device), task, attempt + 1)
+                        continue
+                    free.append(worker.device)
+                    yield task, Died(f"its process {reason}, {ATTEMPTS} times")
+                else:
+                    worker.task = None
+                    yield task, result
+
+    def _start(self, device: str) -> _Worker[Task]:
+        ours, theirs = self.context.Pipe()
+        process = self.context.Process(
+            target=_work,
+            args=(self.function, theirs, device, self.threads, os.getpid()),
+            daemon=True,
+        )
+        process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+        worker: _Worker[Task] = _Worker(device=device, process=process, pipe=ours)
+        self.workers.append(worker)
+        return worker
+
+    def _give(self, worker: _Worker[Task], task: Task, attempt: int = 1) -> None:
+        worker.task, worker.attempt = task, attempt
+        with contextlib.suppress(OSError):  # it died meanwhile, which waiting for it finds out
+            worker.pipe.send(task)
+
+    def _buried(self, worker: _Worker[Task]) -> str:
+        """How a process ended."""
+        worker.process.join()
+        worker.pipe.close()
+        self.workers.remove(worker)
+        code = worker.process.exitcode or 0
+        if code >= 0:
+            return f"ended with code {code}"
+        told = f"was ended by {signal.Signals(-code).name}"
+        return f"{told} (is memory short?)" if code == -signal.SIGKILL else told
+
+    def end(self) -> None:
+        """End all processes; what they were doing is lost."""
+        for worker in self.workers:
+            worker.process.kill()
+        for worker in self.workers:
+            worker.process.join()
+            worker.pipe.close()
+        self.workers.clear()
+
+
+def _work(
+    function: Callable[[Any, str], Any],
+    pipe: "Connection[Any, Any]",
+    device: str,
+    threads: int,
+    parent: int,
+) -> None:
+    """What a process of the pool does until there is nothing more."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the process that began this one decides
+    _end_with(parent)
+    import torch
+
+    torch.set_num_threads(threads)
+    while True:
+        try:
+            task = pipe.recv()
+        except (EOFError, OSError):
+            return
+        pipe.send(function(task, device))
+
+
+def _end_with(parent: int) -> None:
+    """End this process as soon as its parent has ended, so that none trains for nobody."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,296 @@
+"""What a population says about its space: pure functions of errors and parameters.
+
+Sources: Radosavovic et al., Designing Network Design Spaces (2020), called DDS here, and On Network
+Design Spaces for Visual Recognition (2019), called NDS. Errors are in percent, lower is better;
+randomness is an argument.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from regnet.design.widths import FloatArray
+from regnet.errors import ConfigError
+
+REPEATS: Final = 10_000
+"""Draws of the empirical bootstrap in DDS; pycls takes 2500."""
+
+SHARE: Final = 0.25
+"""Part of a population in each draw of the empirical bootstrap."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A likely best value, and the range of likely ones."""
+
+    low: float
+    median: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edf:
+    """An error distribution: `share` of the weight has an error up to and with `errors`."""
+
+    errors: FloatArray
+    """(n,), ascending."""
+    share: FloatArray
+    """(n,), from 1/n to 1."""
+    minimum: float
+    mean: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Whether networks of one space are better than those of another."""
+
+    difference: float
+    """Mean error of the first less that of the second; negative where the first is better."""
+    low: float
+    """Of the difference, the ends of its bootstrap interval."""
+    high: float
+    p_value: float
+    """Of so large a difference in this direction, were the spaces the same: a permutation test."""
+    ks: float
+    """Largest distance of the two EDFs (Kolmogorov and Smirnov)."""
+    verdict: str
+    """"better", "worse" or "not told apart", for the first."""
+
+
+def edf(errors: ArrayLike, weights: ArrayLike | None = None) -> Edf:
+    """The error empirical distribution function as steps (DDS, equation 1).
+
+    Args:
+        errors: of n networks, in percent.
+        weights: of the networks, for a comparison of spaces of unlike complexity (NDS); None: all
+            the same.
+
+    Raises:
+        ConfigError: there are no errors, or one is not a number.
+    """
+    found, share = _weighted(errors, weights)
+    order = np.argsort(found, kind="stable")
+    return Edf(
+        errors=found[order],
+        share=np.cumsum(share[order]),
+        minimum=float(found.min()),
+        mean=float(found @ share),
+    )
+
+
+def edf_at(error: ArrayLike, errors: ArrayLike, weights: ArrayLike | None = None) -> FloatArray:
+    """F(e), the share of networks with an error strictly below e (DDS, equation 1)."""
+    found = edf(errors, weights)
+    before = np.searchsorted(found.errors, np.asarray(error, dtype=np.float64), side="left")
+    return np.concatenate([[0.0], found.share])[before]
+
+
+def edf_area(errors: ArrayLike, limit: float, weights: ArrayLike | None = None) -> float:
+    """Mean of F over errors from 0 to a limit: 1 - sum of w_i min(1, e_i / limit) (NDS)."""
+    found, share = _weighted(errors, weights)
+    if not limit > 0:
+        raise ConfigError(f"the limit of the area must be positive, got {limit!r}")
+    return float(1 - share @ np.minimum(1, found / limit))
+
+
+def edf_band(
+    errors: ArrayLike,
+    at: ArrayLike,
+    rng: np.random.Generator,
+    *,
+    level: float = 0.95,
+    repeats: int = 1000,
+) -> tuple[FloatArray, FloatArray]:
+    """Where F(e) lies with some confidence, at each e: percentiles over resampled populations.
+
+    Returns:
+        The lower and the upper end, each with the shape of `at`.
+    """
+    found, _ = _weighted(errors, None)
+    points = np.asarray(at, dtype=np.float64)
+    below = found[:, None] < points.ravel()
+    # How often each network is drawn is all that a resampled EDF depends on.
+    counts = rng.multinomial(len(found), np.full(len(found), 1 / len(found)), size=repeats)
+    shares = counts @ below / len(found)
+    tail = 50 * (1 - level)
+    low, high = np.percentile(shares, [tail, 100 - tail], axis=0)
+    return low.reshape(points.shape), high.reshape(points.shape)
+
+
+def uniform_weights(complexity: ArrayLike, bins: int, low: float, high: float) -> FloatArray:
+    """Weights that make a population's complexity uniform from low to high (NDS, section 3.4).
+
+    The range is split into equal bins; a network weighs 1 / (bins * networks in its bin), and one
+    outside of the open range weighs nothing. Two populations with such weights can be compared
+    whatever their complexities are.
+
+    Raises:
+        ConfigError: a bin is empty.
+    """
+    found = np.asarray(complexity, dtype=np.float64)
+    if bins < 1 or not low < high:
+        raise ConfigError(f"weights need bins and a range, got {bins} from {low:g} to {high:g}")
+    inside = (found > low) & (found < high)
+    edges = np.linspace(low, high, bins + 1)
+    which = np.clip(np.searchsorted(edges, found, side="right") - 1, 0, bins - 1)
+    counts = np.bincount(which[inside], minlength=bins)
+    if not counts.all():
+        empty = int(np.argmin(counts))
+        raise ConfigError(
+            f"no network between {edges[empty]:g} and {edges[empty + 1]:g}; take fewer bins than "
+            f"{bins}, or a narrower range"
+        )
+    return np.where(inside, 1 / (bins * counts[which]), 0.0)
+
+
+def ks_distance(
+    first: ArrayLike,
+    second: ArrayLike,
+    first_weights: ArrayLike | None = None,
+    second_weights: ArrayLike | None = None,
+) -> float:
+    """Largest distance between two EDFs, weighted or not (NDS)."""
+    steps = np.concatenate([np.asarray(first, dtype=np.float64), np.asarray(second)])
+    above = np.nextafter(steps, np.inf)  # F changes just above an error
+    distance = edf_at(above, first, first_weights) - edf_at(above, second, second_weights)
+    return float(np.abs(distance).max())
+
+
+def best_values(
+    values: Mapping[str, ArrayLike],
+    errors: ArrayLike,
+    rng: np.random.Generator,
+    *,
+    share: float = SHARE,
+    repeats: int = REPEATS,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Which values the best networks have: the empirical bootstrap (DDS, footnote 4).
+
+    A quarter of the networks is drawn with replacement, the best of them is kept, and so on; the
+    median of the kept ones' values is the likely best, and percentiles are the range. The same
+    draws serve all parameters (pycls `sweep/analysis.py`, which takes 2500).
+
+    Args:
+        values: of each parameter, those of all networks (n,).
+        errors: of all networks (n,).
+        rng: where randomness comes from.
+        share: part of the networks in a draw; at least one is drawn.
+        repeats: draws.
+        level: part of the kept values in the range.
+    """
+    found, _ = _weighted(errors, None)
+    size = max(1, int(share * len(found)))
+    best = np.empty(repeats, dtype=np.int64)
+    for at in range(0, repeats, 1000):  # in parts, for memory
+        drawn = rng.integers(len(found), size=(min(1000, repeats - at), size))
+        best[at : at + len(drawn)] = drawn[np.arange(len(drawn)), found[drawn].argmin(axis=1)]
+    tail = 50 * (1 - level)
+    ends = {
+        name: np.percentile(np.asarray(given, dtype=np.float64)[best], [tail, 50, 100 - tail])
+        for name, given in values.items()
+    }
+    return {
+        name: Interval(low=float(low), median=float(median), high=float(high))
+        for name, (low, median, high) in ends.items()
+    }
+
+
+def search_curve(
+    errors: ArrayLike, rng: np.random.Generator, *, weights: ArrayLike | None = None
+) -> dict[int, tuple[float, float]]:
+    """What a random search finds: mean and standard deviation of the best of m networks (NDS).
+
+    For every power of two m up to n: m networks are drawn with replacement by their weights,
+    floor(n / m) times.
+    """
+    found, share = _weighted(errors, weights)
+    sizes = [2**power for power in range(len(found).bit_length()) if 2**power <= len(found)]
+    curve = {}
+    for size in sizes:
+        drawn = rng.choice(found, size=(len(found) // size, size), p=share)
+        best = drawn.min(axis=1)
+        curve[size] = (float(best.mean()), float(best.std()))
+    return curve
+
+
+def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
+    """Spearman's, from -1 to 1; 0 where one of the two is the same everywhere."""
+    ranks = np.array([_ranks(first), _ranks(second)])
+    spread = ranks.std(axis=1)
+    if not spread.all():
+        return 0.0
+    centered = ranks - ranks.mean(axis=1, keepdims=True)
+    return float((centered[0] * centered[1]).mean() / spread.prod())
+
+
+def compare(
+    first: ArrayLike,
+    second: ArrayLike,
+    rng: np.random.Generator,
+    *,
+    level: float = 0.95,
+    repeats: int = REPEATS,
+) -> Comparison:
+    """Whether the networks of one space are better on average than those of another.
+
+    The mean is what DDS reads off an EDF. The paper gives no test; this one is a one-sided
+    permutation test of the difference of means, beside its bootstrap interval. A space counts as
+    better where the interval leaves out 0.
+
+    Args:
+        first: errors of the first space's networks, in percent.
+        second: those of the second's.
+        rng: where randomness comes from.
+        level: of the interval.
+        repeats: permutations, and resampled pairs of populations.
+    """
+    a, _ = _weighted(first, None)
+    b, _ = _weighted(second, None)
+    difference = float(a.mean() - b.mean())
+    resampled = _resampled_means(a, rng, repeats) - _resampled_means(b, rng, repeats)
+    tail = 50 * (1 - level)
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    pooled = np.concatenate([a, b])
+    shuffled = rng.permuted(np.broadcast_to(pooled, (repeats, len(pooled))), axis=1)
+    mixed = shuffled[:, : len(a)].mean(axis=1) - shuffled[:, len(a) :].mean(axis=1)
+    as_large = mixed <= difference if difference < 0 else mixed >= difference
+    verdict = "better" if high < 0 else "worse" if low > 0 else "not told apart"
+    return Comparison(
+        difference=difference,
+        low=float(low),
+        high=float(high),
+        p_value=float((1 + as_large.sum()) / (1 + repeats)),  # the one observed counts too
+        ks=ks_distance(a, b),
+        verdict=verdict,
+    )
+
+
+def _resampled_means(values: FloatArray, rng: np.random.Generator, repeats: int) -> FloatArray:
+    """Means of populations drawn from one, with replacement (repeats,)."""
+    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=repeats)
+    return np.asarray(counts @ values / len(values), dtype=np.float64)
+
+
+def _ranks(values: ArrayLike) -> FloatArray:
+    """From 1, equal values sharing the mean of theirs."""
+    found = np.asarray(values, dtype=np.float64)
+    _, which, counts = np.unique(found, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return np.asarray((last - (counts - 1) / 2)[which], dtype=np.float64)
+
+
+def _weighted(errors: ArrayLike, weights: ArrayLike | None) -> tuple[FloatArray, FloatArray]:
+    """Errors, and weights that sum to 1, of the networks that weigh anything."""
+    found = np.asarray(errors, dtype=np.float64)
+    if found.ndim != 1 or not len(found) or not np.isfinite(found).all():
+        raise ConfigError("errors must be a list of numbers, at least one")
+    if weights is None:
+        return found, np.full(len(found), 1 / len(found))
+    share = np.asarray(weights, dtype=np.float64)
+    if share.shape != found.shape or (share < 0).any() or not share.sum() > 0:
+        raise ConfigError("weights must be one number per error, not negative, and not all 0")
+    return found[share > 0], share[share > 0] / share.sum()
