@@ -113,7 +113,7 @@ def command(
             resume,
             replay,
             model=model,
-            recipe=lambda: _recipe(recipe, set_ or []),
+            recipe=lambda: read_recipe(recipe, set_ or []),
             val=val,
             pretrained=pretrained,
             num_classes=num_classes,
@@ -178,7 +178,8 @@ def _options(resumed: Path | None, **asked: Any) -> "Options":
     return Options(**chosen | {"device": find_device(chosen.get("device", "cpu"))})
 
 
-def _recipe(name: str, changes: list[str]) -> "Recipe":
+def read_recipe(name: str, changes: list[str]) -> "Recipe":
+    """A named recipe, or that of a JSON file, with changes of the form field=value."""
     from regnet.training.recipe import Recipe, find_recipe, recipe_from_json
 
     values: dict[str, Any] = {}

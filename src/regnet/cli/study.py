@@ -1,0 +1,410 @@
+"""regnet study: the paper's method."""
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from regnet.cli.output import print_json, print_table, stderr, stdout
+from regnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from regnet.studies.executor import Executor
+    from regnet.studies.space import Space
+    from regnet.studies.store import Row
+
+REPORT = "report.html"
+
+app = typer.Typer(
+    help="Sample design spaces, train the populations, compare them, refine.", no_args_is_help=True
+)
+
+Folder = Annotated[Path, typer.Argument(help="The folder of the study.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Networks trained at once; one per core, or per GPU.", min=1),
+]
+Devices = Annotated[
+    list[str] | None, typer.Option("--device", help="cpu, cuda:0, cuda:1, ...; may be repeated.")
+]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="local, ray (a Ray cluster), or slurm.")
+]
+Seed = Annotated[int, typer.Option(help="Of the bootstrap's draws.")]
+Retry = Annotated[bool, typer.Option("--retry-failed", help="Train failed networks again.")]
+
+
+@app.command("init")
+def init(
+    folder: Folder,
+    *,
+    data: Annotated[str, typer.Option(help="Images, as `regnet train` takes them.")],
+    space: Annotated[
+        list[str],
+        typer.Option(help="anynetx_a ... e, regnetx, regnety, regnetz, or a JSON file; repeat."),
+    ],
+    models: Annotated[int, typer.Option(help="Networks of each space.", min=1)] = 100,
+    flops: Annotated[
+        float | None, typer.Option(help="Multiply-adds of each network, at most.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="How much fewer they may have, as a part.")
+    ] = 0.1,
+    final: Annotated[
+        bool, typer.Option("--final", help="RegNet spaces as constrained in the paper's section 4.")
+    ] = False,
+    restrict: Annotated[
+        list[str] | None,
+        typer.Option(help="A range in all spaces that have it: d=12:28, wm=2:, b=1; repeat."),
+    ] = None,
+    stem: Annotated[str | None, typer.Option(help="simple, or cifar for small images.")] = None,
+    stem_width: Annotated[int | None, typer.Option(help="Channels of the stem.")] = None,
+    val: Annotated[str | None, typer.Option(help="Images to test on; None: beside --data.")] = None,
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or a JSON file.")] = "dds-short",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the recipe: epochs=5.")
+    ] = None,
+    train_images: Annotated[
+        int | None, typer.Option(help="Train on so many images only.", min=1)
+    ] = None,
+    val_images: Annotated[
+        int | None, typer.Option(help="Test on so many images only.", min=1)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    run: Annotated[bool, typer.Option("--run", help="Train, analyze and report at once.")] = False,
+    workers: Workers = None,
+    device: Devices = None,
+    executor: ExecutorName = "local",
+    as_json: AsJson = False,
+) -> None:
+    """Begin a study: sample its networks. With --run also train them, compare and report.
+
+    Example: regnet study init runs/study --data cifar10/ --space anynetx_a --space regnetx
+    --flops 4e6 --stem cifar --recipe cifar --run
+    """
+    from regnet.cli.train import read_recipe
+    from regnet.studies import population
+
+    spaces = [_space(name, flops=flops, tolerance=tolerance, final=final) for name in space]
+    shape = {name: value for name, value in (("stem", stem), ("stem_width", stem_width)) if value}
+    ranges = dict(_range(text) for text in restrict or [])
+    study = population.Study(
+        spaces=tuple(
+            replace(found.restrict(**ranges), architecture=replace(found.architecture, **shape))
+            for found in spaces
+        ),
+        models=models,
+        train=data,
+        val=val or data,
+        train_images=train_images,
+        val_images=val_images,
+        recipe=read_recipe(recipe, set_ or []),
+        seed=seed,
+    )
+    chosen = _executor(executor, workers, device) if run else None
+    study = population.init(folder, study)
+    stderr.print(f"{folder}: {study.count} networks of {len(study.spaces)} spaces")
+    if chosen is not None:
+        _train(folder, chosen, retry_failed=False)
+        _report(folder, folder / REPORT)
+        analyze(folder, as_json=as_json)
+    else:
+        status(folder, as_json=as_json)
+
+
+def run(
+    folder: Folder,
+    *,
+    workers: Workers = None,
+    device: Devices = None,
+    executor: ExecutorName = "local",
+    retry_failed: Retry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train what is not trained yet; begun again after any end, it repeats nothing.
+
+    Several may run at once on one host, and share the work.
+
+    Example: regnet study run runs/study --workers 2
+    """
+    _train(folder, _executor(executor, workers, device), retry_failed=retry_failed)
+    status(folder, as_json=as_json)
+
+
+app.command("run")(run)
+app.command("resume", help="The same as run.")(run)
+
+
+@app.command("status")
+def status(folder: Folder, *, as_json: AsJson = False) -> None:
+    """How far a study is.
+
+    Example: regnet study status runs/study --json
+    """
+    from regnet.studies import population
+
+    found = population.counts(folder)
+    if as_json:
+        print_json(found)
+        return
+    states = ("done", "running", "pending", "failed")
+    print_table(
+        ("space", *(f">{state}" for state in states)),
+        [
+            (name, *(str(of_space.get(state, 0)) for state in states))
+            for name, of_space in found.items()
+        ],
+    )
+
+
+@app.command("analyze")
+def analyze(folder: Folder, *, seed: Seed = 0, as_json: AsJson = False) -> None:
+    """Compare the spaces, and say which values their best networks have.
+
+    Example: regnet study analyze runs/study
+    """
+    from regnet.studies import population
+    from regnet.studies.analysis import analyze as analyzed
+
+    found = analyzed(population.load(folder), seed=seed)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("space", ">networks", ">failed", ">min error %", ">mean error %"),
+        [
+            (name, f"{r.models}", f"{r.failed}", f"{r.minimum:.2f}", f"{r.mean:.2f}")
+            for name, r in found.spaces.items()
+        ],
+    )
+    if found.pairs:
+        stdout.print()
+        print_table(
+            ("first", "second", ">difference of means", ">95 %", ">p", ">KS", "the first is"),
+            [
+                (p.first, p.second, f"{c.difference:+.2f}", f"{c.low:+.2f} to {c.high:+.2f}",
+                 f"{c.p_value:.4f}", f"{c.ks:.3f}", c.verdict)
+                for p in found.pairs
+                for c in [p.comparison]
+            ],
+        )  # fmt: skip
+    for name, result in found.spaces.items():
+        stdout.print()
+        print_table(
+            ("parameter", ">likely best", ">95 % of the best", ">rank correlation with error"),
+            [
+                (metric, f"{best.median:.4g}", f"{best.low:.4g} to {best.high:.4g}",
+                 f"{result.correlation[metric]:+.2f}")
+                for metric, best in result.best.items()
+            ],
+            title=name,
+        )  # fmt: skip
+
+
+@app.command("report")
+def report(
+    folder: Folder,
+    *,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The HTML file; None: in the folder.")
+    ] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="A folder for the plots as SVG files, as well.")
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Write one HTML file with everything to look at; it needs no network.
+
+    Example: regnet study report runs/study -o study.html
+    """
+    _report(folder, output or folder / REPORT, plots=plots, seed=seed)
+
+
+@app.command("export")
+def export(
+    folder: Folder,
+    output: Annotated[Path, typer.Argument(help="The table's file, .csv or .parquet.")],
+) -> None:
+    """Write a row per trained network.
+
+    Example: regnet study export runs/study study.parquet
+    """
+    from regnet.studies import population
+    from regnet.studies.analysis import write_table
+
+    count = write_table(population.load(folder), output)
+    stdout.print(f"{output}: {count} networks")
+
+
+@app.command("refine")
+def refine(
+    folder: Folder,
+    space: Annotated[str, typer.Argument(help="The space whose results are used.")],
+    *,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Whose interval to take; repeat. None: all.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Of the new space.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Add the part of a space in which its best networks lie, to be trained next.
+
+    Example: regnet study refine runs/study regnetx --metric d --metric wm
+    """
+    from regnet.studies import population
+    from regnet.studies.analysis import analyze as analyzed
+    from regnet.studies.analysis import refine as refined
+
+    study = population.read(folder)
+    found = analyzed(population.load(folder), seed=seed)
+    if space not in found.spaces:
+        raise ConfigError(
+            f"no network of {space!r} is trained; there are {', '.join(found.spaces)}"
+        )
+    new = refined(study.space(space), found.spaces[space], *(metric or []), name=name)
+    population.extend(folder, new)
+    stderr.print(f"{folder}: {study.models} networks of {new.name}; train them by: study run")
+    status(folder)
+
+
+@app.command("recover")
+def recover(folder: Folder) -> None:
+    """Begin a damaged store anew with all results that can still be read.
+
+    Example: regnet study recover runs/study
+    """
+    from regnet.studies import population
+
+    kept, damaged = population.recover(folder)
+    stderr.print(f"{kept} results are kept; the damaged file is {damaged}")
+    status(folder)
+
+
+def _train(folder: Path, executor: "Executor", *, retry_failed: bool) -> None:
+    from regnet.studies import population
+
+    counts = population.counts(folder)
+    total = sum(n for of_space in counts.values() for n in of_space.values())
+    before = sum(of_space.get("done", 0) for of_space in counts.values())
+    with _Bar(total, before) as bar:
+        population.resume(
+            folder, executor=executor, retry_failed=retry_failed, on_result=bar.result
+        )
+
+
+def _report(folder: Path, output: Path, *, plots: Path | None = None, seed: int = 0) -> None:
+    from regnet.atomic import write_bytes
+    from regnet.studies import population
+    from regnet.studies.report import render, save_plots
+
+    study, populations = population.read(folder), population.load(folder)
+    write_bytes(output, render(study, populations, seed=seed).encode())
+    stderr.print(f"report: {output}")
+    if plots:
+        for path in save_plots(populations, plots, seed=seed):
+            stderr.print(f"plot: {path}")
+
+
+def _executor(name: str, workers: int | None, devices: list[str] | None) -> "Executor":
+    from regnet.devices import find_device
+    from regnet.studies.executor import ProcessPool
+
+    for device in devices or []:
+        find_device(device)
+    if name == "local":
+        return ProcessPool(workers, devices=devices or ["cpu"])
+    if name == "ray":
+        from regnet.studies.ray_executor import RayExecutor
+
+        return RayExecutor(workers, device=_one(devices))
+    if name == "slurm":
+        from regnet.studies.slurm_executor import SlurmExecutor
+
+        return SlurmExecutor(workers, device=_one(devices))
+    raise ConfigError(f"--executor must be local, ray or slurm; got {name!r}")
+
+
+def _one(devices: list[str] | None) -> str:
+    """Elsewhere each process sees the GPU that it was given as the first."""
+    kinds = {device.partition(":")[0] for device in devices or ["cpu"]}
+    if len(kinds) > 1:
+        raise ConfigError("on a cluster all networks train on one kind of device: cpu or cuda")
+    return kinds.pop()
+
+
+def _space(name: str, **options: Any) -> "Space":
+    from regnet.studies.space import Space, find_space
+
+    if not name.endswith(".json"):
+        return find_space(name, **options)
+    try:
+        values = json.loads(Path(name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{name}: not JSON: {error}") from error
+    return Space.from_dict(values)
+
+
+def _range(text: str) -> tuple[str, float | tuple[float | None, float | None]]:
+    """A range as it is typed: d=12:28, wm=2:, b=1."""
+    name, equals, value = text.partition("=")
+    low, colon, high = value.partition(":")
+    try:
+        if not equals:
+            raise ValueError
+        if not colon:
+            return name, float(low)
+        return name, (float(low) if low else None, float(high) if high else None)
+    except ValueError:
+        raise ConfigError(
+            f"--restrict needs name=low:high, name=low: or name=value; got {text!r}"
+        ) from None
+
+
+class _Bar:
+    """A bar for the networks, and how long the rest may take; lines where nobody looks."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.before, self.done = total, done, done
+        self.began = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"), console=stderr, transient=True,
+            disable=not stderr.is_terminal,
+        )  # fmt: skip
+        self.task = self.bar.add_task("training", total=total, completed=done, left="")
+
+    def __enter__(self) -> "_Bar":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def result(self, row: "Row") -> None:
+        """After each network."""
+        assert row.outcome is not None, "it has one"
+        self.done += 1
+        # What this call has seen: networks of all spaces take turns, so that these are typical.
+        pace = (time.monotonic() - self.began) / (self.done - self.before)
+        left = f"about {_time(pace * (self.total - self.done))} left"
+        found = row.outcome.get("error")
+        told = row.outcome.get("reason") if found is None else f"{found:.2f} % error"
+        line = f"{row.space} {row.number}: {told}"
+        self.bar.update(self.task, completed=self.done, left=left, description=row.space)
+        stderr.print(line if stderr.is_terminal else f"[{self.done}/{self.total}] {line}; {left}")
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return (
+                f"{seconds / size:.1f} {unit}"
+                if seconds < 10 * size
+                else (f"{seconds / size:.0f} {unit}")
+            )
+    return f"{seconds:.0f} s"

@@ -1,0 +1,172 @@
+"""What a study found: its populations compared, and what their best networks have in common."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regnet.atomic import write_bytes, writing
+from regnet.errors import ConfigError, MissingExtraError
+from regnet.studies import statistics
+from regnet.studies.population import Population
+from regnet.studies.space import COMPLEXITY, Space
+from regnet.studies.statistics import Comparison, Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceResult:
+    """What is found of one space; errors in percent."""
+
+    models: int
+    failed: int
+    minimum: float
+    mean: float
+    best: Mapping[str, Interval]
+    """Of each metric, the values of the best networks: see `statistics.best_values`."""
+    correlation: Mapping[str, float]
+    """Rank correlation of each metric with the error; negative where more is better."""
+    search: Mapping[int, tuple[float, float]]
+    """Mean and standard deviation of the best of so many random networks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two spaces compared."""
+
+    first: str
+    second: str
+    comparison: Comparison
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Analysis:
+    """All spaces that have results, in the order of the study."""
+
+    spaces: Mapping[str, SpaceResult]
+    pairs: tuple[Pair, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def analyze(populations: Mapping[str, Population], *, seed: int = 0) -> Analysis:
+    """The statistics of a study; the same seed gives the same numbers.
+
+    Raises:
+        ConfigError: no network was trained yet.
+    """
+    found = {name: population for name, population in populations.items() if len(population)}
+    if not found:
+        raise ConfigError("no network of the study is trained yet; resume it first")
+    spaces = {}
+    for name, population in found.items():
+        errors, rng = population.errors, np.random.default_rng(seed)
+        curve = statistics.edf(errors)
+        spaces[name] = SpaceResult(
+            models=len(population),
+            failed=population.failed,
+            minimum=curve.minimum,
+            mean=curve.mean,
+            best=statistics.best_values(population.metrics, errors, rng),
+            correlation={
+                metric: statistics.rank_correlation(values, errors)
+                for metric, values in population.metrics.items()
+            },
+            search=statistics.search_curve(errors, rng),
+        )
+    pairs = tuple(
+        Pair(
+            first=a,
+            second=b,
+            comparison=statistics.compare(
+                found[a].errors, found[b].errors, np.random.default_rng(seed)
+            ),
+        )
+        for b, a in combinations(found, 2)
+    )
+    return Analysis(spaces=spaces, pairs=pairs)
+
+
+def refine(space: Space, result: SpaceResult, *metrics: str, name: str | None = None) -> Space:
+    """The part of a space in which the bootstrap finds its best networks.
+
+    Args:
+        space: what was sampled.
+        result: what was found of it.
+        metrics: whose intervals to take; none: all parameters, and depths and widths of stages
+            where these are the parameters.
+        name: of the new space; None: the old one's and `_refined`.
+
+    Raises:
+        ConfigError: the space has no such metric.
+    """
+    shape = [m for m in space.metric_names if m not in COMPLEXITY]
+    if not metrics and space.family == "regnet":
+        shape = [m for m in shape if m in space.parameters]
+    for metric in metrics:
+        if metric not in space.metric_names:
+            raise ConfigError(
+                f"{space.name} has no {metric!r}; it has {', '.join(space.metric_names)}"
+            )
+    ranges = {m: (result.best[m].low, result.best[m].high) for m in metrics or shape}
+    return replace(space.restrict(**ranges), name=name or f"{space.name}_refined")
+
+
+def write_table(populations: Mapping[str, Population], path: Path) -> int:
+    """Write a row per trained network, as .csv or .parquet; returns how many.
+
+    Columns are space, number, error, seconds, seed, all metrics, and config and epochs as JSON.
+
+    Raises:
+        ConfigError: the file has another ending.
+        MissingExtraError: Parquet needs pyarrow.
+        OSError: it cannot be written.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"{path}: a table's file must end in .csv or .parquet")
+    rows = [_cells(population, at) for population in populations.values()
+            for at in range(len(population))]  # fmt: skip
+    # Spaces differ in their metrics: a column that one lacks is empty there.
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if path.suffix == ".csv":
+        text = io.StringIO()
+        table = csv.DictWriter(text, names)
+        table.writeheader()
+        table.writerows(rows)
+        write_bytes(path, text.getvalue().encode())
+        return len(rows)
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError(
+            "Parquet files need pyarrow, which is not installed; pip install 'regnet[study]', or "
+            "write a .csv file"
+        ) from error
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    with writing(path) as temporary:
+        parquet.write_table(pyarrow.table(columns), temporary)
+    return len(rows)
+
+
+def _cells(population: Population, at: int) -> dict[str, Any]:
+    row = population.rows[at]
+    assert row.outcome is not None, "it is trained"
+    kept = ("seconds", "host", "device", "torch", "code", "finished")
+    return {
+        "space": row.space,
+        "number": row.number,
+        "error": float(population.errors[at]),
+        **row.metrics,
+        **{name: row.outcome[name] for name in kept},
+        "seed": row.seed,
+        "config": json.dumps(row.config),
+        "epochs": json.dumps(row.outcome["epochs"]),
+    }

@@ -1,0 +1,220 @@
+"""A study as one HTML file to look at, and as plots for documents."""
+
+import html
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
+from regnet.plot import check_plot_file, save_figure
+from regnet.studies import statistics
+from regnet.studies.analysis import SpaceResult, analyze, refine
+from regnet.studies.population import Population, Study
+from regnet.studies.space import COMPLEXITY
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLORS: Final = (
+    "#1b6ca8", "#d1495b", "#2e933c", "#8f5db7", "#c77d0a", "#3a8f8f", "#7a5c3e", "#5b6770",
+)  # fmt: skip
+"""One per space, in their order; then from the beginning."""
+
+_BAND_POINTS: Final = 80
+
+LOGARITHMIC: Final = ("w", "g", "b", "flops", "params", "activations")
+"""Metrics whose names begin so are drawn on a logarithmic scale, as they are sampled."""
+
+
+def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0) -> str:
+    """The report of a study: a document that needs no network and no other file.
+
+    Raises:
+        ConfigError: no network is trained yet.
+    """
+    analysis = analyze(populations, seed=seed)
+    spaces = []
+    for number, (name, result) in enumerate(analysis.spaces.items()):
+        population = populations[name]
+        spaces.append(
+            {
+                "name": name,
+                "color": COLORS[number % len(COLORS)],
+                "size": f"{population.space.size:.1e}",
+                "result": _plain(result),
+                "edf": _edf(population, seed),
+                "models": [_model(population, at) for at in range(len(population))],
+                "refined": _refined(population, result),
+            }
+        )
+    pairs = [
+        {"first": pair.first, "second": pair.second, **_fields(pair.comparison)}
+        for pair in analysis.pairs
+    ]
+    facts = study.to_dict()
+    data = {
+        "spaces": spaces,
+        "pairs": pairs,
+        "complexity": list(COMPLEXITY),
+        "logarithmic": list(LOGARITHMIC),
+        "machines": _machines(populations),
+    }
+    template = resources.files("regnet.studies").joinpath("report.html").read_text("utf-8")
+    title = f"Design spaces: {', '.join(analysis.spaces)}"
+    return (
+        template.replace("{{title}}", html.escape(title))
+        .replace("{{study}}", html.escape(json.dumps(facts, indent=1)))
+        # "</" would end the script early.
+        .replace("{{data}}", json.dumps(data).replace("</", "<\\/"))
+    )
+
+
+def save_plots(
+    populations: Mapping[str, Population], folder: Path, *, seed: int = 0
+) -> tuple[Path, ...]:
+    """Draw what the report shows into SVG files: EDFs, search curves, a file of each space.
+
+    Raises:
+        ConfigError: no network is trained yet.
+        MissingExtraError: matplotlib is not installed.
+        OSError: the files cannot be written.
+    """
+    paths = [folder / "edf.svg", folder / "search.svg"]
+    check_plot_file(paths[0])
+    from matplotlib.figure import Figure
+
+    analysis = analyze(populations, seed=seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    curves, searches = (Figure(figsize=(6.5, 4.5), layout="constrained") for _ in range(2))
+    edf_axes, search_axes = curves.subplots(), searches.subplots()
+    for number, (name, result) in enumerate(analysis.spaces.items()):
+        color = COLORS[number % len(COLORS)]
+        label = f"{name} [{result.minimum:.1f} | {result.mean:.1f}]"
+        curve = _edf(populations[name], seed)
+        edf_axes.step(curve["errors"], curve["share"], where="post", color=color, label=label)
+        edf_axes.fill_between(curve["at"], curve["low"], curve["high"], color=color, alpha=0.12)
+        sizes = list(result.search)
+        means, deviations = np.array(list(result.search.values())).T
+        search_axes.plot(sizes, means, ".-", color=color, label=name)
+        search_axes.fill_between(
+            sizes, means - 2 * deviations, means + 2 * deviations, color=color, alpha=0.1
+        )
+        path = folder / f"{name}.svg"
+        figure = Figure(figsize=(12, 3 * -(-len(result.best) // 4)), layout="constrained")
+        panels = figure.subplots(-(-len(result.best) // 4), 4, squeeze=False).ravel()
+        figure.suptitle(f"{name}: error (%) against each parameter, and where the best ones lie")
+        for axes, metric in zip(panels, result.best, strict=False):
+            _draw_metric(axes, populations[name], metric, result, color)
+        for axes in panels[len(result.best) :]:
+            axes.set_axis_off()
+        save_figure(figure, path)
+        paths.append(path)
+    edf_axes.set(xlabel="error, %", ylabel="cumulative share of networks", ylim=(0, 1))
+    search_axes.set(xlabel="networks tried", ylabel="error of the best, %", xscale="log")
+    search_axes.xaxis.set_major_formatter("{x:g}")
+    for axes, figure, path in ((edf_axes, curves, paths[0]), (search_axes, searches, paths[1])):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        save_figure(figure, path)
+    return tuple(paths)
+
+
+def _draw_metric(
+    axes: "Axes", population: Population, metric: str, result: SpaceResult, color: str
+) -> None:
+    best = result.best[metric]
+    axes.axvspan(best.low, best.high, color=color, alpha=0.12)
+    axes.axvline(best.median, color=color)
+    axes.plot(population.metrics[metric], population.errors, ".", color="0.3", ms=4)
+    axes.set_xlabel(metric)
+    if metric.startswith(LOGARITHMIC):
+        axes.set_xscale("log")
+    axes.grid(alpha=0.3)
+
+
+def _edf(population: Population, seed: int) -> dict[str, list[float]]:
+    """Steps of the EDF, and its band at as many errors as a picture needs."""
+    curve = statistics.edf(population.errors)
+    at = np.linspace(curve.errors[0], curve.errors[-1], _BAND_POINTS)
+    low, high = statistics.edf_band(population.errors, at, np.random.default_rng(seed))
+    return {
+        name: np.round(values, 5).tolist()
+        for name, values in (
+            ("errors", curve.errors), ("share", curve.share), ("at", at), ("low", low),
+            ("high", high),
+        )
+    }  # fmt: skip
+
+
+def _model(population: Population, at: int) -> dict[str, Any]:
+    row = population.rows[at]
+    assert row.outcome is not None, "it is trained"
+    config = config_from_dict(row.config)
+    return {
+        "number": row.number,
+        "error": round(float(population.errors[at]), 4),
+        "metrics": row.metrics,
+        "widths": [block.width for block in config.blocks()],
+        "line": list(config.explain().u) if isinstance(config, RegNetConfig) else [],
+        "stages": _stages(config),
+        "curve": [
+            [epoch["epoch"], round(100 - epoch["train_top1"], 3),
+             round(100 - epoch.get("average_top1", epoch["top1"]), 3)]
+            for epoch in row.outcome["epochs"]
+        ],
+        "seconds": row.outcome["seconds"],
+        "config": row.config,
+    }  # fmt: skip
+
+
+def _stages(config: AnyNetConfig | RegNetConfig) -> str:
+    return f"depths {list(config.depths)}, widths {list(config.widths)}"
+
+
+def _refined(population: Population, result: SpaceResult) -> list[dict[str, Any]]:
+    """What `refine` would restrict, and to what."""
+    refined = refine(population.space, result)
+    found = []
+    for metric, best in result.best.items():
+        if metric in refined.limits or metric in refined.parameters:
+            values = population.metrics[metric]
+            found.append(
+                {
+                    "metric": metric,
+                    "from": [float(values.min()), float(values.max())],
+                    "to": [best.low, best.high],
+                    "best": best.median,
+                }
+            )
+    return [row for row in found if row["metric"] not in COMPLEXITY]
+
+
+def _machines(populations: Mapping[str, Population]) -> list[str]:
+    """Where the networks were trained."""
+    rows = [row for population in populations.values() for row in population.rows]
+    told = {
+        f"{o['device']}, {o['threads']} threads, torch {o['torch']}"
+        for o in (row.outcome for row in rows)
+        if o is not None
+    }
+    return sorted(told)
+
+
+def _plain(result: SpaceResult) -> dict[str, Any]:
+    return {
+        "models": result.models,
+        "failed": result.failed,
+        "minimum": result.minimum,
+        "mean": result.mean,
+        "best": {name: [b.low, b.median, b.high] for name, b in result.best.items()},
+        "correlation": dict(result.correlation),
+        "search": [[size, *found] for size, found in result.search.items()],
+    }
+
+
+def _fields(comparison: statistics.Comparison) -> dict[str, Any]:
+    return {name: getattr(comparison, name) for name in comparison.__slots__}
