@@ -9,7 +9,7 @@ from typing import Any, Final
 from torch import nn
 
 from regnet.design.complexity import Complexity, complexity
-from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_json
+from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, EngineError, MissingExtraError, WeightsError
 from regnet.nn.efficientnet import (
@@ -23,6 +23,7 @@ from regnet.weights.download import fetch_file
 from regnet.weights.files import read_tensors
 from regnet.zoo.create import create
 from regnet.zoo.listing import list_models
+from regnet.zoo.source import CONFIG_SUFFIX
 
 PAIRINGS: Final = (
     ("efficientnet_b0", "regnety_004", 24.9, 25.9),
@@ -96,9 +97,9 @@ def load(name: str) -> Network:
     base, _, tag = name.partition(".")
     if base in EFFICIENTNETS:
         return _efficientnet(base, tag)
-    if Path(name).suffix == ".json":
-        config = config_from_json(Path(name).read_text(encoding="utf-8"))
-        return Network(model=create(config), architecture=config, input_size=224)
+    if Path(name).suffix == CONFIG_SUFFIX:
+        model = create(name)
+        return Network(model=model, architecture=model.config, input_size=224)
     model = create(name, pretrained=bool(tag))
     size = VARIANTS[model.pretrained_cfg["architecture"]].input_size
     facts: dict[str, Any] = {"model": model, "architecture": model.config, "input_size": size}
@@ -177,7 +178,7 @@ def expand(patterns: Sequence[str], peers: Sequence[str] = ()) -> list[str]:
     names: list[str] = []
     for pattern in patterns:
         base = pattern.partition(".")[0]
-        if Path(pattern).suffix == ".json" or pattern.partition(":")[0] in PEERS:
+        if Path(pattern).suffix == CONFIG_SUFFIX or pattern.partition(":")[0] in PEERS:
             names.append(pattern)
             continue
         found = [name for name in EFFICIENTNETS if fnmatchcase(name, pattern.lower())]

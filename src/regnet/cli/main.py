@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from regnet.cli import bench, evaluate, export, info, list_models, predict, study, train, weights
+from regnet.cli import (
+    bench,
+    evaluate,
+    export,
+    info,
+    list_models,
+    predict,
+    search,
+    study,
+    train,
+    weights,
+)
 from regnet.cli.output import print_error
 from regnet.errors import ConfigError, RegNetError
 
@@ -25,6 +36,7 @@ app.command("info")(info.command)
 app.command("export")(export.command)
 app.command("evaluate")(evaluate.command)
 app.command("train")(train.command)
+app.command("search")(search.command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(study.app, name="study")
 app.add_typer(weights.app, name="weights")

@@ -91,8 +91,10 @@ def init(
     from regnet.studies import population
 
     spaces = [_space(name, flops=flops, tolerance=tolerance, final=final) for name in space]
-    shape = {name: value for name, value in (("stem", stem), ("stem_width", stem_width)) if value}
-    ranges = dict(_range(text) for text in restrict or [])
+    shape: dict[str, Any] = {
+        name: value for name, value in (("stem", stem), ("stem_width", stem_width)) if value
+    }
+    ranges: dict[str, Any] = dict(_range(text) for text in restrict or [])
     study = population.Study(
         spaces=tuple(
             replace(found.restrict(**ranges), architecture=replace(found.architecture, **shape))

@@ -160,10 +160,6 @@ def _run(
         run, facts = runs.read(replayed)
         return start(run, out, facts=facts, options=options)
     assert data is not None, "it has been asked for"
-    if asked["model"].endswith(".json"):
-        from regnet.design.config import config_from_json
-
-        asked["model"] = config_from_json(Path(asked["model"]).read_text(encoding="utf-8"))
     return train(data=data, out=out, recipe=recipe(), options=options, **asked)
 
 

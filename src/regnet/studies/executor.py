@@ -38,9 +38,6 @@ class Died:
 class Executor(Protocol):
     """Runs a function on tasks."""
 
-    workers: int
-    """How many tasks run at once."""
-
     def run(
         self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
     ) -> Iterator[tuple[Task, Result | Died]]:
@@ -52,10 +49,18 @@ class Executor(Protocol):
         ...
 
 
+def with_threads(
+    function: Callable[[Task, str], Result], task: Task, device: str, threads: int
+) -> Result:
+    """Call a function in a process whose PyTorch takes so many threads."""
+    import torch
+
+    torch.set_num_threads(threads)
+    return function(task, device)
+
+
 class InProcess:
     """One task after the other, in this process: the reference."""
-
-    workers = 1
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
@@ -208,15 +213,12 @@ def _work(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the process that began this one decides
     _end_with(parent)
-    import torch
-
-    torch.set_num_threads(threads)
     while True:
         try:
             task = pipe.recv()
         except (EOFError, OSError):
             return
-        pipe.send(function(task, device))
+        pipe.send(with_threads(function, task, device, threads))
 
 
 def _end_with(parent: int) -> None:

@@ -158,7 +158,7 @@ def sample(space: Space, count: int, rng: np.random.Generator | int = 0) -> Samp
             fits &= good
         found = found.take(fits)
         kept.append(found.take(_first_seen(found, seen)))
-    return _joined(kept).take(slice(count))
+    return joined(kept).take(slice(count))
 
 
 def _first_seen(found: Sample, seen: set[bytes]) -> IntArray:
@@ -318,7 +318,8 @@ def _rows(stages: StagePopulation, which: BoolArray | IntArray | slice) -> Stage
     )
 
 
-def _joined(samples: Sequence[Sample]) -> Sample:
+def joined(samples: Sequence[Sample]) -> Sample:
+    """Samples of one space, or of parts of it, as one."""
     first = samples[0]
     stages = [found.population for found in samples]
     return Sample(

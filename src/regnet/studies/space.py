@@ -149,6 +149,8 @@ class Space:
         parameters, limits = dict(self.parameters), dict(self.limits)
         for name, given in ranges.items():
             low, high = given if isinstance(given, tuple) else (given, given)
+            if low is None and high is None:
+                continue
             least = -math.inf if low is None else low
             most = math.inf if high is None else high
             if name in parameters:

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import inf
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from regnet.design.complexity import Complexity, complexity
@@ -12,7 +13,7 @@ from regnet.design.variants import VARIANTS, Variant
 from regnet.errors import ConfigError, RegNetError
 from regnet.weights.catalog import Checkpoint, checkpoints_of, default_checkpoint
 from regnet.weights.licenses import find_license
-from regnet.zoo.source import find_model, find_source
+from regnet.zoo.source import CONFIG_SUFFIX, find_model, find_source
 
 Sort = Literal["name", "top1", "flops", "params"]
 
@@ -44,13 +45,28 @@ def info(name: str, *, input_size: int | None = None) -> ModelInfo:
     """Everything about one variant, without building it.
 
     Args:
-        name: as for `create`; with a tag, the checkpoint is described too.
+        name: a variant, a checkpoint, which is described too, or a file of a config (.json).
         input_size: side of the images to count the complexity for; None: as published.
 
     Raises:
-        ConfigError: there is no such variant.
+        ConfigError: there is no such variant, or the file holds no config.
         WeightsError: the name has a tag, and there are no such weights.
     """
+    if name.endswith(CONFIG_SUFFIX):
+        config, stem = find_source(name, pretrained=False).config, Path(name).stem
+        size = 224 if input_size is None else input_size
+        return ModelInfo(
+            name=stem,
+            label=stem,
+            family=config.kind,
+            aliases=(),
+            factory="create",
+            config=config,
+            input_size=size,
+            complexity=complexity(config, size),
+            checkpoints=(),
+            default=None,
+        )
     variant, row = find_model(name)
     size = variant.input_size if input_size is None else input_size
     default = default_checkpoint(variant.name)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from regnet.data.preprocess import Preprocess
-from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_json
 from regnet.design.variants import VARIANTS, Variant
 from regnet.errors import ConfigError, WeightsError
 from regnet.nn.model import GlobalPool
@@ -16,6 +16,7 @@ from regnet.zoo.names import find_variant
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 FOLDER_PREFIX = "local-dir:"
+CONFIG_SUFFIX = ".json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,14 +89,15 @@ def find_source(
     Args:
         name: a variant, an alias, `variant.tag`, what a publisher calls a checkpoint
             (`facebook/regnet-y-016`), `hf-hub:owner/name`, `hf-hub:owner/name@revision`,
-            `local-dir:folder`, or a config.
+            `local-dir:folder`, a file of a config (.json), or a config.
         pretrained: whether weights are wanted: without a tag, the variant's default.
         revision: of the repository that the weights lie in; None: as in the name or the table.
         how: how to get a repository's description.
 
     Raises:
-        ConfigError: the name is not known.
+        ConfigError: the name is not known, or the file holds no config.
         WeightsError: there are no such weights, or they cannot be had.
+        OSError: the file cannot be read.
     """
     if not isinstance(name, str):
         if pretrained:
@@ -104,6 +106,9 @@ def find_source(
                 "checkpoint_path= with a file"
             )
         return Source(config=name, architecture="regnet")
+    if name.lower().endswith(CONFIG_SUFFIX):
+        config = config_from_json(Path(name).expanduser().read_text(encoding="utf-8"))
+        return find_source(config, pretrained=pretrained)
     for prefix in HUB_PREFIXES:
         if name.lower().startswith(prefix):
             return _repository(name[len(prefix) :], revision, how or Fetch())

@@ -1,0 +1,98 @@
+"""Networks trained on a Ray cluster, wherever it has room."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from regnet.errors import MissingExtraError
+from regnet.studies.executor import ATTEMPTS, Died, Result, Task, with_threads
+
+
+class RayExecutor:
+    """Tasks of Ray Core. A task whose worker or node is lost is given to another, by Ray.
+
+    All nodes need this package, and must see the images where the study says that they are.
+    """
+
+    def __init__(
+        self,
+        workers: int | None = None,
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        gpus: float | None = None,
+        address: str | None = None,
+    ) -> None:
+        """Join a cluster, or start one of this machine alone.
+
+        Args:
+            workers: networks trained at once, at most; None: as many as the cluster has room for.
+            device: `cpu` or `cuda`.
+            threads: of each network, and the cores that it is counted for.
+            gpus: the part of a GPU that a network is counted for; None: a whole one with `cuda`.
+            address: of the cluster; None: that of RAY_ADDRESS, or of this machine.
+
+        Raises:
+            MissingExtraError: Ray is not installed.
+        """
+        try:
+            import ray
+        except ImportError as error:
+            raise MissingExtraError(
+                "--executor ray needs ray, which is not installed; pip install 'regnet[ray]'"
+            ) from error
+        self._ray: Any = ray
+        self._joined = not ray.is_initialized()
+        if self._joined:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+        self.device, self.threads = device, threads
+        self.gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
+        self._most = workers
+
+    def _room(self) -> int:
+        """How many networks the cluster takes at once, as it is now."""
+        there = self._ray.cluster_resources()
+        room = int(there.get("CPU", 0) // self.threads)
+        if self.gpus:
+            room = min(room, int(there.get("GPU", 0) / self.gpus))
+        return max(1, room if self._most is None else min(room, self._most))
+
+    def run(
+        self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
+    ) -> Iterator[tuple[Task, Result | Died]]:
+        """See `Executor.run`."""
+        ray = self._ray
+        remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=ATTEMPTS - 1)(
+            with_threads
+        )
+        running: dict[Any, Task] = {}
+        left = True
+        try:
+            while left or running:
+                while left and len(running) < self._room():
+                    task = next(tasks, None)
+                    if task is None:
+                        left = False
+                        break
+                    reference = remote.remote(function, task, self.device, self.threads)
+                    running[reference] = task
+                # Now and then the room is looked at again: nodes come and go.
+                ready, _ = ray.wait(list(running), timeout=10) if running else ([], [])
+                for reference in ready:
+                    task = running.pop(reference)
+                    yield task, self._result(reference)
+        finally:
+            for reference in running:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.cancel(reference, force=True)
+            if self._joined:
+                ray.shutdown()
+
+    def _result(self, reference: Any) -> Any:
+        try:
+            return self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError:
+            raise  # a mistake in the function: nobody's death
+        except self._ray.exceptions.RayError as error:
+            return Died(" ".join(f"{type(error).__name__}: {error}".split())[:500])

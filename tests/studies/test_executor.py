@@ -1,0 +1,114 @@
+"""One contract for all executors, with processes that really die."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regnet.errors import ConfigError
+from regnet.studies.executor import ATTEMPTS, Died, Executor, InProcess, ProcessPool
+from tests.tasks import die_always, die_at_first, square, write_pid_and_sleep
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _others_import_the_tests() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[Any]:
+    """Two nodes on this machine, the second with all the room."""
+    pytest.importorskip("ray", reason="ray is not installed")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(head_node_args={"num_cpus": 0}, initialize_head=True)
+    cluster.add_node(num_cpus=2)
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(params=["process", "pool", "ray", "slurm"])
+def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
+    if request.param == "process":
+        return InProcess()
+    if request.param == "pool":
+        return ProcessPool(2, threads=1)
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
+        from regnet.studies.ray_executor import RayExecutor
+
+        return RayExecutor(2)
+    pytest.importorskip("submitit", reason="submitit is not installed")
+    from regnet.studies.slurm_executor import SlurmExecutor
+
+    return SlurmExecutor(2, cluster="local", folder=tmp_path / "jobs")
+
+
+def test_every_task_gives_one_result_and_is_taken_when_there_is_room(executor: Executor) -> None:
+    taken: list[int] = []
+
+    def tasks() -> Iterator[int]:
+        for number in range(4):
+            taken.append(number)
+            yield number
+
+    found = []
+    for task, result in executor.run(square, tasks()):
+        found.append((task, result))
+        assert len(taken) <= len(found) + 2
+    assert sorted(found) == [(n, (n * n, "cpu")) for n in range(4)]
+
+
+def test_a_task_whose_process_is_killed_is_done_again(executor: Executor, tmp_path: Path) -> None:
+    if isinstance(executor, InProcess):
+        pytest.skip("its process is this one")
+    tasks = [(tmp_path / "died", number) for number in range(3)]
+    found = dict(executor.run(die_at_first, iter(tasks)))
+    assert found == {task: task[1] for task in tasks}
+    assert (tmp_path / "died").exists()
+
+
+def test_a_task_that_kills_every_process_ends_alone(executor: Executor) -> None:
+    if isinstance(executor, InProcess):
+        pytest.skip("its process is this one")
+    found = dict(executor.run(die_always, iter(range(3))))
+    assert isinstance(found[1], Died)
+    assert {found[0], found[2]} == {0, 2}
+
+
+def test_the_pool_says_how_a_process_died() -> None:
+    [(_, result)] = ProcessPool(1).run(die_always, iter([1]))
+    assert isinstance(result, Died)
+    assert f"SIGKILL (is memory short?), {ATTEMPTS} times" in result.reason
+
+
+def test_closing_ends_what_runs(tmp_path: Path) -> None:
+    files = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
+
+    def tasks() -> Iterator[Path]:
+        yield files[0]
+        while not files[0].exists() or not files[0].read_text():
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(ProcessPool(2).run(write_pid_and_sleep, tasks()))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(files[0].read_text()), 0)
+
+
+def test_a_pool_needs_devices_and_workers() -> None:
+    with pytest.raises(ConfigError, match="no devices"):
+        ProcessPool(devices=())
+    with pytest.raises(ConfigError, match="workers must be at least 1, got -1"):
+        ProcessPool(-1)

@@ -1,0 +1,30 @@
+"""What the processes of executors do in tests: they import this file by its name."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def square(task: int, device: str) -> tuple[int, str]:
+    return task * task, device
+
+
+def die_at_first(task: tuple[Path, int], device: str) -> int:
+    """The first process that is given task 1 is killed."""
+    mark, number = task
+    if number == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def die_always(task: int, device: str) -> int:
+    if task == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task
+
+
+def write_pid_and_sleep(task: Path, device: str) -> None:
+    task.write_text(str(os.getpid()))
+    time.sleep(600)
