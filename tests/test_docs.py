@@ -77,6 +77,12 @@ def test_the_example_of_training_runs(capsys):
     assert capsys.readouterr().out.startswith("0.125 ")
 
 
+def test_the_example_of_studies_runs(capsys):
+    [example] = code_blocks(ROOT / "docs/studies.md")
+    exec(example, {})
+    assert capsys.readouterr().out
+
+
 def test_tables_are_those_of_the_results():
     done = subprocess.run(
         [sys.executable, ROOT / "scripts/write_tables.py", "--check"],

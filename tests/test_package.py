@@ -56,6 +56,7 @@ def test_public_names():
         "Recipe",
         "RegNet",
         "RegNetConfig",
+        "Scaled",
         "StageConfig",
         "TrainOptions",
         "Trained",
@@ -77,6 +78,7 @@ def test_public_names():
         "predict",
         "preprocess",
         "resume",
+        "scale",
         "train",
     ]
     assert all(hasattr(regnet, name) for name in regnet.__all__)

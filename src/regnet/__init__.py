@@ -10,6 +10,7 @@ from regnet.design.config import (
     config_from_dict,
     config_from_json,
 )
+from regnet.design.scaling import Scaled, scale
 from regnet.engines.optimize import Optimized, optimize
 from regnet.evaluation.evaluate import Evaluation, evaluate
 from regnet.exporting import Exported, export
@@ -48,6 +49,7 @@ __all__ = [
     "Recipe",
     "RegNet",
     "RegNetConfig",
+    "Scaled",
     "StageConfig",
     "TrainOptions",
     "Trained",
@@ -69,6 +71,7 @@ __all__ = [
     "predict",
     "preprocess",
     "resume",
+    "scale",
     "train",
 ]
 __all__ += factories.__all__

@@ -49,8 +49,12 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
 
         return RayExecutor(2)
     pytest.importorskip("submitit", reason="submitit is not installed")
+    from submitit.core.core import Job
+
     from regnet.studies.slurm_executor import SlurmExecutor
 
+    # How long it hopes for a result that a killed job might still have written.
+    request.getfixturevalue("monkeypatch").setattr(Job, "_results_timeout_s", 1)
     return SlurmExecutor(2, cluster="local", folder=tmp_path / "jobs")
 
 

@@ -37,6 +37,11 @@ def command(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="A new folder for what comes out.")] = None,
     val: Annotated[str | None, typer.Option(help="Images to test on, if not beside.")] = None,
+    train_images: Annotated[
+        int | None,
+        typer.Option(help="Train on so many images only, equally of all classes.", min=1),
+    ] = None,
+    val_images: Annotated[int | None, typer.Option(help="Test on so many only.", min=1)] = None,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Start from the variant's default weights.")
     ] = False,
@@ -115,6 +120,8 @@ def command(
             model=model,
             recipe=lambda: read_recipe(recipe, set_ or []),
             val=val,
+            train_images=train_images,
+            val_images=val_images,
             pretrained=pretrained,
             num_classes=num_classes,
             seed=seed,

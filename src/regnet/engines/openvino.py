@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 
 from regnet.engines.base import OWN_LAYOUT, Runner, Target, half_obstacle
 from regnet.engines.program import capture
+from regnet.quiet import quiet
 
 
 class OpenVINO:
@@ -39,7 +40,7 @@ def convert(program: ExportedProgram, example: Tensor | None = None) -> Any:
     """A program as an `openvino.Model`; with an example, for images of that shape alone."""
     import openvino
 
-    with torch.no_grad():
+    with quiet("openvino"), torch.no_grad():  # torch warns of its own deprecations
         model = openvino.convert_model(program)
     if example is not None:
         # Converted shapes are free, which costs 5 % of the time, whatever the program says.

@@ -1,0 +1,124 @@
+"""`regnet study` and `regnet search`, as a person uses them."""
+
+import json
+
+import pytest
+
+from regnet.studies import find_space
+from regnet.studies import search as searching
+from tests.cli.test_train import regnet
+from tests.pictures import write_folder
+
+SMALL = (
+    "--flops", "3e5", "--tolerance", "1", "--restrict", "d=:8", "--stem", "cifar",
+    "--stem-width", "8", "--recipe", "cifar", "--set", "epochs=1", "--set", "warmup_epochs=0",
+    "--set", "batch_size=12", "--set", "clean_epochs=0", "--set", "precision=fp32",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    write_folder(folder / "train", 36)
+    write_folder(folder / "val", 12, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("studies") / "first"
+    done = regnet(
+        "study", "init", out, "--data", data, "--space", "anynetx_a", "--space", "regnetx",
+        "--models", "2", *SMALL, "--workers", "2", "--run",
+    )  # fmt: skip
+    assert "4 networks of 2 spaces" in done.stderr
+    assert "[4/4]" in done.stderr
+    assert "left" in done.stderr
+    assert "the first is" in done.stdout
+    assert (out / "report.html").exists()
+    return out
+
+
+def test_a_study_says_how_far_it_is(study):
+    done = regnet("study", "status", study, "--json")
+    assert json.loads(done.stdout) == {"anynetx_a": {"done": 2}, "regnetx": {"done": 2}}
+    assert "regnetx" in regnet("study", "run", study).stdout  # there is nothing to do
+
+
+def test_an_analysis_is_a_table_or_a_document(study):
+    text = regnet("study", "analyze", study).stdout
+    assert "95 % of the best" in text
+    found = json.loads(regnet("study", "analyze", study, "--json").stdout)
+    assert found["spaces"]["regnetx"]["models"] == 2
+    assert found["pairs"][0]["first"] == "regnetx"
+    assert "low" in found["spaces"]["regnetx"]["best"]["wm"]
+
+
+def test_reports_plots_and_tables(study, tmp_path):
+    regnet("study", "report", study, "-o", tmp_path / "r.html", "--plots", tmp_path / "plots")
+    assert "<svg" in (tmp_path / "r.html").read_text()
+    assert (tmp_path / "plots/edf.svg").exists()
+    done = regnet("study", "export", study, tmp_path / "t.csv")
+    assert done.stdout.endswith("t.csv: 4 networks\n")
+
+
+def test_a_refined_space_is_added_and_trained(study):
+    done = regnet("study", "refine", study, "regnetx", "--metric", "b", "--name", "narrower")
+    assert "2 networks of narrower" in done.stderr
+    regnet("study", "resume", study, "--workers", "1")
+    found = json.loads(regnet("study", "status", study, "--json").stdout)
+    assert found["narrower"] == {"done": 2}
+    regnet("study", "recover", study)
+    assert json.loads(regnet("study", "status", study, "--json").stdout) == found
+
+
+def test_a_space_may_be_a_file(data, tmp_path):
+    space = find_space("regnetx").restrict(b=1).to_dict() | {"name": "mine"}
+    (tmp_path / "mine.json").write_text(json.dumps(space))
+    regnet("study", "init", tmp_path / "s", "--data", data, "--space", tmp_path / "mine.json",
+           "--models", "1")  # fmt: skip
+    assert "mine" in regnet("study", "status", tmp_path / "s").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--space", "regnetq"), 2, "there is no space 'regnetq'; did you mean 'regnet"),
+        (("--space", "regnetx", "--restrict", "d"), 2, "--restrict needs name=low:high"),
+        (("--space", "regnetx", "--restrict", "q=3"), 2, "regnetx has no 'q'"),
+        (("--space", "regnetx", "--final"), 2, "depend on flops; say how many"),
+        (("--space", "regnetx", "--recipe", "cifra"), 2, "did you mean 'cifar'"),
+        (("--space", "regnetx", "--executor", "k8s", "--run"), 2, "local, ray or slurm"),
+        (("--space", "regnetx", "--device", "cuda", "--run"), 2, "no CUDA GPU"),
+    ],
+)
+def test_wrong_usage_is_one_line(data, tmp_path, arguments, code, message):
+    done = regnet("study", "init", tmp_path / "s", "--data", data, *arguments, code=code)
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_folder_without_a_study(tmp_path):
+    for command in ("run", "status", "analyze", "report", "recover"):
+        done = regnet("study", command, tmp_path, code=2)
+        assert "there is no study.json; name the folder of a study" in done.stderr
+
+
+def test_a_search_prints_and_writes_what_it_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(searching, "CANDIDATES", 200)
+    best = tmp_path / "best.json"
+    options = (
+        "--flops", "8e6", "--latency-ms", "1e4", "--input-size", "32", "--engine", "folded",
+        "--probes", "8", "--finalists", "2", "--seconds", "0.02", "--seed", "1", "-o", best,
+    )  # fmt: skip
+    done = regnet("search", *options)
+    assert "regnety_004" in done.stdout
+    assert "networks measured, 200 ranked by a model of latency" in done.stdout
+    assert "kind" in json.loads(best.read_text())
+    told = regnet("info", best, "--image-size", "32").stdout
+    assert "best" in told
+
+
+def test_a_search_needs_a_limit():
+    assert "a search needs a limit" in regnet("search", code=2).stderr

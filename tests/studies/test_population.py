@@ -1,0 +1,389 @@
+"""Studies on small pictures: what is kept, whatever dies."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from regnet.design.config import ArchitectureConfig
+from regnet.errors import ConfigError, DataError, StudyError
+from regnet.studies import population
+from regnet.studies.analysis import analyze, refine, write_table
+from regnet.studies.executor import Died, InProcess
+from regnet.studies.population import Study
+from regnet.studies.space import SPACES, Space
+from regnet.studies.store import Store
+from regnet.training.recipe import Recipe
+from tests.pictures import write_folder
+
+RECIPE = Recipe(
+    epochs=2, batch_size=12, lr=1.0, warmup_epochs=0, crop="pad", lighting=0.0, precise_bn=24
+)
+
+
+def small(name: str) -> Space:
+    """Networks of a space that train in a moment."""
+    space = replace(
+        SPACES[name], architecture=ArchitectureConfig(stem="cifar", stem_width=8), input_size=16
+    )
+    return space.restrict(flops=(None, 3e5), d=(None, 8))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    write_folder(folder / "train", 48)
+    write_folder(folder / "val", 18, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(data: Path) -> Study:
+    return Study(
+        spaces=(small("anynetx_a"), small("regnetx")),
+        models=4,
+        train=str(data),
+        val=str(data),
+        recipe=RECIPE,
+    )
+
+
+@pytest.fixture(scope="module")
+def done(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that is trained."""
+    folder = tmp_path_factory.mktemp("study") / "done"
+    population.init(folder, study)
+    population.resume(folder, executor=InProcess())
+    return folder
+
+
+class Stopping:
+    """Trains in this process, and stops the study after so many networks."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def run(self, function: Any, tasks: Any) -> Any:
+        for number, task in enumerate(tasks):
+            if number == self.after:
+                raise KeyboardInterrupt
+            yield task, function(task, "cpu")
+
+
+def test_every_network_is_a_row_with_what_made_it(done: Path, study: Study) -> None:
+    assert population.counts(done) == {"anynetx_a": {"done": 4}, "regnetx": {"done": 4}}
+    found = population.load(done)
+    for name, of_space in found.items():
+        assert len(of_space) == 4
+        assert of_space.space.architecture.num_classes == 3
+        for row, error in zip(of_space.rows, of_space.errors, strict=True):
+            assert row.outcome is not None
+            tops = [epoch["top1"] for epoch in row.outcome["epochs"]]
+            assert error == 100 - max(tops)
+            assert [epoch["epoch"] for epoch in row.outcome["epochs"]] == [1, 2]
+            assert row.outcome.keys() >= {"seconds", "host", "device", "images", "code", "torch"}
+            assert row.attempts == 1
+        assert set(of_space.metrics) == set(small(name).metric_names)
+
+
+def test_the_same_study_gives_the_same_errors(done: Path, study: Study, tmp_path: Path) -> None:
+    """Also where it is interrupted."""
+    population.init(tmp_path / "s", study)
+    with pytest.raises(KeyboardInterrupt):
+        population.resume(tmp_path / "s", executor=Stopping(3))
+    counts = population.counts(tmp_path / "s")
+    assert sum(c.get("done", 0) for c in counts.values()) == 3
+    assert sum(c.get("running", 0) for c in counts.values()) == 0
+    population.resume(tmp_path / "s", executor=InProcess())
+    for name, of_space in population.load(tmp_path / "s").items():
+        assert of_space.errors.tolist() == population.load(done)[name].errors.tolist()
+
+
+def test_spaces_take_turns(study: Study, tmp_path: Path) -> None:
+    population.init(tmp_path / "s", study)
+    with Store(tmp_path / "s") as store:
+        order = [store.claim() for _ in range(4)]
+    assert [(row.space, row.number) for row in order if row] == [
+        ("anynetx_a", 0), ("regnetx", 0), ("anynetx_a", 1), ("regnetx", 1),
+    ]  # fmt: skip
+
+
+def test_two_at_once_share_the_work(study: Study, tmp_path: Path) -> None:
+    """What one holds the other leaves alone, and takes over once the first is gone."""
+    population.init(tmp_path / "s", study)
+    with Store(tmp_path / "s") as first, Store(tmp_path / "s") as second:
+        mine = [first.claim() for _ in range(5)]
+        assert second.free_orphans() == 0
+        others = [second.claim() for _ in range(4)]
+        assert others[3] is None
+        ids = [row.id for row in (*mine, *others[:3]) if row]
+        assert len(set(ids)) == 8
+        first.close()
+        assert second.claim() is not None
+
+
+def test_a_result_of_one_that_was_taken_over_is_refused(study: Study, tmp_path: Path) -> None:
+    population.init(tmp_path / "s", study)
+    with Store(tmp_path / "s") as first, Store(tmp_path / "s") as second:
+        row = first.claim()
+        assert row is not None
+        second._free(first.owner)  # as if it had been thought dead
+        with pytest.raises(StudyError, match="anynetx_a number 0 is no longer this process's"):
+            first.finish(row, {"error": 1.0}, failed=False)
+
+
+DRIVER = """
+import sys
+from regnet.studies import population
+from regnet.studies.executor import ProcessPool
+if __name__ == "__main__":
+    def told(row):
+        print(row.space, row.number, flush=True)
+    population.resume(sys.argv[1], executor=ProcessPool(2, threads=1), on_result=told)
+"""
+
+
+def test_drivers_and_workers_killed_at_random_lose_and_repeat_nothing(
+    study: Study, tmp_path: Path
+) -> None:
+    """Kill -9 of the driver, or of one of its workers, until the study is done; then count."""
+    folder, script = tmp_path / "s", tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    slower = replace(study, models=6, recipe=replace(RECIPE, epochs=10))
+    count = population.init(folder, slower).count
+    rng = random.Random(0)
+    trained: list[str] = []
+    kills = 0
+    for attempt in range(40):
+        driver = subprocess.Popen(
+            [sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True
+        )
+        assert driver.stdout is not None
+        victim = "nobody" if attempt >= 6 else ("driver", "worker")[attempt % 2]
+        for line in driver.stdout:
+            trained.append(line.strip())
+            if victim == "worker":
+                victim = "nobody"
+                kills += _kill_a_worker(driver.pid, rng)
+            elif victim == "driver":
+                time.sleep(rng.uniform(0, 0.3))
+                driver.kill()
+                kills += 1
+                break
+        workers = _children(driver.pid)
+        driver.stdout.close()
+        if driver.wait() == 0:
+            break
+        for pid in workers:  # they end with the driver
+            _gone(pid)
+    assert kills >= 2
+    assert population.counts(folder) == {"anynetx_a": {"done": 6}, "regnetx": {"done": 6}}
+    # A driver can be killed between keeping a result and telling of it.
+    assert len(trained) == len(set(trained)) <= count
+    rows = [row for of_space in population.load(folder).values() for row in of_space.rows]
+    assert len({(row.space, row.number) for row in rows}) == count
+    # Each death costs at most the two networks then in flight.
+    assert sum(row.attempts for row in rows) <= count + 2 * kills
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
+
+
+def _kill_a_worker(driver: int, rng: random.Random) -> int:
+    workers = [pid for pid in _children(driver) if b"spawn_main" in _command(pid)]
+    if not workers:
+        return 0
+    os.kill(rng.choice(workers), signal.SIGKILL)
+    return 1
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _gone(pid: int) -> None:
+    end = time.monotonic() + 10
+    while b"spawn_main" in _command(pid):
+        assert time.monotonic() < end, "a worker lives on without its driver"
+        time.sleep(0.05)
+
+
+def test_a_network_that_fails_is_a_row_with_its_reason(study: Study, tmp_path: Path) -> None:
+    population.init(tmp_path / "s", replace(study, recipe=replace(RECIPE, lr=1e30)))
+    population.resume(tmp_path / "s", executor=InProcess())
+    with Store(tmp_path / "s") as store:
+        rows = store.rows("failed")
+    assert rows
+    for row in rows:
+        assert row.outcome is not None
+        assert row.outcome["reason"].startswith("TrainingError: the loss is not finite")
+    with pytest.raises(ConfigError, match="no network of the study is trained yet"):
+        analyze(population.load(tmp_path / "s"))
+
+
+class Deadly:
+    """An executor whose processes all die."""
+
+    def run(self, function: Any, tasks: Any) -> Any:
+        for task in tasks:
+            yield task, Died("its process was ended by SIGKILL, 3 times")
+
+
+def test_a_network_that_kills_its_process_is_a_row_too(study: Study, tmp_path: Path) -> None:
+    population.init(tmp_path / "s", study)
+    population.resume(tmp_path / "s", executor=Deadly())
+    assert population.counts(tmp_path / "s")["regnetx"] == {"failed": 4}
+    population.resume(tmp_path / "s", executor=InProcess(), retry_failed=True)
+    assert population.counts(tmp_path / "s")["regnetx"] == {"done": 4}
+
+
+@pytest.mark.parametrize("where", ["middle", "header", "content"])
+def test_a_damaged_store_is_noticed_and_the_rest_recovered(
+    done: Path, tmp_path: Path, where: str
+) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    for name in ("study.json", "study.db"):
+        (folder / name).write_bytes((done / name).read_bytes())
+    path = folder / "study.db"
+    data = bytearray(path.read_bytes())
+    if where == "content":  # a digit of a result, which SQLite does not notice
+        at = data.index(b'"seconds": ') + len(b'"seconds": ')
+        data[at] = ord("9") if data[at] != ord("9") else ord("8")
+    elif where == "middle":
+        data[-4096:] = random.Random(1).randbytes(4096)
+    else:
+        data[:100] = bytes(100)
+        (folder / "study-copy.db").write_bytes((done / "study-copy.db").read_bytes())
+    path.write_bytes(data)
+    with pytest.raises(StudyError, match=r"is damaged .*`regnet study recover"):
+        population.resume(folder, executor=InProcess())
+    kept, damaged = population.recover(folder)
+    assert kept >= 4
+    assert damaged.exists()
+    counts = population.counts(folder)
+    assert sum(c.get("done", 0) for c in counts.values()) == kept
+    population.resume(folder, executor=InProcess())
+    for name, of_space in population.load(folder).items():
+        assert of_space.errors.tolist() == population.load(done)[name].errors.tolist()
+
+
+def test_a_full_disk_loses_nothing_that_was_kept(study: Study, tmp_path: Path) -> None:
+    """SQLite is given no more pages than it has."""
+    population.init(tmp_path / "s", study)
+    with Store(tmp_path / "s") as store:
+        row = store.claim()
+        assert row is not None
+        [(pages,)] = store._connection.execute("PRAGMA page_count").fetchall()
+        store._connection.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(StudyError, match="disk is full; what was committed is kept"):
+            store.finish(row, {"error": 1.0, "epochs": ["x" * 20_000]}, failed=False)
+    assert population.counts(tmp_path / "s")["anynetx_a"] == {"pending": 4}
+
+
+def test_other_images_are_refused(done: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    (folder / "study.db").write_bytes((done / "study.db").read_bytes())
+    document = json.loads((done / "study.json").read_text())
+    write_folder(tmp_path / "other/train", 60)
+    write_folder(tmp_path / "other/val", 18)
+    document["train"] = document["val"] = str(tmp_path / "other")
+    (folder / "study.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="not the images that anynetx_a number 0 was trained on"):
+        population.resume(folder, executor=InProcess())
+
+
+def test_analysis_and_refinement(done: Path, study: Study) -> None:
+    found = population.load(done)
+    analysis = analyze(found, seed=1)
+    assert analysis == analyze(found, seed=1)
+    result = analysis.spaces["regnetx"]
+    assert (result.models, result.failed) == (4, 0)
+    assert result.minimum == found["regnetx"].errors.min()
+    [pair] = analysis.pairs
+    assert (pair.first, pair.second) == ("regnetx", "anynetx_a")
+    refined = refine(found["regnetx"].space, result)
+    assert refined.name == "regnetx_refined"
+    best = result.best["wm"]
+    assert refined.parameters["wm"].low >= best.low - 1e-9
+    assert refined.parameters["wm"].high <= best.high + 1e-9
+    only = refine(found["anynetx_a"].space, analysis.spaces["anynetx_a"], "d", name="deep")
+    assert only.name == "deep"
+    assert only.limits["d"] == (
+        analysis.spaces["anynetx_a"].best["d"].low,
+        min(8, analysis.spaces["anynetx_a"].best["d"].high),
+    )
+    with pytest.raises(ConfigError, match="regnetx has no 'depth'"):
+        refine(found["regnetx"].space, result, "depth")
+
+
+def test_a_space_can_be_added(done: Path, tmp_path: Path, study: Study) -> None:
+    population.init(tmp_path / "s", replace(study, models=2))
+    new = replace(small("regnetx").restrict(b=1), name="no_bottleneck")
+    population.extend(tmp_path / "s", new)
+    assert population.counts(tmp_path / "s")["no_bottleneck"] == {"pending": 2}
+    with pytest.raises(ConfigError, match="two spaces are called 'no_bottleneck'"):
+        population.extend(tmp_path / "s", new)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_tables_hold_every_network(done: Path, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"table{suffix}"
+    found = population.load(done)
+    assert write_table(found, path) == 8
+    if suffix == ".csv":
+        import csv
+
+        rows: list[dict[str, Any]] = list(csv.DictReader(path.read_text().splitlines()))
+    else:
+        from pyarrow import parquet
+
+        rows = parquet.read_table(path).to_pylist()
+    assert [row["space"] for row in rows] == ["anynetx_a"] * 4 + ["regnetx"] * 4
+    errors = np.concatenate([of_space.errors for of_space in found.values()])
+    assert [float(row["error"]) for row in rows] == errors.tolist()
+    assert json.loads(rows[5]["config"])["kind"] == "regnet"
+    with pytest.raises(ConfigError, match=r"must end in \.csv or \.parquet"):
+        write_table(found, tmp_path / "table.txt")
+
+
+def test_bad_studies_are_refused(data: Path, study: Study, tmp_path: Path, done: Path) -> None:
+    with pytest.raises(ConfigError, match="holds a study already"):
+        population.init(done, study)
+    with pytest.raises(ConfigError, match=r"there is no study\.json"):
+        population.resume(tmp_path)
+    with pytest.raises(ConfigError, match="two spaces are called 'regnetx'"):
+        replace(study, spaces=(small("regnetx"),) * 2)
+    with pytest.raises(ConfigError, match="a study needs a space"):
+        replace(study, spaces=())
+    with pytest.raises(DataError, match="1000 images were asked for, there are 48"):
+        population.init(tmp_path / "a", replace(study, train_images=1000))
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "study.json").write_text("[")
+    with pytest.raises(ConfigError, match=r"study\.json"):
+        population.read(tmp_path)
+
+
+def test_a_store_of_another_kind_is_named(tmp_path: Path, study: Study) -> None:
+    population.init(tmp_path / "s", study)
+    (tmp_path / "s/study.db").write_bytes(b"not a database at all" * 200)
+    with pytest.raises(StudyError, match=r"study\.db is damaged"):
+        population.counts(tmp_path / "s")

@@ -1,0 +1,137 @@
+"""The report of a study in a real browser, and as plots."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regnet.studies.analysis import analyze
+from regnet.studies.population import Population, Study
+from regnet.studies.report import render, save_plots
+from regnet.studies.space import SPACES, find_space
+from regnet.studies.store import Row
+from regnet.training.recipe import find_recipe
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    spaces = tuple(find_space(name, flops=400e6) for name in ("anynetx_a", "regnetx"))
+    return Study(
+        spaces=spaces, models=12, train="images", val="images", recipe=find_recipe("dds-short")
+    )
+
+
+@pytest.fixture(scope="module")
+def populations(study: Study) -> dict[str, Population]:
+    """As if they had been trained: the deeper, the better, and the second space by 5 %."""
+    import numpy as np
+
+    found = {}
+    for shift, space in enumerate(study.spaces):
+        rows = []
+        for row in study.rows(space):
+            error = 60 - row.metrics["d"] / 4 - 5 * shift
+            epochs = [
+                {"epoch": n, "loss": 1.0, "train_top1": 40.0, "top1": 100 - error - 5 + n}
+                for n in range(1, 6)
+            ]
+            outcome = {
+                "error": error, "epochs": epochs, "seconds": 2.0, "device": "a </script> CPU",
+                "threads": 1, "torch": "2",
+            }  # fmt: skip
+            rows.append(Row(**{f: getattr(row, f) for f in (
+                "id", "space", "number", "config", "metrics", "seed")}, status="done",
+                attempts=1, outcome=outcome))  # fmt: skip
+        found[space.name] = Population(
+            space=space,
+            errors=np.array([row.outcome["error"] for row in rows if row.outcome]),
+            metrics={n: np.array([row.metrics[n] for row in rows]) for n in space.metric_names},
+            rows=tuple(rows),
+            failed=0,
+        )
+    return found
+
+
+@pytest.fixture
+def page(study: Study, populations: dict[str, Population], tmp_path: Path) -> Iterator[Any]:
+    if CHROMIUM is None and not os.environ.get("CI"):
+        pytest.skip("Debian's chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    path = tmp_path / "report.html"
+    path.write_text(render(study, populations))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        complaints: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(path.as_uri())
+        yield page
+        assert complaints == []
+        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+        browser.close()
+
+
+@pytest.mark.browser
+def test_curves_points_and_intervals_are_drawn(page: Any) -> None:
+    assert page.locator("#edf path.edf").count() == 2
+    metrics = page.locator("#metrics figure")
+    names = len(SPACES["anynetx_a"].metric_names) - 3
+    assert metrics.count() == names
+    assert page.locator("#metrics circle").count() == 12 * names
+    assert page.locator("#metrics rect.interval").count() == names
+    assert page.locator("#complexity circle").count() == 3 * 24
+    assert "better" in page.locator("#pairs").inner_text()
+    assert page.locator("#refined tbody tr").count() > 6
+    assert page.locator("#extremes figure").count() == 12
+    assert "a </script> CPU" in page.locator("#machines").inner_text()
+
+
+@pytest.mark.browser
+def test_a_space_can_be_hidden_and_another_looked_at(page: Any) -> None:
+    page.locator("#legend input").first.uncheck()
+    assert page.locator("#edf path.edf").count() == 1
+    assert page.locator("#complexity circle").count() == 3 * 12
+    page.locator("#space").select_option("regnetx")
+    names = len(SPACES["regnetx"].metric_names) - 3
+    assert page.locator("#metrics figure").count() == names
+    page.locator("#legend input").last.uncheck()
+    assert page.locator("#edf path.edf").count() == 0
+
+
+@pytest.mark.browser
+def test_a_point_shows_its_network(page: Any) -> None:
+    page.locator("#metrics circle").first.dispatch_event("click")  # another may lie on it
+    text = page.locator("#detail").inner_text()
+    assert text.startswith("anynetx_a number 0: ")
+    assert '"kind":"anynet"' in text
+    assert page.locator("#detail svg").count() == 2
+    page.locator("#extremes figure").last.click()
+    assert page.locator("#detail").inner_text().startswith("regnetx number ")
+
+
+def test_the_report_holds_what_the_analysis_says(
+    study: Study, populations: dict[str, Population]
+) -> None:
+    text = render(study, populations, seed=3)
+    assert text == render(study, populations, seed=3)
+    result = analyze(populations, seed=3).spaces["regnetx"]
+    assert f'"minimum": {result.minimum}' in text
+    assert "{{" not in text
+
+
+def test_plots_are_written(populations: dict[str, Population], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    paths = save_plots(populations, tmp_path / "plots")
+    names = ["anynetx_a.svg", "edf.svg", "regnetx.svg", "search.svg"]
+    assert sorted(path.name for path in paths) == names
+    for path in paths:
+        assert "<svg" in path.read_text()

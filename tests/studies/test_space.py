@@ -1,0 +1,220 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from regnet.design.complexity import complexity
+from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig
+from regnet.errors import ConfigError
+from regnet.studies import sampling
+from regnet.studies.distributions import Distribution
+from regnet.studies.sampling import draw, sample
+from regnet.studies.space import SPACES, Space, constrained, find_space
+
+MF400 = 400e6
+
+
+@pytest.mark.parametrize(
+    ("name", "dimensions", "size"),
+    [
+        ("anynetx_a", 16, 1.8e18),
+        ("anynetx_b", 13, 6.8e16),
+        ("anynetx_c", 10, 3.2e14),
+        ("anynetx_d", 10, 1.3e13),
+        ("anynetx_e", 10, 5.5e11),
+        ("regnetx", 6, 3.0e8),
+    ],
+)
+def test_sizes_are_those_of_the_papers_table_1(name: str, dimensions: int, size: float) -> None:
+    """Radosavovic et al. 2020, table 1."""
+    assert SPACES[name].dimensions == dimensions
+    assert float(f"{SPACES[name].size:.1e}") == size
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_networks_are_what_arithmetic_says_and_lie_in_the_window(name: str) -> None:
+    found = sample(find_space(name, flops=MF400), 20, 3)
+    for at, config in enumerate(found.configs):
+        cost = complexity(config, int(found.input_sizes[at]))
+        assert 0.9 * MF400 <= cost.flops <= MF400
+        for metric in ("flops", "params", "activations"):
+            assert found.metric(metric)[at] == getattr(cost, metric)
+        assert found.metric("d")[at] == sum(config.depths)
+        assert [found.metric(f"d{s}")[at] for s in range(1, 5)] == list(config.depths)
+        assert [found.metric(f"w{s}")[at] for s in range(1, 5)] == list(config.widths)
+    assert set(found.metrics) == set(found.space.metric_names)
+
+
+def test_relations_hold() -> None:
+    for letter in "abcde":
+        drawn = draw(SPACES[f"anynetx_{letter}"], 2000, np.random.default_rng(0)).parameters
+        equal = {n for n in drawn if (np.diff(drawn[n], axis=1) == 0).all()}
+        rising = {n for n in drawn if (np.diff(drawn[n], axis=1) >= 0).all()}
+        assert equal == {"a": set(), "b": {"b_i"}}.get(letter, {"b_i", "g_i"})
+        more = {"d": {"w_i"}, "e": {"w_i", "d_i"}}.get(letter, set())
+        assert rising == equal | more
+    falling = SPACES["anynetx_c"].relate(name="falling", w_i="decreasing")
+    drawn = draw(falling, 500, np.random.default_rng(0)).parameters
+    assert (np.diff(drawn["w_i"], axis=1) <= 0).all()
+    assert falling.name == "falling"
+
+
+def test_increasing_values_are_those_of_the_larger_space_that_increase() -> None:
+    """And sorting, the other reading of the paper, makes ties rarer."""
+    rng = np.random.default_rng(0)
+    depths = Distribution(kind="log_uniform", low=1, high=16).draw(rng, (200_000, 4))
+    kept = depths[(np.diff(depths, axis=1) >= 0).all(axis=1)]
+    space = SPACES["anynetx_e"]
+    drawn = draw(space, 20_000, rng).parameters["d_i"]
+    for stage in range(4):
+        assert stats.ks_2samp(kept[:, stage], drawn[:, stage]).pvalue > 1e-3
+    ties = [(np.diff(d, axis=1) == 0).mean() for d in (
+        drawn, draw(replace(space, ordering="sorting"), 20_000, rng).parameters["d_i"]
+    )]  # fmt: skip
+    assert ties[1] < 0.8 * ties[0]
+
+
+@pytest.mark.parametrize("name", ["anynetx_a", "regnetx"])
+def test_parameters_have_their_distributions(name: str) -> None:
+    """Of what is drawn, before any network is left out."""
+    space = SPACES[name]
+    rng = np.random.default_rng(5)
+    for parameter, distribution in space.parameters.items():
+        if space.family == "regnet":
+            break  # networks without four stages are left out, which changes them
+        drawn = draw(space, 20_000, rng).parameters[parameter][:, 2]
+        again = distribution.draw(rng, 20_000)
+        assert stats.ks_2samp(drawn, again).pvalue > 1e-3
+
+
+def test_regnets_have_four_stages_none_skipped_none_merged() -> None:
+    """The fast way to find them leaves out none: the same draws, one at a time."""
+    space, count = SPACES["regnetx"], 3000
+    found = draw(space, count, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    drawn = {name: d.draw(rng, count) for name, d in space.parameters.items()}
+    right = []
+    for at in range(count):
+        config = RegNetConfig(
+            depth=int(drawn["d"][at]), w0=int(drawn["w0"][at]), wa=drawn["wa"][at],
+            wm=drawn["wm"][at], group_width=int(drawn["g"][at]), bottleneck_ratio=drawn["b"][at],
+        )  # fmt: skip
+        levels = config.explain().levels
+        if max(levels) == 3 and len(set(config.explain().widths)) == 4:
+            right.append(at)
+    assert len(found) == len(right)
+    assert found.parameters["wm"].tolist() == drawn["wm"][right].tolist()
+
+
+def test_the_first_networks_of_a_seed_are_the_same_for_any_count() -> None:
+    space = find_space("regnetx", flops=MF400)
+    assert sample(space, 3, 7).configs == sample(space, 40, 7).configs[:3]
+    assert sample(space, 3, 7).configs != sample(space, 3, 8).configs
+
+
+def test_no_network_comes_twice() -> None:
+    few = {
+        "d": Distribution(kind="values", values=(12.0, 13.0)),
+        "w0": Distribution(kind="values", values=(24.0,)),
+        "wa": Distribution(kind="values", values=(36.4,)),
+        "wm": Distribution(kind="values", values=(2.5,)),
+        "b": Distribution(kind="values", values=(1.0,)),
+        "g": Distribution(kind="values", values=(8.0, 16.0)),
+    }
+    space = Space(name="few", family="regnet", parameters=few)
+    assert len(set(sample(space, 4).configs)) == 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "PATIENCE", 20_000)
+        with pytest.raises(ConfigError, match=r"few: only 4 networks in .* draws"):
+            sample(space, 5)
+
+
+def test_an_empty_space_says_what_excludes_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "PATIENCE", 30_000)
+    space = find_space("anynetx_a", flops=MF400).restrict(params=(None, 1000))
+    space = space.where("an odd depth", lambda networks: networks.metric("d") % 2 == 1)
+    with pytest.raises(ConfigError) as caught:
+        sample(space, 5)
+    message = str(caught.value)
+    assert message.startswith("anynetx_a: only 0 networks in 32,768 draws; 32,768 have 4 stages")
+    assert "32,768 fail params up to 1000" in message
+    assert "fail flops from 3.6e+08 up to 4e+08" in message
+    assert "fail an odd depth" in message
+
+
+def test_restricting_narrows_what_is_drawn_or_limits_what_counts() -> None:
+    space = SPACES["regnetx"].restrict(d=(12, 28), b=1, w4=(None, 900), wm=(2, None))
+    assert (space.parameters["d"].low, space.parameters["d"].high) == (12, 28)
+    assert space.parameters["b"].count == 1
+    assert space.parameters["wm"].low == 2
+    assert space.limits == {"w4": (None, 900)}
+    found = sample(space, 200)
+    assert found.metric("d").min() >= 12
+    assert found.metric("w4").max() <= 900
+    both = space.restrict(w4=(100, 1000))
+    assert both.limits == {"w4": (100, 900)}
+
+
+def test_the_constrained_space_contains_the_published_networks() -> None:
+    """The paper's limits hold at a regime's nominal flops (section 4; figure 12)."""
+    space = find_space("regnetx", flops=MF400, final=True)
+    assert space.name == "regnetx_final"
+    assert space.limits["params"] == (None, 3.0e6 + 5.5e6 * 0.4)
+    assert space.limits["activations"] == (None, 6.5e6 * math.sqrt(0.4))
+    published = RegNetConfig(depth=22, w0=24, wa=24.48, wm=2.54, group_width=16)
+    cost = complexity(published, 224)
+    assert cost.params <= space.limits["params"][1]  # type: ignore[operator]
+    assert cost.activations <= space.limits["activations"][1]  # type: ignore[operator]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from(sorted(SPACES)), st.integers(0, 1000))
+def test_json_gives_the_same_networks(name: str, seed: int) -> None:
+    space = find_space(name, flops=MF400)
+    again = Space.from_dict(space.to_dict())
+    assert again == space
+    assert sample(again, 2, seed).configs == sample(space, 2, seed).configs
+
+
+def test_images_of_several_sizes_are_each_counted_at_their_own() -> None:
+    found = sample(find_space("regnetz", flops=MF400), 30)
+    assert len(set(found.input_sizes.tolist())) > 3
+    assert found.input_sizes.tolist() == found.metric("r").tolist()
+
+
+def test_architectures_are_shared() -> None:
+    space = replace(
+        SPACES["anynetx_a"],
+        architecture=ArchitectureConfig(stem="cifar", stem_width=16, num_classes=10),
+        input_size=32,
+    )
+    config = sample(space, 1).config(0)
+    assert isinstance(config, AnyNetConfig)
+    assert (config.stem, config.stem_width, config.num_classes) == ("cifar", 16, 10)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: find_space("regnetxx"), "there is no space 'regnetxx'; did you mean 'regnetx'"),
+        (lambda: find_space("regnetx", final=True), "depend on flops; say how many"),
+        (lambda: find_space("regnetx", flops=1e6, tolerance=2), r"lie in \(0, 1\], got 2"),
+        (lambda: constrained(SPACES["anynetx_a"], 1e6), "anynetx_a is no RegNet space"),
+        (lambda: SPACES["regnetx"].restrict(wm=(3.5, 4)), "regnetx, wm: there is no value from"),
+        (lambda: SPACES["regnetx"].restrict(depth=3), "regnetx has no 'depth'"),
+        (lambda: SPACES["regnetx"].restrict(w1=(9, 8)), "w1 has an empty range: 9 to 8"),
+        (lambda: SPACES["regnetx"].relate(d="equal"), "'d' is not drawn for each stage"),
+        (lambda: Space(name="x", family="regnet", parameters={}), "'b' is missing"),
+        (lambda: Space.from_dict({"name": "x"}), "not a design space"),
+        (lambda: SPACES["regnetx"].where("p", lambda s: s.metric("d") > 3).to_dict(), "are code"),
+        (lambda: sample(SPACES["regnetx"], 0), "count must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()

@@ -1,0 +1,178 @@
+"""Statistics against worked numbers, and against scipy where it has them."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from regnet.errors import ConfigError
+from regnet.studies import statistics as s
+
+ERRORS = [40.0, 39.0, 50.0, 41.0, 41.0]
+
+lists = st.lists(st.integers(200, 900).map(lambda n: n / 10), min_size=1, max_size=40)
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_edf_by_hand() -> None:
+    """Radosavovic et al. 2020, equation 1: the share of errors strictly below e."""
+    curve = s.edf(ERRORS)
+    assert curve.errors.tolist() == [39, 40, 41, 41, 50]
+    assert curve.share == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
+    assert (curve.minimum, curve.mean) == (39, pytest.approx(42.2))
+    assert s.edf_at([39, 39.5, 41, 41.1, 60], ERRORS) == pytest.approx([0, 0.2, 0.4, 0.8, 1])
+
+
+@given(lists, st.integers(200, 900).map(lambda n: n / 10))
+def test_edf_is_the_mean_of_the_indicator(errors: list[float], at: float) -> None:
+    below = sum(e < at for e in errors) / len(errors)
+    assert s.edf_at(at, errors) == pytest.approx(below)
+
+
+def test_weights_of_uniform_complexity_by_hand() -> None:
+    """NDS, section 3.4: 1 / (bins * networks of the bin), the open range only."""
+    weights = s.uniform_weights([0, 1, 2, 3, 6, 7, 9, 10], bins=2, low=0, high=10)
+    assert weights.tolist() == pytest.approx([0, 1 / 6, 1 / 6, 1 / 6, 1 / 6, 1 / 6, 1 / 6, 0])
+    assert weights.sum() == pytest.approx(1)
+    with pytest.raises(ConfigError, match=r"no network between 5 and 7\.5; take fewer bins than 4"):
+        s.uniform_weights([1, 3, 9], bins=4, low=0, high=10)
+
+
+@given(lists, st.floats(1, 100))
+def test_area_is_the_integral(errors: list[float], limit: float) -> None:
+    """(1 / limit) * integral of F from 0 to the limit (NDS)."""
+    steps = np.linspace(0, limit, 20_001)
+    middles = (steps[1:] + steps[:-1]) / 2
+    assert s.edf_area(errors, limit) == pytest.approx(
+        float(s.edf_at(middles, errors).mean()), abs=1e-3
+    )
+
+
+@given(lists, lists)
+def test_ks_distance_is_scipys(a: list[float], b: list[float]) -> None:
+    assert s.ks_distance(a, b) == pytest.approx(stats.ks_2samp(a, b, method="asymp").statistic)
+
+
+def test_weighted_ks_distance_by_hand() -> None:
+    assert s.ks_distance([1, 2], [1, 2], [1, 3], [1, 1]) == pytest.approx(0.25)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=30))
+def test_rank_correlation_is_scipys(pairs: list[tuple[int, int]]) -> None:
+    a, b = zip(*pairs, strict=True)
+    if len(set(a)) == 1 or len(set(b)) == 1:
+        assert s.rank_correlation(a, b) == 0
+    else:
+        assert s.rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+
+
+def test_best_values_are_those_of_the_best_of_a_quarter() -> None:
+    """With distinct errors, the rank of the best of k draws has a known law."""
+    n, k = 40, 10
+    ranks = np.arange(n)
+    found = s.best_values({"rank": ranks, "minus": -ranks}, ranks + 30.0, rng())
+
+    # P(best rank <= r) = 1 - (1 - (r + 1) / n) ** k
+    def quantile(p: float) -> int:
+        return next(r for r in range(n) if 1 - (1 - (r + 1) / n) ** k >= p)
+
+    rank = found["rank"]
+    assert rank.low == quantile(0.025)
+    assert rank.median == pytest.approx(quantile(0.5), abs=1)
+    assert rank.high == pytest.approx(quantile(0.975), abs=1)
+    # The same draws serve all parameters.
+    assert (found["minus"].low, found["minus"].high) == (-rank.high, -rank.low)
+
+
+def test_best_values_as_a_loop_over_draws() -> None:
+    """Line by line after footnote 4 of the paper, with the same generator."""
+    values, errors = rng().uniform(0, 1, 30), rng().normal(50, 5, 30)
+    generator, best = np.random.default_rng(3), []
+    for _ in range(500):
+        drawn = generator.integers(30, size=7)
+        best.append(values[drawn[np.argmin(errors[drawn])]])
+    expected = np.percentile(best, [2.5, 50, 97.5])
+    found = s.best_values({"x": values}, errors, np.random.default_rng(3), repeats=500)["x"]
+    assert [found.low, found.median, found.high] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("repeats", [1, 999, 2500])
+def test_a_seed_gives_the_same_numbers(repeats: int) -> None:
+    values = {"x": np.arange(30.0)}
+    once, again = (
+        s.best_values(values, np.arange(30.0) % 7 + 1, rng(), repeats=repeats) for _ in range(2)
+    )
+    assert once == again
+
+
+def test_search_curve_has_the_expected_minimum() -> None:
+    """Of m draws from n distinct errors: the sum over ranks of P(best >= rank)."""
+    errors = np.arange(64.0)
+    many = [s.search_curve(errors, np.random.default_rng(seed)) for seed in range(200)]
+    assert list(many[0]) == [1, 2, 4, 8, 16, 32, 64]
+    for m in (1, 4, 16):
+        exact = sum(((64 - r) / 64) ** m for r in range(1, 64))
+        mean = np.mean([curve[m][0] for curve in many])
+        assert mean == pytest.approx(exact, rel=0.1)
+    assert many[0][64][1] == 0
+
+
+def test_bands_hold_the_truth_as_often_as_they_say() -> None:
+    """Coverage of the 95 % band at one error, over many populations of a known law."""
+    generator, hits = rng(), 0
+    for _ in range(200):
+        errors = generator.normal(50, 5, 64)
+        low, high = s.edf_band(errors, 52.0, generator, repeats=300)
+        hits += low <= stats.norm(50, 5).cdf(52) <= high
+    assert 0.88 <= hits / 200 <= 0.99
+
+
+def test_a_comparison_agrees_with_scipys_permutation_test() -> None:
+    a, b = rng().normal(49, 5, 60), np.random.default_rng(1).normal(51, 5, 50)
+    found = s.compare(a, b, rng())
+    theirs = stats.permutation_test(
+        (a, b), lambda x, y, axis: x.mean(axis) - y.mean(axis), alternative="less",
+        vectorized=True, n_resamples=9999, rng=0,
+    )  # fmt: skip
+    assert found.difference == pytest.approx(theirs.statistic)
+    assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02)
+    welch = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((welch.low, welch.high), abs=0.4)
+
+
+def test_the_same_space_is_seldom_told_apart_from_itself() -> None:
+    generator, claims = rng(), 0
+    for _ in range(100):
+        a, b = generator.normal(50, 5, (2, 64))
+        claims += s.compare(a, b, generator, repeats=400).verdict != "not told apart"
+    assert claims <= 12
+
+
+def test_verdicts() -> None:
+    low, high = np.linspace(30, 40, 50), np.linspace(45, 55, 50)
+    assert s.compare(low, high, rng()).verdict == "better"
+    assert s.compare(high, low, rng()).verdict == "worse"
+    assert s.compare(low, low, rng()).verdict == "not told apart"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: s.edf([]), "at least one"),
+        (lambda: s.edf([math.nan]), "must be a list of numbers"),
+        (lambda: s.edf([1, 2], [1, -1]), "not negative"),
+        (lambda: s.edf([1, 2], [1]), "one number per error"),
+        (lambda: s.edf_area([1], 0), "must be positive, got 0"),
+        (lambda: s.uniform_weights([1], 0, 0, 1), "weights need bins and a range"),
+    ],
+)
+def test_what_cannot_be_is_refused(call: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        call()
