@@ -10,6 +10,10 @@ def square(task: int, device: str) -> tuple[int, str]:
     return task * task, device
 
 
+def fail(task: int, device: str) -> int:
+    raise ValueError(f"task {task} is no good")
+
+
 def die_at_first(task: tuple[Path, int], device: str) -> int:
     """The first process that is given task 1 is killed."""
     mark, number = task

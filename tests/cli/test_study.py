@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+import regnet.studies.search as searching
 from regnet.studies import find_space
-from regnet.studies import search as searching
 from tests.cli.test_train import regnet
 from tests.pictures import write_folder
 
@@ -72,11 +72,30 @@ def test_a_refined_space_is_added_and_trained(study):
     assert json.loads(regnet("study", "status", study, "--json").stdout) == found
 
 
+def test_networks_that_fail_are_told_and_all_of_them_is_a_failure(data, tmp_path):
+    done = regnet(
+        "study", "init", tmp_path / "s", "--data", data, "--space", "regnetx", "--models", "2",
+        *SMALL, "--set", "lr=1e30", "--workers", "1", "--run", code=1,
+    )  # fmt: skip
+    assert "2 networks failed, the first of regnetx: TrainingError: the loss is not" in done.stderr
+    assert "--retry-failed" in done.stderr
+
+
+def test_ranges_are_for_the_spaces_that_have_them(data, tmp_path):
+    regnet(
+        "study", "init", tmp_path / "s", "--data", data, "--space", "anynetx_a", "--space",
+        "regnetx", "--models", "1", *SMALL, "--restrict", "wm=2:", "--restrict", "wm=:2.5",
+    )  # fmt: skip
+    document = json.loads((tmp_path / "s/study.json").read_text())
+    wm = document["spaces"][1]["parameters"]["wm"]
+    assert (wm["low"], wm["high"]) == (2, 2.5)
+
+
 def test_a_space_may_be_a_file(data, tmp_path):
     space = find_space("regnetx").restrict(b=1).to_dict() | {"name": "mine"}
     (tmp_path / "mine.json").write_text(json.dumps(space))
     regnet("study", "init", tmp_path / "s", "--data", data, "--space", tmp_path / "mine.json",
-           "--models", "1")  # fmt: skip
+           "--models", "1", "--flops", "400M")  # fmt: skip
     assert "mine" in regnet("study", "status", tmp_path / "s").stdout
 
 
@@ -85,7 +104,8 @@ def test_a_space_may_be_a_file(data, tmp_path):
     [
         (("--space", "regnetq"), 2, "there is no space 'regnetq'; did you mean 'regnet"),
         (("--space", "regnetx", "--restrict", "d"), 2, "--restrict needs name=low:high"),
-        (("--space", "regnetx", "--restrict", "q=3"), 2, "regnetx has no 'q'"),
+        (("--space", "regnetx", "--restrict", "q=3"), 2, "no space has 'q'"),
+        (("--space", "regnetx", "--restrict", "d=nan:"), 2, "an end that is no number"),
         (("--space", "regnetx", "--final"), 2, "depend on flops; say how many"),
         (("--space", "regnetx", "--recipe", "cifra"), 2, "did you mean 'cifar'"),
         (("--space", "regnetx", "--executor", "k8s", "--run"), 2, "local, ray or slurm"),
@@ -114,11 +134,15 @@ def test_a_search_prints_and_writes_what_it_found(tmp_path, monkeypatch):
     )  # fmt: skip
     done = regnet("search", *options)
     assert "regnety_004" in done.stdout
-    assert "networks measured, 200 ranked by a model of latency" in done.stdout
+    assert "ranked by a model of latency that is off by" in done.stdout
+    assert "probes: " in done.stderr
     assert "kind" in json.loads(best.read_text())
     told = regnet("info", best, "--image-size", "32").stdout
     assert "best" in told
 
 
-def test_a_search_needs_a_limit():
+def test_a_search_needs_a_limit_and_a_place_for_its_answer(tmp_path):
     assert "a search needs a limit" in regnet("search", code=2).stderr
+    for path in (tmp_path / "best.cfg", tmp_path / "none/best.json"):
+        done = regnet("search", "--flops", "1M", "-o", path, code=2)
+        assert "must end in .json, in a folder that exists" in done.stderr

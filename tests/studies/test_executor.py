@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, StudyError
 from regnet.studies.executor import ATTEMPTS, Died, Executor, InProcess, ProcessPool
-from tests.tasks import die_always, die_at_first, square, write_pid_and_sleep
+from tests.tasks import die_always, die_at_first, fail, square, write_pid_and_sleep
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +88,17 @@ def test_a_task_that_kills_every_process_ends_alone(executor: Executor) -> None:
     found = dict(executor.run(die_always, iter(range(3))))
     assert isinstance(found[1], Died)
     assert {found[0], found[2]} == {0, 2}
+
+
+def test_what_the_function_raises_is_raised(executor: Executor) -> None:
+    with pytest.raises(Exception, match="task 7 is no good"):
+        list(executor.run(fail, iter([7])))
+
+
+def test_a_process_that_does_not_come_up_is_no_tasks_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("regnet.studies.executor._work", None)  # which nobody can call
+    with pytest.raises(StudyError, match=r"ended with code \d before it could begin"):
+        list(ProcessPool(1).run(square, iter([1])))
 
 
 def test_the_pool_says_how_a_process_died() -> None:

@@ -10,6 +10,7 @@ from scipy import stats
 
 from regnet.design.complexity import complexity
 from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig
+from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError
 from regnet.studies import sampling
 from regnet.studies.distributions import Distribution
@@ -79,17 +80,45 @@ def test_increasing_values_are_those_of_the_larger_space_that_increase() -> None
     assert ties[1] < 0.8 * ties[0]
 
 
-@pytest.mark.parametrize("name", ["anynetx_a", "regnetx"])
-def test_parameters_have_their_distributions(name: str) -> None:
-    """Of what is drawn, before any network is left out."""
-    space = SPACES[name]
-    rng = np.random.default_rng(5)
-    for parameter, distribution in space.parameters.items():
-        if space.family == "regnet":
-            break  # networks without four stages are left out, which changes them
-        drawn = draw(space, 20_000, rng).parameters[parameter][:, 2]
-        again = distribution.draw(rng, 20_000)
-        assert stats.ks_2samp(drawn, again).pvalue > 1e-3
+RANGES = {
+    "d_i": range(1, 17), "w_i": range(8, 1025, 8), "b_i": (1, 2, 4), "g_i": (1, 2, 4, 8, 16, 32),
+}  # fmt: skip
+"""Radosavovic et al. 2020, section 3.2."""
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_anynets_are_drawn_log_uniformly_over_the_papers_values(name: str) -> None:
+    drawn = draw(SPACES["anynetx_a"], 20_000, np.random.default_rng(5)).parameters[name]
+    values = np.asarray(RANGES[name])
+    assert set(np.unique(drawn)) <= set(values)
+    below = np.concatenate([[values[0] / 2], values[:-1]])
+    share = np.log(values / below) / np.log(values[-1] / below[0])
+    for stage in range(4):
+        counts = np.array([(drawn[:, stage] == value).sum() for value in values])
+        assert stats.chisquare(counts, 20_000 * share).pvalue > 1e-4
+
+
+def test_regnets_that_count_have_the_conditional_distribution() -> None:
+    """Group width and bottleneck ratio do not decide the stages: they stay as they are drawn."""
+    drawn = draw(SPACES["regnetx"], 60_000, np.random.default_rng(5)).parameters
+    for name, values in (("b", (1, 2, 4)), ("g", (1, 2, 4, 8, 16, 32))):
+        counts = [(drawn[name] == value).sum() for value in values]
+        assert stats.chisquare(counts).pvalue > 1e-4
+    assert drawn["d"].max() <= 63
+    assert drawn["w0"].max() <= 248
+    assert drawn["wa"].max() <= 255.9
+    assert 1.5 <= drawn["wm"].min() <= drawn["wm"].max() <= 3
+
+
+def test_a_narrow_space_may_leave_nothing_of_a_chunk() -> None:
+    """Where no draw has four stages, or all have fewer."""
+    few = SPACES["regnetx"].restrict(d=(4, 5), wa=(33.5, None))
+    assert len(sample(few, 3)) == 3
+    none = SPACES["regnetx"].restrict(d=(1, 3), w4=(None, 900))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "PATIENCE", 20_000)
+        with pytest.raises(ConfigError, match=r"32,768 do not have 4 stages$"):
+            sample(none, 1)
 
 
 def test_regnets_have_four_stages_none_skipped_none_merged() -> None:
@@ -141,8 +170,10 @@ def test_an_empty_space_says_what_excludes_how_many(monkeypatch: pytest.MonkeyPa
     with pytest.raises(ConfigError) as caught:
         sample(space, 5)
     message = str(caught.value)
-    assert message.startswith("anynetx_a: only 0 networks in 32,768 draws; 32,768 have 4 stages")
-    assert "32,768 fail params up to 1000" in message
+    assert message.startswith(
+        "anynetx_a: only 0 networks in 32,768 draws; 0 do not have 4 stages, and of the 32,768 "
+        "others 32,768 fail params up to 1000, "
+    )
     assert "fail flops from 3.6e+08 up to 4e+08" in message
     assert "fail an odd depth" in message
 
@@ -160,16 +191,30 @@ def test_restricting_narrows_what_is_drawn_or_limits_what_counts() -> None:
     assert both.limits == {"w4": (100, 900)}
 
 
-def test_the_constrained_space_contains_the_published_networks() -> None:
-    """The paper's limits hold at a regime's nominal flops (section 4; figure 12)."""
-    space = find_space("regnetx", flops=MF400, final=True)
-    assert space.name == "regnetx_final"
-    assert space.limits["params"] == (None, 3.0e6 + 5.5e6 * 0.4)
-    assert space.limits["activations"] == (None, 6.5e6 * math.sqrt(0.4))
-    published = RegNetConfig(depth=22, w0=24, wa=24.48, wm=2.54, group_width=16)
-    cost = complexity(published, 224)
+REGIMES = {
+    "002": 0.2, "004": 0.4, "006": 0.6, "008": 0.8, "016": 1.6, "032": 3.2, "040": 4.0, "064": 6.4,
+    "080": 8.0, "120": 12.0, "160": 16.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("family", ["regnetx", "regnety"])
+def test_the_constrained_space_contains_the_published_networks(family: str, regime: str) -> None:
+    """At a regime's nominal flops (section 4, figure 12; not 32 GF, whose w0 is beyond)."""
+    giga = REGIMES[regime]
+    space = constrained(SPACES[family], giga * 1e9)
+    assert space.name == f"{family}_final"
+    assert space.limits["params"] == (None, pytest.approx(3.0e6 + 5.5e6 * giga))
+    assert space.limits["activations"] == (None, pytest.approx(6.5e6 * math.sqrt(giga)))
+    config = VARIANTS[f"{family}_{regime}"].config
+    assert isinstance(config, RegNetConfig)
+    cost = complexity(config, 224)
     assert cost.params <= space.limits["params"][1]  # type: ignore[operator]
     assert cost.activations <= space.limits["activations"][1]  # type: ignore[operator]
+    drawn = {"d": config.depth, "w0": config.w0, "wm": config.wm, "b": 1, "g": config.group_width}
+    for name, value in drawn.items():
+        assert space.parameters[name].within(value - 1e-9, value + 1e-9) or name == "g"
+    assert config.group_width <= space.parameters["g"].high
 
 
 @settings(max_examples=20, deadline=None)
@@ -202,6 +247,18 @@ def test_architectures_are_shared() -> None:
     ("make", "message"),
     [
         (lambda: find_space("regnetxx"), "there is no space 'regnetxx'; did you mean 'regnetx'"),
+        (lambda: SPACES["regnetx"].restrict(d=(math.nan, 3)), "the range of d has an end"),
+        (lambda: replace(SPACES["regnetx"], name="../x"), "a space's name has letters"),
+        (
+            lambda: replace(
+                SPACES["anynetx_a"],
+                parameters={
+                    **SPACES["anynetx_a"].parameters,
+                    "b_i": Distribution(kind="values", values=(1.5,)),
+                },
+            ),
+            "b_i must be whole numbers or one over a whole number",
+        ),
         (lambda: find_space("regnetx", final=True), "depend on flops; say how many"),
         (lambda: find_space("regnetx", flops=1e6, tolerance=2), r"lie in \(0, 1\], got 2"),
         (lambda: constrained(SPACES["anynetx_a"], 1e6), "anynetx_a is no RegNet space"),

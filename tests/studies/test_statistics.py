@@ -1,6 +1,8 @@
 """Statistics against worked numbers, and against scipy where it has them."""
 
 import math
+import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,10 @@ def test_area_is_the_integral(errors: list[float], limit: float) -> None:
 
 @given(lists, lists)
 def test_ks_distance_is_scipys(a: list[float], b: list[float]) -> None:
-    assert s.ks_distance(a, b) == pytest.approx(stats.ks_2samp(a, b, method="asymp").statistic)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its p-value has its troubles with few
+        theirs = stats.ks_2samp(a, b, method="asymp").statistic
+    assert s.ks_distance(a, b) == pytest.approx(theirs)
 
 
 def test_weighted_ks_distance_by_hand() -> None:
@@ -124,21 +129,22 @@ def test_search_curve_has_the_expected_minimum() -> None:
     assert many[0][64][1] == 0
 
 
-def test_bands_hold_the_truth_as_often_as_they_say() -> None:
-    """Coverage of the 95 % band at one error, over many populations of a known law."""
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.95])
+def test_bands_hold_the_truth_as_often_as_they_say(share: float) -> None:
+    """Coverage of the 95 % band, over many populations of a known law; at its ends too."""
     generator, hits = rng(), 0
-    for _ in range(200):
-        errors = generator.normal(50, 5, 64)
-        low, high = s.edf_band(errors, 52.0, generator, repeats=300)
-        hits += low <= stats.norm(50, 5).cdf(52) <= high
-    assert 0.88 <= hits / 200 <= 0.99
+    at = stats.norm(50, 5).ppf(share)
+    for _ in range(300):
+        low, high = s.edf_band(generator.normal(50, 5, 64), at, generator, repeats=500)
+        hits += low <= share <= high
+    assert hits / 300 >= 0.9
 
 
 def test_a_comparison_agrees_with_scipys_permutation_test() -> None:
     a, b = rng().normal(49, 5, 60), np.random.default_rng(1).normal(51, 5, 50)
     found = s.compare(a, b, rng())
     theirs = stats.permutation_test(
-        (a, b), lambda x, y, axis: x.mean(axis) - y.mean(axis), alternative="less",
+        (a, b), lambda x, y, axis: x.mean(axis) - y.mean(axis),
         vectorized=True, n_resamples=9999, rng=0,
     )  # fmt: skip
     assert found.difference == pytest.approx(theirs.statistic)
@@ -148,11 +154,25 @@ def test_a_comparison_agrees_with_scipys_permutation_test() -> None:
 
 
 def test_the_same_space_is_seldom_told_apart_from_itself() -> None:
-    generator, claims = rng(), 0
-    for _ in range(100):
-        a, b = generator.normal(50, 5, (2, 64))
-        claims += s.compare(a, b, generator, repeats=400).verdict != "not told apart"
-    assert claims <= 12
+    generator, claims, small = rng(), 0, 0
+    for count in (3, 64):
+        for _ in range(150):
+            a, b = generator.normal(50, 5, (2, count))
+            found = s.compare(a, b, generator, repeats=400)
+            claims += found.verdict != "not told apart"
+            small += found.p_value <= 0.05
+    assert claims <= 0.08 * 300
+    assert small <= 0.08 * 300
+
+
+def test_many_comparisons_are_adjusted_after_holm() -> None:
+    """Worked by hand: 0.01, 0.02 and 0.04 of three become 0.03, 0.04 and 0.04."""
+    base = s.compare([30.0, 31.0], [40.0, 41.0], rng())
+    three = [replace(base, p_value=p) for p in (0.04, 0.01, 0.02)]
+    assert [c.p_value for c in s.adjust(three)] == pytest.approx([0.04, 0.03, 0.04])
+    assert [c.verdict for c in s.adjust(three)] == ["better"] * 3
+    ten = [replace(base, p_value=0.01)] * 10
+    assert {c.verdict for c in s.adjust(ten)} == {"not told apart"}
 
 
 def test_verdicts() -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
@@ -23,7 +22,7 @@ from regnet.weights.download import fetch_file
 from regnet.weights.files import read_tensors
 from regnet.zoo.create import create
 from regnet.zoo.listing import list_models
-from regnet.zoo.source import CONFIG_SUFFIX
+from regnet.zoo.source import is_config_file
 
 PAIRINGS: Final = (
     ("efficientnet_b0", "regnety_004", 24.9, 25.9),
@@ -97,7 +96,7 @@ def load(name: str) -> Network:
     base, _, tag = name.partition(".")
     if base in EFFICIENTNETS:
         return _efficientnet(base, tag)
-    if Path(name).suffix == CONFIG_SUFFIX:
+    if is_config_file(name):
         model = create(name)
         return Network(model=model, architecture=model.config, input_size=224)
     model = create(name, pretrained=bool(tag))
@@ -178,7 +177,7 @@ def expand(patterns: Sequence[str], peers: Sequence[str] = ()) -> list[str]:
     names: list[str] = []
     for pattern in patterns:
         base = pattern.partition(".")[0]
-        if Path(pattern).suffix == CONFIG_SUFFIX or pattern.partition(":")[0] in PEERS:
+        if is_config_file(pattern) or pattern.partition(":")[0] in PEERS:
             names.append(pattern)
             continue
         found = [name for name in EFFICIENTNETS if fnmatchcase(name, pattern.lower())]

@@ -57,7 +57,7 @@ def run(
     Returns:
         The rows; after Ctrl-C those that there are, with `complete` false.
     """
-    bench = _Bench(device, seconds, calls)
+    bench = Bench(device, seconds, calls)
     facts = environment(device)
     rows: list[Row] = []
     pairs: list[Pair] = []
@@ -96,13 +96,16 @@ def partners(name: str) -> Iterator[tuple[str, str]]:
         yield f"{other}:{variant}", variant
 
 
-class _Bench:
+class Bench:
+    """Measures one case after another, and keeps networks that are to be compared."""
+
     def __init__(self, device: torch.device, seconds: float, calls: int) -> None:
         self.device, self.seconds, self.calls = device, seconds, calls
         self.ceilings: dict[str, Ceilings] = {}
         self._ready: dict[Case, tuple[Callable[[Tensor], Any], list[Tensor], str]] = {}
 
     def row(self, case: Case) -> Row:
+        """A case, measured, or the reason why it was not."""
         try:
             if case.precision not in self.ceilings:
                 self.ceilings[case.precision] = measure_ceilings(self.device, case.precision)
@@ -110,6 +113,10 @@ class _Bench:
         except Exception as error:  # noqa: BLE001 - out of memory, or whatever an engine raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             return Row(case=case, reason=reason)
+
+    def forget(self) -> None:
+        """Let the networks go that were kept to be compared."""
+        self._ready.clear()
 
     def pairs(self, case: Case, rest: Sequence[Case]) -> Iterator[Pair]:
         """What can be compared now; networks that no later case needs are let go."""

@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from regnet.cli.output import print_json, print_table, stderr, stdout
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from regnet.studies.executor import Executor
@@ -35,7 +35,16 @@ Devices = Annotated[
 ExecutorName = Annotated[
     str, typer.Option("--executor", help="local, ray (a Ray cluster), or slurm.")
 ]
-Seed = Annotated[int, typer.Option(help="Of the bootstrap's draws.")]
+Seed = Annotated[int, typer.Option(help="Of the bootstrap's draws.", min=0)]
+Threads = Annotated[
+    int | None, typer.Option(help="Of each network; None: the cores divided among them.", min=1)
+]
+Gpus = Annotated[
+    float | None, typer.Option(help="Part of a GPU for each network on a Ray cluster: 0.25.")
+]
+Slurm = Annotated[
+    list[str] | None, typer.Option(help="submitit's parameters: slurm_partition=gpu; repeat.")
+]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Train failed networks again.")]
 
 
@@ -50,7 +59,7 @@ def init(
     ],
     models: Annotated[int, typer.Option(help="Networks of each space.", min=1)] = 100,
     flops: Annotated[
-        float | None, typer.Option(help="Multiply-adds of each network, at most.")
+        str | None, typer.Option(help="Multiply-adds of each network, at most: 4e6, 400M.")
     ] = None,
     tolerance: Annotated[
         float, typer.Option(help="How much fewer they may have, as a part.")
@@ -75,11 +84,14 @@ def init(
     val_images: Annotated[
         int | None, typer.Option(help="Test on so many images only.", min=1)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of all that is random.", min=0)] = 0,
     run: Annotated[bool, typer.Option("--run", help="Train, analyze and report at once.")] = False,
     workers: Workers = None,
     device: Devices = None,
+    threads: Threads = None,
     executor: ExecutorName = "local",
+    gpus: Gpus = None,
+    slurm: Slurm = None,
     as_json: AsJson = False,
 ) -> None:
     """Begin a study: sample its networks. With --run also train them, compare and report.
@@ -87,18 +99,28 @@ def init(
     Example: regnet study init runs/study --data cifar10/ --space anynetx_a --space regnetx
     --flops 4e6 --stem cifar --recipe cifar --run
     """
+    from regnet.cli.list_models import parse_count
     from regnet.cli.train import read_recipe
     from regnet.studies import population
 
-    spaces = [_space(name, flops=flops, tolerance=tolerance, final=final) for name in space]
+    spaces = [
+        _space(
+            name,
+            flops=None if flops is None else parse_count("--flops", flops),
+            tolerance=tolerance,
+            final=final,
+        )
+        for name in space
+    ]
     shape: dict[str, Any] = {
-        name: value for name, value in (("stem", stem), ("stem_width", stem_width)) if value
+        name: value
+        for name, value in (("stem", stem), ("stem_width", stem_width))
+        if value is not None
     }
-    ranges: dict[str, Any] = dict(_range(text) for text in restrict or [])
     study = population.Study(
         spaces=tuple(
-            replace(found.restrict(**ranges), architecture=replace(found.architecture, **shape))
-            for found in spaces
+            replace(found, architecture=replace(found.architecture, **shape))
+            for found in _restricted(spaces, restrict or [])
         ),
         models=models,
         train=data,
@@ -108,11 +130,12 @@ def init(
         recipe=read_recipe(recipe, set_ or []),
         seed=seed,
     )
-    chosen = _executor(executor, workers, device) if run else None
+    chosen = _executor(executor, workers, device, threads, gpus, slurm) if run else None
     study = population.init(folder, study)
     stderr.print(f"{folder}: {study.count} networks of {len(study.spaces)} spaces")
     if chosen is not None:
         _train(folder, chosen, retry_failed=False)
+        _fail_if_all_failed(folder)
         _report(folder, folder / REPORT)
         analyze(folder, as_json=as_json)
     else:
@@ -124,7 +147,10 @@ def run(
     *,
     workers: Workers = None,
     device: Devices = None,
+    threads: Threads = None,
     executor: ExecutorName = "local",
+    gpus: Gpus = None,
+    slurm: Slurm = None,
     retry_failed: Retry = False,
     as_json: AsJson = False,
 ) -> None:
@@ -134,8 +160,10 @@ def run(
 
     Example: regnet study run runs/study --workers 2
     """
-    _train(folder, _executor(executor, workers, device), retry_failed=retry_failed)
+    chosen = _executor(executor, workers, device, threads, gpus, slurm)
+    _train(folder, chosen, retry_failed=retry_failed)
     status(folder, as_json=as_json)
+    _fail_if_all_failed(folder)
 
 
 app.command("run")(run)
@@ -177,6 +205,7 @@ def analyze(folder: Folder, *, seed: Seed = 0, as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
+    _tell_of_the_rest(folder)
     print_table(
         ("space", ">networks", ">failed", ">min error %", ">mean error %"),
         [
@@ -287,16 +316,48 @@ def recover(folder: Folder) -> None:
     status(folder)
 
 
+def _tell_of_the_rest(folder: Path) -> None:
+    """Say so where results are not all that there will be."""
+    from regnet.studies import population
+
+    for name, of_space in population.counts(folder).items():
+        rest = of_space.get("pending", 0) + of_space.get("running", 0)
+        if rest or of_space.get("failed"):
+            failed = of_space.get("failed", 0)
+            stderr.print(
+                f"{name}: {of_space.get('done', 0)} networks are trained, {rest} are not yet, "
+                f"{failed} failed"
+            )
+
+
 def _train(folder: Path, executor: "Executor", *, retry_failed: bool) -> None:
     from regnet.studies import population
 
-    counts = population.counts(folder)
-    total = sum(n for of_space in counts.values() for n in of_space.values())
-    before = sum(of_space.get("done", 0) for of_space in counts.values())
-    with _Bar(total, before) as bar:
-        population.resume(
-            folder, executor=executor, retry_failed=retry_failed, on_result=bar.result
+    with _Bar(folder) as bar:
+        try:
+            population.resume(
+                folder, executor=executor, retry_failed=retry_failed, on_result=bar.result
+            )
+        except KeyboardInterrupt:
+            stderr.print(f"stopped; what is trained is kept. Go on with: regnet study run {folder}")
+            raise
+
+
+def _fail_if_all_failed(folder: Path) -> None:
+    """Say why networks failed, if any did; exit 1 where none was trained."""
+    from regnet.studies import population
+
+    found = population.load(folder)
+    failed = [row for of_space in found.values() for row in of_space.failed]
+    if failed:
+        assert failed[0].outcome is not None, "it has a reason"
+        stderr.print(
+            f"{len(failed)} networks failed, the first of {failed[0].space}: "
+            f"{failed[0].outcome['reason']}; `regnet study export` lists all, --retry-failed tries "
+            "them again"
         )
+        if not any(len(of_space) for of_space in found.values()):
+            raise typer.Exit(1)
 
 
 def _report(folder: Path, output: Path, *, plots: Path | None = None, seed: int = 0) -> None:
@@ -305,6 +366,7 @@ def _report(folder: Path, output: Path, *, plots: Path | None = None, seed: int 
     from regnet.studies.report import render, save_plots
 
     study, populations = population.read(folder), population.load(folder)
+    _tell_of_the_rest(folder)
     write_bytes(output, render(study, populations, seed=seed).encode())
     stderr.print(f"report: {output}")
     if plots:
@@ -312,23 +374,40 @@ def _report(folder: Path, output: Path, *, plots: Path | None = None, seed: int 
             stderr.print(f"plot: {path}")
 
 
-def _executor(name: str, workers: int | None, devices: list[str] | None) -> "Executor":
+def _executor(
+    name: str,
+    workers: int | None,
+    devices: list[str] | None,
+    threads: int | None,
+    gpus: float | None,
+    slurm: list[str] | None,
+) -> "Executor":
     from regnet.devices import find_device
     from regnet.studies.executor import ProcessPool
 
-    for device in devices or []:
-        find_device(device)
     if name == "local":
-        return ProcessPool(workers, devices=devices or ["cpu"])
+        for device in devices or []:
+            find_device(device)
+        return ProcessPool(workers, devices=devices or ["cpu"], threads=threads)
     if name == "ray":
         from regnet.studies.ray_executor import RayExecutor
 
-        return RayExecutor(workers, device=_one(devices))
+        return RayExecutor(workers, device=_one(devices), threads=threads or 1, gpus=gpus)
     if name == "slurm":
         from regnet.studies.slurm_executor import SlurmExecutor
 
-        return SlurmExecutor(workers, device=_one(devices))
+        parameters = dict(_parameter(text) for text in slurm or [])
+        return SlurmExecutor(
+            workers, device=_one(devices), threads=threads or 1, parameters=parameters
+        )
     raise ConfigError(f"--executor must be local, ray or slurm; got {name!r}")
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--slurm needs name=value, got {text!r}")
+    return name, int(value) if value.isdigit() else value
 
 
 def _one(devices: list[str] | None) -> str:
@@ -340,7 +419,7 @@ def _one(devices: list[str] | None) -> str:
 
 
 def _space(name: str, **options: Any) -> "Space":
-    from regnet.studies.space import Space, find_space
+    from regnet.studies.space import Space, find_space, part_at
 
     if not name.endswith(".json"):
         return find_space(name, **options)
@@ -348,7 +427,22 @@ def _space(name: str, **options: Any) -> "Space":
         values = json.loads(Path(name).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{name}: not JSON: {error}") from error
-    return Space.from_dict(values)
+    return part_at(Space.from_dict(values), **options)
+
+
+def _restricted(spaces: "list[Space]", restrictions: list[str]) -> "list[Space]":
+    """Each space within those ranges that it knows; one that none knows is a mistake."""
+    known = {name for space in spaces for name in (*space.parameters, *space.metric_names)}
+    for text in restrictions:
+        name, limit = _range(text)
+        if name not in known:
+            raise ConfigError(f"--restrict: no space has {name!r}{did_you_mean(name, known)}")
+        ranges: dict[str, Any] = {name: limit}
+        spaces = [
+            space.restrict(**ranges) if name in (*space.parameters, *space.metric_names) else space
+            for space in spaces
+        ]
+    return spaces
 
 
 def _range(text: str) -> tuple[str, float | tuple[float | None, float | None]]:
@@ -370,15 +464,15 @@ def _range(text: str) -> tuple[str, float | tuple[float | None, float | None]]:
 class _Bar:
     """A bar for the networks, and how long the rest may take; lines where nobody looks."""
 
-    def __init__(self, total: int, done: int) -> None:
-        self.total, self.before, self.done = total, done, done
-        self.began = time.monotonic()
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.began, self.before = time.monotonic(), self._ended()[0]
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"), console=stderr, transient=True,
             disable=not stderr.is_terminal,
         )  # fmt: skip
-        self.task = self.bar.add_task("training", total=total, completed=done, left="")
+        self.task = self.bar.add_task("training", total=None, completed=self.before, left="")
 
     def __enter__(self) -> "_Bar":
         self.bar.start()
@@ -387,18 +481,26 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
+    def _ended(self) -> tuple[int, int]:
+        """Networks that are trained or failed, by whomever, and all."""
+        from regnet.studies import population
+
+        counts = population.counts(self.folder).values()
+        ended = sum(of_space.get(state, 0) for of_space in counts for state in ("done", "failed"))
+        return ended, sum(n for of_space in counts for n in of_space.values())
+
     def result(self, row: "Row") -> None:
         """After each network."""
         assert row.outcome is not None, "it has one"
-        self.done += 1
-        # What this call has seen: networks of all spaces take turns, so that these are typical.
-        pace = (time.monotonic() - self.began) / (self.done - self.before)
-        left = f"about {_time(pace * (self.total - self.done))} left"
+        ended, total = self._ended()
+        # What was seen since this began: networks of all spaces take turns, so it is typical.
+        pace = (time.monotonic() - self.began) / max(1, ended - self.before)
+        left = f"about {_time(pace * (total - ended))} left"
         found = row.outcome.get("error")
         told = row.outcome.get("reason") if found is None else f"{found:.2f} % error"
         line = f"{row.space} {row.number}: {told}"
-        self.bar.update(self.task, completed=self.done, left=left, description=row.space)
-        stderr.print(line if stderr.is_terminal else f"[{self.done}/{self.total}] {line}; {left}")
+        self.bar.update(self.task, completed=ended, total=total, left=left, description=row.space)
+        stderr.print(line if stderr.is_terminal else f"[{ended}/{total}] {line}; {left}")
 
 
 def _time(seconds: float) -> str:

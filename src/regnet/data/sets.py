@@ -96,6 +96,10 @@ class ImageSet:
             labels=self.labels[kept],
             classes=self.classes,
             reader=_Part(self.reader, tuple(kept.tolist())),
+            # Of files those that are kept; groups of rows are told apart by all of them.
+            sizes=[self.sizes[index] for index in kept]
+            if len(self.sizes) == len(self)
+            else self.sizes,
         )
 
     @cached_property

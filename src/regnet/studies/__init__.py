@@ -17,7 +17,6 @@ from regnet.studies.population import (
 )
 from regnet.studies.report import render, save_plots
 from regnet.studies.sampling import Sample, sample
-from regnet.studies.search import Found, Limits, search, search_space
 from regnet.studies.space import SPACES, Space, constrained, find_space
 
 __all__ = [
@@ -26,9 +25,7 @@ __all__ = [
     "Died",
     "Distribution",
     "Executor",
-    "Found",
     "InProcess",
-    "Limits",
     "Population",
     "ProcessPool",
     "Sample",
@@ -49,8 +46,6 @@ __all__ = [
     "resume",
     "sample",
     "save_plots",
-    "search",
-    "search_space",
     "statistics",
     "write_table",
 ]

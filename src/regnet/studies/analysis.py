@@ -17,6 +17,7 @@ from regnet.studies import statistics
 from regnet.studies.population import Population
 from regnet.studies.space import COMPLEXITY, Space
 from regnet.studies.statistics import Comparison, Interval
+from regnet.studies.store import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +38,7 @@ class SpaceResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two spaces compared."""
+    """Two spaces compared; p-values and verdicts are adjusted for all pairs of the study."""
 
     first: str
     second: str
@@ -71,7 +72,7 @@ def analyze(populations: Mapping[str, Population], *, seed: int = 0) -> Analysis
         curve = statistics.edf(errors)
         spaces[name] = SpaceResult(
             models=len(population),
-            failed=population.failed,
+            failed=len(population.failed),
             minimum=curve.minimum,
             mean=curve.mean,
             best=statistics.best_values(population.metrics, errors, rng),
@@ -81,15 +82,16 @@ def analyze(populations: Mapping[str, Population], *, seed: int = 0) -> Analysis
             },
             search=statistics.search_curve(errors, rng),
         )
+    names = [(second, first) for first, second in combinations(found, 2)]
+    comparisons = statistics.adjust(
+        [
+            statistics.compare(found[a].errors, found[b].errors, np.random.default_rng(seed))
+            for a, b in names
+        ]
+    )
     pairs = tuple(
-        Pair(
-            first=a,
-            second=b,
-            comparison=statistics.compare(
-                found[a].errors, found[b].errors, np.random.default_rng(seed)
-            ),
-        )
-        for b, a in combinations(found, 2)
+        Pair(first=a, second=b, comparison=comparison)
+        for (a, b), comparison in zip(names, comparisons, strict=True)
     )
     return Analysis(spaces=spaces, pairs=pairs)
 
@@ -107,22 +109,29 @@ def refine(space: Space, result: SpaceResult, *metrics: str, name: str | None = 
     Raises:
         ConfigError: the space has no such metric.
     """
-    shape = [m for m in space.metric_names if m not in COMPLEXITY]
-    if not metrics and space.family == "regnet":
-        shape = [m for m in shape if m in space.parameters]
     for metric in metrics:
         if metric not in space.metric_names:
             raise ConfigError(
                 f"{space.name} has no {metric!r}; it has {', '.join(space.metric_names)}"
             )
-    ranges = {m: (result.best[m].low, result.best[m].high) for m in metrics or shape}
+    ranges = {
+        metric: (result.best[metric].low, result.best[metric].high)
+        for metric in metrics or refinable(space)
+    }
     return replace(space.restrict(**ranges), name=name or f"{space.name}_refined")
 
 
-def write_table(populations: Mapping[str, Population], path: Path) -> int:
-    """Write a row per trained network, as .csv or .parquet; returns how many.
+def refinable(space: Space) -> tuple[str, ...]:
+    """The metrics that describe a network of a space: what `refine` takes by itself."""
+    known = set(space.parameters) if space.family == "regnet" else set(space.metric_names)
+    return tuple(name for name in space.metric_names if name in known - set(COMPLEXITY))
 
-    Columns are space, number, error, seconds, seed, all metrics, and config and epochs as JSON.
+
+def write_table(populations: Mapping[str, Population], path: Path) -> int:
+    """Write a row per network that was trained or failed, as .csv or .parquet; returns how many.
+
+    Columns are space, number, error or the reason of a failure, all metrics, where and on what it
+    was trained, seed, and config and epochs as JSON.
 
     Raises:
         ConfigError: the file has another ending.
@@ -131,8 +140,11 @@ def write_table(populations: Mapping[str, Population], path: Path) -> int:
     """
     if path.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"{path}: a table's file must end in .csv or .parquet")
-    rows = [_cells(population, at) for population in populations.values()
-            for at in range(len(population))]  # fmt: skip
+    rows = [
+        _cells(row)
+        for population in populations.values()
+        for row in sorted((*population.rows, *population.failed), key=lambda row: row.number)
+    ]
     # Spaces differ in their metrics: a column that one lacks is empty there.
     names = list(dict.fromkeys(name for row in rows for name in row))
     if path.suffix == ".csv":
@@ -156,17 +168,20 @@ def write_table(populations: Mapping[str, Population], path: Path) -> int:
     return len(rows)
 
 
-def _cells(population: Population, at: int) -> dict[str, Any]:
-    row = population.rows[at]
-    assert row.outcome is not None, "it is trained"
-    kept = ("seconds", "host", "device", "torch", "code", "finished")
+def _cells(row: Row) -> dict[str, Any]:
+    assert row.outcome is not None, "it has been tried"
+    outcome = dict(row.outcome)
+    kept = ("seconds", "host", "device", "threads", "torch", "code", "finished")
+    images = outcome.get("images", {})
     return {
         "space": row.space,
         "number": row.number,
-        "error": float(population.errors[at]),
+        "error": outcome.get("error"),
+        "reason": outcome.get("reason"),
         **row.metrics,
-        **{name: row.outcome[name] for name in kept},
+        **{name: outcome.get(name) for name in kept},
+        **{f"{name}_images": images.get(name) for name in ("train", "val")},
         "seed": row.seed,
         "config": json.dumps(row.config),
-        "epochs": json.dumps(row.outcome["epochs"]),
+        "epochs": json.dumps(outcome.get("epochs")),
     }

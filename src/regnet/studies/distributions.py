@@ -132,7 +132,8 @@ class Distribution:
         if self.kind == "power2_uniform":
             return last - first + 1
         small = sum(2.0**power < self.quantum for power in range(first, last + 1))
-        return small + round((self.high - max(self.low, self.quantum)) / self.quantum) + 1
+        least = max(self.low, self.quantum)
+        return small + max(0, round((self.high - least) / self.quantum) + 1)
 
     @property
     def _powers(self) -> tuple[int, int]:

@@ -12,19 +12,19 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from regnet.devices import core_count
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, StudyError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-ATTEMPTS = 3
+ATTEMPTS: Final = 3
 """Processes that may die of one task before it is given back as `Died`."""
 
 
@@ -35,16 +35,27 @@ class Died:
     reason: str
 
 
+Results: TypeAlias = Generator[tuple[Task, Result | Died], None, None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """What the function raised."""
+
+    error: Exception
+
+
 class Executor(Protocol):
     """Runs a function on tasks."""
 
     def run(
         self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
-    ) -> Iterator[tuple[Task, Result | Died]]:
+    ) -> Results[Task, Result]:
         """The results of `function(task, device)`, as they come.
 
         The function, its tasks and its results must be picklable. Tasks are taken from the iterator
-        only when there is room. Whatever still runs when the iterator is closed is ended.
+        only when there is room. What the function raises is raised; whatever still runs then, or
+        when the generator is closed, is ended.
         """
         ...
 
@@ -67,7 +78,7 @@ class InProcess:
 
     def run(
         self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
-    ) -> Iterator[tuple[Task, Result | Died]]:
+    ) -> Results[Task, Result]:
         """See `Executor.run`."""
         for task in tasks:
             yield task, function(task, self.device)
@@ -106,7 +117,7 @@ class ProcessPool:
 
     def run(
         self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
-    ) -> Iterator[tuple[Task, Result | Died]]:
+    ) -> Results[Task, Result]:
         """See `Executor.run`."""
         pool = _Pool(function, self.devices, self.threads)
         try:
@@ -122,6 +133,8 @@ class _Worker(Generic[Task]):
     pipe: "Connection[Any, Any]"
     task: Task | None = None
     attempt: int = 0
+    ready: bool = False
+    """Whether its process has come up."""
 
 
 class _Pool(Generic[Task, Result]):
@@ -133,7 +146,7 @@ class _Pool(Generic[Task, Result]):
         self.devices = list(devices)
         self.workers: list[_Worker[Task]] = []
 
-    def run(self, tasks: Iterator[Task]) -> Iterator[tuple[Task, Result | Died]]:
+    def run(self, tasks: Iterator[Task]) -> Results[Task, Result]:
         free, left = list(self.devices), True
         while True:
             idle = [worker for worker in self.workers if worker.task is None]
@@ -154,21 +167,29 @@ class _Pool(Generic[Task, Result]):
                     result = worker.pipe.recv()
                 except (EOFError, OSError):
                     attempt, reason = worker.attempt, self._buried(worker)
+                    if not worker.ready:  # nothing that the task did
+                        raise StudyError(
+                            f"a process that was to train {reason} before it could begin; a script "
+                            "that starts a study needs `if __name__ == '__main__':`"
+                        ) from None
                     if attempt < ATTEMPTS:
                         self._give(self._start(worker.device), task, attempt + 1)
                         continue
                     free.append(worker.device)
                     yield task, Died(f"its process {reason}, {ATTEMPTS} times")
                 else:
+                    if not worker.ready:
+                        worker.ready = True
+                        continue
                     worker.task = None
+                    if isinstance(result, _Raised):
+                        raise result.error
                     yield task, result
 
     def _start(self, device: str) -> _Worker[Task]:
         ours, theirs = self.context.Pipe()
         process = self.context.Process(
-            target=_work,
-            args=(self.function, theirs, device, self.threads, os.getpid()),
-            daemon=True,
+            target=_work, args=(self.function, theirs, device, self.threads, os.getpid())
         )
         process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
@@ -213,12 +234,22 @@ def _work(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the process that began this one decides
     _end_with(parent)
+    pipe.send("ready")
     while True:
         try:
             task = pipe.recv()
         except (EOFError, OSError):
             return
-        pipe.send(with_threads(function, task, device, threads))
+        try:
+            result = with_threads(function, task, device, threads)
+        except Exception as error:  # noqa: BLE001 - the process that began this one raises it
+            result = _Raised(error)
+        try:
+            pipe.send(result)
+        except OSError:
+            return
+        except Exception as error:  # noqa: BLE001 - whatever pickle says of it
+            pipe.send(_Raised(StudyError(f"a result cannot be sent: {error}")))
 
 
 def _end_with(parent: int) -> None:

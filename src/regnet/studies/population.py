@@ -3,6 +3,7 @@
 A folder holds it: study.json says what it is, and the store what has become of each network.
 """
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -15,11 +16,12 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from regnet.atomic import write_bytes
 from regnet.design.config import config_from_dict
 from regnet.design.widths import FloatArray
-from regnet.errors import ConfigError, DataError, ImageError
+from regnet.errors import ConfigError, DataError, ImageError, MissingExtraError, StudyError
 from regnet.machine import device_name
 from regnet.studies import store as stores
 from regnet.studies.executor import Died, Executor, ProcessPool
@@ -33,6 +35,11 @@ from regnet.training.run import Run
 from regnet.training.session import Options
 
 FILE: Final = "study.json"
+
+LOCK: Final = "study.lock"
+
+MOST_FAILURES: Final = 20
+"""Networks that may fail in a row before a study is ended: something else is wrong then."""
 
 KEPT: Final = ("epoch", "loss", "train_top1", "top1", "average_top1", "seconds", "test_seconds")
 """What is kept of each epoch."""
@@ -54,6 +61,8 @@ class Study:
     """Train on so many of the images only, equally from all classes."""
     val_images: int | None = None
     seed: int = 0
+    images: Mapping[str, str] | None = None
+    """Fingerprints of the images, by what they are for; `init` finds them."""
 
     def __post_init__(self) -> None:
         names = [space.name for space in self.spaces]
@@ -110,6 +119,7 @@ class Study:
             "train_images": self.train_images,
             "val_images": self.val_images,
             "seed": self.seed,
+            "images": self.images,
             "recipe": self.recipe.to_dict(),
         }
 
@@ -147,7 +157,7 @@ class Population:
     metrics: Mapping[str, FloatArray]
     """By the space's `metric_names`."""
     rows: tuple[Row, ...]
-    failed: int
+    failed: tuple[Row, ...] = ()
     """Networks whose training failed: they count in no statistic."""
 
     def __len__(self) -> int:
@@ -158,44 +168,52 @@ class Population:
 def init(folder: str | Path, study: Study) -> Study:
     """Begin a study in a new folder: sample its networks; nothing is trained yet.
 
-    Its spaces get as many classes as the images have, and the size of the images.
+    Its spaces get as many classes as the images have, and their size.
 
     Args:
-        folder: new, or empty.
+        folder: new, or without a study.
         study: what to do.
 
     Raises:
-        ConfigError: there is a study already, or a space has too few networks.
+        ConfigError: there is a study already, or a space has too few networks or cannot be saved.
         DataError: the images cannot be used.
     """
     path = Path(folder)
-    if (path / FILE).exists():
+    if (path / FILE).exists() or (path / stores.FILE).exists():
         raise ConfigError(f"{path} holds a study already; resume it, or name another folder")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file; name a folder")
-    study = replace(study, spaces=_suited(study, study.spaces))
+    images = _open(study)
+    study = replace(
+        study, spaces=_suited(study, study.spaces, images), images=_fingerprints(images)
+    )
+    text = _text(study)
     rows = [row for space in study.spaces for row in study.rows(space)]
     path.mkdir(parents=True, exist_ok=True)
-    with Store(path) as store:
+    # From here on there is a study; networks that the store lacks are added when it is resumed.
+    write_bytes(path / FILE, text)
+    with Store(path, create=True) as store:
         store.add(rows)
-    write_bytes(path / FILE, json.dumps(study.to_dict(), indent=1).encode())
     return study
 
 
 def extend(folder: str | Path, space: Space) -> Study:
     """Add a space to a study, such as a refined one; its networks are sampled, not trained.
 
+    Processes that are training the study already do not see it.
+
     Raises:
         ConfigError: there is no study, or a space of this name, or the space has too few networks.
     """
     path = Path(folder)
-    study = read(path)
-    [suited] = _suited(study, (space,))
-    study = replace(study, spaces=(*study.spaces, suited))
-    rows = list(study.rows(suited))
-    with Store(path) as store:
-        store.add(rows)
-    write_bytes(path / FILE, json.dumps(study.to_dict(), indent=1).encode())
+    read(path)
+    with FileLock(path / LOCK):
+        study = read(path)
+        study = replace(study, spaces=(*study.spaces, *_suited(study, (space,), _open(study))))
+        text, rows = _text(study), list(study.rows(study.spaces[-1]))
+        write_bytes(path / FILE, text)
+        with Store(path) as store:
+            store.add(rows)
     return study
 
 
@@ -208,7 +226,7 @@ def read(folder: str | Path) -> Study:
     file = Path(folder) / FILE
     try:
         return Study.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{folder}: there is no {FILE}; name the folder of a study") from error
     except ValueError as error:
         raise ConfigError(f"{file}: {error}") from error
@@ -234,46 +252,57 @@ def resume(
 
     Raises:
         ConfigError: there is no study.
-        DataError: the images are not those of the networks trained so far.
-        StudyError: the store is damaged or cannot be written; what was committed is kept.
+        DataError: the images are not those of the study, here or where a network was trained.
+        StudyError: the store is damaged or cannot be written, processes do not start, or one
+            network after the other fails; what was committed is kept.
     """
     path = Path(folder)
     study = read(path)
+    _check_images(study, _fingerprints(_open(study)), "here")
+    failures = 0
     with Store(path) as store:
         store.check()
-        store.free_orphans()
+        there = store.counts()
+        for space in study.spaces:
+            if sum(there.get(space.name, {}).values()) < study.models:  # `init` was interrupted
+                store.add(study.rows(space))
         if retry_failed:
             store.retry_failed()
-        _check_images(study, store)
-        tasks = _tasks(study, store)
-        results = (executor or ProcessPool()).run(train_network, tasks)
-        try:
+        with contextlib.closing(
+            (executor or ProcessPool()).run(train_network, _tasks(study, store))
+        ) as results:
             for task, outcome in results:
-                told = {"reason": outcome.reason} if isinstance(outcome, Died) else outcome
-                row = store.finish(task.row, told, failed="error" not in told)
+                told: dict[str, Any] = (
+                    {"reason": outcome.reason} if isinstance(outcome, Died) else outcome
+                )
+                failed = "error" not in told
+                if not failed:
+                    _check_images(study, told["images"], f"on {told['host']}")
+                row = store.finish(task.row, told, failed=failed)
                 if on_result:
                     on_result(row)
-        finally:
-            results.close()  # type: ignore[attr-defined]  # they are generators
+                failures = failures + 1 if failed else 0
+                if failures == MOST_FAILURES:
+                    raise StudyError(
+                        f"{failures} networks in a row failed, the last: {told['reason']}; "
+                        "resume with retry_failed once that is mended"
+                    )
         return store.counts()
 
 
-def recover(folder: str | Path) -> tuple[int, Path]:
-    """Begin a damaged store anew with all results that can still be read.
+def recover(folder: str | Path) -> tuple[int, Path | None]:
+    """Begin a damaged or lost store anew with all results that can still be read.
 
     Returns:
         How many results were kept, and where the damaged file lies now.
 
     Raises:
         ConfigError: there is no study.
+        StudyError: a process is training it.
     """
-    path = Path(folder)
-    study = read(path)
-    kept, damaged = stores.recover(path, study.count)
-    with Store(path) as store:
-        store.add(row for space in study.spaces for row in study.rows(space))
-        store.restore(kept)
-    return len(kept), damaged
+    study = read(folder)
+    rows = [row for space in study.spaces for row in study.rows(space)]
+    return stores.recover(Path(folder), rows)
 
 
 def counts(folder: str | Path) -> dict[str, dict[str, int]]:
@@ -307,7 +336,7 @@ def load(folder: str | Path) -> dict[str, Population]:
                 name: np.array([row.metrics[name] for row in done]) for name in space.metric_names
             },
             rows=done,
-            failed=sum(r.space == space.name and r.status == "failed" for r in rows),
+            failed=tuple(r for r in rows if r.space == space.name and r.status == "failed"),
         )
     return found
 
@@ -316,22 +345,30 @@ def train_network(task: Task, device: str) -> dict[str, Any]:
     """Train a network and say what came out: an error, or a reason why there is none.
 
     Raises:
-        KeyboardInterrupt: and nothing else; whatever goes wrong with a network is its outcome.
+        DataError: the images cannot be used, which is no network's fault.
+        OSError: likewise.
+        MissingExtraError: likewise.
     """
     began, run = time.monotonic(), task.run
-    facts: dict[str, Any] = {"host": platform.node()}
+    found: dict[str, Any] = {"host": platform.node()}
     try:
         images = _images(run.train, run.val, run.train_images, run.val_images)
-        trained = start(run, None, options=Options(device=device), images=images)
-        facts = _facts(images, torch.device(device))
+        # Large images are decoded by as many processes as this one may use threads.
+        options = Options(device=device, workers=torch.get_num_threads())
+        trained = start(run, None, options=options, images=images)
         assert trained.best is not None, "a study has images to test on"
-        found = {
+        found |= _facts(images, torch.device(device)) | {
             "error": 100 - trained.best,
             "epochs": [{name: row[name] for name in KEPT if name in row} for row in trained.log],
         }
+    except (DataError, OSError, MissingExtraError):
+        raise
     except Exception as error:  # noqa: BLE001 - one network must not end the study
-        found = {"reason": " ".join(f"{type(error).__name__}: {error}".split())}
-    return found | {"seconds": round(time.monotonic() - began, 2)} | facts
+        found["reason"] = " ".join(f"{type(error).__name__}: {error}".split())
+    finally:
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()  # for the other processes on this GPU
+    return found | {"seconds": round(time.monotonic() - began, 2)}
 
 
 @lru_cache(maxsize=1)
@@ -342,33 +379,53 @@ def _images(
     return Images.open(train, val, train_images=train_images, val_images=val_images)
 
 
-def _suited(study: Study, spaces: Sequence[Space]) -> tuple[Space, ...]:
-    """Spaces whose networks have the classes and the size of the study's images."""
-    images = Images.open(
+def _open(study: Study) -> Images:
+    return Images.open(
         study.train, study.val, train_images=study.train_images, val_images=study.val_images
     )
+
+
+def _text(study: Study) -> bytes:
+    return json.dumps(study.to_dict(), indent=1).encode()
+
+
+def _suited(study: Study, spaces: Sequence[Space], images: Images) -> tuple[Space, ...]:
+    """Spaces whose networks have the classes and the size of the study's images."""
+    assert images.val is not None, "a study has images to test on"
+    if images.val.fingerprint == images.train.fingerprint:
+        raise ConfigError(
+            f"{study.train}: the images to test on are those to train on; name others with val"
+        )
     classes = len(images.train.classes)
     found = tuple(
         replace(space, architecture=replace(space.architecture, num_classes=classes))
         for space in spaces
     )
-    if study.recipe.crop != "pad":
-        return found
-    try:
-        width, height = images.train.open(0).size
-    except ImageError as error:
-        raise DataError(f"{error}; a set that is kept in memory must be whole") from error
-    for space in found:
-        if width != height or "r" in space.parameters:
+    recipe = study.recipe
+    if recipe.crop == "pad":
+        try:
+            width, height = images.train.open(0).size
+        except ImageError as error:
+            raise DataError(f"{error}; a set that is kept in memory must be whole") from error
+        if width != height:
             raise ConfigError(
-                f"{images.train.source} has images of {width} x {height} pixels; with the crop "
-                "'pad' they must be square, and no space may draw their size"
+                f"{images.train.source} has images of {width} x {height} pixels; the crop 'pad' "
+                "needs square ones here"
             )
-    return tuple(replace(space, input_size=width) for space in found)
+        side: int | None = width
+    else:
+        side = recipe.image_size
+    if side is not None and any("r" in space.parameters for space in found):
+        raise ConfigError(
+            f"a space that draws the size of images needs a recipe that crops 'resized' and leaves "
+            f"image_size open; this one trains at {side}"
+        )
+    return tuple(replace(space, input_size=side or space.input_size) for space in found)
 
 
 def _tasks(study: Study, store: Store) -> Iterator[Task]:
-    while (row := store.claim()) is not None:
+    names = [space.name for space in study.spaces]
+    while (row := store.claim(names)) is not None:
         yield Task(row=row, run=_run(study, row))
 
 
@@ -377,7 +434,7 @@ def _run(study: Study, row: Row) -> Run:
     recipe, size = study.recipe, None
     if recipe.crop == "resized":
         size = round(row.metrics.get("r", study.space(row.space).input_size))
-        recipe = replace(recipe, image_size=recipe.image_size or size)
+        recipe = replace(recipe, image_size=size)
     return Run(
         model=config_from_dict(row.config),
         recipe=recipe,
@@ -390,19 +447,13 @@ def _run(study: Study, row: Row) -> Run:
     )
 
 
-def _check_images(study: Study, store: Store) -> None:
-    """Whether the images are those of the networks trained so far, before any is trained."""
-    images = Images.open(
-        study.train, study.val, train_images=study.train_images, val_images=study.val_images
-    )
-    found = _fingerprints(images)
-    for row in store.rows("done"):
-        assert row.outcome is not None, "it is done"
-        if row.outcome["images"] != found:
-            raise DataError(
-                f"{study.train}: not the images that {row.space} number {row.number} was trained "
-                f"on: fingerprints {found}, were {row.outcome['images']}"
-            )
+def _check_images(study: Study, found: Mapping[str, str], where: str) -> None:
+    """Whether images are those that the study began with."""
+    if study.images is not None and dict(study.images) != dict(found):
+        raise DataError(
+            f"{study.train}: the images {where} are not those that the study began with: "
+            f"fingerprints {dict(found)}, were {dict(study.images)}"
+        )
 
 
 def _fingerprints(images: Images) -> dict[str, str]:
@@ -428,7 +479,7 @@ def _code_fingerprint() -> str:
     """SHA-256 over the files that decide how a network is built and trained, 16 digits."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for room in ("design", "nn", "data", "training"):
+    for room in ("design", "nn", "data", "zoo", "training"):
         for path in sorted((root / room).glob("*.py")):
             digest.update(f"{room}/{path.name}".encode() + path.read_bytes())
     return digest.hexdigest()[:16]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from regnet.errors import MissingExtraError
-from regnet.studies.executor import ATTEMPTS, Died, Result, Task, with_threads
+from regnet.studies.executor import ATTEMPTS, Died, Result, Results, Task, with_threads
 
 
 class RayExecutor:
@@ -24,7 +24,7 @@ class RayExecutor:
         gpus: float | None = None,
         address: str | None = None,
     ) -> None:
-        """Join a cluster, or start one of this machine alone.
+        """Set up; the cluster is joined, or one of this machine alone started, by `run`.
 
         Args:
             workers: networks trained at once, at most; None: as many as the cluster has room for.
@@ -43,10 +43,7 @@ class RayExecutor:
                 "--executor ray needs ray, which is not installed; pip install 'regnet[ray]'"
             ) from error
         self._ray: Any = ray
-        self._joined = not ray.is_initialized()
-        if self._joined:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        self.device, self.threads = device, threads
+        self.address, self.device, self.threads = address, device, threads
         self.gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
         self._most = workers
 
@@ -60,9 +57,12 @@ class RayExecutor:
 
     def run(
         self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
-    ) -> Iterator[tuple[Task, Result | Died]]:
+    ) -> Results[Task, Result]:
         """See `Executor.run`."""
         ray = self._ray
+        joins = not ray.is_initialized()
+        if joins:
+            ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
         remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=ATTEMPTS - 1)(
             with_threads
         )
@@ -86,13 +86,13 @@ class RayExecutor:
             for reference in running:
                 with contextlib.suppress(ray.exceptions.RayError):
                     ray.cancel(reference, force=True)
-            if self._joined:
+            if joins:
                 ray.shutdown()
 
     def _result(self, reference: Any) -> Any:
         try:
             return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError:
-            raise  # a mistake in the function: nobody's death
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None  # what the function raised: nobody's death
         except self._ray.exceptions.RayError as error:
             return Died(" ".join(f"{type(error).__name__}: {error}".split())[:500])

@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
 from regnet.plot import check_plot_file, save_figure
 from regnet.studies import statistics
-from regnet.studies.analysis import SpaceResult, analyze, refine
+from regnet.studies.analysis import SpaceResult, analyze, refinable
 from regnet.studies.population import Population, Study
 from regnet.studies.space import COMPLEXITY
 
@@ -37,6 +38,7 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
         ConfigError: no network is trained yet.
     """
     analysis = analyze(populations, seed=seed)
+    empty = [name for name in populations if name not in analysis.spaces]
     spaces = []
     for number, (name, result) in enumerate(analysis.spaces.items()):
         population = populations[name]
@@ -46,6 +48,7 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
                 "color": COLORS[number % len(COLORS)],
                 "size": f"{population.space.size:.1e}",
                 "result": _plain(result),
+                "planned": study.models,
                 "edf": _edf(population, seed),
                 "models": [_model(population, at) for at in range(len(population))],
                 "refined": _refined(population, result),
@@ -62,15 +65,17 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
         "complexity": list(COMPLEXITY),
         "logarithmic": list(LOGARITHMIC),
         "machines": _machines(populations),
+        "empty": empty,
     }
     template = resources.files("regnet.studies").joinpath("report.html").read_text("utf-8")
     title = f"Design spaces: {', '.join(analysis.spaces)}"
-    return (
-        template.replace("{{title}}", html.escape(title))
-        .replace("{{study}}", html.escape(json.dumps(facts, indent=1)))
-        # "</" would end the script early.
-        .replace("{{data}}", json.dumps(data).replace("</", "<\\/"))
-    )
+    texts = {
+        "title": html.escape(title),
+        "study": html.escape(json.dumps(facts, indent=1)),
+        # As an escape, "<" can neither end the script nor begin a comment.
+        "data": json.dumps(data).replace("<", "\\u003c"),
+    }
+    return re.sub(r"{{(\w+)}}", lambda found: texts[found[1]], template)
 
 
 def save_plots(
@@ -103,7 +108,7 @@ def save_plots(
         search_axes.fill_between(
             sizes, means - 2 * deviations, means + 2 * deviations, color=color, alpha=0.1
         )
-        path = folder / f"{name}.svg"
+        path = folder / f"space-{name}.svg"
         figure = Figure(figsize=(12, 3 * -(-len(result.best) // 4)), layout="constrained")
         panels = figure.subplots(-(-len(result.best) // 4), 4, squeeze=False).ravel()
         figure.suptitle(f"{name}: error (%) against each parameter, and where the best ones lie")
@@ -177,20 +182,16 @@ def _stages(config: AnyNetConfig | RegNetConfig) -> str:
 
 def _refined(population: Population, result: SpaceResult) -> list[dict[str, Any]]:
     """What `refine` would restrict, and to what."""
-    refined = refine(population.space, result)
-    found = []
-    for metric, best in result.best.items():
-        if metric in refined.limits or metric in refined.parameters:
-            values = population.metrics[metric]
-            found.append(
-                {
-                    "metric": metric,
-                    "from": [float(values.min()), float(values.max())],
-                    "to": [best.low, best.high],
-                    "best": best.median,
-                }
-            )
-    return [row for row in found if row["metric"] not in COMPLEXITY]
+    return [
+        {
+            "metric": metric,
+            "from": [float(values.min()), float(values.max())],
+            "to": [best.low, best.high],
+            "best": best.median,
+        }
+        for metric in refinable(population.space)
+        for best, values in [(result.best[metric], population.metrics[metric])]
+    ]
 
 
 def _machines(populations: Mapping[str, Population]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ _CHUNK: Final = 16_384
 """Networks drawn at once; of a seed the first n are the same for every n."""
 
 PATIENCE: Final = 2_000_000
-"""Draws per network found, after which a space counts as empty."""
+"""Draws without another network, after which a space counts as empty."""
 
 BoolArray = NDArray[np.bool_]
 
@@ -141,24 +141,81 @@ def sample(space: Space, count: int, rng: np.random.Generator | int = 0) -> Samp
     """
     if count < 1:
         raise ConfigError(f"count must be at least 1, got {count}")
-    rng = np.random.default_rng(rng)
+    draws = _Draws(space, np.random.default_rng(rng))
     kept: list[Sample] = []
-    seen: set[bytes] = set()
-    excluded: dict[str, int] = {}
-    drawn = right = 0
-    while len(seen) < count:
-        if drawn >= PATIENCE * (len(seen) + 1):
-            raise ConfigError(_empty(space, drawn, right, excluded, len(seen)))
-        found = draw(space, _CHUNK, rng)
-        drawn, right = drawn + _CHUNK, right + len(found)
+    last = 0
+    while len(draws.seen) < count:
+        if draws.drawn - last >= PATIENCE:
+            raise ConfigError(draws.told())
+        if len(new := draws.next()):
+            last = draws.drawn
+        kept.append(new)
+    return joined(kept).take(slice(count))
+
+
+def sample_by_flops(
+    space: Space, edges: Sequence[float], each: int, rng: np.random.Generator | int = 0
+) -> Sample:
+    """Draw networks until every range of flops has as many, or drawing more is not worth it.
+
+    Args:
+        space: with its limits and predicates.
+        edges: of the ranges, ascending.
+        each: networks of each range; those that are rare may be fewer.
+        rng: where randomness comes from, or a seed.
+
+    Raises:
+        ConfigError: there are none at all; see `sample`.
+    """
+    draws = _Draws(space.restrict(flops=(edges[0], edges[-1])), np.random.default_rng(rng))
+    counts = np.zeros(len(edges) - 1, dtype=np.int64)
+    kept: list[Sample] = []
+    while draws.drawn < PATIENCE and counts.min() < each:
+        new = draws.next()
+        which = np.clip(np.searchsorted(edges, new.metric("flops")) - 1, 0, len(counts) - 1)
+        # Among those of its range, counted from those that came before.
+        place = [counts[k] + (which[:at] == k).sum() for at, k in enumerate(which)]
+        room = np.array(place, dtype=np.int64) < each
+        kept.append(new.take(room))
+        counts += np.bincount(which[room], minlength=len(counts))
+    if not counts.any():
+        raise ConfigError(draws.told())
+    return joined(kept)
+
+
+class _Draws:
+    """Networks of a space in chunks, none twice, and what excluded the others."""
+
+    def __init__(self, space: Space, rng: np.random.Generator) -> None:
+        self.space, self.rng = space, rng
+        self.conditions = _conditions(space)
+        self.seen: set[bytes] = set()
+        self.excluded: dict[str, int] = {}
+        self.drawn = self.right = 0
+
+    def next(self) -> Sample:
+        """Those of the next chunk that count and are new."""
+        found = draw(self.space, _CHUNK, self.rng)
+        self.drawn, self.right = self.drawn + _CHUNK, self.right + len(found)
         fits = np.ones(len(found), dtype=np.bool_)
-        for name, passes in _conditions(space).items():
+        for name, passes in self.conditions.items():
             good = passes(found)
-            excluded[name] = excluded.get(name, 0) + int((~good).sum())
+            self.excluded[name] = self.excluded.get(name, 0) + int((~good).sum())
             fits &= good
         found = found.take(fits)
-        kept.append(found.take(_first_seen(found, seen)))
-    return joined(kept).take(slice(count))
+        return found.take(_first_seen(found, self.seen))
+
+    def told(self) -> str:
+        """What to say of a space with too few networks."""
+        text = (
+            f"{self.space.name}: only {len(self.seen)} networks in {self.drawn:,} draws; "
+            f"{self.drawn - self.right:,} do not have {self.space.num_stages} stages"
+        )
+        most = sorted(self.excluded.items(), key=lambda item: -item[1])
+        reasons = ", ".join(f"{number:,} fail {name}" for name, number in most if number)
+        if not self.right:
+            return text
+        return f"{text}, and of the {self.right:,} others {reasons or 'all were drawn before'}"
 
 
 def _first_seen(found: Sample, seen: set[bytes]) -> IntArray:
@@ -195,16 +252,6 @@ def _words(name: str, low: float | None, high: float | None) -> str:
         return f"{name} of {low:g}"
     ends = [f"from {low:g}"] if low is not None else []
     return " ".join([name, *ends, *([f"up to {high:g}"] if high is not None else [])])
-
-
-def _empty(space: Space, drawn: int, right: int, excluded: Mapping[str, int], found: int) -> str:
-    """What to say of a space with too few networks."""
-    most = sorted(excluded.items(), key=lambda item: -item[1])
-    told = ", ".join(f"{number:,} fail {name}" for name, number in most if number)
-    return (
-        f"{space.name}: only {found} networks in {drawn:,} draws; {right:,} have "
-        f"{space.num_stages} stages, and of those {told or 'all that are left are repeats'}"
-    )
 
 
 def draw(space: Space, count: int, rng: np.random.Generator) -> Sample:
@@ -283,14 +330,18 @@ def _regnets(
         group_width=parameters["g"].astype(np.int64),
         bottleneck_ratio=parameters["b"],
     )
-    right = population.num_stages == space.num_stages
-    columns = slice(space.num_stages)
+    stages, right = space.num_stages, population.num_stages == space.num_stages
+
+    def columns(values: Any) -> Any:
+        """As many as there are stages, though all networks may have had fewer, or more."""
+        return np.pad(values[:, :stages], ((0, 0), (0, max(0, stages - values.shape[1]))))[right]
+
     return {name: found[right] for name, found in parameters.items()}, StagePopulation(
-        depths=population.depths[right, columns],
-        widths=population.widths[right, columns],
-        group_widths=population.group_widths[right, columns],
-        bottleneck_ratios=population.bottleneck_ratios[right, columns],
-        strides=(2,) * space.num_stages,
+        depths=columns(population.depths),
+        widths=columns(population.widths),
+        group_widths=columns(population.group_widths),
+        bottleneck_ratios=columns(population.bottleneck_ratios),
+        strides=(2,) * stages,
     )
 
 

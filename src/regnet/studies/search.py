@@ -3,13 +3,15 @@
 Networks of the paper's constrained space are sampled by the thousand, a few dozen are measured on
 this device, a model of latency fitted to those predicts the others, and the most promising are
 measured too. Accuracy is not predicted: within that space networks of equal flops are about equally
-good (Radosavovic et al. 2020, section 4), so that flops stand for it.
+good (Radosavovic et al. 2020, section 4), so that flops stand for it. The fastest of them are an
+extreme of the space, of which the paper says nothing.
 """
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import inf
+from math import inf, log
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,11 +20,11 @@ import torch
 from numpy.typing import ArrayLike
 
 from regnet.bench.document import Case, Row
-from regnet.bench.runner import run as measure_cases
-from regnet.design.complexity import complexity
+from regnet.bench.runner import Bench
+from regnet.design.complexity import complexity, population_complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS
-from regnet.design.widths import FloatArray
+from regnet.design.widths import FloatArray, bottleneck_widths
 from regnet.engines.base import DTYPES, Precision, Target
 from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.optimize import ENGINES, find_engine, optimize
@@ -30,20 +32,30 @@ from regnet.errors import ConfigError, EngineError
 from regnet.machine import environment
 from regnet.nn.model import AnyNet
 from regnet.studies.distributions import Distribution
-from regnet.studies.sampling import BoolArray, Sample, joined, sample
-from regnet.studies.space import SPACES, Space
+from regnet.studies.sampling import BoolArray, Sample, sample_by_flops
+from regnet.studies.space import SPACES, WIDE_GROUPS, Space
 from regnet.timing import Comparison, compare
 from regnet.zoo.create import create
 
 CANDIDATES: Final = 3000
 """Networks sampled, and ranked by the model of latency."""
 
+PARTS: Final = 12
+"""Ranges of flops, equal in logarithms, of which each has as many candidates."""
+
+NEAR: Final = 0.05
+"""Networks that have no less flops than the largest by more than this part count as as large."""
+
 EQUAL: Final = 0.1
-"""Networks whose flops differ by no more than this part count as equally large."""
+"""A published network whose flops differ by no more than this part counts as of equal flops."""
 
 LEAST_FLOPS: Final = 50e6
 MOST_FLOPS: Final = 32e9
-"""Range of the search where flops are not limited, from RegNetX-200MF's quarter to RegNetY-32GF."""
+"""Range of the search at 224 pixels where flops are not limited: from a quarter of RegNetX-200MF's
+to RegNetY-32GF's."""
+
+ROUNDS: Final = 3
+"""Times that finalists are chosen anew where none of them is within the limits."""
 
 _RIDGE: Final = 1e-2
 
@@ -58,15 +70,16 @@ class Limits:
     latency_ms: float | None = None
     """Of a batch, the median."""
     memory_mb: float | None = None
-    """By which a process grows from building the network to its last call."""
+    """Of weights and of the largest feature maps that are needed at once, by arithmetic; what a
+    library takes for itself comes on top."""
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in asdict(self).items() if value is not None}
         if not given:
             raise ConfigError("a search needs a limit: flops, params, latency, ...")
         for name, value in given.items():
-            if not value > 0:
-                raise ConfigError(f"{name} must be positive, got {value!r}")
+            if not 0 < value < inf:
+                raise ConfigError(f"{name} must be a positive number, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +96,6 @@ class Measured:
     low_ms: float
     high_ms: float
     """95 % interval of the median."""
-    peak_bytes: int | None
     predicted_ms: float | None = None
     """Before it was measured."""
 
@@ -93,22 +105,25 @@ class Found:
     """What a search came to."""
 
     best: Measured
-    """The fastest of the largest networks within the limits."""
+    """The fastest of the largest networks within the limits, as measured once more after it was
+    chosen; a published one, by its name, where that is shown to be faster."""
     pareto: tuple[Measured, ...]
-    """Measured networks within the limits of which none is both larger and faster."""
+    """Networks within the limits of which none is both larger and faster, by latency."""
     published: tuple[Measured, ...]
-    """The published RegNets nearest to the best in flops."""
+    """The published RegNetX and RegNetY nearest in flops, within the limits or not."""
     rival: str | None
-    """The fastest published RegNet of equal flops."""
+    """The fastest published one of equal flops; None where there is none."""
     against_rival: Comparison | None
-    """Its time over the best's, measured in turn: above 1, the best is faster."""
+    """Its time over that of the network found, in turn: above 1, the one found is faster."""
     fit_error: float
     """Median relative error of the model of latency on networks left out of its fit."""
-    prediction_error: float
+    prediction_error: float | None
     """Median relative error of what it predicted for the finalists, before they were measured."""
     engine: str
     precision: Precision
+    layout: str
     batch_size: int
+    input_size: int
     candidates: int
     measured: int
     environment: dict[str, Any]
@@ -140,7 +155,7 @@ class LatencyModel:
         # Leaving one out of a linear fit changes its residual by 1 / (1 - leverage).
         leverage = np.einsum("ij,jk,ik->i", x, inverse, x)
         residuals = (logs - x @ self._weights) / np.maximum(1 - leverage, 1e-3)
-        self.error = float(np.median(np.abs(np.expm1(residuals))))
+        self.error = float(np.median(np.abs(np.expm1(-residuals))))
         """Median relative error on networks left out one at a time."""
 
     def predict(self, features: FloatArray) -> FloatArray:
@@ -157,34 +172,52 @@ def features_of(networks: Sample) -> FloatArray:
 def search_space(name: str = "regnety") -> Space:
     """Where to look: what the paper found, with group widths up to 128 that suit hardware.
 
-    b = 1, 12 to 28 blocks, wm of 2 or more, parameters and activations as the best networks of the
-    same flops have them (section 4; limits as in `space.constrained`), group widths as in pycls:
-    powers of two and multiples of 8.
+    b = 1, 12 to 28 blocks, wm of 2 or more, and group widths as in pycls: 8, 16, or a multiple of
+    8. Parameters and activations are no more than the best networks of the same flops have
+    (section 4; see `space.constrained`), all counted for ImageNet at 224 pixels, whatever the
+    search is for.
 
     Raises:
         ConfigError: it is no RegNet space that has one image size.
     """
     if name not in ("regnetx", "regnety"):
         raise ConfigError(f"a search looks in regnetx or regnety; got {name!r}")
-    space = SPACES[name]
-    group_width = Distribution(kind="power2_or_log_uniform", low=8, high=128, quantum=8)
-    wider = replace(
-        space,
-        name=f"{name}_search",
-        parameters={
-            **space.parameters,
-            "b": Distribution(kind="values", values=(1.0,)),
-            "g": group_width,
-        },
-    ).restrict(d=(12, 28), wm=(2.0, None))
-    return wider.where("the paper's limits of parameters and activations", _paper_limits)
+    parameters = {
+        **SPACES[name].parameters,
+        "b": Distribution(kind="values", values=(1.0,)),
+        "g": WIDE_GROUPS,
+    }
+    space = replace(SPACES[name], name=f"{name}_search", parameters=parameters)
+    return space.restrict(d=(12, 28), wm=(2.0, None)).where(
+        "the paper's limits of parameters and activations", _paper_limits
+    )
 
 
 def _paper_limits(networks: Sample) -> BoolArray:
-    """At each network's own flops, at 224 pixels with 1000 classes."""
-    giga = networks.metric("flops") / 1e9
-    few = networks.metric("params") <= 3.0e6 + 5.5e6 * giga
-    return few & (networks.metric("activations") <= 6.5e6 * np.sqrt(giga))
+    architecture = replace(networks.space.architecture, num_classes=1000)
+    cost = population_complexity(networks.population, architecture, 224)
+    giga = cost.flops / 1e9
+    few = cost.params <= 3.0e6 + 5.5e6 * giga
+    return np.asarray(few & (cost.activations <= 6.5e6 * np.sqrt(giga)))
+
+
+def memory_bytes(networks: Sample, *, batch_size: int, element_bytes: int) -> FloatArray:
+    """What inference needs at least (n,): weights, and the maps that a block needs at once.
+
+    The first block of a stage needs most: its input, which the shortcut waits for, the bottleneck
+    at the input's size, and the bottleneck after the stride.
+    """
+    stages = networks.population
+    inner = bottleneck_widths(stages.widths, stages.bottleneck_ratios)
+    stem = networks.space.architecture
+    side = networks.input_sizes / stem.stem_stride
+    width, most = np.full(len(networks), stem.stem_width), stem.stem_width * side**2
+    for stage, stride in enumerate(stages.strides):
+        after = np.ceil(side / stride)
+        needed = (width + inner[:, stage]) * side**2 + inner[:, stage] * after**2
+        width, side, most = stages.widths[:, stage], after, np.maximum(most, needed)
+    weights = networks.metric("params")
+    return np.asarray(element_bytes * (weights + batch_size * most), dtype=np.float64)
 
 
 def search(
@@ -213,18 +246,24 @@ def search(
         precision: to compute in.
         batch_size: images per call.
         input_size: side of the images in pixels.
-        probes: networks measured to fit the model of latency, the published ones apart.
+        probes: networks measured to fit the model of latency.
         finalists: of the networks that it prefers, how many are measured.
         seconds: for the calls of a measurement that count, and as long again to get steady.
         seed: of the sample.
         on_step: told what is done, how many of how many.
 
     Raises:
-        ConfigError: no network is within the limits.
+        ConfigError: no network is within the limits, or an option cannot be used.
         EngineError: the engine cannot run these networks here.
     """
     if precision not in DTYPES:
         raise ConfigError(f"precision must be one of {', '.join(DTYPES)}; got {precision!r}")
+    for name, value, least in (
+        ("batch_size", batch_size, 1), ("input_size", input_size, 1), ("probes", probes, 8),
+        ("finalists", finalists, 1), ("seed", seed, 0),
+    ):  # fmt: skip
+        if value < least:
+            raise ConfigError(f"{name} must be at least {least}, got {value}")
     looks = _Search(
         limits,
         space=replace(space or search_space(), input_size=input_size),
@@ -251,209 +290,287 @@ class _Search:
     ) -> None:
         self.limits, self.space, self.target = limits, space, target
         self.batch_size, self.seconds, self.rng, self.tell = batch_size, seconds, rng, tell
+        self.bench = Bench(target.device, seconds, calls=200)
         self.engine = ""
+        self.reason: str | None = None
+        """Why a network was not measured, the last one."""
+        self.measured: dict[int, Measured | None] = {}
+        """Candidates that were measured, by their numbers; None where the engine failed."""
+        self.guesses: dict[int, float] = {}
+        """What was predicted for finalists."""
 
     def run(self, engine: str, *, probes: int, finalists: int) -> Found:
-        candidates = self._candidates()
-        features = features_of(candidates)
-        flops = candidates.metric("flops")
-        size = float(self.limits.flops or np.median(flops))
-        if engine == "auto":
-            self._choose_engine(size)
-        else:
-            self.engine = find_engine(engine).name
-
-        published = self._published(size)
-        chosen = self._spread(flops, probes)
-        rows = self._measure("probes", [candidates.config(at) for at in chosen])
-        kept = [at for at, row in zip(chosen, rows, strict=True) if row is not None]
-        model = LatencyModel(features[kept], [row.latency_ms for row in rows if row is not None])
-        predicted = model.predict(features)
-
-        best = self._promising(predicted, flops, finalists, known=kept)
-        final = self._measure("finalists", [candidates.config(at) for at in best], predicted[best])
+        self._choose_engine(engine)
+        self.candidates = self._candidates()
+        self.flops = self.candidates.metric("flops")
+        self.features = features_of(self.candidates)
+        self._probe(self._spread(probes - probes // 2))
+        self._probe(self._near_the_limit(probes // 2))
+        winner = self._winner(finalists)
+        published = self._published(winner.flops)
+        rival = min(
+            (row for row in published if abs(row.flops / winner.flops - 1) <= EQUAL),
+            key=lambda row: row.latency_ms,
+            default=None,
+        )
+        against = self._compared(winner, rival) if rival else None
+        best = winner
+        if rival and against and against.differs and against.median < 1 and self._within(rival):
+            best = rival
+        rows = [row for row in self.measured.values() if row]
+        within = [row for row in (*rows, winner, *published) if self._within(row)]
         errors = [
-            abs(row.predicted_ms / row.latency_ms - 1)
-            for row in final
-            if row is not None and row.predicted_ms
+            abs(guess / row.latency_ms - 1)
+            for at, guess in self.guesses.items()
+            if (row := self.measured[at])
         ]
-        rivals = self._measure("published", [VARIANTS[name].config for name in published])
-        named = [
-            replace(row, name=name)
-            for name, row in zip(published, rivals, strict=True)
-            if row is not None
-        ]
-        measured = [row for row in (*rows, *final, *named) if row is not None]
-        winner = self._best(measured)
-        near = sorted(named, key=lambda row: abs(np.log(row.flops / winner.flops)))
-        equal = [
-            row for row in near if abs(row.flops / winner.flops - 1) <= EQUAL and row != winner
-        ]
-        rival = min(equal, key=lambda row: row.latency_ms, default=None)
         return Found(
-            best=winner,
-            pareto=_pareto([row for row in measured if self._within(row)]),
-            published=tuple(near),
+            best=best,
+            pareto=_pareto(within),
+            published=published,
             rival=rival.name if rival else None,
-            against_rival=self._compared(winner, rival) if rival else None,
-            fit_error=model.error,
-            prediction_error=float(np.median(errors)) if errors else inf,
+            against_rival=against,
+            fit_error=self._model().error,
+            prediction_error=float(np.median(errors)) if errors else None,
             engine=self.engine,
             precision=self.target.precision,
+            layout=self.target.layout,
             batch_size=self.batch_size,
-            candidates=len(candidates),
-            measured=len(measured),
+            input_size=self.space.input_size,
+            candidates=len(self.candidates),
+            measured=len(rows) + len(published),
             environment=environment(self.target.device),
         )
 
+    @property
+    def _range(self) -> tuple[float, float]:
+        """Of flops, where to look: unlimited ones as at 224 pixels."""
+        area = (self.space.input_size / 224) ** 2
+        if self.limits.flops is None:
+            return LEAST_FLOPS * area, MOST_FLOPS * area
+        if self.limits.latency_ms is None:
+            return (1 - EQUAL) * self.limits.flops, self.limits.flops
+        # Where latency is the tighter limit, smaller ones are needed.
+        return min(LEAST_FLOPS * area, self.limits.flops / 2), self.limits.flops
+
     def _candidates(self) -> Sample:
-        """Networks within all limits that arithmetic knows; half of them as large as may be."""
+        """Networks within all limits that arithmetic knows, as many of each size."""
         limits = self.limits
-        most = limits.flops or MOST_FLOPS
         space = self.space.restrict(
             params=(None, limits.params), activations=(None, limits.activations)
         )
-        if limits.flops is None:
-            return sample(space.restrict(flops=(LEAST_FLOPS, most)), CANDIDATES, self.rng)
-        large = space.restrict(flops=((1 - EQUAL) * most, most))
-        if limits.latency_ms is None:
-            return sample(large, CANDIDATES, self.rng)
-        # Where the latency turns out to be the tighter limit, smaller ones are needed.
-        small = space.restrict(flops=(most / 8, (1 - EQUAL) * most))
-        halves = [sample(part, CANDIDATES // 2, self.rng) for part in (large, small)]
-        return joined(halves)
+        if limits.memory_mb is not None:
+            space = space.where(f"memory up to {limits.memory_mb:g} MB", self._fits_memory)
+        edges = np.geomspace(*self._range, PARTS + 1)
+        return sample_by_flops(space, edges.tolist(), CANDIDATES // PARTS, self.rng)
 
-    def _spread(self, flops: FloatArray, count: int) -> list[int]:
-        """Networks of all sizes: one of each part of the sample, sorted by flops."""
-        order = np.argsort(flops)
-        parts = np.array_split(order, min(count, len(order)))
+    def _fits_memory(self, networks: Sample) -> BoolArray:
+        needed = memory_bytes(
+            networks, batch_size=self.batch_size, element_bytes=self.target.dtype.itemsize
+        )
+        return np.asarray(needed <= 1e6 * (self.limits.memory_mb or inf))
+
+    def _choose_engine(self, engine: str) -> None:
+        """Take the engine that is asked for, or the fastest one, and its layout."""
+        if engine != "auto":
+            chosen = find_engine(engine)
+            if obstacle := chosen.obstacle(self.target):
+                raise EngineError(f"{engine} cannot be used here: {obstacle}")
+            self.engine = chosen.name
+            return
+        self.tell("engines", 0, 1)
+        low, high = self._range
+        names = _nearest(self.limits.flops or (low * high) ** 0.5, self.space.input_size)
+        size = self.space.input_size
+        example = torch.randn(self.batch_size, 3, size, size, device=self.target.device)
+        network = create(names[0]).eval().to(self.target.device)
+        usable = [known.name for known in ENGINES if not known.compiles]
+        race = optimize(
+            network, example, precision=self.target.precision, engines=usable, seconds=self.seconds
+        ).report
+        ran = [
+            row
+            for row in race.candidates
+            if row.precision == self.target.precision and row.latency_ms is not None
+        ]
+        if not ran:
+            raise EngineError(f"no engine computes in {self.target.precision} here")
+        winner = min(ran, key=lambda row: row.latency_ms or inf)
+        self.engine, self.target = winner.engine, replace(self.target, layout=winner.layout)
+        self.tell("engines", 1, 1)
+
+    def _spread(self, count: int) -> list[int]:
+        """Candidates of all sizes, the smallest first: one of each part, sorted by flops."""
+        parts = np.array_split(np.argsort(self.flops), min(count, len(self.flops)))
         return [int(self.rng.choice(part)) for part in parts]
 
-    def _promising(
-        self, predicted: FloatArray, flops: FloatArray, count: int, known: Sequence[int]
-    ) -> list[int]:
+    def _near_the_limit(self, count: int) -> list[int]:
+        """Candidates like those that the answer is chosen from: nearly as large as may be."""
+        predicted, left = self._model().predict(self.features), self._left()
+        within = self._allowed(predicted, 1.15) & left
+        most = np.sort(self.flops[within])[-min(int(within.sum()), 20)] if within.any() else 0.0
+        near = np.flatnonzero(within & (self.flops >= 0.7 * most))
+        if not len(near):
+            near = np.flatnonzero(left)
+        return [int(at) for at in self.rng.permutation(near)[:count]]
+
+    def _winner(self, finalists: int) -> Measured:
+        """The best of several finalists, as measured once more."""
+        for _ in range(ROUNDS):
+            guesses = self._model().predict(self.features)
+            chosen = self._promising(guesses, finalists)
+            self.guesses.update({at: float(guesses[at]) for at in chosen})
+            rows_of = self._measure("finalists", chosen)
+            if any(row and self._within(row) for row in rows_of) or not chosen:
+                break
+        confirmed: set[int] = set()
+        while True:
+            rows = {at: row for at, row in self.measured.items() if row and self._within(row)}
+            if not rows:
+                raise ConfigError(self._nothing())
+            most = max(row.flops for row in rows.values())
+            large = [at for at, row in rows.items() if row.flops >= (1 - NEAR) * most]
+            large.sort(key=lambda at: rows[at].latency_ms)
+            if large[0] in confirmed:
+                return rows[large[0]]
+            # The fastest of several was lucky as well: a second measurement says how fast it is.
+            again = [at for at in large[:3] if at not in confirmed]
+            self._measure("once more", again)
+            confirmed.update(again)
+
+    def _promising(self, predicted: FloatArray, count: int) -> list[int]:
         """The largest that are predicted to be fast enough, and of those the fastest."""
-        allowed = predicted <= (self.limits.latency_ms or inf)
-        if not allowed.any():
-            allowed = predicted <= np.sort(predicted)[min(count, len(predicted) - 1)]
-        large = allowed & (flops >= (1 - EQUAL) * flops[allowed].max())
-        large[list(known)] = False
-        order = np.argsort(np.where(large, predicted, inf), kind="stable")
-        return [int(at) for at in order[: min(count, int(large.sum()))]]
+        left = self._left()
+        margin = 1 / (1 + self._model().error)
+        allowed = self._allowed(predicted, margin) & left
+        if allowed.sum() < count:  # then those that come nearest
+            order = np.argsort(np.where(left, predicted, inf))
+            allowed |= np.isin(np.arange(len(predicted)), order[:count]) & left
+        # One optimistic guess must not set the size: the mean of the largest few does.
+        largest = np.sort(self.flops[allowed])[-min(int(allowed.sum()), 20) :].mean()
+        large = allowed & (self.flops >= (1 - NEAR) * largest)
+        ranked = np.argsort(np.where(large, predicted, inf), kind="stable")[: int(large.sum())]
+        more = np.flatnonzero(allowed & ~large)
+        more = more[np.argsort(-self.flops[more])]
+        return [int(at) for at in (*ranked, *more)][:count]
 
-    def _published(self, size: float) -> list[str]:
-        """Published RegNetX and RegNetY of about this size."""
-        input_size = self.space.input_size
-        costs = {
-            name: complexity(variant.config, input_size).flops
-            for name, variant in VARIANTS.items()
-            if variant.family in ("regnetx", "regnety") and variant.input_size == 224
-        }
-        return sorted(costs, key=lambda name: abs(np.log(costs[name] / size)))[:6]
+    def _allowed(self, predicted: FloatArray, margin: float) -> BoolArray:
+        return np.asarray(predicted <= margin * (self.limits.latency_ms or inf))
 
-    def _choose_engine(self, size: float) -> None:
-        """Take the fastest engine and layout for a published network of about this size."""
-        self.tell("engines", 0, 1)
-        network = create(self._published(size)[0]).eval().to(self.target.device)
-        example = torch.randn(
-            self.batch_size, 3, self.space.input_size, self.space.input_size,
-            device=self.target.device,
-        )  # fmt: skip
-        usable = [engine.name for engine in ENGINES if not engine.compiles]
-        found = optimize(
-            network, example, precision=self.target.precision, engines=usable, seconds=self.seconds
-        )
-        self.tell("engines", 1, 1)
-        self.engine = found.report.winner.engine
-        self.target = replace(self.target, layout=found.report.winner.layout)
+    def _left(self) -> BoolArray:
+        """Candidates that were not measured yet."""
+        left = np.ones(len(self.flops), dtype=np.bool_)
+        left[list(self.measured)] = False
+        return left
 
-    def _measure(
-        self,
-        what: str,
-        configs: Sequence[RegNetConfig | AnyNetConfig],
-        predicted: FloatArray | None = None,
+    def _model(self) -> LatencyModel:
+        known = {at: row.latency_ms for at, row in self.measured.items() if row}
+        return LatencyModel(self.features[list(known)], list(known.values()))
+
+    def _probe(self, which: Sequence[int]) -> None:
+        """Measure candidates; the smallest first, and none far beyond the limit."""
+        slow = 4 * (self.limits.latency_ms or inf)
+        for number, at in enumerate(which):
+            self.tell("probes", number, len(which))
+            row = self._measure("", [at])[0]
+            if row and row.latency_ms > slow and sum(map(bool, self.measured.values())) >= 4:
+                break
+        self.tell("probes", len(which), len(which))
+        if not any(self.measured.values()):
+            raise EngineError(f"{self.engine} runs none of the networks: {self.reason}")
+
+    def _measure(self, what: str, which: Sequence[int]) -> list[Measured | None]:
+        """Measure candidates, and remember them."""
+        rows = self._rows(what, [self.candidates.config(at) for at in which])
+        self.measured.update(zip(which, rows, strict=True))
+        for at, row in zip(which, rows, strict=True):
+            if row and at in self.guesses:
+                self.measured[at] = replace(row, predicted_ms=self.guesses[at])
+        return rows
+
+    def _rows(
+        self, what: str, configs: Sequence[RegNetConfig | AnyNetConfig]
     ) -> list[Measured | None]:
-        """Each by the benchmark's own measurement; None where an engine cannot run it."""
-        rows: list[Row] = []
-
-        def heard(row: Row) -> None:
-            rows.append(row)
-            self.tell(what, len(rows), len(configs))
-
-        self.tell(what, 0, len(configs))
-        with tempfile.TemporaryDirectory() as folder:
-            paths = [Path(folder) / f"{number}.json" for number in range(len(configs))]
-            for path, config in zip(paths, configs, strict=True):
+        """Each by the benchmark's own measurement; None where the engine cannot run it."""
+        found: list[Measured | None] = []
+        for number, config in enumerate(configs):
+            if what:
+                self.tell(what, number, len(configs))
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "network.json"
                 path.write_text(config.to_json(), encoding="utf-8")
-            cases = [
-                Case(
-                    model=str(path),
-                    batch_size=self.batch_size,
-                    precision=self.target.precision,
-                    layout=self.target.layout,
-                    engine=self.engine,
-                    input_size=self.space.input_size,
+                row = self.bench.row(
+                    Case(
+                        model=str(path),
+                        batch_size=self.batch_size,
+                        precision=self.target.precision,
+                        layout=self.target.layout,
+                        engine=self.engine,
+                        input_size=self.space.input_size,
+                    )
                 )
-                for path in paths
-            ]
-            document = measure_cases(
-                cases, device=self.target.device, seconds=self.seconds, on_row=heard
-            )
-        if not document.complete:
-            raise KeyboardInterrupt
-        if configs and not any(row.latency_ms for row in rows):
-            raise EngineError(f"{self.engine} runs none of the networks: {rows[0].reason}")
-        told = [None] * len(configs) if predicted is None else predicted.tolist()
-        return [
-            _measured(config, row, guess)
-            for config, row, guess in zip(configs, rows, told, strict=True)
-        ]
+            self.bench.forget()
+            self.reason = row.reason or self.reason
+            found.append(_measured(config, row))
+        if what:
+            self.tell(what, len(configs), len(configs))
+        return found
+
+    def _published(self, flops: float) -> tuple[Measured, ...]:
+        """Published RegNetX and RegNetY nearest to an amount of flops, measured."""
+        names = _nearest(flops, self.space.input_size)[:6]
+        rows = self._rows("published", [VARIANTS[name].config for name in names])
+        named = [replace(row, name=name) for name, row in zip(names, rows, strict=True) if row]
+        return tuple(sorted(named, key=lambda row: abs(log(row.flops / flops))))
 
     def _within(self, row: Measured) -> bool:
         limits = self.limits
-        memory = None if row.peak_bytes is None else row.peak_bytes / 1e6
         pairs = (
             (row.flops, limits.flops), (row.params, limits.params),
             (row.activations, limits.activations), (row.latency_ms, limits.latency_ms),
-            (memory, limits.memory_mb),
         )  # fmt: skip
-        return all(most is None or value is None or value <= most for value, most in pairs)
+        return all(most is None or value <= most for value, most in pairs)
 
-    def _best(self, measured: Sequence[Measured]) -> Measured:
-        within = [row for row in measured if self._within(row)]
-        if not within:
-            fastest = min(measured, key=lambda row: row.latency_ms)
-            raise ConfigError(
-                f"none of {len(measured)} measured networks is within the limits; the fastest "
-                f"takes {fastest.latency_ms:.2f} ms with {fastest.flops / 1e6:.0f} M flops; allow "
-                "more, or fewer flops"
-            )
-        most = max(row.flops for row in within)
-        large = [row for row in within if row.flops >= (1 - EQUAL) * most]
-        return min(large, key=lambda row: row.latency_ms)
+    def _nothing(self) -> str:
+        """What to say where no network is within the limits."""
+        rows = [row for row in self.measured.values() if row]
+        fastest = min(rows, key=lambda row: row.latency_ms)
+        return (
+            f"none of {len(rows)} measured networks is within the limits; the fastest takes "
+            f"{fastest.latency_ms:.2f} ms with {fastest.flops / 1e6:.0f} M flops; allow more"
+        )
 
-    def _compared(self, best: Measured, rival: Measured) -> Comparison:
-        """Both in turn, so that whatever else the machine does meets both."""
-        size = self.space.input_size
+    def _compared(self, found: Measured, rival: Measured) -> Comparison | None:
+        """Both in turn, so that whatever else the machine does meets both; None if it fails."""
+        size, runners = self.space.input_size, []
         inputs = [
             torch.randn(self.batch_size, 3, size, size).to(self.target.device)
             for _ in range(INPUT_SETS)
         ]
-        runners = []
-        for row in (best, rival):
-            network: AnyNet = create(row.config).eval().to(self.target.device)
-            built = build_checked(
-                find_engine(self.engine), network, inputs, answers(network, inputs), self.target
-            )
-            if built.runner is None:
-                raise EngineError(f"{self.engine} no longer runs a network: {built.reason}")
-            runners.append(built.runner)
-        return compare(runners[0], runners[1], inputs, seconds=4 * self.seconds)
+        with contextlib.suppress(RuntimeError):  # out of memory: both have been measured alone
+            for row in (found, rival):
+                network: AnyNet = create(row.config).eval().to(self.target.device)
+                expected = answers(network, inputs)
+                engine = find_engine(self.engine)
+                built = build_checked(engine, network, inputs, expected, self.target)
+                if built.runner is None or built.reason:
+                    return None
+                runners.append(built.runner)
+            return compare(runners[0], runners[1], inputs, seconds=4 * self.seconds)
+        return None
 
 
-def _measured(
-    config: RegNetConfig | AnyNetConfig, row: Row, predicted: float | None
-) -> Measured | None:
+def _nearest(flops: float, input_size: int) -> list[str]:
+    """The paper's networks, those nearest to an amount of flops first."""
+    costs = {
+        name: complexity(variant.config, input_size).flops
+        for name, variant in VARIANTS.items()
+        if name.rpartition("_")[0] in ("regnetx", "regnety") and variant.input_size == 224
+    }
+    return sorted(costs, key=lambda name: abs(log(costs[name] / flops)))
+
+
+def _measured(config: RegNetConfig | AnyNetConfig, row: Row) -> Measured | None:
     if row.latency_ms is None or row.low_ms is None or row.high_ms is None:
         return None
     return Measured(
@@ -465,8 +582,6 @@ def _measured(
         latency_ms=row.latency_ms,
         low_ms=row.low_ms,
         high_ms=row.high_ms,
-        peak_bytes=row.peak_bytes,
-        predicted_ms=predicted,
     )
 
 

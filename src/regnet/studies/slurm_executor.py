@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from regnet.errors import MissingExtraError
-from regnet.studies.executor import ATTEMPTS, Died, Result, Task, with_threads
+from regnet.studies.executor import ATTEMPTS, Died, Result, Results, Task, with_threads
 
 _POLL_SECONDS = 1.0
 """Between looks at the jobs; SLURM itself is asked less often, by submitit."""
 
 
 class SlurmExecutor:
-    """A job per network. One that is lost is submitted again.
+    """A job per network. One whose process dies is submitted again.
 
-    All nodes need this package, and must see the images and the folder of the jobs.
+    All nodes need this package, and must see the images and the folder of the jobs. Jobs outlive a
+    driver that is killed: cancel them before the study is resumed, or they train for nobody.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class SlurmExecutor:
 
     def run(
         self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
-    ) -> Iterator[tuple[Task, Result | Died]]:
+    ) -> Results[Task, Result]:
         """See `Executor.run`."""
         running: dict[Any, tuple[Task, int]] = {}
         left = True
@@ -95,6 +96,6 @@ class SlurmExecutor:
         try:
             return job.result()
         except self._failures.FailedJobError:
-            raise  # a mistake in the function: nobody's death
+            raise  # what the function raised: nobody's death
         except self._failures.UncompletedJobError as error:
             return Died(" ".join(f"{type(error).__name__}: {error}".split())[:500])

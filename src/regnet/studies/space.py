@@ -6,6 +6,7 @@ sections 3.2, 3.3 and 4; where the paper gives no distribution, that of pycls (`
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regnet.design.config import ArchitectureConfig
+from regnet.design.widths import is_ratio
 from regnet.errors import ConfigError, did_you_mean
 from regnet.studies.distributions import Distribution
 
@@ -39,6 +41,9 @@ PARAMETERS: Final[Mapping[Family, tuple[str, ...]]] = {
 bottleneck ratio and group width. Either may have `r`, the side of the image, as well."""
 
 COMPLEXITY: Final = ("flops", "params", "activations")
+
+WIDE_GROUPS: Final = Distribution(kind="power2_or_log_uniform", low=8, high=128, quantum=8)
+"""Group widths as pycls draws them: 8, 16, or a multiple of 8 up to 128."""
 
 LEVELS: Final = 64
 """Values that the paper counts for each of d, w0, wa and wm (section 3.3)."""
@@ -69,6 +74,10 @@ class Space:
     """Further conditions, by name; a space that has any cannot be saved."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
+            raise ConfigError(
+                f"a space's name has letters, digits, '_', '-' and '.', got {self.name!r}"
+            )
         if self.family not in PARAMETERS:
             raise ConfigError(f"a space is of anynet or regnet; got {self.family!r}")
         needed = set(PARAMETERS[self.family])
@@ -84,11 +93,15 @@ class Space:
                 raise ConfigError(
                     f"a relation is free, equal, increasing or decreasing; got {relation!r}"
                 )
+        for name, distribution in self.parameters.items():
+            self._check_parameter(name, distribution)
         if self.num_stages < 1 or self.input_size < 1:
             raise ConfigError("num_stages and input_size must be at least 1")
         if self.ordering not in ("rejection", "sorting"):
             raise ConfigError(f"ordering must be rejection or sorting; got {self.ordering!r}")
         for name, (low, high) in self.limits.items():
+            if any(end is not None and math.isnan(end) for end in (low, high)):
+                raise ConfigError(f"{name} has a limit that is no number")
             if name not in self.metric_names:
                 raise ConfigError(
                     f"{self.name} has no {name!r}{did_you_mean(name, self.metric_names)}; "
@@ -96,6 +109,21 @@ class Space:
                 )
             if low is not None and high is not None and low > high:
                 raise ConfigError(f"{name} has an empty range: {low:g} to {high:g}")
+
+    def _check_parameter(self, name: str, distribution: Distribution) -> None:
+        """Whether all values that can be drawn can be built."""
+        if name in ("wa", "wm"):
+            return
+        ends = distribution.values or (distribution.low, distribution.high)
+        if name in ("b", "b_i"):
+            good = "power2" in distribution.kind or all(is_ratio(end) for end in ends)
+            needs = "whole numbers or one over a whole number"
+        else:
+            steps = () if distribution.values else (distribution.quantum,)
+            good = min(ends) >= 1 and all(float(v).is_integer() for v in (*ends, *steps))
+            needs = "whole numbers from 1 on"
+        if not good:
+            raise ConfigError(f"{self.name}: {name} must be {needs}, got {distribution}")
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -151,6 +179,8 @@ class Space:
             low, high = given if isinstance(given, tuple) else (given, given)
             if low is None and high is None:
                 continue
+            if any(end is not None and math.isnan(end) for end in (low, high)):
+                raise ConfigError(f"{self.name}: the range of {name} has an end that is no number")
             least = -math.inf if low is None else low
             most = math.inf if high is None else high
             if name in parameters:
@@ -161,6 +191,11 @@ class Space:
                 if narrower is not None:
                     parameters[name] = narrower
                     continue
+                if name not in self.metric_names:
+                    raise ConfigError(
+                        f"{self.name}: {name} of every stage cannot be narrowed, being "
+                        f"{parameters[name].kind}; restrict those of single stages, or replace it"
+                    )
             before = limits.get(name, (None, None))
             least = least if before[0] is None else max(least, before[0])
             most = most if before[1] is None else min(most, before[1])
@@ -307,7 +342,17 @@ def find_space(
         raise ConfigError(
             f"there is no space {name!r}{did_you_mean(name, SPACES)}; there are {', '.join(SPACES)}"
         )
-    space = SPACES[name]
+    return part_at(SPACES[name], flops=flops, tolerance=tolerance, final=final)
+
+
+def part_at(
+    space: Space, *, flops: float | None, tolerance: float = 0.1, final: bool = False
+) -> Space:
+    """The part of a space at one amount of flops; arguments are as in `find_space`.
+
+    Raises:
+        ConfigError: it has no such part.
+    """
     if final:
         if flops is None:
             raise ConfigError("the limits of a constrained space depend on flops; say how many")
@@ -323,15 +368,17 @@ def constrained(space: Space, flops: float) -> Space:
     """A RegNet space with what the paper found: b = 1, 12 to 28 blocks, wm of 2 or more.
 
     And no more parameters and activations than the best models have: 3.0 M + 5.5 M per GF, and
-    6.5 M times the root of GF, for ImageNet at 224 pixels (section 4, figures 12 and 13; section
-    5).
+    6.5 M times the root of GF, for ImageNet at 224 pixels (section 4, figures 12 and 13; the depth
+    is that of section 5, section 4 allows up to 40). Of group widths the paper says that they grow
+    with flops, and gives examples; here they are drawn as in pycls, from 8 to 128.
     """
     if space.family != "regnet":
         raise ConfigError(f"{space.name} is no RegNet space, and has no constrained part")
     giga = flops / 1e9
     b = {} if space.parameters["b"].count == 1 else {"b": 1.0}
+    wider = replace(space, parameters={**space.parameters, "g": WIDE_GROUPS})
     return replace(
-        space.restrict(
+        wider.restrict(
             d=(12, 28),
             wm=(2.0, None),
             params=(None, 3.0e6 + 5.5e6 * giga),

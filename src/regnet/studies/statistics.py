@@ -5,8 +5,8 @@ Design Spaces for Visual Recognition (2019), called NDS. Errors are in percent, 
 randomness is an argument.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -53,7 +53,7 @@ class Comparison:
     """Of the difference, the ends of its bootstrap interval."""
     high: float
     p_value: float
-    """Of so large a difference in this direction, were the spaces the same: a permutation test."""
+    """Of so large a difference in either direction, were the spaces the same: by permutations."""
     ks: float
     """Largest distance of the two EDFs (Kolmogorov and Smirnov)."""
     verdict: str
@@ -102,21 +102,25 @@ def edf_band(
     rng: np.random.Generator,
     *,
     level: float = 0.95,
-    repeats: int = 1000,
+    repeats: int = 2000,
 ) -> tuple[FloatArray, FloatArray]:
-    """Where F(e) lies with some confidence, at each e: percentiles over resampled populations.
+    """Where F(e) lies with some confidence, at each e: a bootstrap over resampled populations.
+
+    A resampled F(e) is a binomial share. Drawn from the share that was seen, it says too little at
+    both ends, where none or all of a population lies below e, and 46 % of bands hold the truth for
+    95 %. So each is drawn from what the share may be (its Beta distribution after Jeffreys' prior),
+    which keeps the level everywhere.
 
     Returns:
         The lower and the upper end, each with the shape of `at`.
     """
     found, _ = _weighted(errors, None)
     points = np.asarray(at, dtype=np.float64)
-    below = found[:, None] < points.ravel()
-    # How often each network is drawn is all that a resampled EDF depends on.
-    counts = rng.multinomial(len(found), np.full(len(found), 1 / len(found)), size=repeats)
-    shares = counts @ below / len(found)
+    below = (found[:, None] < points.ravel()).sum(axis=0)
+    shares = rng.beta(below + 0.5, len(found) - below + 0.5, (repeats, points.size))
     tail = 50 * (1 - level)
     low, high = np.percentile(shares, [tail, 100 - tail], axis=0)
+    low, high = np.where(below == 0, 0, low), np.where(below == len(found), 1, high)
     return low.reshape(points.shape), high.reshape(points.shape)
 
 
@@ -237,9 +241,9 @@ def compare(
 ) -> Comparison:
     """Whether the networks of one space are better on average than those of another.
 
-    The mean is what DDS reads off an EDF. The paper gives no test; this one is a one-sided
+    The mean is what DDS reads off an EDF. The paper gives no test; this one is a two-sided
     permutation test of the difference of means, beside its bootstrap interval. A space counts as
-    better where the interval leaves out 0.
+    better where the interval leaves out 0 and the test agrees.
 
     Args:
         first: errors of the first space's networks, in percent.
@@ -257,16 +261,40 @@ def compare(
     pooled = np.concatenate([a, b])
     shuffled = rng.permuted(np.broadcast_to(pooled, (repeats, len(pooled))), axis=1)
     mixed = shuffled[:, : len(a)].mean(axis=1) - shuffled[:, len(a) :].mean(axis=1)
-    as_large = mixed <= difference if difference < 0 else mixed >= difference
-    verdict = "better" if high < 0 else "worse" if low > 0 else "not told apart"
+    # Less a little, since equal means differ by rounding; the one observed counts too.
+    as_large = np.abs(mixed) >= abs(difference) * (1 - 1e-9)
+    p_value = float((1 + as_large.sum()) / (1 + repeats))
     return Comparison(
         difference=difference,
         low=float(low),
         high=float(high),
-        p_value=float((1 + as_large.sum()) / (1 + repeats)),  # the one observed counts too
+        p_value=p_value,
         ks=ks_distance(a, b),
-        verdict=verdict,
+        verdict=_verdict(float(low), float(high), p_value, level),
     )
+
+
+def adjust(comparisons: Sequence[Comparison], *, level: float = 0.95) -> list[Comparison]:
+    """Comparisons that were made together: their p-values after Holm, and verdicts by those.
+
+    Of many pairs some differ by luck; with Holm's rule the chance that any verdict is luck stays
+    1 - level.
+    """
+    order = sorted(range(len(comparisons)), key=lambda at: comparisons[at].p_value)
+    adjusted, least = list(comparisons), 0.0
+    for rank, at in enumerate(order):
+        found = comparisons[at]
+        least = max(least, min(1.0, (len(order) - rank) * found.p_value))
+        adjusted[at] = replace(
+            found, p_value=least, verdict=_verdict(found.low, found.high, least, level)
+        )
+    return adjusted
+
+
+def _verdict(low: float, high: float, p_value: float, level: float) -> str:
+    if p_value > 1 - level:
+        return "not told apart"
+    return "better" if high < 0 else "worse" if low > 0 else "not told apart"
 
 
 def _resampled_means(values: FloatArray, rng: np.random.Generator, repeats: int) -> FloatArray:

@@ -8,8 +8,9 @@ workers elsewhere report to the process that drives them.
 import contextlib
 import hashlib
 import json
+import logging
 import sqlite3
-import time
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,6 @@ from typing import Any, Final, Literal
 
 from filelock import FileLock, Timeout
 
-from regnet.atomic import writing
 from regnet.errors import StudyError
 
 FILE: Final = "study.db"
@@ -26,7 +26,7 @@ COPY: Final = "study-copy.db"
 OWNERS: Final = "owners"
 
 _COPY_AFTER: Final = 25
-"""Results from one copy of the file to the next; a damaged file costs at most so many."""
+"""Results from one copy of the file to the next."""
 
 Status = Literal["pending", "running", "done", "failed"]
 
@@ -45,7 +45,7 @@ CREATE TABLE IF NOT EXISTS networks (
   owner TEXT,
   attempts INTEGER NOT NULL DEFAULT 0,
   outcome TEXT,
-  digest TEXT,
+  digest TEXT NOT NULL,
   UNIQUE (space, number)
 )
 """
@@ -54,6 +54,11 @@ _SELECT: Final = (
     "SELECT id, space, number, config, metrics, seed, status, attempts, outcome, digest "
     "FROM networks"
 )
+
+_ROOM: Final = 10_000
+"""Ids that recovery looks at beyond those that the study has."""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +75,7 @@ class Row:
     seed: int
     status: Status = "pending"
     attempts: int = 0
-    """How often its training was begun."""
+    """How often a driver took it up; what an executor repeats by itself counts once."""
     outcome: dict[str, Any] | None = None
     """What came out: errors by epoch, seconds, host, fingerprints; or why nothing did."""
 
@@ -78,11 +83,15 @@ class Row:
 class Store:
     """The networks of a study. Methods raise StudyError where the file cannot be used."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, create: bool = False) -> None:
         self.folder, self.path = folder, folder / FILE
         self._lock: FileLock | None = None
         self.owner = ""
-        self._finished = 0
+        if not create and not self.path.is_file():
+            raise StudyError(
+                f"{self.path} is gone; `regnet study recover {folder}` makes it again, with what "
+                "its copy holds"
+            )
         with self._explained():
             self._connection = sqlite3.connect(
                 self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False
@@ -99,44 +108,51 @@ class Store:
 
     def close(self) -> None:
         """Give back what this process was training, and close the file."""
-        if self._lock is not None:
-            with contextlib.suppress(StudyError):  # an owner that is gone gives back as well
-                self._free(self.owner)
-            self._lock.release()
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock = None
-            if self._finished:
-                self._copy()
-        self._connection.close()
+        try:
+            if self._lock is not None:
+                with contextlib.suppress(StudyError):  # an owner that is gone gives back as well
+                    self._free(self.owner)
+                self._lock.release()
+                Path(self._lock.lock_file).unlink(missing_ok=True)
+                self._lock = None
+        finally:
+            self._connection.close()
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Networks to train; those that are there already stay as they are."""
+        """Networks, trained or not; those that are there already stay as they are."""
         with self._transaction():
             self._connection.executemany(
-                "INSERT OR IGNORE INTO networks (space, number, config, metrics, seed) "
-                "VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR IGNORE INTO networks "
+                "(space, number, config, metrics, seed, status, attempts, outcome, digest) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (r.space, r.number, json.dumps(r.config), json.dumps(r.metrics), r.seed)
+                    (r.space, r.number, json.dumps(r.config), json.dumps(r.metrics), r.seed,
+                     r.status, r.attempts, outcome, _digest(r, outcome))
                     for r in rows
+                    for outcome in [None if r.outcome is None else json.dumps(r.outcome)]
                 ],
-            )
+            )  # fmt: skip
 
-    def claim(self) -> Row | None:
+    def claim(self, spaces: Sequence[str]) -> Row | None:
         """The next network to train, which from now on is this process's; None where none is left.
 
         Spaces take turns, so that a part of a study compares all of them.
         """
         self._own()
+        marks = ", ".join("?" * len(spaces))
         with self._transaction():
-            found = self._rows("status = 'pending' ORDER BY number, space LIMIT 1")
-            if not found:
-                return None
-            self._connection.execute(
-                "UPDATE networks SET status = 'running', owner = ?, attempts = attempts + 1 "
-                "WHERE id = ?",
-                (self.owner, found[0].id),
+            found = self._rows(
+                f"status = 'pending' AND space IN ({marks}) ORDER BY number, id LIMIT 1", spaces
             )
-        return found[0]
+            if found:
+                self._connection.execute(
+                    "UPDATE networks SET status = 'running', owner = ?, attempts = attempts + 1 "
+                    "WHERE id = ?",
+                    (self.owner, found[0].id),
+                )
+        if found:
+            return found[0]
+        return self.claim(spaces) if self.free_orphans() else None
 
     def finish(self, row: Row, outcome: dict[str, Any], *, failed: bool) -> Row:
         """Keep what came out of a network that this process claimed; returns the row as it is."""
@@ -148,29 +164,17 @@ class Store:
                 "WHERE id = ? AND status = 'running' AND owner = ?",
                 (status, text, _digest(row, text), row.id, self.owner),
             ).rowcount
+            [(finished,)] = self._connection.execute(
+                "SELECT count(*) FROM networks WHERE outcome IS NOT NULL"
+            )
         if changed != 1:
             raise StudyError(
                 f"{self.path}: {row.space} number {row.number} is no longer this process's; "
                 "another one took it over"
             )
-        self._finished += 1
-        if self._finished % _COPY_AFTER == 0:
+        if finished % _COPY_AFTER == 0:
             self._copy()
         return replace(row, status=status, attempts=row.attempts + 1, outcome=outcome)
-
-    def restore(self, rows: Iterable[Row]) -> None:
-        """Results of networks that this store has, from another."""
-        with self._transaction():
-            self._connection.executemany(
-                "UPDATE networks SET status = ?, attempts = ?, outcome = ?, digest = ? "
-                "WHERE space = ? AND number = ? AND config = ? AND seed = ?",
-                [
-                    (r.status, r.attempts, text, _digest(r, text), r.space, r.number,
-                     json.dumps(r.config), r.seed)
-                    for r in rows
-                    for text in [json.dumps(r.outcome)]
-                ],
-            )  # fmt: skip
 
     def rows(self, *statuses: Status) -> list[Row]:
         """Networks by space and number; of some statuses only, if any are named.
@@ -202,25 +206,20 @@ class Store:
             ]
         freed = 0
         for name in owners:
-            if name == self.owner:
-                continue
-            lock = FileLock(self._lock_path(name))
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue  # it lives
-            freed += self._free(name)
-            lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
+            if name != self.owner:
+                with _taken(self.folder / OWNERS / f"{name}.lock") as gone:
+                    freed += self._free(name) if gone else 0
         return freed
 
     def retry_failed(self) -> int:
         """Networks whose training failed are to be trained again; returns how many."""
+        failed = self.rows("failed")
         with self._transaction():
-            return self._connection.execute(
-                "UPDATE networks SET status = 'pending', outcome = NULL, digest = NULL "
-                "WHERE status = 'failed'"
-            ).rowcount
+            self._connection.executemany(
+                "UPDATE networks SET status = 'pending', outcome = NULL, digest = ? WHERE id = ?",
+                [(_digest(row, None), row.id) for row in failed],
+            )
+        return len(failed)
 
     def check(self) -> None:
         """Read everything.
@@ -229,10 +228,7 @@ class Store:
             StudyError: the file is damaged.
         """
         with self._explained():
-            [(told,)] = self._connection.execute("PRAGMA integrity_check(1)").fetchall()
-            if told != "ok":
-                raise StudyError(self._damaged(told))
-        self.rows()
+            _check(self._connection)
 
     def _rows(self, where: str, values: Sequence[Any] = ()) -> list[Row]:
         with self._explained():
@@ -240,23 +236,24 @@ class Store:
             return [_row(values) for values in found]
 
     def _copy(self) -> None:
-        with (
-            self._explained(),
-            writing(self.folder / COPY) as path,
-            contextlib.closing(sqlite3.connect(path)) as copy,
-        ):
-            self._connection.backup(copy)
+        """Copy the file, if it is whole; nothing depends on whether this works."""
+        try:
+            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".copy-") as folder:
+                path = Path(folder) / COPY
+                with contextlib.closing(sqlite3.connect(path)) as copy:
+                    self._connection.backup(copy)
+                    _check(copy)
+                path.replace(self.folder / COPY)
+        except (OSError, sqlite3.Error, ValueError) as error:
+            _logger.warning("%s could not be copied: %s", self.path, error)
 
     def _own(self) -> None:
         """From the first claim on this process holds a lock, which goes when the process does."""
         if self._lock is None:
             self.owner = uuid.uuid4().hex
             (self.folder / OWNERS).mkdir(exist_ok=True)
-            self._lock = FileLock(self._lock_path(self.owner))
+            self._lock = FileLock(self.folder / OWNERS / f"{self.owner}.lock")
             self._lock.acquire(timeout=0)
-
-    def _lock_path(self, owner: str) -> Path:
-        return self.folder / OWNERS / f"{owner}.lock"
 
     def _free(self, owner: str) -> int:
         with self._transaction():
@@ -282,46 +279,88 @@ class Store:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            raise StudyError(f"{self.path}: {error}; what was committed is kept") from error
         except (sqlite3.DatabaseError, ValueError) as error:
-            raise StudyError(self._damaged(str(error))) from error
+            reason = " ".join(str(error).split())
+            transient = isinstance(error, sqlite3.OperationalError)
+            if transient and "decode" not in reason:  # text that is none is damage
+                raise StudyError(f"{self.path}: {reason}; what was committed is kept") from error
+            raise StudyError(
+                f"{self.path} is damaged ({reason[:200]}); `regnet study recover {self.folder}` "
+                "keeps what can be read, and the rest is trained again"
+            ) from error
 
-    def _damaged(self, told: str) -> str:
-        reason = " ".join(told.split())
-        return (
-            f"{self.path} is damaged ({reason}); `regnet study recover {self.folder}` keeps what "
-            "can be read, and the rest is trained again"
-        )
 
-
-def recover(folder: Path, count: int) -> tuple[list[Row], Path]:
-    """Read what a damaged store and its copy still hold, row by row, and put the file aside.
+def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
+    """Make a damaged or lost store anew from what it, and its copy, still hold.
 
     Args:
         folder: of the study.
-        count: networks that there were.
+        rows: all networks of the study, untrained.
 
     Returns:
-        The trained networks that are as they were written, and where the old file lies now.
+        How many results were kept, and where the damaged file lies now, if there was one.
+
+    Raises:
+        StudyError: a process is training the study.
     """
-    rows: dict[int, Row] = {}
+    for lock in (folder / OWNERS).glob("*.lock"):
+        with _taken(lock) as gone:
+            if not gone:
+                raise StudyError(f"{folder}: a process is training this study; end it first")
+    results: dict[tuple[str, int], Row] = {}
     for path in (folder / COPY, folder / FILE):
-        if not path.exists():
-            continue
-        with contextlib.closing(sqlite3.connect(path, timeout=_WAIT)) as connection:
-            for at in range(1, count + 1):
-                with contextlib.suppress(sqlite3.DatabaseError, ValueError):
-                    found = connection.execute(f"{_SELECT} WHERE id = ?", (at,)).fetchone()
-                    row = _row(found) if found else None
-                    if row and row.outcome is not None:
-                        rows[at] = row
-    path = folder / FILE
-    kept = folder / f"{FILE}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
-    for suffix in ("", "-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(kept.with_name(kept.name + suffix))
-    return list(rows.values()), kept
+        results.update({(row.space, row.number): row for row in _readable(path, len(rows))})
+    path, kept = folder / FILE, None
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".recover-") as new:
+        with Store(Path(new), create=True) as store:
+            store.add(results.values())
+            store.add(rows)
+        if path.exists():
+            kept = folder / f"{FILE}.damaged-{uuid.uuid4().hex[:8]}"
+            path.rename(kept)
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        (Path(new) / FILE).rename(path)
+    return len(results), kept
+
+
+def _readable(path: Path, count: int) -> Iterator[Row]:
+    """Rows with a result that are as they were written."""
+    if not path.is_file():
+        return
+    with contextlib.closing(sqlite3.connect(path, timeout=_WAIT)) as connection:
+        for at in range(1, count + _ROOM):
+            with contextlib.suppress(sqlite3.DatabaseError, ValueError):
+                found = connection.execute(f"{_SELECT} WHERE id = ?", (at,)).fetchone()
+                row = _row(found) if found else None
+                if row and row.outcome is not None:
+                    yield row
+
+
+def _check(connection: sqlite3.Connection) -> None:
+    """Raises sqlite3.DatabaseError or ValueError where a store is not as it was written."""
+    [(told,)] = connection.execute("PRAGMA integrity_check(1)").fetchall()
+    if told != "ok":
+        raise sqlite3.DatabaseError(told)
+    for values in connection.execute(_SELECT):
+        _row(values)
+
+
+@contextlib.contextmanager
+def _taken(path: Path) -> Iterator[bool]:
+    """Whether the owner of a lock is gone; its lock goes with it."""
+    path.parent.mkdir(exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+        path.unlink(missing_ok=True)
 
 
 def _row(values: Sequence[Any]) -> Row:
@@ -338,12 +377,12 @@ def _row(values: Sequence[Any]) -> Row:
         attempts=attempts,
         outcome=json.loads(outcome) if outcome is not None else None,
     )
-    if outcome is not None and _digest(row, outcome) != digest:
+    if _digest(row, outcome) != digest:
         raise ValueError(f"{space} number {number} is not as it was written")
     return row
 
 
-def _digest(row: Row, outcome: str) -> str:
-    """Of what a result is and of which network: SQLite itself does not notice a changed byte."""
+def _digest(row: Row, outcome: str | None) -> str:
+    """Of a network and its result: SQLite itself does not notice a changed byte."""
     what = json.dumps([row.space, row.number, row.config, row.metrics, row.seed, outcome])
     return hashlib.sha256(what.encode()).hexdigest()

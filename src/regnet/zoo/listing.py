@@ -13,7 +13,7 @@ from regnet.design.variants import VARIANTS, Variant
 from regnet.errors import ConfigError, RegNetError
 from regnet.weights.catalog import Checkpoint, checkpoints_of, default_checkpoint
 from regnet.weights.licenses import find_license
-from regnet.zoo.source import CONFIG_SUFFIX, find_model, find_source
+from regnet.zoo.source import find_model, find_source, is_config_file
 
 Sort = Literal["name", "top1", "flops", "params"]
 
@@ -52,7 +52,7 @@ def info(name: str, *, input_size: int | None = None) -> ModelInfo:
         ConfigError: there is no such variant, or the file holds no config.
         WeightsError: the name has a tag, and there are no such weights.
     """
-    if name.endswith(CONFIG_SUFFIX):
+    if is_config_file(name):
         config, stem = find_source(name, pretrained=False).config, Path(name).stem
         size = 224 if input_size is None else input_size
         return ModelInfo(

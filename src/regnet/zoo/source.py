@@ -106,9 +106,8 @@ def find_source(
                 "checkpoint_path= with a file"
             )
         return Source(config=name, architecture="regnet")
-    if name.lower().endswith(CONFIG_SUFFIX):
-        config = config_from_json(Path(name).expanduser().read_text(encoding="utf-8"))
-        return find_source(config, pretrained=pretrained)
+    if is_config_file(name):
+        return find_source(_read_config(name), pretrained=pretrained)
     for prefix in HUB_PREFIXES:
         if name.lower().startswith(prefix):
             return _repository(name[len(prefix) :], revision, how or Fetch())
@@ -125,6 +124,19 @@ def find_source(
         # The table's SHA-256 is that of its own revision.
         row = replace(row, revision=revision, sha256=None, size=None)
     return Source(config=variant.config, architecture=variant.name, checkpoint=row)
+
+
+def is_config_file(name: str) -> bool:
+    """Whether a name stands for a file of a config."""
+    prefixed = name.lower().startswith((*HUB_PREFIXES, FOLDER_PREFIX))
+    return name.lower().endswith(CONFIG_SUFFIX) and not prefixed
+
+
+def _read_config(name: str) -> AnyNetConfig | RegNetConfig:
+    try:
+        return config_from_json(Path(name).expanduser().read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def find_model(name: str) -> tuple[Variant, Checkpoint | None]:
