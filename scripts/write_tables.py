@@ -141,8 +141,51 @@ def train(document: Document) -> Iterator[str]:
     )
 
 
+def sampling(document: Document) -> Iterator[str]:
+    """How long it takes to sample a population."""
+    rows = [
+        [f"`{name}`", f"{1e3 * seconds:.0f}"]
+        for name, seconds in document["median_seconds"].items()
+    ]
+    yield from table(["space", "ms"], rows)
+    yield ""
+    flops = document["flops"] / 1e6
+    yield (
+        f"{document['networks']} networks of {0.9 * flops:.0f} to {flops:.0f} million "
+        f"multiply-adds, on one core. {origin(document)}."
+    )
+
+
+def search(document: Document) -> Iterator[str]:
+    """What a search found."""
+    best = ("found", document["best"])
+    others = [(row["name"], row) for row in document["published"]]
+    rows = [
+        [
+            name,
+            f"{row['flops'] / 1e6:.0f}",
+            f"{row['params'] / 1e6:.2f}",
+            f"{row['activations'] / 1e6:.2f}",
+            f"{row['latency_ms']:.2f}",
+        ]
+        for name, row in (best, *others)
+    ]
+    yield from table(["", "flops, M", "params, M", "activations, M", "ms"], rows)
+    yield ""
+    against = document["against_rival"]
+    yield (
+        f"{document['engine']} {document['precision']}, batch {document['batch_size']}; predicted "
+        f"before it was measured {document['best']['predicted_ms'] or 0:.2f} ms. In turn with "
+        f"{document['rival']}, whose time is {against['median']:.2f} of the one found (95 % "
+        f"{against['low']:.2f} to {against['high']:.2f}). The model of latency was off by "
+        f"{document['fit_error']:.1%} on networks left out, and by "
+        f"{document['prediction_error']:.1%} on finalists (medians). {origin(document)}."
+    )
+
+
 TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
-    function.__name__: function for function in (cpu_peers, int8, verdicts, families, train)
+    function.__name__: function
+    for function in (cpu_peers, int8, verdicts, families, train, sampling, search)
 }
 
 

@@ -409,6 +409,30 @@ def test_analysis_and_refinement(done: Path, study: Study) -> None:
         refine(found["regnetx"].space, result, "depth")
 
 
+def test_spaces_can_be_compared_whatever_their_complexity(done: Path) -> None:
+    """Where flops decide everything, no difference is left once they are uniform."""
+    rng, found = np.random.default_rng(0), {}
+    for name, (low, high) in {"anynetx_a": (1, 3), "regnetx": (2, 4)}.items():
+        flops = rng.uniform(low, high, 400)
+        base = population.load(done)[name]
+        found[name] = replace(
+            base,
+            errors=60 - 5 * flops,
+            metrics={"flops": flops},
+            rows=base.rows * 100,
+        )
+    [plain] = analyze(found).pairs
+    [normal] = analyze(found, normalize="flops", bins=8).pairs
+    assert plain.comparison.difference == pytest.approx(-5, abs=0.5)
+    assert plain.comparison.verdict == "better"
+    assert normal.comparison.difference == pytest.approx(0, abs=0.3)
+    assert normal.comparison.verdict == "not told apart"
+    with pytest.raises(ConfigError, match="anynetx_a has no 'params' to normalize by"):
+        analyze(found, normalize="params")
+    with pytest.raises(ConfigError, match="normalize by flops: no network between"):
+        analyze(found, normalize="flops", bins=4000)
+
+
 def test_a_space_can_be_added(done: Path, tmp_path: Path, study: Study) -> None:
     population.init(tmp_path / "s", replace(study, models=2))
     new = replace(small("regnetx").restrict(b=1), name="no_bottleneck")

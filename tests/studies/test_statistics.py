@@ -153,6 +153,14 @@ def test_a_comparison_agrees_with_scipys_permutation_test() -> None:
     assert (found.low, found.high) == pytest.approx((welch.low, welch.high), abs=0.4)
 
 
+def test_a_weighted_comparison_by_hand() -> None:
+    found = s.compare([30, 40], [50, 60], rng(), first_weights=[1, 3], second_weights=[1, 0])
+    assert found.difference == pytest.approx(37.5 - 50)
+    assert found.ks == 1
+    equal = s.compare([1, 2, 3], [2, 3, 4], rng(), first_weights=[2, 2, 2])
+    assert equal == s.compare([1, 2, 3], [2, 3, 4], rng())
+
+
 def test_the_same_space_is_seldom_told_apart_from_itself() -> None:
     generator, claims, small = rng(), 0, 0
     for count in (3, 64):

@@ -193,7 +193,17 @@ def status(folder: Folder, *, as_json: AsJson = False) -> None:
 
 
 @app.command("analyze")
-def analyze(folder: Folder, *, seed: Seed = 0, as_json: AsJson = False) -> None:
+def analyze(
+    folder: Folder,
+    *,
+    normalize: Annotated[
+        str | None,
+        typer.Option(help="Weigh networks so that this is uniform: flops, params, activations."),
+    ] = None,
+    bins: Annotated[int, typer.Option(help="Of the range that all spaces share.", min=1)] = 10,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
     """Compare the spaces, and say which values their best networks have.
 
     Example: regnet study analyze runs/study
@@ -201,7 +211,7 @@ def analyze(folder: Folder, *, seed: Seed = 0, as_json: AsJson = False) -> None:
     from regnet.studies import population
     from regnet.studies.analysis import analyze as analyzed
 
-    found = analyzed(population.load(folder), seed=seed)
+    found = analyzed(population.load(folder), seed=seed, normalize=normalize, bins=bins)
     if as_json:
         print_json(found)
         return

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from regnet.atomic import write_bytes, writing
+from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, MissingExtraError
 from regnet.studies import statistics
 from regnet.studies.population import Population
@@ -57,19 +58,34 @@ class Analysis:
         return asdict(self)
 
 
-def analyze(populations: Mapping[str, Population], *, seed: int = 0) -> Analysis:
+def analyze(
+    populations: Mapping[str, Population],
+    *,
+    seed: int = 0,
+    normalize: str | None = None,
+    bins: int = 10,
+) -> Analysis:
     """The statistics of a study; the same seed gives the same numbers.
 
+    Args:
+        populations: by the names of their spaces.
+        seed: of everything random.
+        normalize: a metric, such as `flops`, that spaces differ in and that shall not matter:
+            errors are weighted so that it is uniform over the range that all spaces share (NDS,
+            section 3.4). Best values and correlations stay those of the networks as they are.
+        bins: of that range; each needs a network of every space.
+
     Raises:
-        ConfigError: no network was trained yet.
+        ConfigError: no network was trained yet, or weights cannot be had.
     """
     found = {name: population for name, population in populations.items() if len(population)}
     if not found:
         raise ConfigError("no network of the study is trained yet; resume it first")
+    weights = _weights(found, normalize, bins)
     spaces = {}
     for name, population in found.items():
         errors, rng = population.errors, np.random.default_rng(seed)
-        curve = statistics.edf(errors)
+        curve = statistics.edf(errors, weights[name])
         spaces[name] = SpaceResult(
             models=len(population),
             failed=len(population.failed),
@@ -80,12 +96,18 @@ def analyze(populations: Mapping[str, Population], *, seed: int = 0) -> Analysis
                 metric: statistics.rank_correlation(values, errors)
                 for metric, values in population.metrics.items()
             },
-            search=statistics.search_curve(errors, rng),
+            search=statistics.search_curve(errors, rng, weights=weights[name]),
         )
     names = [(second, first) for first, second in combinations(found, 2)]
     comparisons = statistics.adjust(
         [
-            statistics.compare(found[a].errors, found[b].errors, np.random.default_rng(seed))
+            statistics.compare(
+                found[a].errors,
+                found[b].errors,
+                np.random.default_rng(seed),
+                first_weights=weights[a],
+                second_weights=weights[b],
+            )
             for a, b in names
         ]
     )
@@ -94,6 +116,33 @@ def analyze(populations: Mapping[str, Population], *, seed: int = 0) -> Analysis
         for (a, b), comparison in zip(names, comparisons, strict=True)
     )
     return Analysis(spaces=spaces, pairs=pairs)
+
+
+def _weights(
+    found: Mapping[str, Population], metric: str | None, bins: int
+) -> dict[str, FloatArray | None]:
+    """Of the networks of each space, so that a metric is uniform over the range all share."""
+    if metric is None:
+        return dict.fromkeys(found)
+    for name, population in found.items():
+        if metric not in population.metrics:
+            raise ConfigError(
+                f"{name} has no {metric!r} to normalize by; it has {', '.join(population.metrics)}"
+            )
+    values = {name: population.metrics[metric] for name, population in found.items()}
+    low = max(float(v.min()) for v in values.values())
+    high = min(float(v.max()) for v in values.values())
+    if not low < high:
+        raise ConfigError(f"the spaces share no range of {metric}; leave normalize out")
+    # The range is open, and the networks at its ends count.
+    low, high = np.nextafter(low, -np.inf), np.nextafter(high, np.inf)
+    try:
+        return {
+            name: statistics.uniform_weights(v, bins, float(low), float(high))
+            for name, v in values.items()
+        }
+    except ConfigError as error:
+        raise ConfigError(f"normalize by {metric}: {error}") from error
 
 
 def refine(space: Space, result: SpaceResult, *metrics: str, name: str | None = None) -> Space:

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
-from regnet.design.widths import FloatArray
+from regnet.design.widths import FloatArray, IntArray
 from regnet.errors import ConfigError
 
 REPEATS: Final = 10_000
@@ -236,6 +236,8 @@ def compare(
     second: ArrayLike,
     rng: np.random.Generator,
     *,
+    first_weights: ArrayLike | None = None,
+    second_weights: ArrayLike | None = None,
     level: float = 0.95,
     repeats: int = REPEATS,
 ) -> Comparison:
@@ -249,18 +251,25 @@ def compare(
         first: errors of the first space's networks, in percent.
         second: those of the second's.
         rng: where randomness comes from.
+        first_weights: of the first space's networks (NDS, see `uniform_weights`); None: all equal.
+        second_weights: of the second's.
         level: of the interval.
         repeats: permutations, and resampled pairs of populations.
     """
-    a, _ = _weighted(first, None)
-    b, _ = _weighted(second, None)
-    difference = float(a.mean() - b.mean())
-    resampled = _resampled_means(a, rng, repeats) - _resampled_means(b, rng, repeats)
+    a, a_share = _weighted(first, first_weights)
+    b, b_share = _weighted(second, second_weights)
+    difference = float(a @ a_share - b @ b_share)
+    resampled = _resampled_means(a, a_share, rng, repeats) - _resampled_means(
+        b, b_share, rng, repeats
+    )
     tail = 50 * (1 - level)
     low, high = np.percentile(resampled, [tail, 100 - tail])
-    pooled = np.concatenate([a, b])
-    shuffled = rng.permuted(np.broadcast_to(pooled, (repeats, len(pooled))), axis=1)
-    mixed = shuffled[:, : len(a)].mean(axis=1) - shuffled[:, len(a) :].mean(axis=1)
+    # A network keeps its weight, in units of its population's mean one, wherever it is put.
+    errors = np.concatenate([a, b])
+    weights = np.concatenate([a_share * len(a), b_share * len(b)])
+    order = rng.permuted(np.broadcast_to(np.arange(len(errors)), (repeats, len(errors))), axis=1)
+    ours, theirs = order[:, : len(a)], order[:, len(a) :]
+    mixed = _means(errors, weights, ours) - _means(errors, weights, theirs)
     # Less a little, since equal means differ by rounding; the one observed counts too.
     as_large = np.abs(mixed) >= abs(difference) * (1 - 1e-9)
     p_value = float((1 + as_large.sum()) / (1 + repeats))
@@ -269,9 +278,15 @@ def compare(
         low=float(low),
         high=float(high),
         p_value=p_value,
-        ks=ks_distance(a, b),
+        ks=ks_distance(a, b, a_share, b_share),
         verdict=_verdict(float(low), float(high), p_value, level),
     )
+
+
+def _means(errors: FloatArray, weights: FloatArray, chosen: IntArray) -> FloatArray:
+    """Weighted means of chosen networks (repeats,)."""
+    there = weights[chosen]
+    return np.asarray((errors[chosen] * there).sum(axis=1) / there.sum(axis=1), dtype=np.float64)
 
 
 def adjust(comparisons: Sequence[Comparison], *, level: float = 0.95) -> list[Comparison]:
@@ -297,9 +312,11 @@ def _verdict(low: float, high: float, p_value: float, level: float) -> str:
     return "better" if high < 0 else "worse" if low > 0 else "not told apart"
 
 
-def _resampled_means(values: FloatArray, rng: np.random.Generator, repeats: int) -> FloatArray:
-    """Means of populations drawn from one, with replacement (repeats,)."""
-    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=repeats)
+def _resampled_means(
+    values: FloatArray, share: FloatArray, rng: np.random.Generator, repeats: int
+) -> FloatArray:
+    """Means of populations drawn from one by its weights, with replacement (repeats,)."""
+    counts = rng.multinomial(len(values), share, size=repeats)
     return np.asarray(counts @ values / len(values), dtype=np.float64)
 
 
