@@ -35,13 +35,13 @@ for _name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="run the tests that take many minutes")
+    parser.addoption("--long", action="store_true", help="run the tests that take long")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skipped = {}
     if not config.getoption("--long"):
-        skipped["long"] = "takes many minutes; pytest --long runs it"
+        skipped["long"] = "takes long; pytest --long runs it"
     if not torch.cuda.is_available():
         skipped["gpu"] = "needs a CUDA GPU; scripts/gpu_check.sh runs it where there is one"
     for item in items:

@@ -54,7 +54,9 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
     from regnet.studies.slurm_executor import SlurmExecutor
 
     # How long it hopes for a result that a killed job might still have written.
-    request.getfixturevalue("monkeypatch").setattr(Job, "_results_timeout_s", 1)
+    patch = request.getfixturevalue("monkeypatch")
+    patch.setattr(Job, "_results_timeout_s", 1)
+    patch.setattr("regnet.studies.slurm_executor.ATTEMPTS", 2)
     return SlurmExecutor(2, cluster="local", folder=tmp_path / "jobs")
 
 

@@ -162,7 +162,7 @@ def test_drivers_and_workers_killed_at_random_lose_and_repeat_nothing(
     """Kill -9 of the driver, or of one of its workers, until the study is done; then count."""
     folder, script = tmp_path / "s", tmp_path / "driver.py"
     script.write_text(DRIVER)
-    slower = replace(study, models=6, recipe=replace(RECIPE, epochs=10))
+    slower = replace(study, models=5, recipe=replace(RECIPE, epochs=10))
     count = population.init(folder, slower).count
     rng = random.Random(0)
     trained: list[str] = []
@@ -175,9 +175,9 @@ def test_drivers_and_workers_killed_at_random_lose_and_repeat_nothing(
         assert driver.stdout is not None
         for number, line in enumerate(driver.stdout):
             trained.append(line.strip())
-            if attempt < 5 and number == 0:
+            if attempt < 2 and number == 0:
                 workers_killed += _kill_a_worker(driver.pid, rng)
-            elif attempt < 5:
+            elif attempt < 2:
                 time.sleep(rng.uniform(0, 0.3))
                 driver.kill()
                 kills += 1
@@ -191,9 +191,9 @@ def test_drivers_and_workers_killed_at_random_lose_and_repeat_nothing(
             break
         for pid in workers:  # they end with the driver
             _gone(pid)
-    assert kills >= 3
-    assert workers_killed >= 3
-    assert population.counts(folder) == {"anynetx_a": {"done": 6}, "regnetx": {"done": 6}}
+    assert kills >= 2
+    assert workers_killed >= 2
+    assert population.counts(folder) == {"anynetx_a": {"done": 5}, "regnetx": {"done": 5}}
     # A driver can be killed between keeping a result and telling of it.
     assert len(trained) == len(set(trained))
     rows = [row for of_space in population.load(folder).values() for row in of_space.rows]
