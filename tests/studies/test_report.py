@@ -131,7 +131,8 @@ def test_the_report_holds_what_the_analysis_says(
 def test_plots_are_written(populations: dict[str, Population], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     paths = save_plots(populations, tmp_path / "plots")
-    names = ["edf.svg", "search.svg", "space-anynetx_a.svg", "space-regnetx.svg"]
+    names = ["curves.svg", "edf.svg", "networks.svg", "search.svg", "space-anynetx_a.svg",
+             "space-regnetx.svg"]  # fmt: skip
     assert sorted(path.name for path in paths) == names
     for path in paths:
         assert "<svg" in path.read_text()

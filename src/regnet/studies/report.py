@@ -19,6 +19,7 @@ from regnet.studies.space import COMPLEXITY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLORS: Final = (
     "#1b6ca8", "#d1495b", "#2e933c", "#8f5db7", "#c77d0a", "#3a8f8f", "#7a5c3e", "#5b6770",
@@ -26,6 +27,9 @@ COLORS: Final = (
 """One per space, in their order; then from the beginning."""
 
 _BAND_POINTS: Final = 80
+
+_FEW: Final = 3
+"""Best and worst networks of each space that are drawn."""
 
 LOGARITHMIC: Final = ("w", "g", "b", "flops", "params", "activations")
 """Metrics whose names begin so are drawn on a logarithmic scale, as they are sampled."""
@@ -81,14 +85,17 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
 def save_plots(
     populations: Mapping[str, Population], folder: Path, *, seed: int = 0
 ) -> tuple[Path, ...]:
-    """Draw what the report shows into SVG files: EDFs, search curves, a file of each space.
+    """Draw what the report shows into SVG files.
+
+    EDFs, search curves, learning curves, the best and worst networks, and of each space errors
+    against every parameter.
 
     Raises:
         ConfigError: no network is trained yet.
         MissingExtraError: matplotlib is not installed.
         OSError: the files cannot be written.
     """
-    paths = [folder / "edf.svg", folder / "search.svg"]
+    paths = [folder / f"{name}.svg" for name in ("edf", "search", "curves", "networks")]
     check_plot_file(paths[0])
     from matplotlib.figure import Figure
 
@@ -125,7 +132,59 @@ def save_plots(
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
         save_figure(figure, path)
+    found = {name: populations[name] for name in analysis.spaces}
+    save_figure(_learning_curves(found), paths[2])
+    save_figure(_extremes(found), paths[3])
     return tuple(paths)
+
+
+def _ranked(population: Population) -> tuple[list[int], list[int]]:
+    """The few best networks, and the few worst, of each the best first; none is both."""
+    order = population.errors.argsort(kind="stable").tolist()
+    few = min(_FEW, len(order) // 2)
+    return order[:few], order[len(order) - few :]
+
+
+def _learning_curves(populations: Mapping[str, Population]) -> "Figure":
+    """Test error by epoch of the best networks of each space, and, dashed, of the worst."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, population) in enumerate(populations.items()):
+        for style, chosen in zip(("-", "--"), _ranked(population), strict=True):
+            for rank, at in enumerate(chosen):
+                curve = np.array(_model(population, at)["curve"])
+                label = name if style == "-" and not rank else None
+                color = COLORS[number % len(COLORS)]
+                axes.plot(curve[:, 0], curve[:, 2], style, color=color, label=label, lw=1)
+    axes.set(xlabel="epoch", ylabel="test error, %")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return figure
+
+
+def _extremes(populations: Mapping[str, Population]) -> "Figure":
+    """Width of each block of the best and the worst networks, a row for each space."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * 2 * _FEW, 2.4 * len(populations)), layout="constrained")
+    panels = figure.subplots(len(populations), 2 * _FEW, squeeze=False)
+    for number, (row, (name, population)) in enumerate(
+        zip(panels, populations.items(), strict=True)
+    ):
+        best, worst = _ranked(population)
+        for axes, at in zip(row, [*best, *worst], strict=False):
+            model = _model(population, at)
+            if model["line"]:
+                axes.plot(model["line"], ":", color="0.4")
+            axes.plot(model["widths"], ".-", color=COLORS[number % len(COLORS)])
+            axes.set_title(f"{name}: {model['error']:.1f} %", fontsize=9)
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+        for axes in row[len(best) + len(worst) :]:
+            axes.set_axis_off()
+    return figure
 
 
 def _draw_metric(
