@@ -37,6 +37,7 @@ def main() -> None:
     document = {
         "networks": COUNT,
         "flops": FLOPS,
+        "combinations": {name: space.size for name, space in SPACES.items()},
         "median_seconds": {name: statistics.median(found) for name, found in seconds.items()},
         "seconds": seconds,
         "environment": environment(torch.device("cpu")),

@@ -144,10 +144,10 @@ def train(document: Document) -> Iterator[str]:
 def sampling(document: Document) -> Iterator[str]:
     """How long it takes to sample a population."""
     rows = [
-        [f"`{name}`", f"{1e3 * seconds:.0f}"]
+        [f"`{name}`", f"{document['combinations'][name]:.1e}", f"{1e3 * seconds:.0f}"]
         for name, seconds in document["median_seconds"].items()
     ]
-    yield from table(["space", "ms"], rows)
+    yield from table(["space", "combinations", "ms to sample"], rows)
     yield ""
     flops = document["flops"] / 1e6
     yield (

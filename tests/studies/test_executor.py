@@ -75,18 +75,16 @@ def test_every_task_gives_one_result_and_is_taken_when_there_is_room(executor: E
     assert sorted(found) == [(n, (n * n, "cpu")) for n in range(4)]
 
 
+@pytest.mark.parametrize("executor", ["pool", "ray", "slurm"], indirect=True)
 def test_a_task_whose_process_is_killed_is_done_again(executor: Executor, tmp_path: Path) -> None:
-    if isinstance(executor, InProcess):
-        pytest.skip("its process is this one")
     tasks = [(tmp_path / "died", number) for number in range(3)]
     found = dict(executor.run(die_at_first, iter(tasks)))
     assert found == {task: task[1] for task in tasks}
     assert (tmp_path / "died").exists()
 
 
+@pytest.mark.parametrize("executor", ["pool", "ray", "slurm"], indirect=True)
 def test_a_task_that_kills_every_process_ends_alone(executor: Executor) -> None:
-    if isinstance(executor, InProcess):
-        pytest.skip("its process is this one")
     found = dict(executor.run(die_always, iter(range(3))))
     assert isinstance(found[1], Died)
     assert {found[0], found[2]} == {0, 2}

@@ -23,6 +23,7 @@ from regnet.studies.executor import Died, InProcess, ProcessPool
 from regnet.studies.population import Study
 from regnet.studies.space import SPACES, Space
 from regnet.studies.store import Store
+from regnet.studies.task import _images
 from regnet.training.recipe import Recipe
 from tests.pictures import write_folder
 
@@ -366,7 +367,7 @@ def test_images_that_are_gone_end_the_study_and_no_network(study: Study, tmp_pat
 
     def gone(row: Any) -> None:
         shutil.rmtree(images)
-        population._images.cache_clear()
+        _images.cache_clear()
 
     with pytest.raises(DataError):
         population.resume(tmp_path / "s", executor=InProcess(), on_result=gone)

@@ -14,15 +14,15 @@ from regnet.bench.document import Case, Row
 from regnet.design.complexity import complexity
 from regnet.design.config import RegNetConfig
 from regnet.errors import ConfigError, EngineError
+from regnet.studies import latency
+from regnet.studies.latency import LatencyModel, features_of
 from regnet.studies.sampling import sample
 from regnet.studies.search import (
     EQUAL,
     NEAR,
     Found,
-    LatencyModel,
     Limits,
     Measured,
-    features_of,
     memory_bytes,
     search,
     search_space,
@@ -191,7 +191,7 @@ def test_leaving_one_out_is_what_it_says() -> None:
     times = np.random.default_rng(0).uniform(1, 3, 20)
     once, off = LatencyModel(features, times), []
     x = np.column_stack([np.ones(20), (features - once._mean) / once._scale])
-    penalty = searching._RIDGE * 20 * np.eye(x.shape[1])
+    penalty = latency._RIDGE * 20 * np.eye(x.shape[1])
     penalty[0, 0] = 0
     for at in range(20):
         rest = np.arange(20) != at

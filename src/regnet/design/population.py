@@ -1,7 +1,8 @@
 """RegNets by the hundred thousand: the stages of a whole population as arrays."""
 
-from dataclasses import dataclass
-from typing import get_args
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +21,7 @@ from regnet.design.widths import (
 )
 from regnet.errors import ConfigError
 
+_ARRAYS = ("depths", "widths", "group_widths", "bottleneck_ratios")
 _CHUNK = 4096  # rows worked on at once, so that intermediate arrays stay in the cache
 
 
@@ -44,6 +46,19 @@ class StagePopulation:
         """Number of stages of each network (n,)."""
         present: IntArray = (self.depths > 0).sum(axis=1)
         return present
+
+    def take(self, which: Any) -> "StagePopulation":
+        """Some of the networks: indices, a mask or a slice."""
+        arrays: dict[str, Any] = {name: getattr(self, name)[which] for name in _ARRAYS}
+        return replace(self, **arrays)
+
+    @classmethod
+    def joined(cls, parts: Sequence["StagePopulation"]) -> "StagePopulation":
+        """Populations of the same number of stages and the same strides as one."""
+        arrays: dict[str, Any] = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS
+        }
+        return replace(parts[0], **arrays)
 
 
 def regnet_population(

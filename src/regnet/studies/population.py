@@ -4,35 +4,28 @@ A folder holds it: study.json says what it is, and the store what has become of 
 """
 
 import contextlib
-import hashlib
 import json
-import platform
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from filelock import FileLock
 
 from regnet.atomic import write_bytes
 from regnet.design.config import config_from_dict
 from regnet.design.widths import FloatArray
-from regnet.errors import ConfigError, DataError, ImageError, MissingExtraError, StudyError
-from regnet.machine import device_name
+from regnet.errors import ConfigError, DataError, ImageError, StudyError
 from regnet.studies import store as stores
 from regnet.studies.executor import Died, Executor, ProcessPool
 from regnet.studies.sampling import sample
 from regnet.studies.space import Space
 from regnet.studies.store import Row, Store
+from regnet.studies.task import Task, fingerprints, train_network
 from regnet.training.input import Images, seed_of
-from regnet.training.loop import start
 from regnet.training.recipe import Recipe
 from regnet.training.run import Run
-from regnet.training.session import Options
 
 FILE: Final = "study.json"
 
@@ -40,9 +33,6 @@ LOCK: Final = "study.lock"
 
 MOST_FAILURES: Final = 20
 """Networks that may fail in a row before a study is ended: something else is wrong then."""
-
-KEPT: Final = ("epoch", "loss", "train_top1", "top1", "average_top1", "seconds", "test_seconds")
-"""What is kept of each epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,14 +129,6 @@ class Study:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """A network to train."""
-
-    row: Row
-    run: Run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Population:
     """The trained networks of a space, as arrays (n,)."""
 
@@ -184,9 +166,7 @@ def init(folder: str | Path, study: Study) -> Study:
     if path.exists() and not path.is_dir():
         raise ConfigError(f"{path} is a file; name a folder")
     images = _open(study)
-    study = replace(
-        study, spaces=_suited(study, study.spaces, images), images=_fingerprints(images)
-    )
+    study = replace(study, spaces=_suited(study, study.spaces, images), images=fingerprints(images))
     text = _text(study)
     rows = [row for space in study.spaces for row in study.rows(space)]
     path.mkdir(parents=True, exist_ok=True)
@@ -258,7 +238,7 @@ def resume(
     """
     path = Path(folder)
     study = read(path)
-    _check_images(study, _fingerprints(_open(study)), "here")
+    _check_images(study, fingerprints(_open(study)), "here")
     failures = 0
     with Store(path) as store:
         store.check()
@@ -341,44 +321,6 @@ def load(folder: str | Path) -> dict[str, Population]:
     return found
 
 
-def train_network(task: Task, device: str) -> dict[str, Any]:
-    """Train a network and say what came out: an error, or a reason why there is none.
-
-    Raises:
-        DataError: the images cannot be used, which is no network's fault.
-        OSError: likewise.
-        MissingExtraError: likewise.
-    """
-    began, run = time.monotonic(), task.run
-    found: dict[str, Any] = {"host": platform.node()}
-    try:
-        images = _images(run.train, run.val, run.train_images, run.val_images)
-        # Large images are decoded by as many processes as this one may use threads.
-        options = Options(device=device, workers=torch.get_num_threads())
-        trained = start(run, None, options=options, images=images)
-        assert trained.best is not None, "a study has images to test on"
-        found |= _facts(images, torch.device(device)) | {
-            "error": 100 - trained.best,
-            "epochs": [{name: row[name] for name in KEPT if name in row} for row in trained.log],
-        }
-    except (DataError, OSError, MissingExtraError):
-        raise
-    except Exception as error:  # noqa: BLE001 - one network must not end the study
-        found["reason"] = " ".join(f"{type(error).__name__}: {error}".split())
-    finally:
-        if device.startswith("cuda"):
-            torch.cuda.empty_cache()  # for the other processes on this GPU
-    return found | {"seconds": round(time.monotonic() - began, 2)}
-
-
-@lru_cache(maxsize=1)
-def _images(
-    train: str, val: str | None, train_images: int | None, val_images: int | None
-) -> Images:
-    """Opened, and decoded, once for all networks that a process trains."""
-    return Images.open(train, val, train_images=train_images, val_images=val_images)
-
-
 def _open(study: Study) -> Images:
     return Images.open(
         study.train, study.val, train_images=study.train_images, val_images=study.val_images
@@ -454,35 +396,6 @@ def _check_images(study: Study, found: Mapping[str, str], where: str) -> None:
             f"{study.train}: the images {where} are not those that the study began with: "
             f"fingerprints {dict(found)}, were {dict(study.images)}"
         )
-
-
-def _fingerprints(images: Images) -> dict[str, str]:
-    sets = {"train": images.train, "val": images.val}
-    return {name: found.fingerprint for name, found in sets.items() if found is not None}
-
-
-def _facts(images: Images, device: torch.device) -> dict[str, Any]:
-    """Where and on what a network was trained."""
-    return {
-        "images": _fingerprints(images),
-        "code": _code_fingerprint(),
-        "host": platform.node(),
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-@lru_cache(maxsize=1)
-def _code_fingerprint() -> str:
-    """SHA-256 over the files that decide how a network is built and trained, 16 digits."""
-    root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for room in ("design", "nn", "data", "zoo", "training"):
-        for path in sorted((root / room).glob("*.py")):
-            digest.update(f"{room}/{path.name}".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _error(row: Row) -> float:

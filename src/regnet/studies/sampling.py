@@ -50,7 +50,7 @@ class Sample:
         return Sample(
             space=self.space,
             parameters={name: found[which] for name, found in self.parameters.items()},
-            population=_rows(self.population, which),
+            population=self.population.take(which),
             complexity=Complexity(
                 **{name: getattr(self.complexity, name)[which] for name in COMPLEXITY}
             ),
@@ -59,9 +59,7 @@ class Sample:
     @property
     def input_sizes(self) -> IntArray:
         """Side of each network's images, in pixels."""
-        if "r" in self.parameters:
-            return self.parameters["r"].astype(np.int64)
-        return np.full(len(self), self.space.input_size)
+        return _input_sizes(self.space, self.parameters, len(self))
 
     def metric(self, name: str) -> FloatArray:
         """One of the space's `metric_names`, of every network (n,).
@@ -260,17 +258,18 @@ def draw(space: Space, count: int, rng: np.random.Generator) -> Sample:
         parameters, population = _regnets(space, count, rng)
     else:
         parameters, population = _anynets(space, count, rng)
-    sizes = (
-        parameters["r"].astype(np.int64)
-        if "r" in parameters
-        else np.full(len(population), space.input_size)
-    )
+    sizes = _input_sizes(space, parameters, len(population))
     return Sample(
         space=space,
         parameters=parameters,
         population=population,
         complexity=_complexity(population, space.architecture, sizes),
     )
+
+
+def _input_sizes(space: Space, parameters: Mapping[str, FloatArray], count: int) -> IntArray:
+    drawn = parameters.get("r")
+    return np.full(count, space.input_size) if drawn is None else drawn.astype(np.int64)
 
 
 def _anynets(
@@ -352,40 +351,23 @@ def _complexity(
     totals = {name: np.zeros(len(population), dtype=np.int64) for name in COMPLEXITY}
     for size in np.unique(sizes):
         there = sizes == size
-        some = population if there.all() else _rows(population, there)
+        some = population if there.all() else population.take(there)
         found = population_complexity(some, architecture, int(size))
         for name, total in totals.items():
             total[there] = getattr(found, name)
     return Complexity(**totals)
 
 
-def _rows(stages: StagePopulation, which: BoolArray | IntArray | slice) -> StagePopulation:
-    return StagePopulation(
-        depths=stages.depths[which],
-        widths=stages.widths[which],
-        group_widths=stages.group_widths[which],
-        bottleneck_ratios=stages.bottleneck_ratios[which],
-        strides=stages.strides,
-    )
-
-
 def joined(samples: Sequence[Sample]) -> Sample:
     """Samples of one space, or of parts of it, as one."""
     first = samples[0]
-    stages = [found.population for found in samples]
     return Sample(
         space=first.space,
         parameters={
             name: np.concatenate([found.parameters[name] for found in samples])
             for name in first.parameters
         },
-        population=StagePopulation(
-            depths=np.concatenate([found.depths for found in stages]),
-            widths=np.concatenate([found.widths for found in stages]),
-            group_widths=np.concatenate([found.group_widths for found in stages]),
-            bottleneck_ratios=np.concatenate([found.bottleneck_ratios for found in stages]),
-            strides=first.population.strides,
-        ),
+        population=StagePopulation.joined([found.population for found in samples]),
         complexity=Complexity(
             **{
                 name: np.concatenate([getattr(found.complexity, name) for found in samples])

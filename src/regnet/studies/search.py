@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 
 from regnet.bench.document import Case, Row
 from regnet.bench.runner import Bench
@@ -32,6 +31,7 @@ from regnet.errors import ConfigError, EngineError
 from regnet.machine import environment
 from regnet.nn.model import AnyNet
 from regnet.studies.distributions import Distribution
+from regnet.studies.latency import LatencyModel, features_of
 from regnet.studies.sampling import BoolArray, Sample, sample_by_flops
 from regnet.studies.space import SPACES, WIDE_GROUPS, Space
 from regnet.timing import Comparison, compare
@@ -56,8 +56,6 @@ to RegNetY-32GF's."""
 
 ROUNDS: Final = 3
 """Times that finalists are chosen anew where none of them is within the limits."""
-
-_RIDGE: Final = 1e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,46 +125,6 @@ class Found:
     candidates: int
     measured: int
     environment: dict[str, Any]
-
-
-class LatencyModel:
-    """Latency as a product of powers of what networks cost, fitted to measurements.
-
-    log t = a + sum of b_k log x_k over flops, parameters, activations, depth, group width and first
-    width, by ridge regression: few numbers, so that a few dozen measurements are enough.
-    """
-
-    FEATURES: Final = ("flops", "params", "activations", "d", "g", "w1", "w4")
-
-    def __init__(self, features: FloatArray, latencies: ArrayLike) -> None:
-        """Fit.
-
-        Args:
-            features: of the measured networks (n, k), as `features_of` gives them.
-            latencies: theirs (n,).
-        """
-        logs = np.log(np.asarray(latencies, dtype=np.float64))
-        self._mean, self._scale = features.mean(axis=0), features.std(axis=0) + 1e-9
-        x = np.column_stack([np.ones(len(logs)), (features - self._mean) / self._scale])
-        penalty = _RIDGE * len(logs) * np.eye(x.shape[1])
-        penalty[0, 0] = 0
-        inverse = np.linalg.inv(x.T @ x + penalty)
-        self._weights = inverse @ x.T @ logs
-        # Leaving one out of a linear fit changes its residual by 1 / (1 - leverage).
-        leverage = np.einsum("ij,jk,ik->i", x, inverse, x)
-        residuals = (logs - x @ self._weights) / np.maximum(1 - leverage, 1e-3)
-        self.error = float(np.median(np.abs(np.expm1(-residuals))))
-        """Median relative error on networks left out one at a time."""
-
-    def predict(self, features: FloatArray) -> FloatArray:
-        """Latencies of networks (n,), in the unit of those that were fitted."""
-        x = np.column_stack([np.ones(len(features)), (features - self._mean) / self._scale])
-        return np.asarray(np.exp(x @ self._weights), dtype=np.float64)
-
-
-def features_of(networks: Sample) -> FloatArray:
-    """What the model of latency sees (n, k)."""
-    return np.log(np.column_stack([networks.metric(name) for name in LatencyModel.FEATURES]))
 
 
 def search_space(name: str = "regnety") -> Space:
