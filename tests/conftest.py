@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,20 @@ os.environ |= {
 }
 for _name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
     os.environ.pop(_name, None)
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """Debian's browser; in CI it is there."""
+    path = shutil.which("chromium")
+    if path is None and not os.environ.get("CI"):
+        pytest.skip("Debian's chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,8 +1,5 @@
 """The report in a real browser."""
 
-import os
-import shutil
-
 import pytest
 import torch
 
@@ -12,7 +9,6 @@ from regnet.bench.runner import run
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = shutil.which("chromium")
 MODELS = ("efficientnet_b0", "regnety_004", "regnetx_002")
 
 
@@ -25,25 +21,19 @@ def report(tmp_path_factory):
 
 
 @pytest.fixture
-def page(report):
-    if CHROMIUM is None and not os.environ.get("CI"):
-        pytest.skip("Debian's chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.complaints = []
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
-        page.on("requestfailed", lambda request: page.complaints.append(request.url))
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(report.as_uri())
-        yield page
-        assert page.complaints == []
-        assert [url for url in page.asked if not url.startswith(("file:", "data:"))] == []
-        browser.close()
+def page(report, chromium):
+    page = chromium.new_page()
+    page.complaints = []
+    page.on("console", lambda message: page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("requestfailed", lambda request: page.complaints.append(request.url))
+    page.asked = []
+    page.on("request", lambda request: page.asked.append(request.url))
+    page.goto(report.as_uri())
+    yield page
+    assert page.complaints == []
+    assert [url for url in page.asked if not url.startswith(("file:", "data:"))] == []
+    page.close()
 
 
 def column(page, name):

@@ -1,7 +1,5 @@
 """The report of a study in a real browser, and as plots."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from regnet.studies.store import Row
 from regnet.training.recipe import find_recipe
 
 DEVICE = "a <!--<script> </script> CPU"
-CHROMIUM = shutil.which("chromium")
 
 
 @pytest.fixture(scope="module")
@@ -58,26 +55,22 @@ def populations(study: Study) -> dict[str, Population]:
 
 
 @pytest.fixture
-def page(study: Study, populations: dict[str, Population], tmp_path: Path) -> Iterator[Any]:
-    if CHROMIUM is None and not os.environ.get("CI"):
-        pytest.skip("Debian's chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
+def page(
+    study: Study, populations: dict[str, Population], tmp_path: Path, chromium: Any
+) -> Iterator[Any]:
     path = tmp_path / "report.html"
     path.write_text(render(study, populations))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        complaints: list[str] = []
-        asked: list[str] = []
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(path.as_uri())
-        yield page
-        assert complaints == []
-        assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
-        browser.close()
+    page = chromium.new_page()
+    complaints: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(path.as_uri())
+    yield page
+    assert complaints == []
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    page.close()
 
 
 @pytest.mark.browser

@@ -134,6 +134,7 @@ plot("activations", points, "acts", "ms", "activations, M", "ms per image");
 
 _PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="generator" content="regnet">
 <link rel="icon" href="data:,"><style>{style}</style></head>
 <body><h1>{title}</h1>
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>

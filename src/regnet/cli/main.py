@@ -10,6 +10,7 @@ import typer
 from regnet.cli import (
     bench,
     evaluate,
+    explorer,
     export,
     info,
     list_models,
@@ -37,6 +38,7 @@ app.command("export")(export.command)
 app.command("evaluate")(evaluate.command)
 app.command("train")(train.command)
 app.command("search")(search.command)
+app.command("app")(explorer.command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(study.app, name="study")
 app.add_typer(weights.app, name="weights")

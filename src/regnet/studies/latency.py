@@ -5,6 +5,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import ArrayLike
 
+from regnet.design.complexity import complexity
+from regnet.design.config import RegNetConfig
 from regnet.design.widths import FloatArray
 from regnet.studies.sampling import Sample
 
@@ -49,3 +51,21 @@ class LatencyModel:
 def features_of(networks: Sample) -> FloatArray:
     """What the model of latency sees (n, k)."""
     return np.log(np.column_stack([networks.metric(name) for name in LatencyModel.FEATURES]))
+
+
+def features_of_config(config: RegNetConfig, input_size: int) -> FloatArray:
+    """The same of one network (1, k), whatever its number of stages; sizes in pixels."""
+    cost = complexity(config, input_size)
+    return np.log(
+        [
+            [
+                cost.flops,
+                cost.params,
+                cost.activations,
+                config.depth,
+                config.group_width,
+                config.widths[0],
+                config.widths[-1],
+            ]
+        ]
+    )

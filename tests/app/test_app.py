@@ -1,0 +1,226 @@
+"""The explorer, driven in a real browser as a person would."""
+
+import functools
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import regnet
+from regnet import app
+from regnet.app import device, reports
+from regnet.bench.document import Case
+from regnet.bench.report import render
+from regnet.bench.runner import run
+from regnet.design.config import RegNetConfig
+from regnet.errors import ConfigError
+
+PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
+PATIENCE = 60_000
+
+# gradio calls what pandas deprecates; what we do wrong, other tests see.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind((app.HOST, 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def explorer():
+    """Its address; it learns a device from few networks, and takes files of up to 1 MB."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr("regnet.app.page.learn", functools.partial(device.learn, probes=12))
+    page = app.launch(port=free_port(), upload_mb=1)
+    yield page.local_url
+    page.close()
+    patch.undo()
+
+
+@pytest.fixture
+def page(explorer, chromium):
+    page = chromium.new_context(viewport={"width": 1400, "height": 1000}).new_page()
+    asked, complaints = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.set_default_timeout(PATIENCE)
+    page.goto(explorer)
+    page.wait_for_selector("#widths svg")
+    yield page
+    page.context.close()
+    assert complaints == []
+    assert [url for url in asked if not url.startswith((explorer, "data:", "blob:"))] == []
+
+
+def cells(page, table):
+    return page.locator(f"#{table} [role=gridcell]").all_inner_texts()
+
+
+def until(page, condition):
+    """Wait for what a person would wait to see."""
+    for _ in range(PATIENCE // 100):
+        if condition():
+            return
+        page.wait_for_timeout(100)
+    pytest.fail("it did not come")
+
+
+def tab(page, name):
+    page.get_by_role("tab", name=name).click()
+
+
+def warning(page):
+    page.wait_for_selector(".toast-body")
+    return page.inner_text(".toast-body")
+
+
+@pytest.mark.browser
+def test_a_published_network_is_shown_as_it_is(page):
+    config = regnet.info("regnety_016").config
+    assert f"widths {list(config.widths)}, depths {list(config.depths)}" in page.inner_text("#told")
+    assert cells(page, "cost")[1] == "1,612.1"
+    assert cells(page, "near")[0] == "regnety_016"
+
+
+@pytest.mark.browser
+def test_moving_a_slider_changes_plot_and_numbers(page):
+    plot, cost = page.locator("#widths").inner_html(), cells(page, "cost")
+    slider = page.get_by_label("range slider for d", exact=True)
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    until(
+        page, lambda: page.locator("#widths").inner_html() != plot and cells(page, "cost") != cost
+    )
+    assert cells(page, "cost")[-1] == "26"
+    config = RegNetConfig(depth=26, w0=48, wa=20.71, wm=2.65, group_width=24, se_ratio=0.25)
+    assert f"widths {list(config.widths)}" in page.inner_text("#told")
+
+
+@pytest.mark.browser
+def test_the_config_can_be_taken_along(page):
+    page.get_by_text("Config, usable").click()
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    text = Path(download.value.path()).read_text()
+    assert regnet.config_from_json(text) == regnet.info("regnety_016").config
+
+
+@pytest.mark.browser
+def test_parameters_that_fit_no_network_say_why(page):
+    field = page.get_by_label("number input for w0", exact=True)
+    field.fill("50")
+    field.press("Tab")
+    until(page, lambda: "w0" in page.inner_text("#told"))
+    assert "50" in page.inner_text("#told")
+    assert page.locator("#widths svg").count() == 0
+
+
+@pytest.mark.browser
+def test_a_learned_device_predicts(page):
+    size = page.get_by_label("number input for image", exact=True)
+    size.fill("64")
+    size.press("Tab")
+    page.locator("#learn").click()
+    until(page, lambda: "predicted on this device" in page.inner_text("#latency"))
+
+
+@pytest.mark.browser
+def test_a_photo_gets_its_label_and_a_wrong_file_a_reason(page, tmp_path):
+    tab(page, "Classify")
+    page.set_input_files("#photo input[type=file]", PHOTO)
+    page.wait_for_selector("#classes h2")
+    assert page.inner_text("#classes h2") == "cat"
+    wrong = tmp_path / "wrong.jpg"
+    wrong.write_text("no image")
+    page.get_by_label("Remove file").or_(page.get_by_label("Clear")).first.click()
+    page.set_input_files("#photo input[type=file]", wrong)
+    assert "wrong.jpg: not an image" in warning(page)
+    assert page.locator("#classes h2").count() == 0
+
+
+@pytest.mark.browser
+def test_a_large_file_is_not_taken(page, tmp_path):
+    tab(page, "Classify")
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(2_000_000))
+    page.set_input_files("#photo input[type=file]", large)
+    assert "exceed the maximum allowed size" in warning(page)
+
+
+@pytest.mark.browser
+def test_a_report_opens_apart_from_the_page(page, bench_document, tmp_path):
+    report = tmp_path / "report.html"
+    report.write_text(render(bench_document))
+    tab(page, "Reports")
+    page.set_input_files("#report-file input[type=file]", report)
+    frame = page.frame_locator("#report iframe")
+    frame.locator("td", has_text="regnetx_002").first.wait_for()
+    assert page.locator("#report iframe").get_attribute("sandbox") == "allow-scripts"
+
+
+@pytest.fixture(scope="module")
+def bench_document():
+    todo = [Case(model="regnetx_002", input_size=32, engine="folded")]
+    return run(todo, device=torch.device("cpu"), seconds=0.1).to_dict()
+
+
+def test_documents_become_reports(bench_document, tmp_path):
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(bench_document))
+    assert reports.page(path) == render(bench_document)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("page.html", b"<html></html>", "page.html: neither a report"),
+        ("photo.png", b"\x89PNG\xff", "photo.png: this is no text file"),
+        ("other.json", b"{}", "not a document of regnet bench"),
+    ],
+)
+def test_other_files_are_no_reports(tmp_path, name, content, reason):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=reason):
+        reports.page(path)
+
+
+def test_a_taken_port_is_told():
+    with socket.socket() as taken:
+        taken.bind((app.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} cannot be used"):
+            app.launch(port=port)
+
+
+def listeners(port):
+    """Addresses at which a port is listened to, in hexadecimal."""
+    lines = [
+        line.split()
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        if Path(table).exists()
+        for line in Path(table).read_text().splitlines()[1:]
+    ]
+    local = [line[1].split(":") for line in lines if line[3] == "0A"]
+    return {address for address, where in local if int(where, 16) == port}
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's list of sockets")
+def test_only_this_machine_is_served():
+    port = free_port()
+    command = [sys.executable, "-m", "regnet.cli.main", "app", "--no-open", "--port", str(port)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout.readline().strip() == f"http://127.0.0.1:{port}/"
+        assert listeners(port) == {"0100007F"}  # 127.0.0.1, as the kernel writes it
+        run.send_signal(signal.SIGINT)
+        assert run.wait(30) == 0
