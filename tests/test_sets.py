@@ -216,3 +216,33 @@ def test_a_data_set_of_the_hub(tmp_path, hub):
     images.open(4)
     with pytest.raises(DataError, match="hf:owner/none: cannot be fetched"):
         open_set("hf:owner/none")
+
+
+def test_shapes_are_drawn_and_always_the_same():
+    train, val = open_set("shapes", "train"), open_set("shapes")
+    assert (len(train), len(val)) == (6000, 1200)
+    assert np.bincount(train.labels).tolist() == [1000] * 6
+    assert train.fingerprint != val.fingerprint
+    images = [np.asarray(train.open(index)) for index in range(12)]
+    assert {image.shape for image in images} == {(32, 32, 3)}
+    again = open_set("shapes", "train")
+    assert all((np.asarray(again.open(k)) == image).all() for k, image in enumerate(images))
+    assert not any((np.asarray(val.open(k)) == image).all() for k, image in enumerate(images))
+
+
+def test_a_shape_covers_what_its_class_should():
+    """Areas in the circle around them: circle > square > cross or ring > star or triangle."""
+    shapes = open_set("shapes", "train")
+
+    def covered(label):
+        parts = []
+        for index in range(label, 300, 6):
+            image = np.asarray(shapes.open(index), dtype=float)
+            corner = np.median(image.reshape(-1, 3), axis=0)  # most of an image is background
+            parts.append((np.abs(image - corner).sum(-1) > 120).mean())
+        return np.mean(parts)
+
+    area = {name: covered(label) for label, name in enumerate(shapes.classes)}
+    assert area["circle"] > area["square"] > area["triangle"]
+    assert area["square"] > area["star"]
+    assert area["circle"] > area["ring"]

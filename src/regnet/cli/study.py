@@ -52,11 +52,13 @@ Retry = Annotated[bool, typer.Option("--retry-failed", help="Train failed networ
 def init(
     folder: Folder,
     *,
-    data: Annotated[str, typer.Option(help="Images, as `regnet train` takes them.")],
     space: Annotated[
         list[str],
         typer.Option(help="anynetx_a ... e, regnetx, regnety, regnetz, or a JSON file; repeat."),
     ],
+    data: Annotated[
+        str, typer.Option(help="Images, as `regnet train` takes them; shapes: drawn ones.")
+    ] = "shapes",
     models: Annotated[int, typer.Option(help="Networks of each space.", min=1)] = 100,
     flops: Annotated[
         str | None, typer.Option(help="Multiply-adds of each network, at most: 4e6, 400M.")

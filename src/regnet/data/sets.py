@@ -1,4 +1,4 @@
-"""Labelled images, wherever they lie: class folders, tar files, Parquet files, the Hub.
+"""Labelled images, wherever they lie: class folders, tar files, Parquet files, the Hub; or drawn.
 
     images = open_set("imagenet/val")
     images.open(0), images.labels[0]
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from regnet.data import shapes
 from regnet.data.images import IMAGE_SUFFIXES, decode_image, open_image
 from regnet.errors import DataError, ImageError, MissingExtraError
 
@@ -132,20 +133,25 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
         source: a folder with one folder per class; a `.tar` file of such folders; a `.parquet`
             file, or a folder of them (columns `image` or `img`, and `label`, as on the Hub); or
             `hf:owner/name`, `hf:owner/name@revision`, `hf:owner/name/folder`, whose Parquet files
-            are fetched. Of a source that holds several splits, one is taken.
+            are fetched; or `shapes`, which are drawn (`./shapes` is a folder). Of a source that
+            holds several splits, one is taken.
         split: which.
 
     Raises:
         DataError: there is nothing there, or not what a set needs.
         MissingExtraError: Parquet files need pyarrow.
     """
+    if str(source) == shapes.NAME:
+        return _drawn(split)
     if str(source).startswith(HUB_PREFIX):
         return _open_parquet(_fetch(str(source).removeprefix(HUB_PREFIX), split), str(source))
     path = Path(source).expanduser()
     if path.is_dir():
         return _open_folder(path, split)
     if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder; name one, or hf:owner/name")
+        raise DataError(
+            f"{path}: there is no such file or folder; name one, hf:owner/name, or shapes"
+        )
     if path.suffix == ".parquet":
         return _open_parquet([path], str(path))
     if path.suffix == ".tar":
@@ -153,6 +159,18 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
     if path.name.endswith((".tar.gz", ".tgz")):
         raise DataError(f"{path}: compressed, so that no image can be found alone; unpack it first")
     raise DataError(f"{path}: not a folder, .tar or .parquet file")
+
+
+def _drawn(split: Split) -> ImageSet:
+    count = shapes.COUNTS[split]
+    return ImageSet(
+        source=shapes.NAME,
+        names=[str(index) for index in range(count)],
+        labels=np.arange(count, dtype=np.int64) % len(shapes.CLASSES),
+        classes=shapes.CLASSES,
+        reader=shapes.Shapes(split),
+        sizes=(shapes.VERSION,),
+    )
 
 
 def _open_folder(path: Path, split: Split) -> ImageSet:
