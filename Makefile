@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test format clean
+.PHONY: demo test docs format clean
 
 demo: .venv/package ## classify a real photo with the weights that come with the package
 	$(BIN)/regnet predict docs/photos/chelsea.png --topk 3
@@ -16,6 +16,10 @@ test: .venv/dev ## formatter, linter, types, import contract, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup # two processes, two cores
+
+docs: .venv/dev ## the documentation, in build/docs
+	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
+	@echo build/docs/index.html
 
 format: .venv/dev
 	$(BIN)/ruff format .

@@ -1,15 +1,21 @@
 """What README and CONTRIBUTING say is run."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
+import typer
 from safetensors.torch import save
+from typer.testing import CliRunner
 
 import regnet
+import regnet.studies
+from regnet.cli.main import app
 from regnet.design import variants
 from regnet.errors import LicenseWarning
 from regnet.weights.catalog import checkpoints
@@ -19,8 +25,112 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "weights").glob("*.md")]
 
 
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(path, *languages):
+    """Language and text of a document's blocks of code, in order."""
+    found = BLOCK.findall(path.read_text(encoding="utf-8"))
+    return [(language, text) for language, text in found if language in languages]
+
+
 def code_blocks(path):
-    return re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    return [text for _, text in blocks(path, "python")]
+
+
+def commands(text):
+    """The `regnet` commands of a block, as arguments; lines may go on after a backslash."""
+    lines = text.replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("regnet ")]
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.filterwarnings("ignore")  # of exporters and process pools; their own tests see them
+@pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python", "sh")], ids=name_of)
+def test_what_a_page_shows_runs(path, monkeypatch, tmp_path):
+    """Examples and commands of a page, in order, where a clone would be."""
+    monkeypatch.chdir(tmp_path)
+    Path("docs").symlink_to(ROOT / "docs")
+    names = {}
+    for language, text in blocks(path, "python", "sh"):
+        if language == "python":
+            exec(text, names)
+            continue
+        for arguments in commands(text):
+            done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+            assert done.exit_code == 0, (arguments, done.output)
+
+
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if blocks(p, "")], ids=name_of)
+def test_commands_for_data_of_others_are_ones_that_there_are(path):
+    for _, text in blocks(path, ""):
+        for arguments in commands(text):
+            command, context = typer.main.get_command(app), None
+            while isinstance(command, click.Group):
+                context = click.Context(command, parent=context)
+                _, command, arguments = command.resolve_command(context, arguments)
+            command.make_context(command.name, [a for a in arguments if a != "..."], context)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The documentation, built as `make docs` does."""
+    folder = tmp_path_factory.mktemp("docs")
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", ROOT / "docs", folder],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.xdist_group("sphinx")
+def test_every_public_name_is_documented(built):
+    from sphinx.util.inventory import InventoryFile
+
+    with (built / "objects.inv").open("rb") as file:
+        inventory = InventoryFile.load(file, "", lambda _base, place: place)
+    known = {name for kind, entries in inventory.items() if kind[:3] == "py:" for name in entries}
+    for module in (regnet, regnet.studies):
+        public = {f"{module.__name__}.{name}" for name in module.__all__}
+        plain = {f"{module.__name__}.__version__", "regnet.errors", "regnet.studies.statistics"}
+        factories = {f"regnet.{name}" for name in regnet.zoo.factories.__all__}
+        assert public - plain - factories <= known
+    assert {f"regnet.zoo.factories.{name}" for name in regnet.zoo.factories.__all__} <= known
+
+
+@pytest.mark.browser
+@pytest.mark.xdist_group("sphinx")
+def test_the_table_of_the_zoo_sorts_and_filters(built, chromium):
+    page = chromium.new_page()
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto((built / "zoo.html").as_uri())
+    everything = page.inner_text("#zoo-count")
+    assert everything == f"{len(checkpoints())} of {len(checkpoints())}"
+
+    def column(title):
+        heads = page.locator("#zoo th").all_inner_texts()
+        at = [head.strip(" ▲▼") for head in heads].index(title) + 1
+        return page.locator(f"#zoo tbody tr:not([hidden]) td:nth-child({at})").all_inner_texts()
+
+    page.fill("#zoo-name", "regnety")
+    page.select_option("#zoo-license", "*")
+    page.fill("#zoo-flops", "4")
+    page.locator("#zoo th", has_text="GFLOPs").click()
+    expected = regnet.list_models("regnety*", pretrained=True, license="commercial", max_flops=4e9)
+    assert sorted(column("weights")) == sorted(expected)
+    flops = [float(text) for text in column("GFLOPs")]
+    assert flops == sorted(flops)
+    page.locator("#zoo th", has_text="GFLOPs").click()
+    assert [float(text) for text in column("GFLOPs")] == flops[::-1]
+    assert complaints == []
+    page.close()
 
 
 def test_the_example_of_the_readme_runs(monkeypatch, capsys):
@@ -55,34 +165,6 @@ def test_the_weights_of_the_readme_load(monkeypatch, hub, tmp_path):
     assert Path("mine/model.safetensors").exists()
 
 
-def test_the_example_of_the_benchmarks_runs(capsys):
-    [example] = code_blocks(ROOT / "docs/benchmark.md")
-    names = {}
-    exec(example, names)
-    assert "folded fp32" in capsys.readouterr().out
-    assert names["logits"].shape == (4, 10)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_example_of_the_exports_runs(monkeypatch, capsys, tmp_path):
-    [example] = code_blocks(ROOT / "docs/export.md")
-    monkeypatch.chdir(tmp_path)
-    exec(example, {})
-    assert capsys.readouterr().out.startswith("regnety_cifar.pt2: torch fp32, any batch and size")
-
-
-def test_the_example_of_training_runs(capsys):
-    [example] = code_blocks(ROOT / "docs/train.md")
-    exec(example, {})
-    assert capsys.readouterr().out.startswith("0.125 ")
-
-
-def test_the_example_of_studies_runs(capsys):
-    [example] = code_blocks(ROOT / "docs/studies.md")
-    exec(example, {})
-    assert capsys.readouterr().out
-
-
 def test_tables_are_those_of_the_results():
     done = subprocess.run(
         [sys.executable, ROOT / "scripts/write_tables.py", "--check"],
@@ -105,4 +187,5 @@ def test_the_row_of_contributing_makes_a_variant():
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
-        assert target.startswith("https://") or (path.parent / target).exists(), target
+        place = target.partition("#")[0]  # Sphinx checks anchors
+        assert target.startswith("https://") or (path.parent / place).exists(), target
