@@ -88,8 +88,7 @@ class Zoo(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """As a node of raw HTML; it changes with the results."""
-        if LATENCIES.exists():
-            self.env.note_dependency(str(LATENCIES))
+        self.env.note_dependency(str(LATENCIES))
         return [nodes.raw("", render(), format="html")]
 
 

@@ -3,7 +3,8 @@
     python scripts/write_tables.py [--check]
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`, and is made from
-benchmarks/results/NAME.json. --check changes nothing, and fails if a table is not that of its file.
+benchmarks/results/NAME.json, or from that of NAME's first word. --check changes nothing, and fails
+if a table is not that of its file.
 """
 
 import json
@@ -13,6 +14,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from regnet.bench.networks import PAPER_ERRORS
+from regnet.design.complexity import complexity
+from regnet.design.variants import VARIANTS
+from regnet.weights.catalog import default_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -183,9 +189,147 @@ def search(document: Document) -> Iterator[str]:
     )
 
 
+def study(document: Document) -> Iterator[str]:
+    """Spaces of a study."""
+    rows = [
+        [
+            f"`{name}`",
+            *(str(found[key]) for key in ("models", "failed")),
+            *(f"{found[key]:.1f}" for key in ("minimum", "mean")),
+        ]
+        for name, found in document["spaces"].items()
+    ]
+    yield from table(["space", "networks", "failed", "min error, %", "mean error, %"], rows)
+    yield ""
+    told, recipe = document["study"], document["study"]["recipe"]
+    low, high = told["spaces"][0]["limits"]["flops"]
+    yield (
+        f"{low / 1e6:.1f} to {high / 1e6:.1f} million multiply-adds at "
+        f"{told['spaces'][0]['input_size']} pixels; {recipe['epochs']} epochs of "
+        f"{told['train_images']:,} images of CIFAR-10 (JPEG), tested on {told['val_images']:,}. "
+        f"{document['finished'][:10]}, {'; '.join(document['machines'])}."
+    )
+
+
+def study_pairs(document: Document) -> Iterator[str]:
+    """Spaces of a study against each other."""
+    rows = []
+    for pair in document["pairs"]:
+        found = pair["comparison"]
+        rows.append(
+            [
+                f"`{pair['first']}` - `{pair['second']}`",
+                f"{found['difference']:+.1f}",
+                f"{found['low']:+.1f} to {found['high']:+.1f}",
+                f"{found['p_value']:.4f}",
+                f"{found['ks']:.2f}",
+                found["verdict"],
+            ]
+        )
+    yield from table(["", "mean errors differ by", "95 %", "p", "KS", "the first is"], rows)
+
+
+def study_best(document: Document) -> Iterator[str]:
+    """What the best networks of each space have in common, by the bootstrap."""
+    spaces = document["spaces"]
+    rows = []
+    for metric in ("d", "wm", "wa", "w0", "b", "g", "w4", "d4"):
+        cells = [
+            f"{best['median']:.3g} ({best['low']:.3g} to {best['high']:.3g}); "
+            f"{found['correlation'][metric]:+.2f}"
+            if (best := found["best"].get(metric))
+            else ""
+            for found in spaces.values()
+        ]
+        rows.append([metric, *cells])
+    yield from table(["", *(f"`{name}`" for name in spaces)], rows)
+
+
+def latencies(document: Document) -> Mapping[str, float]:
+    """Milliseconds of each network, on the engine that is fastest for it."""
+    found: dict[str, float] = {}
+    for row in document["rows"]:
+        name, ms = row["case"]["model"], row["latency_ms"]
+        if ms:
+            found[name] = min(ms, found.get(name, ms))
+    return found
+
+
+def zoo(document: Document) -> Iterator[str]:
+    """Free weights, and how fast their networks are: those that no other free ones beat in both."""
+    measured = latencies(document)
+    defaults = [
+        (measured[name], row) for name in measured if (row := default_checkpoint(name)) is not None
+    ]
+    rows, best = [], 0.0
+    for ms, row in sorted(defaults, key=lambda pair: pair[0]):
+        if (row.top1 or 0) > best:
+            best = row.top1 or 0
+            cost = complexity(VARIANTS[row.variant].config, row.preprocess.size[0])
+            rows.append(
+                [
+                    f"`{row.id}`",
+                    row.license_terms.name,
+                    f"{row.top1:.2f}",
+                    f"{cost.flops / 1e9:.2f}",
+                    f"{cost.params / 1e6:.1f}",
+                    f"{cost.activations / 1e6:.1f}",
+                    f"{ms:.1f}",
+                ]
+            )
+    yield from table(
+        ["weights", "license", "top-1, %", "GFLOPs", "M params", "M activations", "ms"], rows
+    )
+    yield ""
+    yield f"Top-1 as published. {zoo_origin(document)}"
+
+
+def zoo_origin(document: Document) -> str:
+    """What the milliseconds are."""
+    engines = sorted({row["case"]["engine"] for row in document["rows"]})
+    return (
+        f"Milliseconds: median of a batch of one in float32, on the faster of "
+        f"{' and '.join(engines)}. {origin(document)}."
+    )
+
+
+def zoo_note(document: Document) -> Iterator[str]:
+    """The same, below the table of all weights."""
+    yield zoo_origin(document)
+
+
+def zoo_pairs(document: Document) -> Iterator[str]:
+    """RegNets and the EfficientNets that the paper compares them with, in turn."""
+    rows = [
+        [
+            f"`{pair['b']}` ({PAPER_ERRORS[pair['b']]} %) beside "
+            f"`{pair['a']}` ({PAPER_ERRORS[pair['a']]} %)",
+            pair["ran_b"],
+            f"{pair['ratio']:.2f} ({pair['low']:.2f} to {pair['high']:.2f})",
+            pair["verdict"].partition(",")[0],
+        ]
+        for pair in document["pairs"]
+    ]
+    yield from table(["RegNetY beside EfficientNet (paper's errors)", "engine", "speed", ""], rows)
+
+
 TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
     function.__name__: function
-    for function in (cpu_peers, int8, verdicts, families, train, sampling, search)
+    for function in (
+        cpu_peers,
+        int8,
+        verdicts,
+        families,
+        train,
+        sampling,
+        search,
+        study,
+        study_pairs,
+        study_best,
+        zoo,
+        zoo_note,
+        zoo_pairs,
+    )
 }
 
 
@@ -194,7 +338,10 @@ def rendered(text: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         start, name, end = match.groups()
-        document = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            path = RESULTS / f"{name.partition('_')[0]}.json"
+        document = json.loads(path.read_text(encoding="utf-8"))
         return start + "\n".join(TABLES[name](document)) + "\n" + end
 
     return PLACE.sub(fill, text)
@@ -203,7 +350,7 @@ def rendered(text: str) -> str:
 def main() -> None:
     """Write, or check."""
     stale = []
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         before = path.read_text(encoding="utf-8")
         after = rendered(before)
         if after != before:

@@ -6,7 +6,7 @@ Needs matplotlib (`pip install regnet[report]`).
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from regnet.atomic import write_bytes
 from regnet.design.config import AnyNetConfig, RegNetConfig
@@ -64,9 +64,10 @@ def save_benchmark(document: Mapping[str, Any], path: Path) -> None:
     """
     check_plot_file(path)
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
-    rows = [row for row in document["rows"] if row["latency_ms"]]
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    rows = _fastest([row for row in document["rows"] if row["latency_ms"]])
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
     facts = document["environment"]
     figure.suptitle(f"{facts['device']}, {facts['threads']} threads, {facts['date'][:10]}")
     left, right = figure.subplots(1, 2)
@@ -74,18 +75,32 @@ def save_benchmark(document: Mapping[str, Any], path: Path) -> None:
     left.set_ylabel("top-1 error, %")
     right.set_xlabel("activations, M")
     right.set_ylabel("ms per image")
-    for family, color in (("efficientnet", "tab:red"), ("regnet", "tab:blue"), ("", "0.5")):
+    left.set_xscale("log")
+    right.set_xscale("log")
+    right.set_yscale("log")
+    for family, color in _COLORS.items():
         own = [row for row in rows if _family(row["case"]["model"]) == family]
         for axes, x, y in ((left, _milliseconds, _error), (right, _activations, _milliseconds)):
             shown = [row for row in own if x(row) is not None and y(row) is not None]
-            axes.plot([x(row) for row in shown], [y(row) for row in shown], "o", color=color)
+            if not shown:
+                continue
+            axes.plot(
+                [x(row) for row in shown], [y(row) for row in shown], "o", color=color,
+                label=family or "others",
+            )  # fmt: skip
             for row in shown:
                 axes.annotate(
-                    row["case"]["model"], (x(row), y(row)), textcoords="offset points",
-                    xytext=(5, 3), fontsize=7,
+                    row["case"]["model"].removeprefix(family).strip("_"), (x(row), y(row)),
+                    textcoords="offset points", xytext=(5, 3), fontsize=7, color=color,
                 )  # fmt: skip
     for axes in (left, right):
-        axes.grid(alpha=0.3)
+        axes.grid(alpha=0.3, which="both")
+        axes.xaxis.set_major_formatter(LogFormatter())
+        axes.xaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+        if axes.lines:
+            axes.legend(frameon=False)
+    right.yaxis.set_major_formatter(LogFormatter())
+    right.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
     save_figure(figure, path)
 
 
@@ -142,8 +157,22 @@ def save_figure(figure: "Figure", path: Path) -> None:
     write_bytes(path, drawing.getvalue())
 
 
+_COLORS: Final = {
+    "efficientnet": "tab:red", "regnetx": "tab:cyan", "regnety": "tab:blue", "": "0.5",
+}  # fmt: skip
+
+
 def _family(name: str) -> str:
-    return next((f for f in ("efficientnet", "regnet") if name.startswith(f)), "")
+    return next(family for family in _COLORS if name.startswith(family))
+
+
+def _fastest(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of each network at a batch size and in a precision, the engine that is fastest."""
+    best: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: -row["latency_ms"]):
+        case = row["case"]
+        best[case["model"], case["batch_size"], case["precision"], case["train"]] = row
+    return [row for row in rows if row in best.values()]
 
 
 def _milliseconds(row: Mapping[str, Any]) -> float:

@@ -40,7 +40,7 @@ def populations(study: Study) -> dict[str, Population]:
             ]
             outcome = {
                 "error": error, "epochs": epochs, "seconds": 2.0, "device": DEVICE,
-                "threads": 1, "torch": "2",
+                "threads": 1, "torch": "2", "finished": "2026-01-01T00:00:00Z",
             }  # fmt: skip
             rows.append(Row(**{f: getattr(row, f) for f in (
                 "id", "space", "number", "config", "metrics", "seed")}, status="done",

@@ -35,10 +35,24 @@ PAIRINGS: Final = (
 """The paper's Table 4: networks of about the same flops, and their errors in percent under the
 same training."""
 
-PAPER_ERRORS: Final = {"resnet50": 23.2, "resnext50_32x4d": 21.9, "regnetx_080": 20.7} | {
-    name: error for a, b, e, f in PAIRINGS for name, error in ((a, e), (b, f))
+_SIZES: Final = (
+    "002", "004", "006", "008", "016", "032", "040", "064", "080", "120", "160", "320",
+)  # fmt: skip
+_ERRORS: Final = {
+    "regnetx": (31.1, 27.3, 25.9, 24.8, 23.0, 21.7, 21.4, 20.8, 20.7, 20.3, 20.0, 19.5),
+    "regnety": (29.6, 25.9, 24.5, 23.7, 22.0, 21.0, 20.6, 20.1, 20.1, 19.7, 19.6, 19.0),
 }
-"""Top-1 errors in percent of the paper's Tables 3 and 4."""
+PAPER_ERRORS: Final = {
+    "resnet50": 23.2,
+    "resnext50_32x4d": 21.9,
+    **{name: error for name, _, error, _ in PAIRINGS},
+    **{
+        f"{family}_{size}": error
+        for family, errors in _ERRORS.items()
+        for size, error in zip(_SIZES, errors, strict=True)
+    },
+}
+"""Top-1 errors in percent of the paper's Figures 15 and 16 and Tables 3 and 4."""
 
 DEFAULT_MODELS: Final = (
     *(name for pair in PAIRINGS for name in pair[:2]),

@@ -215,7 +215,7 @@ def analyze(
 
     found = analyzed(population.load(folder), seed=seed, normalize=normalize, bins=bins)
     if as_json:
-        print_json(found)
+        print_json({"study": population.read(folder).to_dict(), **found.to_dict()})
         return
     _tell_of_the_rest(folder)
     print_table(

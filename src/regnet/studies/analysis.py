@@ -52,6 +52,10 @@ class Analysis:
 
     spaces: Mapping[str, SpaceResult]
     pairs: tuple[Pair, ...]
+    machines: tuple[str, ...]
+    """What the networks were trained on."""
+    finished: str
+    """When the last of them was."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -115,7 +119,19 @@ def analyze(
         Pair(first=a, second=b, comparison=comparison)
         for (a, b), comparison in zip(names, comparisons, strict=True)
     )
-    return Analysis(spaces=spaces, pairs=pairs)
+    outcomes = [
+        row.outcome for population in found.values() for row in population.rows if row.outcome
+    ]
+    return Analysis(
+        spaces=spaces,
+        pairs=pairs,
+        machines=tuple(sorted({_machine(outcome) for outcome in outcomes})),
+        finished=max(outcome["finished"] for outcome in outcomes),
+    )
+
+
+def _machine(outcome: Mapping[str, Any]) -> str:
+    return f"{outcome['device']}, {outcome['threads']} threads, torch {outcome['torch']}"
 
 
 def _weights(

@@ -68,7 +68,7 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
         "pairs": pairs,
         "complexity": list(COMPLEXITY),
         "logarithmic": list(LOGARITHMIC),
-        "machines": _machines(populations),
+        "machines": analysis.machines,
         "empty": empty,
     }
     template = resources.files("regnet.studies").joinpath("report.html").read_text("utf-8")
@@ -251,17 +251,6 @@ def _refined(population: Population, result: SpaceResult) -> list[dict[str, Any]
         for metric in refinable(population.space)
         for best, values in [(result.best[metric], population.metrics[metric])]
     ]
-
-
-def _machines(populations: Mapping[str, Population]) -> list[str]:
-    """Where the networks were trained."""
-    rows = [row for population in populations.values() for row in population.rows]
-    told = {
-        f"{o['device']}, {o['threads']} threads, torch {o['torch']}"
-        for o in (row.outcome for row in rows)
-        if o is not None
-    }
-    return sorted(told)
 
 
 def _plain(result: SpaceResult) -> dict[str, Any]:
