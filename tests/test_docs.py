@@ -165,9 +165,10 @@ def test_the_weights_of_the_readme_load(monkeypatch, hub, tmp_path):
     assert Path("mine/model.safetensors").exists()
 
 
-def test_tables_are_those_of_the_results():
+@pytest.mark.parametrize("script", ["write_tables.py", "draw_architecture.py"])
+def test_what_is_generated_is_not_stale(script):
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts/write_tables.py", "--check"],
+        [sys.executable, ROOT / "scripts" / script, "--check"],
         capture_output=True,
         text=True,
     )
