@@ -313,6 +313,21 @@ def zoo_pairs(document: Document) -> Iterator[str]:
     yield from table(["RegNetY beside EfficientNet (paper's errors)", "engine", "speed", ""], rows)
 
 
+def walk(document: Document) -> Iterator[str]:
+    """What a new user does, and sees."""
+    yield (
+        f"{document['date'][:10]}, {document['cores']} cores, "
+        f"{document['seconds'] / 60:.0f} minutes in all, most of them for the last step."
+    )
+    for step in document["steps"]:
+        yield f"\n## {step['what'].capitalize()} ({step['seconds']:.0f} s)\n"
+        yield "```text"
+        first, *rest = step["command"].splitlines()
+        yield "\n".join([f"$ {first}", *rest])
+        yield from step["output"]
+        yield "```"
+
+
 TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
     function.__name__: function
     for function in (
@@ -329,6 +344,7 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         zoo,
         zoo_note,
         zoo_pairs,
+        walk,
     )
 }
 

@@ -25,7 +25,13 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 CASES = [
-    pytest.param(form, precision, id=f"{form.name}-{precision}")
+    pytest.param(
+        form,
+        precision,
+        id=f"{form.name}-{precision}",
+        # Half a minute of compiling; bf16 is the other half precision.
+        marks=[pytest.mark.long] if (form.name, precision) == ("aot_inductor", "fp16") else [],
+    )
     for form in FORMATS.values()
     for precision in form.precisions
     if precision != "int8"

@@ -169,6 +169,7 @@ def test_what_was_optimized_on_a_gpu_is_called_plainly(model, engine):
         assert relative_error(second, on_gpu(y)) < 0.05
 
 
+@pytest.mark.long
 def test_more_networks_than_torch_compile_keeps_for_one_function(model):
     target = Target(device=CPU)
     runners = [Compiled().build(regnet.create(CONFIG), images(1), target) for _ in range(9)]

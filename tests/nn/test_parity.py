@@ -38,9 +38,9 @@ def cases(file: str) -> list[Any]:
         for record in records:
             size = "x".join(map(str, record["input"][2:]))
             extra = "".join(f"-{k}={v}" for k, v in (record.get("overrides") or {}).items())
-            # One worker takes the giants in turn: the largest fills 10 GB in float64.
-            giant = VARIANTS[name].name in ("regnety_640", "regnety_1280", "regnety_2560")
-            marks = [pytest.mark.xdist_group("giants")] if giant else []
+            # The largest fills 10 GB in float64, and shows nothing that the others do not.
+            giant = VARIANTS[name].name in ("regnety_1280", "regnety_2560")
+            marks = [pytest.mark.long] if giant else []
             rows.append(pytest.param(name, record, id=f"{name}-{size}{extra}", marks=marks))
     return rows
 
