@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/walk.json"
-LINES = 14
+LINES = 24
 
 FIVE_LINES = """
 import regnet
@@ -82,9 +82,10 @@ def _step(what: str, command: str, folder: Path, *, shown: str | None = None) ->
     if done.returncode:
         sys.exit(f"{what} failed:\n{done.stdout}")
     lines = [line.rstrip() for line in done.stdout.replace(str(folder), ".").splitlines()]
-    lines = [line for line in lines if line]
+    # What pip says of where this machine finds its packages is of no use to others.
+    lines = [line for line in lines if line and not line.startswith("WARNING: Location")]
     if len(lines) > LINES:
-        lines = [*lines[:3], "...", *lines[-(LINES - 4) :]]
+        lines = [*lines[: LINES // 2], "...", *lines[-LINES // 2 :]]
     print(f"  {seconds:.0f} s", file=sys.stderr)
     return {"what": what, "command": shown or command, "seconds": seconds, "output": lines}
 

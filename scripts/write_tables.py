@@ -320,7 +320,7 @@ def walk(document: Document) -> Iterator[str]:
         f"{document['seconds'] / 60:.0f} minutes in all, most of them for the last step."
     )
     for step in document["steps"]:
-        yield f"\n## {step['what'].capitalize()} ({step['seconds']:.0f} s)\n"
+        yield f"\n## {step['what'][0].upper()}{step['what'][1:]} ({step['seconds']:.0f} s)\n"
         yield "```text"
         first, *rest = step["command"].splitlines()
         yield "\n".join([f"$ {first}", *rest])
