@@ -49,9 +49,18 @@ def name_of(path):
     return str(path.relative_to(ROOT))
 
 
+PRINTED = {
+    "docs/benchmark.md": "folded fp32",
+    "docs/export.md": "regnety_cifar.pt2: torch fp32, any batch and size",
+    "docs/train.md": "0.125 ",
+    "docs/tutorials/classify.md": "cat",
+}
+"""What examples print, among other things."""
+
+
 @pytest.mark.filterwarnings("ignore")  # of exporters and process pools; their own tests see them
 @pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python", "sh")], ids=name_of)
-def test_what_a_page_shows_runs(path, monkeypatch, tmp_path):
+def test_what_a_page_shows_runs(path, monkeypatch, capsys, tmp_path):
     """Examples and commands of a page, in order, where a clone would be."""
     monkeypatch.chdir(tmp_path)
     Path("docs").symlink_to(ROOT / "docs")
@@ -63,6 +72,9 @@ def test_what_a_page_shows_runs(path, monkeypatch, tmp_path):
         for arguments in commands(text):
             done = CliRunner().invoke(app, arguments, catch_exceptions=False)
             assert done.exit_code == 0, (arguments, done.output)
+    assert PRINTED.get(name_of(path), "") in capsys.readouterr().out
+    if name_of(path) == "docs/benchmark.md":
+        assert names["logits"].shape == (4, 10)
 
 
 @pytest.mark.parametrize("path", [p for p in DOCUMENTS if blocks(p, "")], ids=name_of)

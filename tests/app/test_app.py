@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -128,6 +129,7 @@ def test_a_learned_device_predicts(page):
     size.press("Tab")
     page.locator("#learn").click()
     until(page, lambda: "predicted on this device" in page.inner_text("#latency"))
+    assert re.match(r"\d+\.\d ms predicted .* off by \d+%", page.inner_text("#latency"))
 
 
 @pytest.mark.browser

@@ -12,7 +12,7 @@ import regnet
 import regnet.studies.search as searching
 from regnet.bench.document import Case, Row
 from regnet.design.complexity import complexity
-from regnet.design.config import RegNetConfig
+from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError, EngineError
 from regnet.studies import latency
 from regnet.studies.latency import LatencyModel, features_of
@@ -44,8 +44,7 @@ class Planted:
     def __init__(self, device: Any, seconds: float, calls: int) -> None:
         self.rng = np.random.default_rng(0)
 
-    def row(self, case: Case) -> Row:
-        config = regnet.create(case.model, device="meta").config
+    def row_of(self, config: AnyNetConfig | RegNetConfig, case: Case) -> Row:
         assert case.input_size
         cost = complexity(config, case.input_size)
         found = law(config, case.input_size) * float(np.exp(self.rng.normal(0, 0.02)))
@@ -53,8 +52,6 @@ class Planted:
             case=case, flops=cost.flops, params=cost.params, activations=cost.activations,
             latency_ms=found, low_ms=0.98 * found, high_ms=1.02 * found,
         )  # fmt: skip
-
-    def forget(self) -> None: ...
 
 
 def in_turn(self: Any, found: Measured, rival: Measured) -> Comparison:

@@ -1,9 +1,7 @@
 """Latency of a RegNet on this device, predicted from some that were measured."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -77,11 +75,7 @@ def learn(
 
 
 def _measured(bench: Bench, config: AnyNetConfig | RegNetConfig, input_size: int) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.json"
-        path.write_text(config.to_json(), encoding="utf-8")
-        row = bench.row(Case(model=str(path), engine=ENGINE, input_size=input_size))
-    bench.forget()
+    row = bench.row_of(config, Case(model="", engine=ENGINE, input_size=input_size))
     if row.latency_ms is None:
         raise EngineError(f"{ENGINE} does not run here: {row.reason}")
     return row.latency_ms

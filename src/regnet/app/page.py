@@ -1,4 +1,4 @@
-"""The explorer's page, on gr."""
+"""The explorer's page, on gradio."""
 
 from hashlib import sha256
 from html import escape
@@ -25,7 +25,7 @@ CSS: Final = """
 
 _START: Final = "regnety_016"
 _PARAMETERS: Final = (
-    # label, lowest, highest, step, what it is; in the order of `_config`
+    # label, lowest, highest, step, what it is; in the order of `_shown`
     ("w0", 8, 256, 8, "width of the first block, before rounding"),
     ("wa", 0, 256, 0.01, "slope of the line: width added by each block"),
     ("wm", 1.1, 3.5, 0.01, "ratio of the widths of neighbouring stages"),

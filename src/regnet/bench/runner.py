@@ -1,9 +1,11 @@
 """Measure networks: outputs checked first, then single calls until steady, all samples kept."""
 
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from regnet.bench.document import AUTO, BEST, Case, Document, Pair, Row
 from regnet.bench.floors import Ceilings, floor, measure_ceilings
 from regnet.bench.networks import PAIRINGS, PEERS, load
+from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.engines.base import Runner, Target
 from regnet.engines.check import INPUT_SETS, answers, build_checked, worst_error, wrong
 from regnet.engines.optimize import ENGINES, find_engine, optimize
@@ -113,6 +116,15 @@ class Bench:
         except Exception as error:  # noqa: BLE001 - out of memory, or whatever an engine raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             return Row(case=case, reason=reason)
+
+    def row_of(self, config: AnyNetConfig | RegNetConfig, case: Case) -> Row:
+        """The same of a network that has no name; it is not kept."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.json"
+            path.write_text(config.to_json(), encoding="utf-8")
+            row = self.row(replace(case, model=str(path)))
+        self.forget()
+        return row
 
     def forget(self) -> None:
         """Let the networks go that were kept to be compared."""

@@ -4,15 +4,16 @@ from typing import Annotated
 
 import typer
 
+from regnet.app import PORT, UPLOAD_MB, launch
 from regnet.cli.output import stderr, stdout
 
 
 def command(
     *,
-    port: Annotated[int, typer.Option(help="Of 127.0.0.1.", min=1, max=65535)] = 7860,
+    port: Annotated[int, typer.Option(help="Of 127.0.0.1.", min=1, max=65535)] = PORT,
     upload_mb: Annotated[
         int, typer.Option(help="Largest file that it takes, in megabytes.", min=1)
-    ] = 32,
+    ] = UPLOAD_MB,
     open_browser: Annotated[
         bool, typer.Option("--open/--no-open", help="Show it in the browser at once.")
     ] = True,
@@ -21,8 +22,6 @@ def command(
 
     Example: regnet app --port 7861
     """
-    from regnet.app import launch
-
     page = launch(port=port, upload_mb=upload_mb, open_browser=open_browser)
     stdout.print(page.local_url)
     stderr.print("Ctrl-C ends it")

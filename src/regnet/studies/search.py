@@ -8,11 +8,9 @@ extreme of the space, of which the paper says nothing.
 """
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf, log
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -454,20 +452,17 @@ class _Search:
         for number, config in enumerate(configs):
             if what:
                 self.tell(what, number, len(configs))
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "network.json"
-                path.write_text(config.to_json(), encoding="utf-8")
-                row = self.bench.row(
-                    Case(
-                        model=str(path),
-                        batch_size=self.batch_size,
-                        precision=self.target.precision,
-                        layout=self.target.layout,
-                        engine=self.engine,
-                        input_size=self.space.input_size,
-                    )
-                )
-            self.bench.forget()
+            row = self.bench.row_of(
+                config,
+                Case(
+                    model="",
+                    batch_size=self.batch_size,
+                    precision=self.target.precision,
+                    layout=self.target.layout,
+                    engine=self.engine,
+                    input_size=self.space.input_size,
+                ),
+            )
             self.reason = row.reason or self.reason
             found.append(_measured(config, row))
         if what:
