@@ -11,7 +11,7 @@ from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError
 from regnet.nn.features import FeatureNet
 from regnet.nn.init import init_weights
-from regnet.nn.layers import DropPath
+from regnet.nn.layers import DropPath, conv2d
 from regnet.nn.model import AnyNet
 from tests import golden
 
@@ -310,6 +310,16 @@ def test_group_matcher_covers_every_parameter():
     for name, _ in model.named_parameters():
         assert sum(bool(re.match(pattern, name)) for pattern in patterns) == 1, name
     assert model.no_weight_decay() == set()
+
+
+def test_strided_depthwise_convolutions_keep_float32_under_autocast_on_a_cpu():
+    conv = conv2d(16, 16, 3, stride=2, groups=16)
+    x = torch.randn(2, 16, 12, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = conv(x.bfloat16())
+        assert conv2d(16, 16, 3, groups=16)(x).dtype == torch.bfloat16
+    assert torch.equal(inside, conv(x.bfloat16().float()))
+    assert conv.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
