@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs an NVIDIA GPU, in some minutes: GPU tests, the benchmark, the profile of
-# grouped convolutions, and `optimize` against timm; one that fails does not stop the rest. Results go to benchmarks/results/gpu, or to $1.
+# grouped convolutions, and `optimize` against timm; one that fails does not stop the rest. Results
+# go to benchmarks/results/gpu, or to $1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-benchmarks/results/gpu}

@@ -48,7 +48,7 @@ STEPS = (
 
 def main() -> None:
     """Walk."""
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(tempfile.mkdtemp())
+    folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(tempfile.mkdtemp())
     clone = folder / "regnet"
     began = time.monotonic()
     steps = [

@@ -1,6 +1,7 @@
 """What is told about the machine."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,11 @@ def test_the_environment_of_a_cpu():
     assert facts["cpu"]["count"] >= 1
     assert facts["gpu"] is None
     assert what_decides_speed(CPU).items() <= facts.items()
+
+
+def test_paths_of_this_machine_stay_here(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/a/b", "--out=/c/d.json", "/e/f", "--set", "lr=0.1"])
+    assert environment(CPU)["command"] == ["b", "--out=d.json", "f", "--set", "lr=0.1"]
 
 
 def test_the_commit_is_that_of_the_repository():

@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow
@@ -179,7 +180,7 @@ def test_a_damaged_image_is_named(tmp_path):
         held.open(1)
 
 
-def test_what_is_no_set(tmp_path):
+def test_what_is_no_set(tmp_path, monkeypatch):
     def refused(source, message):
         with pytest.raises(DataError, match=message):
             open_set(source)
@@ -191,6 +192,9 @@ def test_what_is_no_set(tmp_path):
     (tmp_path / "class").mkdir()
     refused(tmp_path, "there are no images in it")
     refused(tmp_path / "a.png", "not a folder, .tar or .parquet file")
+    monkeypatch.chdir(tmp_path)
+    Path("shapes").mkdir()
+    refused(Path("shapes"), "is empty")  # the name as text stands for those that are drawn
     (tmp_path / "a.tar.gz").write_bytes(b"")
     refused(tmp_path / "a.tar.gz", "unpack it first")
     (tmp_path / "a.tar").write_bytes(b"nonsense" * 100)

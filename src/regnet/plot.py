@@ -134,7 +134,7 @@ def save_learning_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def check_plot_file(path: Path) -> None:
-    """Whether a plot can be written there, before the work for it.
+    """Refuse a path that no plot can be written to, before the work for it.
 
     Raises:
         MissingExtraError: matplotlib is not installed.

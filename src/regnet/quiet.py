@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(logger: str) -> Iterator[None]:
-    """Errors only from a logger, and no warnings; as before behind."""
+    """Errors only from a logger, and no warnings; the level is restored afterwards."""
     other = logging.getLogger(logger)
     level = other.level
     other.setLevel(logging.ERROR)

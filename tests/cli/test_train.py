@@ -90,10 +90,12 @@ def test_replay_and_resume(run, tmp_path):
         (("train", "DATA", "--out", "OUT", "--set", "epochs"), 2, "--set needs field=value"),
         (("train", "none", "--out", "OUT"), 1, "there is no such file or folder"),
         (("train", "DATA", "--out", "/proc/x", *SETTINGS), 1, "/proc/x"),
-        (("train", "DATA", "--out", "OUT", "--device", "cuda:9"), 2, "--device cuda"),
+        (("train", "DATA", "--out", "OUT", "--device", "cuda:9"), 2, "device cuda"),
         (("train", "DATA", "--out", "OUT", "--parallel", "dp"), 2, "parallel must be ddp or fsdp"),
         (("train", "DATA", "--out", "OUT", "--plot", "a.txt"), 2, "must end in .svg"),
         (("train", "--resume", "none"), 2, "there is no run.json"),
+        (("train", "--resume", "RUN", "--set", "epochs=9"), 2, "--set would make another run"),
+        (("train", "DATA", "--out", "OUT", "--set", "lr=0,1"), 2, "lr must be a number, got '0,1'"),
         (("evaluate", "none"), 1, "there is no such file or folder"),
         (("evaluate", "DATA"), 1, "classes are not outputs of the model|neither the names"),
         (

@@ -101,6 +101,12 @@ def test_impossible_regnet_is_refused_with_the_value(changes, message):
         ({}, {"block": "preact_bottleneck", "stem": "deep"}, "use 'simple'"),
         ({}, {"norm": "group", "head_width": 8}, "the head: norm 'group' needs"),
         ({"width": 9_999_991, "group_width": 2}, {}, "the nearest that does is 1"),
+        ({"attention_every": 1}, {"block": "preact_bottleneck"}, "has no attention; set"),
+        ({"attention_every": 1, "width": 36, "group_width": 4}, {}, "multiple of 8, of 16 or more"),
+        ({"attention_every": 1, "width": 8}, {}, "multiple of 8, of 16 or more; got 8"),
+        ({}, {"block": "normfree_bottleneck"}, "set shortcut='avg_pool' and norm='batch'"),
+        ({}, {"output_stride": 3}, "power of two up to 64, or None; got 3"),
+        ({}, {"head_feature": "no"}, "head_feature must be true or false, got 'no'"),
     ],
 )
 def test_impossible_anynet_is_refused_with_the_value(stage, network, message):

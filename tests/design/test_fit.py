@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -75,6 +76,11 @@ def test_paper_fitting_errors(widths, depths, e_fit, tolerance):
     fit = RegNetConfig.fit(widths, depths)
     assert not fit.exact
     assert fit.e_fit == pytest.approx(e_fit, abs=tolerance)
+
+
+def test_arrays_can_be_fitted():
+    fit = RegNetConfig.fit(np.array([24, 56, 152, 368]), np.array([1, 1, 4, 7]))
+    assert fit.config.widths == (24, 56, 152, 368)
 
 
 @pytest.mark.parametrize(

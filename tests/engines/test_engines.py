@@ -157,6 +157,16 @@ def test_any_module_can_be_optimized():
         regnet.optimize(other)
 
 
+def test_a_model_in_training_stays_so_and_its_answers_are_those_of_evaluation(model):
+    training = copy.deepcopy(model).train()
+    before = {name: value.clone() for name, value in training.state_dict().items()}
+    fast = regnet.optimize(training, images(), engines=["eager"], seconds=0.1)
+    with torch.inference_mode():
+        assert relative_error(fast(images()), model(images())) < 1e-6
+    assert training.training
+    assert all(torch.equal(before[name], value) for name, value in training.state_dict().items())
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("engine", ["folded", "padded", "cuda_graph", "padded_cuda_graph"])
 def test_what_was_optimized_on_a_gpu_is_called_plainly(model, engine):

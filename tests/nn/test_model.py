@@ -12,7 +12,7 @@ from regnet.errors import ConfigError
 from regnet.nn.features import FeatureNet
 from regnet.nn.init import init_weights
 from regnet.nn.layers import DropPath, conv2d
-from regnet.nn.model import AnyNet
+from regnet.nn.model import AnyNet, evaluating
 from tests import golden
 
 SMALL = RegNetConfig(depth=6, w0=16, wa=16.0, wm=2.0, group_width=8, se_ratio=0.25, num_classes=5)
@@ -333,6 +333,15 @@ def test_evonorm_survives_half_precision(dtype):
 
 
 @pytest.mark.filterwarnings("ignore:var")  # torch's variance warns of empty batches
+def test_evaluation_gives_each_module_its_mode_back():
+    model = AnyNet(SMALL).train()
+    model.stem.eval()  # frozen
+    with evaluating(model):
+        assert not model.head.training
+    assert model.head.training
+    assert not model.stem.bn.training
+
+
 @EACH_KIND
 def test_an_empty_batch(config):
     assert AnyNet(config).eval()(torch.empty(0, 3, 64, 64)).shape == (0, 5)

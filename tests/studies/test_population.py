@@ -295,6 +295,16 @@ def test_a_damaged_store_is_noticed_and_the_rest_recovered(
         assert of_space.errors.tolist() == population.load(done)[name].errors.tolist()
 
 
+def test_results_that_lie_in_the_log_alone_are_kept_beside(done: Path, tmp_path: Path) -> None:
+    """What a killed driver leaves: its last results are in SQLite's log, not yet in the file."""
+    folder = copied(done, tmp_path / "s")
+    (folder / "study.db-wal").write_bytes(b"log")
+    (folder / "study.db").write_bytes(bytes(100) + (folder / "study.db").read_bytes()[100:])
+    _, damaged = population.recover(folder)
+    assert damaged is not None
+    assert damaged.with_name(damaged.name + "-wal").read_bytes() == b"log"
+
+
 def test_a_full_disk_loses_nothing_that_was_kept(study: Study, tmp_path: Path) -> None:
     """SQLite is given no more pages than it has."""
     population.init(tmp_path / "s", study)

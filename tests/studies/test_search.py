@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import regnet
 import regnet.studies.search as searching
 from regnet.bench.document import Case, Row
 from regnet.design.complexity import complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.engines.base import Target
 from regnet.errors import ConfigError, EngineError
 from regnet.studies import latency
 from regnet.studies.latency import LatencyModel, features_of
@@ -23,6 +25,7 @@ from regnet.studies.search import (
     Found,
     Limits,
     Measured,
+    _Search,
     memory_bytes,
     search,
     search_space,
@@ -67,6 +70,16 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "Bench", Planted)
     monkeypatch.setattr(searching._Search, "_compared", in_turn)
     monkeypatch.setattr(searching, "CANDIDATES", 600)
+
+
+SEARCH: dict[str, Any] = {
+    "space": search_space(),
+    "target": Target(device=torch.device("cpu"), precision="fp32"),
+    "batch_size": 1,
+    "seconds": 0.1,
+    "rng": np.random.default_rng(0),
+    "tell": lambda _what, _done, _total: None,
+}
 
 
 def quick(limits: Limits, **options: Any) -> Found:
@@ -162,7 +175,28 @@ def test_memory_by_hand() -> None:
         side, width = after, block.width
     assert first.stride == 2
     expected = 4 * (params + 2 * max(maps))
-    assert memory_bytes(networks, batch_size=2, element_bytes=4)[0] == expected
+    stages = [(s.width, s.width // s.bottleneck_ratio, s.stride) for s in config.stages]
+    sizes = {"params": params, "input_size": 224, "batch_size": 2, "element_bytes": 4}
+    assert memory_bytes(stages, config, **sizes) == expected
+    megabytes = expected / 1e6
+    for limit, count in ((megabytes, 1), (megabytes - 1e-3, 0)):
+        looks = _Search(Limits(memory_mb=limit), **SEARCH | {"batch_size": 2})
+        assert looks._fits_memory(networks).sum() == count
+
+
+@pytest.mark.usefixtures("planted")
+def test_a_published_network_must_keep_all_limits_too() -> None:
+    looks = _Search(Limits(memory_mb=10), **SEARCH)
+    measured = looks._published(0.2e9)[0]
+    assert measured.memory_mb > 10  # 2.7 million parameters of 4 bytes
+    assert not looks._within(measured)
+
+
+def test_flops_are_a_target_only_where_nothing_else_limits() -> None:
+    assert _Search(Limits(flops=4e9), **SEARCH)._range == (3.6e9, 4e9)
+    low, high = _Search(Limits(flops=4e9, params=5e6), **SEARCH)._range
+    assert low < 1e9
+    assert high == 4e9
 
 
 def test_the_papers_limits_are_those_of_imagenet_whatever_the_images() -> None:
@@ -246,6 +280,8 @@ def test_the_config_of_the_best_is_a_models_name(tmp_path: Path) -> None:
         ({"precision": "fp64"}, ConfigError, r"precision must be one of fp32, .* got 'fp64'"),
         ({"probes": 3}, ConfigError, "probes must be at least 8, got 3"),
         ({"batch_size": 0}, ConfigError, "batch_size must be at least 1, got 0"),
+        ({"space": replace(search_space(), num_stages=3)}, ConfigError, "of 4 stages, got 3"),
+        ({"device": "gpu"}, ConfigError, "there is no device 'gpu'"),
         ({"seed": -1}, ConfigError, "seed must be at least 0, got -1"),
     ],
 )

@@ -51,6 +51,8 @@ WRAPPED = {
         "heads": {k: v for k, v in STATE.items() if "head" in k},
     }}}},
     "ordered": OrderedDict(STATE),
+    "compiled and parallel": {f"module._orig_mod.{k}": v for k, v in STATE.items()},
+    "parallel and compiled": {f"_orig_mod.module.{k}": v for k, v in STATE.items()},
 }  # fmt: skip
 
 

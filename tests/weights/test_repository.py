@@ -240,6 +240,14 @@ def test_pooling_comes_back(tmp_path):
     equal(AnyNet.from_pretrained(str(tmp_path))(IMAGES), model(IMAGES))
 
 
+def test_feature_maps_come_back_and_a_classifier_pools(tmp_path):
+    model = regnet.create("regnety_cifar", num_classes=0, global_pool="").eval()
+    model.save_pretrained(tmp_path)
+    equal(AnyNet.from_pretrained(str(tmp_path))(IMAGES), model(IMAGES))
+    tuned = regnet.create(f"local-dir:{tmp_path}", pretrained=True, num_classes=5)
+    assert tuned(IMAGES).shape == (len(IMAGES), 5)
+
+
 def test_a_network_of_known_widths_but_other_activations_is_itself(tmp_path):
     path = write_config(
         tmp_path, model_type="regnet", architectures=["RegNetModel"], hidden_act="silu",
@@ -255,7 +263,7 @@ def test_a_network_of_known_widths_but_other_activations_is_itself(tmp_path):
 def test_ones_own_weights_can_get_a_license_later(tmp_path):
     regnet.create("regnetx_002", num_classes=3).save_pretrained(tmp_path / "a")
     model = AnyNet.from_pretrained(str(tmp_path / "a"))
-    model.save_pretrained(tmp_path / "b", license="mit")
+    model.save_pretrained(tmp_path / "b", license="MIT")
     assert 'license: "mit"' in (tmp_path / "b/README.md").read_text()
 
 

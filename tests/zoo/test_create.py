@@ -90,6 +90,11 @@ def test_unknown_names_get_a_hint(name, hint):
     assert hint in str(error.value)
 
 
+def test_a_path_is_no_name(tmp_path):
+    with pytest.raises(ConfigError, match="use str"):
+        regnet.create(tmp_path / "mine.json")  # type: ignore[call-overload]
+
+
 def test_unknown_options_are_type_errors():
     with pytest.raises(TypeError, match="num_class"):
         regnet.create("regnetx_002", num_class=10)  # type: ignore[call-overload]

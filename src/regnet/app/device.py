@@ -1,7 +1,7 @@
 """Latency of a RegNet on this device, predicted from some that were measured."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -62,7 +62,8 @@ def learn(
     edges = np.geomspace(_FLOPS[0] * area, _FLOPS[1] * area, _PARTS + 1).tolist()
     models, done = {}, 0
     for name in ("regnetx", "regnety"):
-        networks = sample_by_flops(search_space(name), edges, max(1, probes // (2 * _PARTS)))
+        space = replace(search_space(name), input_size=input_size)
+        networks = sample_by_flops(space, edges, max(1, probes // (2 * _PARTS)))
         features, latencies = [], []
         for number, row_of_features in enumerate(features_of(networks)):
             on_step(done, probes)

@@ -1,13 +1,12 @@
 """What the explorer shows of a RegNet: its stages, what it costs, and its published neighbours."""
 
-import re
 from io import StringIO
 from math import log
 from typing import Final
 
 from regnet.design.complexity import complexity
 from regnet.design.config import RegNetConfig
-from regnet.design.variants import VARIANTS, Variant
+from regnet.design.variants import PLAIN, VARIANTS, Variant
 from regnet.plot import draw_block_widths
 from regnet.weights.catalog import checkpoints
 from regnet.zoo.listing import info
@@ -24,7 +23,6 @@ NEAR_COLUMNS: Final = (
     "top-1, %",
     "license",
 )
-_PAPER: Final = re.compile(r"regnet[xy]_\d{3}")
 
 
 def stage_table(config: RegNetConfig) -> Table:
@@ -70,8 +68,8 @@ def nearest(config: RegNetConfig, input_size: int, count: int = 4) -> Table:
         )
         return sum(log(a / b) ** 2 for a, b in pairs)
 
-    paper = [variant for name, variant in VARIANTS.items() if _PAPER.fullmatch(name)]
-    return [_published(variant, input_size) for variant in sorted(paper, key=distance)[:count]]
+    nearest_first = sorted((VARIANTS[name] for name in PLAIN), key=distance)
+    return [_published(variant, input_size) for variant in nearest_first[:count]]
 
 
 def drawing(config: RegNetConfig) -> str:

@@ -1,9 +1,11 @@
 """The explorer's page, on gradio."""
 
+import atexit
+from functools import cache
 from hashlib import sha256
 from html import escape
 from pathlib import Path
-from tempfile import gettempdir
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import gradio as gr
@@ -26,11 +28,11 @@ CSS: Final = """
 _START: Final = "regnety_016"
 _PARAMETERS: Final = (
     # label, lowest, highest, step, what it is; in the order of `_shown`
-    ("w0", 8, 256, 8, "width of the first block, before rounding"),
+    ("w0", 8, 352, 8, "width of the first block, before rounding"),
     ("wa", 0, 256, 0.01, "slope of the line: width added by each block"),
     ("wm", 1.1, 3.5, 0.01, "ratio of the widths of neighbouring stages"),
     ("d", 1, 64, 1, "blocks"),
-    ("g", 1, 128, 1, "group width of the 3x3 convolutions"),
+    ("g", 1, 328, 1, "group width of the 3x3 convolutions"),
 )
 _RATIOS: Final = [("1/4 (inverted)", 0.25), ("1/2", 0.5), ("1", 1.0), ("2", 2.0), ("4", 4.0)]
 
@@ -113,11 +115,16 @@ def _design(page: gr.Blocks) -> None:
 
 
 def _parameterized(name: str) -> bool:
+    """Whether the controls reach a published network."""
     config = VARIANTS[name].config
-    return (
-        isinstance(config, RegNetConfig)
-        and config.stem == "simple"
-        and config.block == ("bottleneck")
+    if not isinstance(config, RegNetConfig) or (config.stem, config.block) != (
+        "simple",
+        "bottleneck",
+    ):
+        return False
+    ranges = ((low, high) for _, low, high, _, _ in _PARAMETERS)
+    return all(
+        low <= value <= high for value, (low, high) in zip(_values(name), ranges, strict=False)
     )
 
 
@@ -183,12 +190,18 @@ def _learned(size: float, progress: gr.Progress = gr.Progress()) -> Device:  # n
         raise gr.Error(str(error), print_exception=False) from error
 
 
+@cache
+def _folder() -> Path:
+    """Where this process keeps the configs to download; no one else can write there."""
+    folder = TemporaryDirectory(prefix="regnet-configs-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
 def _file(config: RegNetConfig) -> Path:
     """The config as a file of its own, for the download."""
     text = config.to_json()
-    folder = Path(gettempdir()) / "regnet-configs"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"regnet-{sha256(text.encode()).hexdigest()[:10]}.json"
+    path = _folder() / f"regnet-{sha256(text.encode()).hexdigest()[:10]}.json"
     path.write_text(text, encoding="utf-8")
     return path
 

@@ -42,7 +42,9 @@ def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> list[Cha
         ratio = statistics.median(a) / statistics.median(b)
         verdict = "no difference shown"
         if low > 1 or high < 1:
-            verdict = f"{max(ratio, 1 / ratio):.2f}x {'faster' if ratio > 1 else 'slower'} there"
+            verdict = (
+                f"{max(ratio, 1 / ratio):.2f}x {'faster' if ratio > 1 else 'slower'} in the second"
+            )
         changes.append(
             Change(
                 case=_key(row),

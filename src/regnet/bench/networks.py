@@ -202,10 +202,10 @@ def expand(patterns: Sequence[str], peers: Sequence[str] = ()) -> list[str]:
         if not found:
             raise ConfigError(f"no network fits {pattern!r}; `regnet list` names them all")
         names += found
-    names = list(dict.fromkeys(names))
-    # Each peer stands behind ours: it is compared at once, and nothing is kept for long.
-    return [
+    # Each peer follows ours: it is compared at once, and nothing is kept for long.
+    with_peers = (
         one
         for name in names
         for one in (name, *(f"{peer}:{name}" for peer in peers if name in VARIANTS))
-    ]
+    )
+    return list(dict.fromkeys(with_peers))

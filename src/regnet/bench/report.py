@@ -38,8 +38,8 @@ def render(document: dict[str, Any]) -> str:
         for pair in document["pairs"]
     ])  # fmt: skip
     pair_head = "".join(f"<th>{html.escape(name)}</th>" for name in PAIR_COLUMNS)
-    # "</" would end the script early.
-    data = json.dumps(points).replace("</", "<\\/")
+    # As an escape, "<" can neither end the script nor begin a comment.
+    data = json.dumps(points).replace("<", "\\u003c")
     title = f"regnet bench: {environment['device']}, {environment['date']}"
     return _PAGE.format(
         title=html.escape(title), head=head, body=body, pair_head=pair_head, pairs=pairs,

@@ -33,7 +33,10 @@ def command(
     batch_size: Annotated[str, typer.Option(help="Images per call, by comma.")] = "1",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, by comma.")] = "fp32",
     layout: Annotated[
-        str, typer.Option(help="channels_last, contiguous, by comma; for engines that let choose.")
+        str,
+        typer.Option(
+            help="channels_last, contiguous, by comma; for engines that leave the choice."
+        ),
     ] = "channels_last",
     engine: Annotated[
         str | None,

@@ -37,7 +37,7 @@ ExecutorName = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of the bootstrap's draws.", min=0)]
 Threads = Annotated[
-    int | None, typer.Option(help="Of each network; None: the cores divided among them.", min=1)
+    int | None, typer.Option(help="Of each network; else the cores divided among them.", min=1)
 ]
 Gpus = Annotated[
     float | None, typer.Option(help="Part of a GPU for each network on a Ray cluster: 0.25.")
@@ -75,7 +75,7 @@ def init(
     ] = None,
     stem: Annotated[str | None, typer.Option(help="simple, or cifar for small images.")] = None,
     stem_width: Annotated[int | None, typer.Option(help="Channels of the stem.")] = None,
-    val: Annotated[str | None, typer.Option(help="Images to test on; None: beside --data.")] = None,
+    val: Annotated[str | None, typer.Option(help="Images to test on; else beside --data.")] = None,
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a JSON file.")] = "dds-short",
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change the recipe: epochs=5.")
@@ -254,7 +254,7 @@ def report(
     folder: Folder,
     *,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The HTML file; None: in the folder.")
+        Path | None, typer.Option("--output", "-o", help="The HTML file; else in the folder.")
     ] = None,
     plots: Annotated[
         Path | None, typer.Option(help="A folder for the plots as SVG files, as well.")
@@ -290,7 +290,7 @@ def refine(
     space: Annotated[str, typer.Argument(help="The space whose results are used.")],
     *,
     metric: Annotated[
-        list[str] | None, typer.Option(help="Whose interval to take; repeat. None: all.")
+        list[str] | None, typer.Option(help="Whose interval to take; repeat. Else all.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the new space.")] = None,
     seed: Seed = 0,
@@ -324,7 +324,8 @@ def recover(folder: Folder) -> None:
     from regnet.studies import population
 
     kept, damaged = population.recover(folder)
-    stderr.print(f"{kept} results are kept; the damaged file is {damaged}")
+    where = f"; the damaged file is {damaged}" if damaged else ""
+    stderr.print(f"{kept} results are kept{where}")
     status(folder)
 
 

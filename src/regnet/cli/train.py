@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from regnet.training.session import Options
 
 
+_DECIDED: Final = (
+    "model", "recipe", "set_", "out", "val", "train_images", "val_images", "pretrained",
+    "num_classes", "seed", "save_steps",
+)  # fmt: skip
+"""Parameters of the command that a run keeps: what is resumed or repeated has its own."""
+
+
 def command(
+    context: typer.Context,
     data: Annotated[
         str | None,
         typer.Argument(
@@ -70,7 +78,9 @@ def command(
     grad_checkpointing: Annotated[
         bool, typer.Option("--grad-checkpointing", help="Less memory, more time.")
     ] = False,
-    keep: Annotated[int, typer.Option(help="Checkpoints that are kept.", min=1)] = 2,
+    keep: Annotated[
+        int | None, typer.Option(help="Checkpoints that are kept; else 2.", min=1)
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write for TensorBoard too.")
     ] = False,
@@ -95,6 +105,15 @@ def command(
         check_plot_file(plot)
     if sum(value is not None for value in (data, resume, replay)) != 1:
         raise ConfigError("name the images, or --resume FOLDER, or --replay RUN.json")
+    if resume or replay:
+        decided = [name for name in _DECIDED if name != "out" or resume]
+        for parameter in decided:
+            source = context.get_parameter_source(parameter)
+            if source and source.name == "COMMANDLINE":
+                option = f"--{parameter.strip('_').replace('_', '-')}"
+                raise ConfigError(
+                    f"{option} would make another run of it; leave it out, or begin a new one"
+                )
     if resume is None and out is None:
         raise ConfigError("--out is missing: a new folder for what comes out")
     if threads:
@@ -109,7 +128,7 @@ def command(
         grad_checkpointing=grad_checkpointing or None,
         workers=workers,
         keep=keep,
-        tensorboard=tensorboard,
+        tensorboard=tensorboard or None,
     )
     with _Bar() as bar:
         done = _run(
@@ -172,13 +191,16 @@ def _run(
 
 def _options(resumed: Path | None, **asked: Any) -> "Options":
     """What was asked for, over what a run that is resumed began with."""
-    from regnet.devices import find_device
+    from regnet.devices import find_device, keep_freed_memory
     from regnet.training import run as runs
     from regnet.training.session import Options
 
     began = runs.read(resumed)[1]["options"] if resumed else {}
     chosen = began | {name: value for name, value in asked.items() if value is not None}
-    return Options(**chosen | {"device": find_device(chosen.get("device", "cpu"))})
+    where = find_device(chosen.get("device", "cpu"))
+    if where.type == "cpu":
+        keep_freed_memory()
+    return Options(**chosen | {"device": where})
 
 
 def read_recipe(name: str, changes: list[str]) -> "Recipe":

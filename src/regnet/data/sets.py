@@ -23,7 +23,7 @@ from PIL import Image
 
 from regnet.data import shapes
 from regnet.data.images import IMAGE_SUFFIXES, decode_image, open_image
-from regnet.errors import DataError, ImageError, MissingExtraError
+from regnet.errors import DataError, ImageError, MissingExtraError, NoSplitError
 
 Split = Literal["train", "val"]
 
@@ -138,10 +138,11 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
         split: which.
 
     Raises:
+        NoSplitError: it holds other splits only.
         DataError: there is nothing there, or not what a set needs.
         MissingExtraError: Parquet files need pyarrow.
     """
-    if str(source) == shapes.NAME:
+    if source == shapes.NAME:
         return _drawn(split)
     if str(source).startswith(HUB_PREFIX):
         return _open_parquet(_fetch(str(source).removeprefix(HUB_PREFIX), split), str(source))
@@ -274,14 +275,15 @@ def _named(held: Sequence[str], split: Split, source: str) -> str:
     for name in SPLITS[split]:
         if name in held:
             return name
-    raise DataError(f"{source}: has no images for {split!r}, only {', '.join(sorted(held))}")
+    raise NoSplitError(f"{source}: has no images for {split!r}, only {', '.join(sorted(held))}")
 
 
 def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> list[Path]:
     """The Parquet files of a split, named or in a folder as it is; all, where none is named so.
 
     Raises:
-        DataError: there are other splits only, or several data sets.
+        NoSplitError: there are other splits only.
+        DataError: there are several data sets.
     """
     words = {file: {re.split(r"[-_.]", file.name)[0]} for file in files}
     for file in files:

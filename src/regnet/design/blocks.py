@@ -83,6 +83,8 @@ def expand(config: "AnyNetConfig") -> tuple[BlockConfig, ...]:
             first = index == 1
             inner, group_width = _bottleneck(config, number, stage, width_in, first=not blocks)
             attention = bool(stage.attention_every) and index % (stage.attention_every or 1) == 0
+            if attention:
+                _check_attention(config, inner, where=f"stage {number}")
             # The stride counts as configured: a dilated network keeps the parameters of the plain
             # one.
             changes_shape = width_in != stage.width or (first and stage.stride != 1)
@@ -123,7 +125,7 @@ def _bottleneck(
     ratio = stage.bottleneck_ratio
     if config.block == "normfree_bottleneck":
         # timm rounds to multiples of 8; the network's very first block does not expand.
-        inner = int(width_in if first else (base / ratio + 4) // 8 * 8)
+        inner = int(width_in if first else max(8, (base / ratio + 4) // 8 * 8))
         group_width = min(stage.group_width, inner)
         return inner // group_width * group_width, group_width
     if not is_ratio(ratio):
@@ -152,6 +154,18 @@ def _bottleneck(
         )
     _check_norm(config, inner, stage.width, where=f"stage {number}")
     return inner, group_width
+
+
+def _check_attention(config: "AnyNetConfig", inner: int, *, where: str) -> None:
+    if config.block not in ("bottleneck", "linear_bottleneck"):
+        raise ConfigError(
+            f"{where}: a {config.block} block has no attention; set attention_every to None"
+        )
+    if inner % HALO_HEADS or not halo_key_width(inner):
+        raise ConfigError(
+            f"{where}: attention needs a bottleneck width that is a multiple of {HALO_HEADS}, "
+            f"of 16 or more; got {inner}"
+        )
 
 
 def _check_norm(config: "AnyNetConfig", *widths: int, where: str) -> None:

@@ -80,10 +80,14 @@ def population_complexity(
     Raises:
         ConfigError: the architecture is one that can be counted one network at a time only.
     """
-    if architecture.bottleneck_from != "output" or architecture.output_stride is not None:
+    if (
+        architecture.bottleneck_from != "output"
+        or architecture.output_stride is not None
+        or architecture.block == "normfree_bottleneck"
+    ):
         raise ConfigError(
-            "a population takes bottlenecks from the output width, and has no output_stride; "
-            "count such networks one at a time"
+            "a population takes bottlenecks from the output width, and has no output_stride and "
+            "no normfree_bottleneck; count such networks one at a time"
         )
     widths = (population.widths, bottleneck_widths(population.widths, population.bottleneck_ratios))
     if architecture.norm != "batch" and np.any(np.concatenate(widths) % NORM_GROUP_WIDTH):

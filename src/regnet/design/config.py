@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from regnet.design.blocks import BlockConfig, expand
 from regnet.design.widths import (
+    MOST,
     MOST_BLOCKS,
     QUANTUM,
     Rounding,
@@ -134,6 +135,13 @@ class ArchitectureConfig:
             raise ConfigError(f"se_ratio must lie between 0 (none) and 1, got {self.se_ratio!r}")
         if self.se_ratio and self.block in ("basic", "vanilla"):
             raise ConfigError(f"a {self.block} block has no squeeze-excitation; set se_ratio to 0")
+        if self.block == "normfree_bottleneck" and (
+            self.shortcut != "avg_pool" or self.norm != "batch"
+        ):
+            raise ConfigError(
+                "a normfree_bottleneck has no norms, and averages in its shortcut; set "
+                f"shortcut='avg_pool' and norm='batch', got {self.shortcut!r} and {self.norm!r}"
+            )
         if self.block in PREACTIVATED and self.stem in ("tiered", "deep"):
             raise ConfigError(
                 f"a {self.block} needs a stem of one convolution, got {self.stem!r}; use 'simple'"
@@ -142,11 +150,15 @@ class ArchitectureConfig:
             raise ConfigError(
                 f"a {self.stem} stem needs a stem_width of 8 or more, got {self.stem_width}"
             )
-        if self.output_stride is not None and self.output_stride not in (1, 2, 4, 8, 16, 32, 64):
-            raise ConfigError(
-                "output_stride must be a power of two up to 64, or None; "
-                f"got {self.output_stride!r}"
-            )
+        if self.output_stride is not None:
+            if self.output_stride not in (1, 2, 4, 8, 16, 32, 64):
+                raise ConfigError(
+                    "output_stride must be a power of two up to 64, or None; "
+                    f"got {self.output_stride!r}"
+                )
+            _require_whole(self, "output_stride", least=1)
+        if not isinstance(self.head_feature, bool):
+            raise ConfigError(f"head_feature must be true or false, got {self.head_feature!r}")
         if self.output_stride is not None and self.output_stride < self.stem_stride:
             raise ConfigError(
                 f"output_stride {self.output_stride} is less than the stem's own stride "
@@ -398,7 +410,7 @@ def _require_choices(config: ArchitectureConfig) -> None:
             raise ConfigError(f"{name} must be one of {', '.join(options)}; got {value!r}")
 
 
-def _require_whole(config: Any, *names: str, least: int, most: int = 10_000_000) -> None:
+def _require_whole(config: Any, *names: str, least: int, most: int = MOST) -> None:
     """Check fields, and turn NumPy's numbers, which have no JSON form, into Python's."""
     for name in names:
         value = getattr(config, name)
@@ -416,8 +428,8 @@ def _require_number(config: Any, *names: str) -> None:
         number = isinstance(value, Real) and not isinstance(value, bool)
         if not number:
             raise ConfigError(f"{name} must be a number, got {value!r}")
-        if not -10_000_000 <= value <= 10_000_000:
-            raise ConfigError(f"{name} must be a number up to 10000000, got {value!r}")
+        if not -MOST <= value <= MOST:
+            raise ConfigError(f"{name} must be a number up to {MOST}, got {value!r}")
         object.__setattr__(config, name, float(value))
 
 
@@ -427,6 +439,7 @@ def _require_ratio(config: Any) -> None:
     b = config.bottleneck_ratio
     if not is_ratio(b) and not (0 < b < 1 and is_ratio(b / 4)):
         raise ConfigError(
-            f"bottleneck_ratio must be a whole number or one over a whole number, got {b!r}; "
+            f"bottleneck_ratio must be a whole number or one over a whole number (of a "
+            f"normfree_bottleneck, or four over one), got {b!r}; "
             "it divides: 4 is a narrow bottleneck, 1/4 an inverted one"
         )

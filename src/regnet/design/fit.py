@@ -43,7 +43,7 @@ class RegNetFit:
 
 def fit(widths: Sequence[int], depths: Sequence[int], **fixed: Any) -> RegNetFit:
     """See `RegNetConfig.fit`."""
-    if len(widths) != len(depths) or not widths or min(*widths, *depths) < 1:
+    if not 0 < len(widths) == len(depths) or min(*widths, *depths) < 1:
         raise ConfigError(
             "fit needs one positive width and one positive depth per stage, "
             f"got widths {list(widths)} and depths {list(depths)}"

@@ -61,7 +61,8 @@ def scale(
         input_size: side of the image that the network is for, in pixels.
 
     Raises:
-        ConfigError: the factor or the strategy cannot be used.
+        ConfigError: the factor or the strategy cannot be used; or the scaled widths do not suit
+            bottlenecks taken from the input, or a norm of groups, which no rule here rounds for.
     """
     if not 1e-3 <= factor <= 1e3:
         raise ConfigError(f"factor must lie between 0.001 and 1000, got {factor!r}")

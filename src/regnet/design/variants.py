@@ -349,3 +349,10 @@ def _normfree(
 
 
 VARIANTS: Final[Mapping[str, Variant]] = {variant.name: variant for variant in _rows()}
+
+PLAIN: Final = tuple(
+    name
+    for name, variant in VARIANTS.items()
+    if name.rpartition("_")[0] in ("regnetx", "regnety") and variant.input_size == 224
+)
+"""RegNetX and RegNetY as the paper defines them: its own 24, and larger ones."""

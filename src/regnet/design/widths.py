@@ -26,6 +26,8 @@ QUANTUM = 8
 """Widths are multiples of this many channels before group rounding."""
 
 MOST_BLOCKS = 10_000
+MOST = 10_000_000
+"""Upper limit of any number of a config."""
 """Deepest network that a config describes: far beyond use, and quick to expand."""
 
 

@@ -65,6 +65,23 @@ class Engine(Protocol):
         ...
 
 
+def for_any_batch(runner: Runner, size: int) -> Runner:
+    """A runner of batches of one size for batches of any: padded with zeros, or cut into pieces."""
+
+    def piece(x: Tensor) -> Tensor:
+        missing = size - len(x)
+        if missing:
+            x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
+        return runner(x)[: size - missing]
+
+    def run(x: Tensor) -> Tensor:
+        if len(x) == size:
+            return runner(x)
+        return torch.cat([piece(part) for part in x.split(size)])
+
+    return run
+
+
 def tolerance(target: Target) -> float:
     """Largest relative error that a target is allowed."""
     if target.precision == "fp32" and target.device.type == "cuda":
@@ -75,8 +92,8 @@ def tolerance(target: Target) -> float:
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     """norm(found - expected) / norm(expected), in float64."""
-    expected = expected.double().cpu()
-    return float((found.double().cpu() - expected).norm() / expected.norm().clamp_min(1e-12))
+    expected = expected.cpu().double()  # not on the device: some have no float64
+    return float((found.cpu().double() - expected).norm() / expected.norm().clamp_min(1e-12))
 
 
 OWN_LAYOUT = "it chooses its own layout"

@@ -107,7 +107,7 @@ def load_package(path: Path, target: Target) -> Runner:
 
 @contextmanager
 def _frozen(target: Target) -> Iterator[None]:
-    """Weights become constants, the target's layout stays; settings as before behind."""
+    """Weights become constants, the target's layout stays; settings are restored afterwards."""
     import torch._inductor.config as settings
 
     last = target.layout == "channels_last"

@@ -1,6 +1,7 @@
 """PyTorch as it is, and with what costs nothing: folded norms, a layout, padded groups."""
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,9 @@ class Eager:
         return None if target.precision == "fp32" else "the reference is fp32"
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        return inference(model.eval())
+        # Modules of its own, since the caller's may go back to training; the tensors are shared.
+        tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+        return inference(deepcopy(model, tensors).eval())
 
 
 class Folded:

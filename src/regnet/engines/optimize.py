@@ -17,6 +17,7 @@ from regnet.engines.base import (
     Precision,
     Runner,
     Target,
+    for_any_batch,
 )
 from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.choices import key_of, recall, remember
@@ -126,23 +127,14 @@ class Optimized(nn.Module):
         super().__init__()
         self.model = model
         self.report = report
-        self._runner = runner
+        self._runner = for_any_batch(runner, report.shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, *image = self.report.shape
-        if list(x.shape[1:]) != image:
+        if tuple(x.shape[1:]) != tuple(self.report.shape[1:]):
             with evaluating(self.model), torch.inference_mode():
                 out: Tensor = self.model(x)
                 return out
-        if len(x) == batch:
-            return self._runner(x)
-        return torch.cat([self._piece(piece, batch) for piece in x.split(batch)])
-
-    def _piece(self, x: Tensor, batch: int) -> Tensor:
-        missing = batch - len(x)
-        if missing:
-            x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
-        return self._runner(x)[: batch - missing]
+        return self._runner(x)
 
 
 def optimize(
@@ -359,7 +351,7 @@ class _Race:
 
 @contextmanager
 def _settings_of_a_race(device: torch.device) -> Iterator[None]:
-    """On CUDA, this device is the current one; settings are as before behind."""
+    """On CUDA, this device is the current one; settings are restored afterwards."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = (cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads())
     try:

@@ -63,6 +63,7 @@ def pays_to_pad(model: nn.Module) -> bool:
     """Whether a group width is there that is no power of two."""
     return any(
         isinstance(module, Bottleneck)
+        and module.conv2.conv.groups > 1
         and padded_group_width(module.conv2.conv.in_channels // module.conv2.conv.groups)
         != module.conv2.conv.in_channels // module.conv2.conv.groups
         for module in model.modules()

@@ -33,7 +33,6 @@ KNOWN: Final = (
     Known(name="imagenet-sketch", images=50_889),
     Known(name="imagenet-a", images=7_500),
     Known(name="imagenet-r", images=30_000),
-    Known(name="cifar-10", images=10_000),
 )
 
 V2_SETS: Final = ("matched-frequency", "threshold0.7", "top-images")

@@ -15,9 +15,10 @@ from torch import Tensor
 from regnet.data.loading import load
 from regnet.data.preprocess import Preprocess
 from regnet.data.sets import ImageSet, Split, open_set
-from regnet.devices import Group, joined
-from regnet.engines.base import DTYPES, Precision
-from regnet.engines.optimize import optimize
+from regnet.devices import Group, find_device, joined
+from regnet.engines.base import DTYPES, Precision, Target, for_any_batch
+from regnet.engines.check import INPUT_SETS, answers, build_checked
+from regnet.engines.optimize import find_engine
 from regnet.errors import ConfigError, DataError, EngineError
 from regnet.evaluation import scores
 from regnet.evaluation.datasets import Match, identify, match_classes
@@ -140,7 +141,7 @@ def evaluate(
     match = match_classes(images, names, network.num_classes)
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
     weights, home = _digest(network), next(network.parameters()).device
-    with joined(torch.device(device if device is not None else home)) as group:
+    with joined(find_device(device if device is not None else home)) as group:
         kept = None
         if keep is not None:
             what = {
@@ -228,13 +229,19 @@ def _runner(
                 "another engine, such as folded"
             )
         return (lambda x: network(x.to(kind)).float()), own
-    example = torch.zeros(batch_size, 3, *look.size, device=group.device)
-    fast = optimize(network, example, engines=[engine], precision=precision)
-    if fast.report.winner.precision != precision:
-        reasons = [c.reason for c in fast.report.candidates if c.precision == precision]
-        why = next((reason for reason in reasons if reason), "fp32 is faster here")
-        raise EngineError(f"{engine} does not run this network in {precision} here: {why}")
-    return fast, precision
+    shape = (batch_size, 3, *look.size)
+    inputs = [torch.randn(shape, device=group.device) for _ in range(INPUT_SETS)]
+    target = Target(device=group.device, precision=precision)
+    try:
+        built = build_checked(
+            find_engine(engine), network, inputs, answers(network, inputs), target
+        )
+        reason = built.reason
+    except Exception as error:  # noqa: BLE001 - an engine may fail in any way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    if reason or built.runner is None:
+        raise EngineError(f"{engine} does not run this network in {precision} here: {reason}")
+    return for_any_batch(built.runner, batch_size), precision
 
 
 def _answers(
@@ -288,8 +295,8 @@ def _records(
     values, top = probabilities.topk(min(scores.TOP, probabilities.shape[1]))
     if competing is not None:
         top = competing[top]
-    for index, answers, best in zip(indices, top.tolist(), values[:, 0].tolist(), strict=True):
-        yield {"image": index, "top": answers, "confidence": best}
+    for index, found, best in zip(indices, top.tolist(), values[:, 0].tolist(), strict=True):
+        yield {"image": index, "top": found, "confidence": best}
 
 
 def _merged(records: Sequence[Mapping[str, Any]], count: int) -> tuple[Answers, dict[int, str]]:

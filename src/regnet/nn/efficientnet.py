@@ -177,7 +177,7 @@ def efficientnet_complexity(
 
     def conv(fan_in: int, width: int, area: int, *, bias: bool = False) -> None:
         nonlocal flops, params, activations
-        params += (fan_in + bias) * width + (0 if bias else 2 * width)  # a norm, or a bias
+        params += (fan_in + bias) * width + (0 if bias else 2 * width)  # a bias, or else a norm
         flops += (fan_in + bias) * width * area
         activations += width * area
 

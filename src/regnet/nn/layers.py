@@ -45,7 +45,11 @@ class StridedDepthwiseConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        slow = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        slow = (
+            x.device.type == "cpu"
+            and torch.is_autocast_enabled("cpu")
+            and self.weight.dtype == torch.float32
+        )
         with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
             out: Tensor = self._conv_forward(x.float() if slow else x, self.weight, self.bias)
         return out

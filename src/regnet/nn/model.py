@@ -107,6 +107,13 @@ class AnyNet(nn.Module):
                 means all.
             intermediates_only: return the list alone.
             stop_early: end at the deepest map asked for; the final one is then that map.
+
+        Returns:
+            The final map (N, num_features, H', W') and the list of maps, shallow ones first; or,
+            with `intermediates_only`, the list.
+
+        Raises:
+            ConfigError: there is no such map.
         """
         if isinstance(indices, int):
             indices = range(-indices, 0)
@@ -194,13 +201,14 @@ RegNet = AnyNet
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, the mode of before again behind."""
-    training = model.training
+    """Evaluation mode inside; each module's own mode is restored afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 class Head(nn.Module):

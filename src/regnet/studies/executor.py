@@ -66,7 +66,11 @@ def with_threads(
     """Call a function in a process whose PyTorch takes so many threads."""
     import torch
 
+    from regnet.devices import keep_freed_memory
+
     torch.set_num_threads(threads)
+    if device == "cpu":
+        keep_freed_memory()
     return function(task, device)
 
 
@@ -109,7 +113,8 @@ class ProcessPool:
             raise ConfigError("there are no devices to train on")
         cores = core_count()
         on_cpu = all(device == "cpu" for device in devices)
-        self.workers = workers or (cores if on_cpu else len(devices))
+        usual = cores if on_cpu else len(devices)
+        self.workers = usual if workers is None else workers
         if self.workers < 1:
             raise ConfigError(f"workers must be at least 1, got {workers}")
         self.devices = [devices[number % len(devices)] for number in range(self.workers)]

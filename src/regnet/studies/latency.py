@@ -16,8 +16,9 @@ _RIDGE: Final = 1e-2
 class LatencyModel:
     """Latency as a product of powers of what networks cost, fitted to measurements.
 
-    log t = a + sum of b_k log x_k over flops, parameters, activations, depth, group width and first
-    width, by ridge regression: few numbers, so that a few dozen measurements are enough.
+    log t = a + sum of b_k log x_k over flops, parameters, activations, depth, group width and the
+    first and last width, by ridge regression: few numbers, so that a few dozen measurements are
+    enough.
     """
 
     FEATURES: Final = ("flops", "params", "activations", "d", "g", "w1", "w4")
@@ -26,7 +27,7 @@ class LatencyModel:
         """Fit.
 
         Args:
-            features: of the measured networks (n, k), as `features_of` gives them.
+            features: of the measured networks (n, k), logarithms as `features_of` gives them.
             latencies: theirs (n,).
         """
         logs = np.log(np.asarray(latencies, dtype=np.float64))
@@ -49,23 +50,20 @@ class LatencyModel:
 
 
 def features_of(networks: Sample) -> FloatArray:
-    """What the model of latency sees (n, k)."""
+    """What the model of latency sees (n, k), logarithms of its `FEATURES`; of four stages."""
     return np.log(np.column_stack([networks.metric(name) for name in LatencyModel.FEATURES]))
 
 
 def features_of_config(config: RegNetConfig, input_size: int) -> FloatArray:
     """The same of one network (1, k), whatever its number of stages; sizes in pixels."""
     cost = complexity(config, input_size)
-    return np.log(
-        [
-            [
-                cost.flops,
-                cost.params,
-                cost.activations,
-                config.depth,
-                config.group_width,
-                config.widths[0],
-                config.widths[-1],
-            ]
-        ]
-    )
+    values = {
+        "flops": cost.flops,
+        "params": cost.params,
+        "activations": cost.activations,
+        "d": config.depth,
+        "g": config.group_width,
+        "w1": config.widths[0],
+        "w4": config.widths[-1],
+    }
+    return np.log([[values[name] for name in LatencyModel.FEATURES]])

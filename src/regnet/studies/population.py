@@ -184,6 +184,8 @@ def extend(folder: str | Path, space: Space) -> Study:
 
     Raises:
         ConfigError: there is no study, or a space of this name, or the space has too few networks.
+        StudyError: its store is damaged.
+        DataError: the images cannot be used.
     """
     path = Path(folder)
     read(path)

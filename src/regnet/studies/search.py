@@ -8,7 +8,7 @@ extreme of the space, of which the paper says nothing.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf, log
 from typing import Any, Final
@@ -19,9 +19,10 @@ import torch
 from regnet.bench.document import Case, Row
 from regnet.bench.runner import Bench
 from regnet.design.complexity import complexity, population_complexity
-from regnet.design.config import AnyNetConfig, RegNetConfig
-from regnet.design.variants import VARIANTS
+from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig
+from regnet.design.variants import PLAIN, VARIANTS
 from regnet.design.widths import FloatArray, bottleneck_widths
+from regnet.devices import find_device
 from regnet.engines.base import DTYPES, Precision, Target
 from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.optimize import ENGINES, find_engine, optimize
@@ -92,6 +93,8 @@ class Measured:
     low_ms: float
     high_ms: float
     """95 % interval of the median."""
+    memory_mb: float
+    """As in `Limits`."""
     predicted_ms: float | None = None
     """Before it was measured."""
 
@@ -128,8 +131,8 @@ class Found:
 def search_space(name: str = "regnety") -> Space:
     """Where to look: what the paper found, with group widths up to 128 that suit hardware.
 
-    b = 1, 12 to 28 blocks, wm of 2 or more, and group widths as in pycls: 8, 16, or a multiple of
-    8. Parameters and activations are no more than the best networks of the same flops have
+    b = 1, 12 to 28 blocks, wm of 2 or more, and group widths as in pycls: multiples of 8.
+    Parameters and activations are no more than the best networks of the same flops have
     (section 4; see `space.constrained`), all counted for ImageNet at 224 pixels, whatever the
     search is for.
 
@@ -157,23 +160,36 @@ def _paper_limits(networks: Sample) -> BoolArray:
     return np.asarray(few & (cost.activations <= 6.5e6 * np.sqrt(giga)))
 
 
-def memory_bytes(networks: Sample, *, batch_size: int, element_bytes: int) -> FloatArray:
-    """What inference needs at least (n,): weights, and the maps that a block needs at once.
+def memory_bytes(
+    stages: Iterable[tuple[Any, Any, int]],
+    stem: ArchitectureConfig,
+    *,
+    params: Any,
+    input_size: Any,
+    batch_size: int,
+    element_bytes: int,
+) -> Any:
+    """What inference needs at least: weights, and the maps that a block needs at once.
 
     The first block of a stage needs most: its input, which the shortcut waits for, the bottleneck
-    at the input's size, and the bottleneck after the stride.
+    at the input's size, and the bottleneck after the stride. Widths, parameters and sizes are
+    numbers, or arrays (n,) of many networks.
+
+    Args:
+        stages: width, bottleneck width and stride of each.
+        stem: the architecture whose stem it is.
+        params: number of parameters.
+        input_size: side of the images in pixels.
+        batch_size: images at once.
+        element_bytes: of a number.
     """
-    stages = networks.population
-    inner = bottleneck_widths(stages.widths, stages.bottleneck_ratios)
-    stem = networks.space.architecture
-    side = networks.input_sizes / stem.stem_stride
-    width, most = np.full(len(networks), stem.stem_width), stem.stem_width * side**2
-    for stage, stride in enumerate(stages.strides):
+    side = np.ceil(input_size / stem.stem_stride)
+    width, most = stem.stem_width, stem.stem_width * side**2
+    for width_out, inner, stride in stages:
         after = np.ceil(side / stride)
-        needed = (width + inner[:, stage]) * side**2 + inner[:, stage] * after**2
-        width, side, most = stages.widths[:, stage], after, np.maximum(most, needed)
-    weights = networks.metric("params")
-    return np.asarray(element_bytes * (weights + batch_size * most), dtype=np.float64)
+        needed = (width + inner) * side**2 + inner * after**2
+        width, side, most = width_out, after, np.maximum(most, needed)
+    return element_bytes * (params + batch_size * most)
 
 
 def search(
@@ -195,7 +211,8 @@ def search(
 
     Args:
         limits: what it may cost.
-        space: where to look; None: `search_space()`, which has squeeze-excitation.
+        space: where to look, of four stages; None: `search_space()`, which has
+            squeeze-excitation.
         device: where it will run.
         engine: that of `regnet.engines` to run it with; `auto`: the fastest for a published RegNet
             of about that size, of those that need no compiler.
@@ -220,10 +237,13 @@ def search(
     ):  # fmt: skip
         if value < least:
             raise ConfigError(f"{name} must be at least {least}, got {value}")
+    space = replace(space or search_space(), input_size=input_size)
+    if space.num_stages != 4:
+        raise ConfigError(f"a search needs a space of 4 stages, got {space.num_stages}")
     looks = _Search(
         limits,
-        space=replace(space or search_space(), input_size=input_size),
-        target=Target(device=torch.device(device), precision=precision),
+        space=space,
+        target=Target(device=find_device(device), precision=precision),
         batch_size=batch_size,
         seconds=seconds,
         rng=np.random.default_rng(seed),
@@ -304,9 +324,9 @@ class _Search:
         area = (self.space.input_size / 224) ** 2
         if self.limits.flops is None:
             return LEAST_FLOPS * area, MOST_FLOPS * area
-        if self.limits.latency_ms is None:
+        if [name for name, most in asdict(self.limits).items() if most is not None] == ["flops"]:
             return (1 - EQUAL) * self.limits.flops, self.limits.flops
-        # Where latency is the tighter limit, smaller ones are needed.
+        # Where another limit is the tighter one, smaller ones are needed.
         return min(LEAST_FLOPS * area, self.limits.flops / 2), self.limits.flops
 
     def _candidates(self) -> Sample:
@@ -321,8 +341,15 @@ class _Search:
         return sample_by_flops(space, edges.tolist(), CANDIDATES // PARTS, self.rng)
 
     def _fits_memory(self, networks: Sample) -> BoolArray:
+        stages = networks.population
+        inner = bottleneck_widths(stages.widths, stages.bottleneck_ratios)
         needed = memory_bytes(
-            networks, batch_size=self.batch_size, element_bytes=self.target.dtype.itemsize
+            zip(stages.widths.T, inner.T, stages.strides, strict=True),
+            networks.space.architecture,
+            params=networks.metric("params"),
+            input_size=networks.input_sizes,
+            batch_size=self.batch_size,
+            element_bytes=self.target.dtype.itemsize,
         )
         return np.asarray(needed <= 1e6 * (self.limits.memory_mb or inf))
 
@@ -464,10 +491,33 @@ class _Search:
                 ),
             )
             self.reason = row.reason or self.reason
-            found.append(_measured(config, row))
+            found.append(self._measured(config, row))
         if what:
             self.tell(what, len(configs), len(configs))
         return found
+
+    def _measured(self, config: RegNetConfig | AnyNetConfig, row: Row) -> Measured | None:
+        if row.latency_ms is None or row.low_ms is None or row.high_ms is None:
+            return None
+        needed = memory_bytes(
+            ((s.width, s.width / s.bottleneck_ratio, s.stride) for s in config.anynet().stages),
+            config,
+            params=row.params,
+            input_size=self.space.input_size,
+            batch_size=self.batch_size,
+            element_bytes=self.target.dtype.itemsize,
+        )
+        return Measured(
+            name="",
+            config=config,
+            flops=row.flops,
+            params=row.params,
+            activations=row.activations,
+            latency_ms=row.latency_ms,
+            low_ms=row.low_ms,
+            high_ms=row.high_ms,
+            memory_mb=float(needed) / 1e6,
+        )
 
     def _published(self, flops: float) -> tuple[Measured, ...]:
         """Published RegNetX and RegNetY nearest to an amount of flops, measured."""
@@ -481,6 +531,7 @@ class _Search:
         pairs = (
             (row.flops, limits.flops), (row.params, limits.params),
             (row.activations, limits.activations), (row.latency_ms, limits.latency_ms),
+            (row.memory_mb, limits.memory_mb),
         )  # fmt: skip
         return all(most is None or value <= most for value, most in pairs)
 
@@ -514,28 +565,9 @@ class _Search:
 
 
 def _nearest(flops: float, input_size: int) -> list[str]:
-    """The paper's networks, those nearest to an amount of flops first."""
-    costs = {
-        name: complexity(variant.config, input_size).flops
-        for name, variant in VARIANTS.items()
-        if name.rpartition("_")[0] in ("regnetx", "regnety") and variant.input_size == 224
-    }
+    """The published RegNetX and RegNetY, those nearest to an amount of flops first."""
+    costs = {name: complexity(VARIANTS[name].config, input_size).flops for name in PLAIN}
     return sorted(costs, key=lambda name: abs(log(costs[name] / flops)))
-
-
-def _measured(config: RegNetConfig | AnyNetConfig, row: Row) -> Measured | None:
-    if row.latency_ms is None or row.low_ms is None or row.high_ms is None:
-        return None
-    return Measured(
-        name="",
-        config=config,
-        flops=row.flops,
-        params=row.params,
-        activations=row.activations,
-        latency_ms=row.latency_ms,
-        low_ms=row.low_ms,
-        high_ms=row.high_ms,
-    )
 
 
 def _pareto(rows: Sequence[Measured]) -> tuple[Measured, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from regnet.errors import MissingExtraError
+from regnet.errors import MissingExtraError, StudyError
 from regnet.studies.executor import ATTEMPTS, Died, Result, Results, Task, with_threads
 
 _POLL_SECONDS = 1.0
@@ -95,7 +95,8 @@ class SlurmExecutor:
     def _result(self, job: Any) -> Any:
         try:
             return job.result()
-        except self._failures.FailedJobError:
-            raise  # what the function raised: nobody's death
+        except self._failures.FailedJobError as error:  # what the function raised: nobody's death
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise StudyError(f"job {job.job_id}: {lines[-1] if lines else error!r}") from error
         except self._failures.UncompletedJobError as error:
             return Died(" ".join(f"{type(error).__name__}: {error}".split())[:500])

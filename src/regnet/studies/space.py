@@ -43,7 +43,7 @@ bottleneck ratio and group width. Either may have `r`, the side of the image, as
 COMPLEXITY: Final = ("flops", "params", "activations")
 
 WIDE_GROUPS: Final = Distribution(kind="power2_or_log_uniform", low=8, high=128, quantum=8)
-"""Group widths as pycls draws them: 8, 16, or a multiple of 8 up to 128."""
+"""Group widths as pycls draws them: multiples of 8 up to 128."""
 
 LEVELS: Final = 64
 """Values that the paper counts for each of d, w0, wa and wm (section 3.3)."""
@@ -111,7 +111,7 @@ class Space:
                 raise ConfigError(f"{name} has an empty range: {low:g} to {high:g}")
 
     def _check_parameter(self, name: str, distribution: Distribution) -> None:
-        """Whether all values that can be drawn can be built."""
+        """Whether the ends of what is drawn, and steps between, can be built."""
         if name in ("wa", "wm"):
             return
         ends = distribution.values or (distribution.low, distribution.high)

@@ -315,11 +315,12 @@ def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
         with Store(Path(new), create=True) as store:
             store.add(results.values())
             store.add(rows)
-        if path.exists():
-            kept = folder / f"{FILE}.damaged-{uuid.uuid4().hex[:8]}"
-            path.rename(kept)
-        for suffix in ("-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        damaged = folder / f"{FILE}.damaged-{uuid.uuid4().hex[:8]}"
+        for suffix in ("", "-wal", "-shm"):  # results may lie in the log alone
+            part = path.with_name(path.name + suffix)
+            if part.exists():
+                kept = damaged
+                part.rename(damaged.with_name(damaged.name + suffix))
         (Path(new) / FILE).rename(path)
     return len(results), kept
 

@@ -24,7 +24,7 @@ class Average:
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
-        """The model has the average's tensors inside, and its own again behind.
+        """The model has the average's tensors inside, and its own again afterwards.
 
         What changes inside, such as batch norm's statistics, stays with the average.
         """

@@ -19,8 +19,8 @@ import torch
 from regnet.atomic import write_bytes
 from regnet.data.sets import open_set
 from regnet.design.config import AnyNetConfig, RegNetConfig
-from regnet.devices import joined
-from regnet.errors import ConfigError, DataError, MissingExtraError, TrainingError
+from regnet.devices import find_device, joined
+from regnet.errors import ConfigError, DataError, MissingExtraError, NoSplitError, TrainingError
 from regnet.nn.model import AnyNet
 from regnet.training import checkpoint
 from regnet.training import run as runs
@@ -141,7 +141,7 @@ def start(
         raise ConfigError(f"{folder} holds a run already; resume it, or name another folder")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder")
-    with joined(torch.device(options.device)) as group, _own_randomness(group.device):
+    with joined(find_device(options.device)) as group, _own_randomness(group.device):
         session = Session(run, group, options, images)
         _check_images(facts, session)
         if folder is not None and group.leads:
@@ -163,7 +163,7 @@ def resume(out: str | Path, *, options: Options | None = None) -> Trained:
     folder = Path(out)
     run, facts = runs.read(folder)
     options = options or Options.of_run(facts)
-    with joined(torch.device(options.device)) as group, _own_randomness(group.device):
+    with joined(find_device(options.device)) as group, _own_randomness(group.device):
         if run.recipe.micro_batch_size is None and facts["processes"] != group.size:
             raise ConfigError(
                 f"{folder} is a run of {facts['processes']} processes, which is what batch norm "
@@ -205,7 +205,7 @@ def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
 def _val_beside(data: str | Path) -> str | None:
     """The source itself, where it holds other images to test on."""
     trained_on = open_set(data, "train")
-    with suppress(DataError):
+    with suppress(NoSplitError):
         if open_set(data, "val").fingerprint != trained_on.fingerprint:
             return str(data)
     return None
@@ -223,7 +223,7 @@ def _check_images(facts: Mapping[str, Any] | None, session: Session) -> None:
 
 
 def _rows(out: Path, epochs: int) -> list[dict[str, Any]]:
-    """The log up to an epoch; what a killed process may have written behind it goes."""
+    """The log up to an epoch; what a killed process may have written after it goes."""
     path = out / LOG
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return [json.loads(line) for line in lines[:epochs]]

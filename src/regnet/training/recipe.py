@@ -7,8 +7,8 @@ only decides how fast it comes (device, processes, compiler) is an option of `tr
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Final, Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, Literal, get_args, get_origin
 
 from regnet.engines.base import Precision
 from regnet.errors import ConfigError, did_you_mean
@@ -92,19 +92,15 @@ class Recipe:
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
+        self._check_types()
         counts = ("epochs", "batch_size", "repeats", "ema_period")
-        whole = ("warmup_epochs", "cutout", "clean_epochs", "precise_bn", "magnitude")
-        for name in counts + whole:
-            if type(getattr(self, name)) is not int:
-                raise ConfigError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-        for name in ("nesterov", "flip", "zero_init_last"):
-            if type(getattr(self, name)) is not bool:
-                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        parts = ("lighting", "mixup", "cutmix", "ema_alpha", "weight_decay")
-        for name in whole + parts:
+        for name in (
+            "warmup_epochs", "cutout", "clean_epochs", "precise_bn", "magnitude", "lighting",
+            "mixup", "cutmix", "ema_alpha", "weight_decay",
+        ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("lr", "clip_norm", "image_size"):
@@ -125,17 +121,23 @@ class Recipe:
             raise ConfigError(
                 f"micro_batch_size must divide batch_size, got {micro} and {self.batch_size}"
             )
-        choices = {
-            "lr_per": ("epoch", "step"),
-            "crop": ("pad", "resized"),
-            "policy": ("none", "rand", "trivial"),
-            "precision": ("fp32", "bf16", "fp16"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(
-                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}"
-                )
+
+    def _check_types(self) -> None:
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            kinds = get_args(field.type) or (field.type,)
+            if value is None and type(None) in kinds:
+                continue
+            if get_origin(field.type) is Literal:
+                fits, needed = value in kinds, f"one of {', '.join(kinds)}"
+            elif bool in kinds:
+                fits, needed = type(value) is bool, "true or false"
+            elif int in kinds:
+                fits, needed = type(value) is int, "a whole number"
+            else:
+                fits, needed = type(value) in (int, float), "a number"
+            if not fits:
+                raise ConfigError(f"{name} must be {needed}, got {value!r}")
 
     @property
     def peak_lr(self) -> float:
@@ -220,11 +222,7 @@ def find_recipe(name: str, **changes: Any) -> Recipe:
             f"there is no recipe {name!r}{did_you_mean(name, RECIPES)}; "
             f"there are {', '.join(RECIPES)}"
         )
-    known = [field.name for field in fields(Recipe)]
-    for change in changes:
-        if change not in known:
-            raise ConfigError(f"a recipe has no field {change!r}{did_you_mean(change, known)}")
-    return replace(RECIPES[name], **changes)
+    return Recipe.from_dict(RECIPES[name].to_dict() | changes)
 
 
 def recipe_from_json(text: str) -> Recipe:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,12 @@ class Progress:
     epochs: int
     step: int
     steps: int
+
+
+_KEPT: Final = (
+    "device", "workers", "parallel", "compile", "grad_checkpointing", "keep", "tensorboard",
+)  # fmt: skip
+"""Options that run.json keeps, for a run that is resumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,10 +128,9 @@ class Session:
             "images": self.image_facts,
             "processes": self.group.size,
             "options": {
-                "device": self.group.device.type,
-                "parallel": self.options.parallel,
-                "compile": self.options.compile,
-                "grad_checkpointing": self.options.grad_checkpointing,
+                name: str(value) if name == "device" else value
+                for name in _KEPT
+                for value in (getattr(self.options, name),)
             },
             "environment": environment(self.group.device),
         }

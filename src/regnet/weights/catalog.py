@@ -50,7 +50,7 @@ class Checkpoint:
     """What its publisher calls it, where that is not our id."""
     repo: str | None = None
     revision: str | None = None
-    """Commit of the repository; None: the newest."""
+    """Commit of the repository; None: the newest, or what the cache has."""
     file: str | None = None
     """Name in the repository, or beside the table; None: a usual name."""
     url: str | None = None
@@ -184,7 +184,7 @@ def find_checkpoint(variant: str, tag: str | None = None) -> Checkpoint:
         return row
     of_variant = checkpoints_of(variant)
     for row in of_variant:
-        if row.tag == tag:
+        if tag is not None and row.tag == tag.lower():
             return row
     if not of_variant:
         raise WeightsError(

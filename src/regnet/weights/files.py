@@ -254,9 +254,8 @@ def _flat(loaded: Any, path: Path) -> dict[str, Tensor]:
         shown = ", ".join(map(str, strangers[:3]))
         raise WeightsError(f"{path}: a state dict has tensors by name; this one has {shown} too")
     tensors: dict[str, Tensor] = dict(loaded)
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in tensors)), None):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
 
 

@@ -7,6 +7,9 @@ from functools import cache
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS, Variant
 
+_KINDS = ("running_mean", "gain", "v", "norm1", "downsample")
+"""Parts of names that tell one kind of network from another of the same widths."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of tensors by name, names as ours."""
 
@@ -66,23 +69,18 @@ def signature_of_config(config: AnyNetConfig | RegNetConfig) -> Signature:
         )
         for block in config.blocks()
     )
-    kinds = []
     normfree = config.block == "normfree_bottleneck"
-    if config.norm == "batch" and not normfree:
-        kinds.append("running_mean")
-    if normfree:
-        kinds.append("gain")
-    if config.norm == "evonorm_s0a":
-        kinds.append("v")
-    if config.block == "preact_bottleneck":
-        kinds.append("norm1")
-    if any(block.shortcut == "projection" for block in config.blocks()):
-        kinds.append("downsample")
-    return (*dict.fromkeys(config.stem_widths), config.head_width), parts, tuple(kinds)
+    present = (
+        config.norm == "batch" and not normfree,
+        normfree,
+        config.norm == "evonorm_s0a",
+        config.block == "preact_bottleneck",
+        any(block.shortcut == "projection" for block in config.blocks()),
+    )
+    kinds = tuple(kind for kind, has in zip(_KINDS, present, strict=True) if has)
+    return (*dict.fromkeys(config.stem_widths), config.head_width), parts, kinds
 
 
 def _norms(shapes: Shapes) -> tuple[str, ...]:
     parts = {part for name in shapes for part in name.split(".")}
-    return tuple(
-        kind for kind in ("running_mean", "gain", "v", "norm1", "downsample") if kind in parts
-    )
+    return tuple(kind for kind in _KINDS if kind in parts)

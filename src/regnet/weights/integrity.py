@@ -23,8 +23,9 @@ class Verified:
     path: str
     sha256: str
     whole: bool
+    """Whether it is what it should be; true where nothing says what that is."""
     against: str
-    """What the SHA-256 was compared with."""
+    """What the SHA-256 was compared with, or "nothing"."""
 
 
 def intact(path: Path, sha256: str | None) -> bool:
@@ -55,7 +56,7 @@ def verify_file(path: Path, sha256: str | None = None) -> Verified:
     """Compare a file with a SHA-256, or with what the server declared or the first reading gave.
 
     Raises:
-        WeightsError: it cannot be read, or the SHA-256 is none.
+        WeightsError: it cannot be read, or the SHA-256 is not one.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
         raise WeightsError(f"a SHA-256 has 64 digits from 0 to f (8 at least), got {sha256!r}")

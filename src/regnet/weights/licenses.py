@@ -72,6 +72,7 @@ def find_license(id: str) -> License:
 
 def license_of(id: str) -> License:
     """The license with this id; one that the table lacks counts as restricted."""
+    id = id.lower()  # SPDX writes MIT, the Hub mit
     id = {"seer-license": "seer"}.get(id, id)  # timm's name for it
     other = License(id=id, name=id, link="", permissive=False, hub_id=id)
     return LICENSES.get(id, other)
@@ -87,4 +88,4 @@ def warn_if_restricted(checkpoint_id: str, license: License, *, source: str) -> 
         LicenseWarning,
         stacklevel=2,
     )
-    _warned.add(checkpoint_id)  # not where warnings are errors: what was refused once stays so
+    _warned.add(checkpoint_id)  # only once shown: where warnings are errors, it is refused again

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -57,6 +58,7 @@ def load_tensors(
 
     Raises:
         WeightsError: they do not fit; the model is unchanged.
+        ConfigError: `classes` names some that the checkpoint lacks.
     """
     allow = allow or Adaptation()
     dtype = dtype or torch.get_default_dtype()
@@ -111,7 +113,7 @@ def _fit_classifier(
     wanted = model.config.num_classes
     if allow.classes is not None and classes:
         rows = list(allow.classes)
-        whole = all(isinstance(row, int) and not isinstance(row, bool) for row in rows)
+        whole = all(isinstance(row, Integral) and not isinstance(row, bool) for row in rows)
         if not rows or not whole or not all(0 <= row < classes for row in rows):
             raise ConfigError(
                 f"classes must lie between 0 and {classes - 1}, those of the checkpoint; got {rows}"

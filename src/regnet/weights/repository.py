@@ -91,7 +91,7 @@ def _description(
     if known and (license == "unknown" or not known.license_terms.permissive):
         license = known.license  # no repository of a publisher's weights talks itself free
     transform = known.preprocess if known and "input_size" not in cfg else None
-    pool = values.get("global_pool") or (values.get("model_args") or {}).get("global_pool")
+    pool = values.get("global_pool", (values.get("model_args") or {}).get("global_pool"))
     checkpoint = Checkpoint(
         variant=architecture,
         tag=str(cfg.get("tag") or "weights"),
@@ -114,7 +114,7 @@ def _description(
         config=config,
         architecture=architecture,
         checkpoint=checkpoint,
-        global_pool=pool if pool in ("avg", "max") else None,
+        global_pool=pool if pool in ("avg", "max", "") else None,
     )
 
 
@@ -187,6 +187,7 @@ def _read_transformers(values: Mapping[str, Any]) -> tuple[str, Config, dict[str
         in_chans=values.get("num_channels", 3),
         num_classes=(len(labels) or 2) if heads else 0,  # 2 is transformers' own default
     )
+    named = {"label_names": [labels[key] for key in sorted(labels, key=int)]}
     same = signature_of_config(config)
     for variant in VARIANTS.values():
         if signature_of_config(variant.config) == same and _alike(variant.config, config):
@@ -194,9 +195,8 @@ def _read_transformers(values: Mapping[str, Any]) -> tuple[str, Config, dict[str
                 "num_classes": config.num_classes,
                 "in_chans": config.in_chans,
             }
-            named = {"label_names": [labels[key] for key in sorted(labels, key=int)]}
             return variant.name, replace(variant.config, **sizes), named
-    return "regnet", config, {}
+    return "regnet", config, named
 
 
 def _alike(a: Config, b: Config) -> bool:
@@ -221,8 +221,8 @@ def save_pretrained(
     Args:
         model: the model; its license, labels, metrics and source come from its weights.
         folder: made if need be; each file is written whole or not at all.
-        license: of these weights, as on the Hub (`apache-2.0`); needed where the model's own
-            weights state none. A restricted license can not be replaced by another.
+        license: of these weights, as on the Hub (`apache-2.0`); None: that of the weights that the
+            model began with, or else "unknown". A restricted one cannot be replaced by another.
         metrics: accuracies to state, in percent by data set, instead of those of the weights that
             the model began with.
         card: text of the model card below its front matter, instead of ours.
@@ -298,7 +298,8 @@ def _license(model: AnyNet, asked: str | None) -> License:
     own: str | None = model.pretrained_cfg.get("license")
     if own in (None, "unknown") or license_of(own).permissive or asked in (None, own):
         return license_of(asked or own or "unknown")
-    source = f"{model.pretrained_cfg['architecture']}.{model.pretrained_cfg.get('tag', '')}"
+    cfg = model.pretrained_cfg
+    source = f"{cfg.get('architecture', 'regnet')}.{cfg.get('tag', '')}"
     raise ConfigError(
         f"these weights come from {source.rstrip('.')}, which is under {license_of(own).name}; "
         f"they cannot be published under {asked!r}"

@@ -96,7 +96,7 @@ def create(
         name: a variant (`regnety_016`), an alias (`regnet_y_1_6gf`, `RegNetY-1.6GF`), a checkpoint
             (`regnety_016.tv2_in1k`, or what its publisher calls it, `facebook/regnet-y-016`), a
             repository (`hf-hub:owner/name`, `hf-hub:owner/name@revision`), a folder
-            (`local-dir:path`), or a config of your own.
+            (`local-dir:path`), the file of a config (`mine.json`), or a config.
         pretrained: load weights: those that the name chooses, or the variant's default, the most
             accurate ones under a permissive license (`regnet.weights.catalog.find_checkpoint`).
         checkpoint_path: load the weights in this file or folder, in any known format, instead.
@@ -109,7 +109,7 @@ def create(
         features_only: return a backbone that gives a list of feature maps instead of logits; it has
             no head, so that num_classes, drop_rate and global_pool do not matter.
         out_indices: which feature maps, as indices into `feature_info`; None gives all.
-        output_stride: limit of the reduction, 8 or 16; later stages dilate instead. None: no limit.
+        output_stride: limit of the reduction, such as 8; later stages dilate instead. None: none.
         drop_rate: dropout before the classifier while training.
         drop_path_rate: drop path of the last residual branch; earlier ones drop linearly less.
         global_pool: "avg", "max", or "" to keep feature maps (with num_classes=0); None: "avg", or
@@ -159,6 +159,8 @@ def create(
         options["num_classes"] = known_classes
     changes: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
     pool = source.global_pool if global_pool is None else global_pool
+    if global_pool is None and changes.get("num_classes"):
+        pool = pool or None  # a classifier needs a pool, also where a repository had none
     where = torch.device("meta") if loads else target
     with NoInit() if where.type == "meta" else nullcontext(), where:
         model = AnyNet(
@@ -251,7 +253,5 @@ def preprocess(model: nn.Module) -> Preprocess:
     """
     cfg = getattr(model, "pretrained_cfg", None)
     if not cfg:
-        raise ConfigError(
-            "this model does not say how its images look; build a regnet.data Preprocess"
-        )
+        raise ConfigError("this model does not say how its images look; build a regnet.Preprocess")
     return Preprocess.from_timm(cfg)

@@ -102,7 +102,8 @@ def list_models(
         filter: a pattern with * and ? for the name or an alias, or for the id of weights.
         family: regnetx, regnety, regnetv, regnetz, haloregnetz, nf_regnet, resnet, resnext or
             vanilla.
-        pretrained: list weights, as `variant.tag`; implied by the next two.
+        pretrained: list weights, as `variant.tag`; implied by the next two, and by
+            sort="top1".
         license: of the weights, such as "apache-2.0"; "commercial" stands for all that allow
             commercial use.
         min_top1: least published ImageNet-1k top-1 accuracy in percent, at the default image size.
@@ -152,7 +153,7 @@ def list_pretrained(filter: str = "*", **options: Any) -> list[str]:
 
 
 def is_model(name: str) -> bool:
-    """Whether `create` knows the name, its tag included if it has one."""
+    """Whether the zoo has this name, its tag included if it has one; files are not asked for."""
     try:
         find_model(name)
     except RegNetError:

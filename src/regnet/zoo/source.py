@@ -99,13 +99,18 @@ def find_source(
         WeightsError: there are no such weights, or they cannot be had.
         OSError: the file cannot be read.
     """
-    if not isinstance(name, str):
+    if isinstance(name, AnyNetConfig | RegNetConfig):
         if pretrained:
             raise WeightsError(
                 "a config of your own has no published weights; use pretrained=False, or "
                 "checkpoint_path= with a file"
             )
         return Source(config=name, architecture="regnet")
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"a model is named by text or given as a config, got {type(name).__name__}; "
+            "of a path, use str(path)"
+        )
     if is_config_file(name):
         return find_source(_read_config(name), pretrained=pretrained)
     for prefix in HUB_PREFIXES:
