@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/walk.json"
-LINES = 24
+LINES = 40
 
 FIVE_LINES = """
 import regnet

@@ -184,6 +184,13 @@ def test_listing():
         regnet.list_models(family="vit")
 
 
+def test_every_weight_that_is_listed_has_a_name_that_is_known():
+    names = regnet.list_pretrained()
+    assert len(names) > 180
+    for name in (*names, *map(str.upper, names)):
+        assert regnet.info(name).checkpoint, name
+
+
 def test_listing_of_weights():
     every = regnet.list_pretrained()
     assert len(every) == 185

@@ -133,8 +133,11 @@ def read(path: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         schema = document["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a document of regnet bench ({error})") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        why = "it has no schema" if isinstance(error, KeyError) else error
+        raise ConfigError(f"{path}: not a document of regnet bench ({why})") from error
     if schema != SCHEMA:
         raise ConfigError(f"{path}: schema {schema}; this version reads {SCHEMA}; measure again")
     if not isinstance(document.get("rows"), list):

@@ -53,7 +53,9 @@ def command(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads on a CPU.", min=1)] = None,
     train: Annotated[bool, typer.Option("--train", help="Forward and backward.")] = False,
-    seconds: Annotated[float, typer.Option(help="For the calls that count, per case.")] = 3.0,
+    seconds: Annotated[
+        float, typer.Option(help="For the calls that count, per case.", min=0.01)
+    ] = 3.0,
     calls: Annotated[
         int, typer.Option(help="At most so many count; 1,000 in time give a p99.", min=5)
     ] = 200,

@@ -26,7 +26,9 @@ def command(
         float, typer.Option(help="For int8: part of images that must keep their class.")
     ] = 0.9,
     static: Annotated[bool, typer.Option("--static", help="Fix the batch and image size.")] = False,
-    batch_size: Annotated[int, typer.Option(help="Images per call, if static.", min=1)] = 1,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per call, if --static; else 1.", min=1)
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Side of the images in pixels; else the model's.", min=1)
     ] = None,
@@ -49,6 +51,8 @@ def command(
 
     if precision not in (known := dict.fromkeys(p for f in FORMATS.values() for p in f.precisions)):
         raise ConfigError(f"precision must be one of {', '.join(known)}; got {precision!r}")
+    if batch_size is not None and not static:
+        raise ConfigError("--batch-size is that of a --static file; others take any")
     files: list[str] | None = None
     if images:
         files, failures = find_images(images)
@@ -67,7 +71,7 @@ def command(
             path,
             format=format,
             precision=precision,
-            example=torch.zeros(batch_size, channels, *size),
+            example=torch.zeros(batch_size or 1, channels, *size),
             dynamic=not static,
             images=files,
             min_agreement=min_agreement,

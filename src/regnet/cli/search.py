@@ -79,6 +79,8 @@ def command(
     )
     if output and (output.suffix != ".json" or not output.absolute().parent.is_dir()):
         raise ConfigError(f"{output}: the file must end in .json, in a folder that exists")
+    if pareto and pareto.exists() and not pareto.is_dir():
+        raise ConfigError(f"{pareto}: --pareto needs a folder, and this is a file")
     where = find_device(device)
     if threads:
         import torch

@@ -132,10 +132,10 @@ def init(
         recipe=read_recipe(recipe, set_ or []),
         seed=seed,
     )
-    chosen = _executor(executor, workers, device, threads, gpus, slurm) if run else None
+    chosen = _executor(executor, workers, device, threads, gpus, slurm)
     study = population.init(folder, study)
     stderr.print(f"{folder}: {study.count} networks of {len(study.spaces)} spaces")
-    if chosen is not None:
+    if run:
         _train(folder, chosen, retry_failed=False)
         _fail_if_all_failed(folder)
         _report(folder, folder / REPORT)
@@ -440,7 +440,10 @@ def _space(name: str, **options: Any) -> "Space":
         values = json.loads(Path(name).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{name}: not JSON: {error}") from error
-    return part_at(Space.from_dict(values), **options)
+    try:
+        return part_at(Space.from_dict(values), **options)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _restricted(spaces: "list[Space]", restrictions: list[str]) -> "list[Space]":

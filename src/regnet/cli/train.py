@@ -218,7 +218,11 @@ def read_recipe(name: str, changes: list[str]) -> "Recipe":
             values[field] = None if text == "none" and field != "policy" else text
     if not name.endswith(".json"):
         return find_recipe(name, **values)
-    base = recipe_from_json(Path(name).read_text(encoding="utf-8"))
+    text = Path(name).read_text(encoding="utf-8")
+    try:
+        base = recipe_from_json(text)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
     return Recipe.from_dict(base.to_dict() | values)
 
 

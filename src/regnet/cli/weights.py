@@ -10,6 +10,7 @@ from regnet.errors import WeightsError
 
 if TYPE_CHECKING:
     from regnet.weights.catalog import Checkpoint
+    from regnet.weights.integrity import Verified
 
 app = typer.Typer(
     no_args_is_help=True, help="Fetch, verify, inspect and convert weights.", add_completion=False
@@ -63,7 +64,7 @@ def verify(
 
     files = [Path(name) for name in names or () if Path(name).is_file()]
     if sha256 is not None and len(files) != 1:
-        raise typer.BadParameter("belongs to one file", param_hint="--sha256")
+        raise typer.BadParameter("needs the path of one file that exists", param_hint="--sha256")
     rows = _rows([name for name in names or () if not Path(name).is_file()])
     how = Fetch(cache_dir=cache_dir)
     results: list[Verified] = [verify_file(path, sha256) for path in files]
@@ -79,7 +80,7 @@ def verify(
             ("", "against", "SHA-256", "~file"),
             [
                 (
-                    "whole" if result.whole else "DAMAGED",
+                    _state(result),
                     result.against,
                     result.sha256[:16],
                     result.path,
@@ -92,6 +93,12 @@ def verify(
             print_error(f"{result.path} is damaged: not what {result.against} says")
     if not all(result.whole for result in results):
         raise typer.Exit(1)
+
+
+def _state(found: "Verified") -> str:
+    if not found.whole:
+        return "DAMAGED"
+    return "unknown" if found.against == "nothing" else "whole"
 
 
 @app.command()

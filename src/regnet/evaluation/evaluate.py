@@ -232,10 +232,9 @@ def _runner(
     shape = (batch_size, 3, *look.size)
     inputs = [torch.randn(shape, device=group.device) for _ in range(INPUT_SETS)]
     target = Target(device=group.device, precision=precision)
+    known = find_engine(engine)
     try:
-        built = build_checked(
-            find_engine(engine), network, inputs, answers(network, inputs), target
-        )
+        built = build_checked(known, network, inputs, answers(network, inputs), target)
         reason = built.reason
     except Exception as error:  # noqa: BLE001 - an engine may fail in any way
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -276,8 +276,8 @@ class _Search:
         """What was predicted for finalists."""
 
     def run(self, engine: str, *, probes: int, finalists: int) -> Found:
-        self._choose_engine(engine)
         self.candidates = self._candidates()
+        self._choose_engine(engine)
         self.flops = self.candidates.metric("flops")
         self.features = features_of(self.candidates)
         self._probe(self._spread(probes - probes // 2))

@@ -256,7 +256,8 @@ class Space:
             }
             return cls(**{**values, **changes})
         except (KeyError, TypeError, AttributeError, IndexError) as error:
-            raise ConfigError(f"not a design space: {error!r}") from error
+            why = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ConfigError(f"not a design space: {why}") from error
 
 
 def _anynetx(name: str, **relations: Relation) -> Space:

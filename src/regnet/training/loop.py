@@ -141,6 +141,8 @@ def start(
         raise ConfigError(f"{folder} holds a run already; resume it, or name another folder")
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; name a folder")
+    if folder is not None and folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} holds other files; name a new folder")
     with joined(find_device(options.device)) as group, _own_randomness(group.device):
         session = Session(run, group, options, images)
         _check_images(facts, session)

@@ -89,6 +89,9 @@ def read(path: Path) -> tuple[Run, dict[str, Any]]:
         document = json.loads(file.read_text(encoding="utf-8"))
         return Run.from_dict(document.pop("run")), document
     except FileNotFoundError as error:
-        raise ConfigError(f"{path}: there is no {FILE}; name the folder of a run") from error
+        what = f"there is no {FILE}; name the folder of a run"
+        if path.suffix == ".json":
+            what = "there is no such file"
+        raise ConfigError(f"{path}: {what}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file}: not the description of a run ({error})") from error

@@ -184,7 +184,7 @@ def find_checkpoint(variant: str, tag: str | None = None) -> Checkpoint:
         return row
     of_variant = checkpoints_of(variant)
     for row in of_variant:
-        if tag is not None and row.tag == tag.lower():
+        if tag is not None and row.tag.lower() == tag.lower():
             return row
     if not of_variant:
         raise WeightsError(
