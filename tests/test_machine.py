@@ -23,8 +23,8 @@ def test_the_environment_of_a_cpu():
 
 
 def test_paths_of_this_machine_stay_here(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/a/b", "--out=/c/d.json", "/e/f", "--set", "lr=0.1"])
-    assert environment(CPU)["command"] == ["b", "--out=d.json", "f", "--set", "lr=0.1"]
+    monkeypatch.setattr(sys, "argv", ["/a/b", "--out=/c/d=1/e.json", "/e=1/f", "--set", "lr=0.1"])
+    assert environment(CPU)["command"] == ["b", "--out=e.json", "f", "--set", "lr=0.1"]
 
 
 def test_the_commit_is_that_of_the_repository():

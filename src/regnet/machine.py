@@ -41,7 +41,9 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _shown(argument: str) -> str:
     """A path of this machine by its name alone: documents are shown to others."""
-    option, equals, value = argument.rpartition("=")
+    option, equals, value = (
+        argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    )
     return option + equals + (Path(value).name if value.startswith(("/", "..", "~")) else value)
 
 

@@ -77,7 +77,7 @@ def test_a_training_checkpoint_with_objects_becomes_safetensors(tmp_path):
             1,
             ["is not on this machine; `regnet weights fetch regnety_016"],
         ),
-        (["verify", "--sha256", "00"], 2, ["belongs to one file"]),
+        (["verify", "--sha256", "00"], 2, ["needs the path of one file that exists"]),
         (["fetch", "regnety_1280"], 1, ["all weights of regnety_1280 restrict their use"]),
     ],
 )

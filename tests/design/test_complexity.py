@@ -195,11 +195,13 @@ def test_population_must_suit_the_norm():
     ("change", "message"),
     [
         ({"w0": [24, 20]}, "w0 must be positive multiples of 8, got 20"),
-        ({"wm": [2.0, 1.0]}, "wm must be greater than 1, got 1.0"),
-        ({"depth": [0, 3]}, "depth must be from 1 to 10000, got 0"),
+        ({"wm": [2.0, 1.0]}, "wm must be greater than 1, and up to 10000000, got 1.0"),
+        ({"depth": [0, 3]}, "depth must be whole numbers from 1 to 10000, got 0"),
         ({"bottleneck_ratio": [1.0, 1.5]}, "bottleneck_ratio must be whole numbers or .* got 1.5"),
         ({"rounding": "up"}, "rounding must be one of half_even, divisible; got 'up'"),
-        ({"wa": [-1.0]}, "wa must be 0 or more, got -1.0"),
+        ({"wa": [-1.0]}, "wa must be from 0 to 10000000, got -1.0"),
+        ({"depth": [13.5]}, "depth must be whole numbers from 1 to 10000, got 13.5"),
+        ({"group_width": [np.inf]}, "group_width must be whole numbers from 1 to .* got inf"),
     ],
 )
 def test_population_refuses_what_a_config_refuses(change, message):

@@ -320,6 +320,7 @@ def test_strided_depthwise_convolutions_keep_float32_under_autocast_on_a_cpu():
         assert conv2d(16, 16, 3, groups=16)(x).dtype == torch.bfloat16
     assert torch.equal(inside, conv(x.bfloat16().float()))
     assert conv.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+    torch.fx.symbolic_trace(conv)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -332,7 +333,6 @@ def test_evonorm_survives_half_precision(dtype):
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * expected.std().item())
 
 
-@pytest.mark.filterwarnings("ignore:var")  # torch's variance warns of empty batches
 def test_evaluation_gives_each_module_its_mode_back():
     model = AnyNet(SMALL).train()
     model.stem.eval()  # frozen
@@ -342,6 +342,7 @@ def test_evaluation_gives_each_module_its_mode_back():
     assert not model.stem.bn.training
 
 
+@pytest.mark.filterwarnings("ignore:var")  # torch's variance warns of empty batches
 @EACH_KIND
 def test_an_empty_batch(config):
     assert AnyNet(config).eval()(torch.empty(0, 3, 64, 64)).shape == (0, 5)

@@ -388,6 +388,8 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
     if any(not isinstance(label, int) for label in labels):
         raise DataError(f"{source}: labels must be whole numbers or names, and some are missing")
     known = classes or tuple(str(number) for number in range(max(labels) + 1))
+    if max(labels) < 0:
+        raise NoSplitError(f"{source}: its labels are kept secret, all are {max(labels)}")
     if min(labels) < 0 or max(labels) >= len(known):
         raise DataError(
             f"{source}: labels run from {min(labels)} to {max(labels)}, but there are "

@@ -62,6 +62,10 @@ class StagePopulation:
         return replace(parts[0], **arrays)
 
 
+def _are_whole(values: Any, most: int) -> Any:
+    return (values >= 1) & (values <= most) & (np.floor(values) == values)
+
+
 def regnet_population(
     *,
     w0: ArrayLike,
@@ -82,13 +86,22 @@ def regnet_population(
     w0_, wa_, wm_, depth_, group_width_, ratio = np.broadcast_arrays(
         *(np.atleast_1d(value) for value in (w0, wa, wm, depth, group_width, bottleneck_ratio))
     )
-    whole = f"whole numbers from 1 to {MOST_BLOCKS}"
     for name, values, valid, needs in (
         ("w0", w0_, (w0_ > 0) & (w0_ % QUANTUM == 0), f"positive multiples of {QUANTUM}"),
         ("wa", wa_, (wa_ >= 0) & (wa_ <= MOST), f"from 0 to {MOST}"),
         ("wm", wm_, (wm_ > 1) & (wm_ <= MOST), f"greater than 1, and up to {MOST}"),
-        ("depth", depth_, (depth_ >= 1) & (depth_ <= MOST_BLOCKS) & (depth_ % 1 == 0), whole),
-        ("group_width", group_width_, (group_width_ >= 1) & (group_width_ % 1 == 0), "whole"),
+        (
+            "depth",
+            depth_,
+            _are_whole(depth_, MOST_BLOCKS),
+            f"whole numbers from 1 to {MOST_BLOCKS}",
+        ),
+        (
+            "group_width",
+            group_width_,
+            _are_whole(group_width_, MOST),
+            f"whole numbers from 1 to {MOST}",
+        ),
         ("bottleneck_ratio", ratio, is_ratio(ratio), "whole numbers or one over a whole number"),
     ):
         if not valid.all():

@@ -26,9 +26,10 @@ QUANTUM = 8
 """Widths are multiples of this many channels before group rounding."""
 
 MOST_BLOCKS = 10_000
+"""Deepest network that a config describes: far beyond use, and quick to expand."""
+
 MOST = 10_000_000
 """Upper limit of any number of a config."""
-"""Deepest network that a config describes: far beyond use, and quick to expand."""
 
 
 def is_ratio(bottleneck_ratio: Any) -> Any:

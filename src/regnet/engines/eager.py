@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from regnet.engines.base import OWN_LAYOUT, Runner, Target, half_obstacle
 from regnet.engines.transforms import folded, folds, padded_if_it_pays, placed
 from regnet.errors import EngineError
+from regnet.nn.model import evaluating
 
 
 class Eager:
@@ -25,7 +26,19 @@ class Eager:
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         # Modules of its own, since the caller's may go back to training; the tensors are shared.
         tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        return inference(deepcopy(model, tensors).eval())
+        try:
+            return inference(deepcopy(model, tensors).eval())
+        except RuntimeError:  # what a module keeps of its last pass cannot be copied
+            return _evaluated(model)
+
+
+def _evaluated(model: nn.Module) -> Runner:
+    def run(x: Tensor) -> Tensor:
+        with evaluating(model), torch.inference_mode():
+            out: Tensor = model(x)
+            return out
+
+    return run
 
 
 class Folded:

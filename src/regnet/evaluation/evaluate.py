@@ -141,7 +141,7 @@ def evaluate(
     match = match_classes(images, names, network.num_classes)
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
     weights, home = _digest(network), next(network.parameters()).device
-    with joined(find_device(device if device is not None else home)) as group:
+    with joined(find_device(device) if device is not None else home) as group:
         kept = None
         if keep is not None:
             what = {
@@ -220,6 +220,8 @@ def _runner(
     group: Group,
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """What answers, and the precision it computes in."""
+    if precision not in DTYPES:
+        raise ConfigError(f"precision must be one of {', '.join(DTYPES)}; got {precision!r}")
     kind = next(network.parameters()).dtype
     if engine == "eager":
         own = next((name for name, dtype in DTYPES.items() if dtype == kind), str(kind))
@@ -230,7 +232,8 @@ def _runner(
             )
         return (lambda x: network(x.to(kind)).float()), own
     shape = (batch_size, 3, *look.size)
-    inputs = [torch.randn(shape, device=group.device) for _ in range(INPUT_SETS)]
+    rng = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=rng).to(group.device) for _ in range(INPUT_SETS)]
     target = Target(device=group.device, precision=precision)
     known = find_engine(engine)
     try:

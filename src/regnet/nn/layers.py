@@ -6,7 +6,9 @@ Child names (`conv`, `bn`, `fc1`, `fc2`) are the checkpoint format of the Hub an
 import contextlib
 
 import torch
+import torch.fx
 from torch import Tensor, nn
+from torch.nn import functional
 
 from regnet.design.blocks import (
     HALO_BLOCK,
@@ -32,8 +34,8 @@ def conv2d(
 ) -> nn.Conv2d:
     """A convolution padded so that stride 1 keeps height and width."""
     padding = dilation * (kernel_size // 2)
-    depthwise = groups == width_in == width
-    kind = StridedDepthwiseConv2d if depthwise and stride > 1 else nn.Conv2d
+    strided_depthwise = groups == width_in == width and stride > 1 == dilation
+    kind = StridedDepthwiseConv2d if strided_depthwise else nn.Conv2d
     return kind(width_in, width, kernel_size, stride, padding, dilation, groups, bias=bias)
 
 
@@ -45,14 +47,26 @@ class StridedDepthwiseConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        slow = (
-            x.device.type == "cpu"
-            and torch.is_autocast_enabled("cpu")
-            and self.weight.dtype == torch.float32
+        return _convolved(x, self.weight, self.bias, self.stride, self.padding, self.groups)
+
+
+def _convolved(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...] | str,
+    groups: int,
+) -> Tensor:
+    autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    slow = autocast and weight.dtype == torch.float32
+    with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
+        return functional.conv2d(
+            x.float() if slow else x, weight, bias, stride, padding, groups=groups
         )
-        with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
-            out: Tensor = self._conv_forward(x.float() if slow else x, self.weight, self.bias)
-        return out
+
+
+torch.fx.wrap("_convolved")  # torch.fx cannot trace what depends on its input
 
 
 def activation_layer(activation: Activation | None, *, inplace: bool = True) -> nn.Module:

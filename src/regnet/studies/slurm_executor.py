@@ -1,6 +1,7 @@
 """Networks trained as jobs of a SLURM cluster, through submitit."""
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -96,7 +97,13 @@ class SlurmExecutor:
         try:
             return job.result()
         except self._failures.FailedJobError as error:  # what the function raised: nobody's death
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise StudyError(f"job {job.job_id}: {lines[-1] if lines else error!r}") from error
+            raise StudyError(f"job {job.job_id}: {_raised(str(error))}") from error
         except self._failures.UncompletedJobError as error:
             return Died(" ".join(f"{type(error).__name__}: {error}".split())[:500])
+
+
+def _raised(message: str) -> str:
+    """The last line of the traceback, which submitit's message has between two rules."""
+    traceback = re.split(r"^-{5,}$", message, flags=re.MULTILINE)
+    lines = (traceback[1] if len(traceback) > 2 else message).split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), message)

@@ -319,8 +319,8 @@ def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
         for suffix in ("", "-wal", "-shm"):  # results may lie in the log alone
             part = path.with_name(path.name + suffix)
             if part.exists():
-                kept = damaged
-                part.rename(damaged.with_name(damaged.name + suffix))
+                moved = part.rename(damaged.with_name(damaged.name + suffix))
+                kept = kept or moved
         (Path(new) / FILE).rename(path)
     return len(results), kept
 

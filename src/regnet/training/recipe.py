@@ -135,7 +135,8 @@ class Recipe:
             elif int in kinds:
                 fits, needed = type(value) is int, "a whole number"
             else:
-                fits, needed = type(value) in (int, float), "a number"
+                number = isinstance(value, int | float) and not isinstance(value, bool)
+                fits, needed = number, "a number"
             if not fits:
                 raise ConfigError(f"{name} must be {needed}, got {value!r}")
 

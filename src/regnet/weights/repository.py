@@ -91,7 +91,7 @@ def _description(
     if known and (license == "unknown" or not known.license_terms.permissive):
         license = known.license  # no repository of a publisher's weights talks itself free
     transform = known.preprocess if known and "input_size" not in cfg else None
-    pool = values.get("global_pool", (values.get("model_args") or {}).get("global_pool"))
+    pool = {**values, **(values.get("model_args") or {})}.get("global_pool")
     checkpoint = Checkpoint(
         variant=architecture,
         tag=str(cfg.get("tag") or "weights"),
