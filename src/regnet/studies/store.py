@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import shutil
 import sqlite3
 import tempfile
 import uuid
@@ -23,6 +24,9 @@ from regnet.errors import StudyError
 
 FILE: Final = "study.db"
 COPY: Final = "study-copy.db"
+_PARTS: Final = ("", "-wal", "-shm")
+"""Files of a SQLite store: itself, its log, and the index of that."""
+
 OWNERS: Final = "owners"
 
 _COPY_AFTER: Final = 25
@@ -316,7 +320,7 @@ def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
             store.add(results.values())
             store.add(rows)
         damaged = folder / f"{FILE}.damaged-{uuid.uuid4().hex[:8]}"
-        for suffix in ("", "-wal", "-shm"):  # results may lie in the log alone
+        for suffix in _PARTS:
             part = path.with_name(path.name + suffix)
             if part.exists():
                 moved = part.rename(damaged.with_name(damaged.name + suffix))
@@ -326,10 +330,20 @@ def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
 
 
 def _readable(path: Path, count: int) -> Iterator[Row]:
-    """Rows with a result that are as they were written."""
+    """Rows with a result that are as they were written.
+
+    Read from a copy: SQLite deletes a log that it cannot use, in which results may lie.
+    """
     if not path.is_file():
         return
-    with contextlib.closing(sqlite3.connect(path, timeout=_WAIT)) as connection:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        for suffix in _PARTS:
+            part = path.with_name(path.name + suffix)
+            if part.is_file():
+                shutil.copy(part, folder)
+        connection = sqlite3.connect(Path(folder) / path.name, timeout=_WAIT)
+        stack.enter_context(contextlib.closing(connection))
         for at in range(1, count + _ROOM):
             with contextlib.suppress(sqlite3.DatabaseError, ValueError):
                 found = connection.execute(f"{_SELECT} WHERE id = ?", (at,)).fetchone()
