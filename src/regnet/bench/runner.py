@@ -16,7 +16,7 @@ from regnet.bench.document import AUTO, BEST, Case, Document, Pair, Row
 from regnet.bench.floors import Ceilings, floor, measure_ceilings
 from regnet.bench.networks import PAIRINGS, PEERS, load
 from regnet.design.config import AnyNetConfig, RegNetConfig
-from regnet.engines.base import Runner, Target
+from regnet.engines.base import Precision, Runner, Target
 from regnet.engines.check import INPUT_SETS, answers, build_checked, worst_error, wrong
 from regnet.engines.optimize import ENGINES, find_engine, optimize
 from regnet.machine import environment, gpu_state
@@ -110,8 +110,6 @@ class Bench:
     def row(self, case: Case) -> Row:
         """A case, measured, or the reason why it was not."""
         try:
-            if case.precision not in self.ceilings:
-                self.ceilings[case.precision] = measure_ceilings(self.device, case.precision)
             return self._measured(case)
         except Exception as error:  # noqa: BLE001 - out of memory, or whatever an engine raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
@@ -174,13 +172,6 @@ class Bench:
         size = case.input_size or network.input_size
         cost = network.complexity(size)
         target = Target(device=self.device, precision=case.precision, layout=case.layout)
-        least = floor(
-            network.architecture,
-            size,
-            case.batch_size,
-            self.ceilings[case.precision],
-            element_bytes=target.dtype.itemsize,
-        )
         row = Row(
             case=case,
             input_size=size,
@@ -189,8 +180,6 @@ class Bench:
             activations=cost.activations,
             top1_error=network.top1_error,
             top1_source=network.top1_source,
-            floor_epilogue_ms=1e3 * least.epilogue,
-            floor_fused_ms=1e3 * least.fused,
         )
         model = network.model.to(self.device)
         rng = torch.Generator().manual_seed(0)
@@ -210,6 +199,13 @@ class Bench:
             )
             # A race has its own account of memory.
             peak = row.peak_bytes if case.engine in (AUTO, BEST) else grown()
+        least = floor(
+            network.architecture,
+            size,
+            case.batch_size,
+            self._ceilings(case.precision),
+            element_bytes=target.dtype.itemsize,
+        )
         low, high = bootstrap_median(samples.seconds, np.random.default_rng(0))
         queued = self._queued(call, inputs, samples)
         if not case.train:
@@ -217,6 +213,8 @@ class Bench:
         p99 = samples.percentile(99) if len(samples.seconds) >= P99_CALLS else None
         return replace(
             row,
+            floor_epilogue_ms=1e3 * least.epilogue,
+            floor_fused_ms=1e3 * least.fused,
             steady=samples.steady,
             peak_bytes=peak,
             latency_ms=1e3 * samples.median,
@@ -230,6 +228,12 @@ class Bench:
             images_per_second=case.batch_size / queued,
             seconds=samples.seconds,
         )
+
+    def _ceilings(self, precision: Precision) -> Ceilings:
+        """Measured for the first row that ran: without instructions for it, they take minutes."""
+        if precision not in self.ceilings:
+            self.ceilings[precision] = measure_ceilings(self.device, precision)
+        return self.ceilings[precision]
 
     def _queued(self, call: Callable[[Tensor], Any], inputs: list[Tensor], one: Samples) -> float:
         if self.device.type == "cpu":  # where a call is done when it returns
