@@ -10,6 +10,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from regnet.bench.document import latencies
 from regnet.design.complexity import complexity
 from regnet.design.variants import VARIANTS
 from regnet.weights.catalog import checkpoints
@@ -23,19 +24,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def latencies() -> dict[str, float]:
-    """Measured milliseconds by variant, of the image size it was made for."""
-    if not LATENCIES.exists():
-        return {}
-    document = json.loads(LATENCIES.read_text(encoding="utf-8"))
-    return {
-        row["case"]["model"]: row["latency_ms"] for row in document["rows"] if row["latency_ms"]
-    }
-
-
 def rows() -> Iterator[tuple[str, ...]]:
     """A row per checkpoint, of `COLUMNS`; flops for the checkpoint's image size."""
-    measured = latencies()
+    measured = latencies(json.loads(LATENCIES.read_text(encoding="utf-8")))
     for row in checkpoints().values():
         variant = VARIANTS[row.variant]
         side = row.preprocess.size[0]

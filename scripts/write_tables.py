@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from regnet.bench.document import latencies
 from regnet.bench.networks import PAPER_ERRORS
 from regnet.design.complexity import complexity
 from regnet.design.variants import VARIANTS
@@ -243,16 +244,6 @@ def study_best(document: Document) -> Iterator[str]:
         ]
         rows.append([metric, *cells])
     yield from table(["", *(f"`{name}`" for name in spaces)], rows)
-
-
-def latencies(document: Document) -> Mapping[str, float]:
-    """Milliseconds of each network, on the engine that is fastest for it."""
-    found: dict[str, float] = {}
-    for row in document["rows"]:
-        name, ms = row["case"]["model"], row["latency_ms"]
-        if ms:
-            found[name] = min(ms, found.get(name, ms))
-    return found
 
 
 def zoo(document: Document) -> Iterator[str]:

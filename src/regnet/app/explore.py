@@ -27,14 +27,15 @@ NEAR_COLUMNS: Final = (
 
 def stage_table(config: RegNetConfig) -> Table:
     """A row per stage, of `STAGE_COLUMNS`; widths in channels."""
+    last_blocks = {block.stage: block for block in config.blocks()}
     return [
         [
             str(number),
             str(stage.depth),
             str(stage.width),
-            str(round(stage.width / stage.bottleneck_ratio)),
-            str(stage.group_width),
-            str(round(stage.width / stage.bottleneck_ratio) // stage.group_width),
+            str(last_blocks[number].bottleneck_width),
+            str(last_blocks[number].group_width),
+            str(last_blocks[number].groups),
             str(stage.stride),
         ]
         for number, stage in enumerate(config.stages, 1)

@@ -1,6 +1,7 @@
 """What one run of the benchmark asked and found: the document that it writes and reads."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -143,3 +144,13 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(document.get("rows"), list):
         raise ConfigError(f"{path}: not a document of regnet bench (it has no rows)")
     return document
+
+
+def latencies(document: Mapping[str, Any]) -> dict[str, float]:
+    """Milliseconds of each network that ran, on the engine that was fastest for it."""
+    found: dict[str, float] = {}
+    for row in document["rows"]:
+        name, ms = row["case"]["model"], row["latency_ms"]
+        if ms:
+            found[name] = min(ms, found.get(name, ms))
+    return found
