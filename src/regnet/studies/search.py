@@ -276,8 +276,12 @@ class _Search:
         """What was predicted for finalists."""
 
     def run(self, engine: str, *, probes: int, finalists: int) -> Found:
+        # What is named wrongly, and limits that nothing meets, are told before anything is measured.
+        if engine != "auto":
+            self._take_engine(engine)
         self.candidates = self._candidates()
-        self._choose_engine(engine)
+        if engine == "auto":
+            self._race_engines()
         self.flops = self.candidates.metric("flops")
         self.features = features_of(self.candidates)
         self._probe(self._spread(probes - probes // 2))
@@ -353,14 +357,14 @@ class _Search:
         )
         return np.asarray(needed <= 1e6 * (self.limits.memory_mb or inf))
 
-    def _choose_engine(self, engine: str) -> None:
-        """Take the engine that is asked for, or the fastest one, and its layout."""
-        if engine != "auto":
-            chosen = find_engine(engine)
-            if obstacle := chosen.obstacle(self.target):
-                raise EngineError(f"{engine} cannot be used here: {obstacle}")
-            self.engine = chosen.name
-            return
+    def _take_engine(self, name: str) -> None:
+        chosen = find_engine(name)
+        if obstacle := chosen.obstacle(self.target):
+            raise EngineError(f"{name} cannot be used here: {obstacle}")
+        self.engine = chosen.name
+
+    def _race_engines(self) -> None:
+        """Take the engine that is the fastest here, and its layout."""
         self.tell("engines", 0, 1)
         low, high = self._range
         names = _nearest(self.limits.flops or (low * high) ** 0.5, self.space.input_size)
