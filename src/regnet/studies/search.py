@@ -276,7 +276,7 @@ class _Search:
         """What was predicted for finalists."""
 
     def run(self, engine: str, *, probes: int, finalists: int) -> Found:
-        # What is named wrongly, and limits that nothing meets, are told before anything is measured.
+        # A wrong name, and limits that nothing meets, are told before anything is measured.
         if engine != "auto":
             self._take_engine(engine)
         self.candidates = self._candidates()
