@@ -19,6 +19,7 @@ from regnet.bench.document import latencies
 from regnet.bench.networks import PAPER_ERRORS
 from regnet.design.complexity import complexity
 from regnet.design.variants import VARIANTS
+from regnet.timing import Comparison
 from regnet.weights.catalog import default_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -180,11 +181,14 @@ def search(document: Document) -> Iterator[str]:
     yield from table(["", "flops, M", "params, M", "activations, M", "ms"], rows)
     yield ""
     against = document["against_rival"]
+    verdict = Comparison(**against).verdict("the one found", document["rival"])
     yield (
         f"{document['engine']} {document['precision']}, batch {document['batch_size']}; predicted "
         f"before it was measured {document['best']['predicted_ms'] or 0:.2f} ms. In turn with "
         f"{document['rival']}, whose time is {against['median']:.2f} of the one found (95 % "
-        f"{against['low']:.2f} to {against['high']:.2f}). The model of latency was off by "
+        f"{against['low']:.2f} to {against['high']:.2f}; against itself "
+        f"{against['control_low']:.2f} to {against['control_high']:.2f}): {verdict}. "
+        f"The model of latency was off by "
         f"{document['fit_error']:.1%} on networks left out, and by "
         f"{document['prediction_error']:.1%} on finalists (medians). {origin(document)}."
     )
@@ -247,7 +251,7 @@ def study_best(document: Document) -> Iterator[str]:
 
 
 def zoo(document: Document) -> Iterator[str]:
-    """Free weights, and how fast their networks are: those that no other free ones beat in both."""
+    """Default weights of the networks measured, the most accurate at each latency."""
     measured = latencies(document)
     defaults = [
         (measured[name], row) for name in measured if (row := default_checkpoint(name)) is not None

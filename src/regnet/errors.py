@@ -56,3 +56,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the known one that is most like it, if any."""
     close = get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def in_one_line(error: BaseException, *, most: int | None = None) -> str:
+    """An error of another library, which may be of many lines: its type and message, cut."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:most]

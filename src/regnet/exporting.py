@@ -25,7 +25,7 @@ from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx, write_onnx
 from regnet.engines.openvino import OpenVINO, convert, run_openvino, write_openvino
 from regnet.engines.optimize import default_shape
 from regnet.engines.program import capture, dynamic_shapes, smallest_side
-from regnet.errors import ConfigError, EngineError, MissingExtraError, RegNetError
+from regnet.errors import ConfigError, EngineError, MissingExtraError, RegNetError, in_one_line
 from regnet.nn.layers import HaloAttention
 from regnet.nn.model import AnyNet, evaluating
 from regnet.zoo.create import preprocess
@@ -246,7 +246,7 @@ def export(
         except (RegNetError, OSError):
             raise
         except Exception as problem:
-            reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
+            reason = in_one_line(problem, most=300)
             raise EngineError(f"{form.name} cannot take this network: {reason}") from problem
         if work.int8:
             _judge_int8(error, agreement, min_agreement, path)

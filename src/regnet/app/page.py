@@ -117,15 +117,11 @@ def _design(page: gr.Blocks) -> None:
 def _parameterized(name: str) -> bool:
     """Whether the controls reach a published network."""
     config = VARIANTS[name].config
-    if not isinstance(config, RegNetConfig) or (config.stem, config.block) != (
-        "simple",
-        "bottleneck",
-    ):
+    plain = isinstance(config, RegNetConfig) and config.stem == "simple"
+    if not plain or config.block != "bottleneck":
         return False
-    ranges = ((low, high) for _, low, high, _, _ in _PARAMETERS)
-    return all(
-        low <= value <= high for value, (low, high) in zip(_values(name), ranges, strict=False)
-    )
+    controls = zip(_PARAMETERS, _values(name), strict=False)
+    return all(low <= value <= high for (_, low, high, _, _), value in controls)
 
 
 def _values(name: str) -> list[float]:

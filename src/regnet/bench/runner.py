@@ -19,6 +19,7 @@ from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.engines.base import Precision, Runner, Target
 from regnet.engines.check import INPUT_SETS, answers, build_checked, worst_error, wrong
 from regnet.engines.optimize import ENGINES, find_engine, optimize
+from regnet.errors import in_one_line
 from regnet.machine import environment, gpu_state
 from regnet.timing import (
     Samples,
@@ -112,7 +113,7 @@ class Bench:
         try:
             return self._measured(case)
         except Exception as error:  # noqa: BLE001 - out of memory, or whatever an engine raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            reason = in_one_line(error, most=300)
             return Row(case=case, reason=reason)
 
     def row_of(self, config: AnyNetConfig | RegNetConfig, case: Case) -> Row:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 _DECIDED: Final = (
-    "model", "recipe", "set_", "out", "val", "train_images", "val_images", "pretrained",
+    "model", "recipe", "set_", "val", "train_images", "val_images", "pretrained",
     "num_classes", "seed", "save_steps",
 )  # fmt: skip
 """Parameters of the command that a run keeps: what is resumed or repeated has its own."""
@@ -99,6 +99,9 @@ def command(
     if list_recipes:
         _print_recipes(as_json=as_json)
         return
+    import torch
+
+    from regnet.devices import keep_freed_memory
     from regnet.plot import check_plot_file
 
     if plot:
@@ -106,8 +109,7 @@ def command(
     if sum(value is not None for value in (data, resume, replay)) != 1:
         raise ConfigError("name the images, or --resume FOLDER, or --replay RUN.json")
     if resume or replay:
-        decided = [name for name in _DECIDED if name != "out" or resume]
-        for parameter in decided:
+        for parameter in (*_DECIDED, "out") if resume else _DECIDED:
             source = context.get_parameter_source(parameter)
             if source and source.name == "COMMANDLINE":
                 option = f"--{parameter.strip('_').replace('_', '-')}"
@@ -117,8 +119,6 @@ def command(
     if resume is None and out is None:
         raise ConfigError("--out is missing: a new folder for what comes out")
     if threads:
-        import torch
-
         torch.set_num_threads(threads)
     options = _options(
         resume,
@@ -130,6 +130,8 @@ def command(
         keep=keep,
         tensorboard=tensorboard or None,
     )
+    if options.device == torch.device("cpu"):
+        keep_freed_memory()
     with _Bar() as bar:
         done = _run(
             data,
@@ -191,16 +193,13 @@ def _run(
 
 def _options(resumed: Path | None, **asked: Any) -> "Options":
     """What was asked for, over what a run that is resumed began with."""
-    from regnet.devices import find_device, keep_freed_memory
+    from regnet.devices import find_device
     from regnet.training import run as runs
     from regnet.training.session import Options
 
     began = runs.read(resumed)[1]["options"] if resumed else {}
     chosen = began | {name: value for name, value in asked.items() if value is not None}
-    where = find_device(chosen.get("device", "cpu"))
-    if where.type == "cpu":
-        keep_freed_memory()
-    return Options(**chosen | {"device": where})
+    return Options(**chosen | {"device": find_device(chosen.get("device", "cpu"))})
 
 
 def read_recipe(name: str, changes: list[str]) -> "Recipe":

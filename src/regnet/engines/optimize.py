@@ -27,7 +27,7 @@ from regnet.engines.eager import Eager, Folded, Padded
 from regnet.engines.onnx_runtime import ONNXRuntime
 from regnet.engines.openvino import OpenVINO
 from regnet.engines.tensorrt import TensorRT
-from regnet.errors import ConfigError, EngineError
+from regnet.errors import ConfigError, EngineError, in_one_line
 from regnet.machine import what_decides_speed
 from regnet.nn.model import AnyNet, evaluating
 from regnet.timing import compare, measure, peak_memory
@@ -344,7 +344,7 @@ class _Race:
         except EngineError as problem:
             return replace(row, reason=f"unsuitable: {problem}"), None
         except Exception as problem:  # noqa: BLE001 - an engine may fail in any way; the race goes on
-            reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:200]
+            reason = in_one_line(problem, most=200)
             return replace(row, reason=reason), None
         return row, built.runner
 

@@ -19,7 +19,7 @@ from regnet.devices import Group, find_device, joined
 from regnet.engines.base import DTYPES, Precision, Target, for_any_batch
 from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.optimize import find_engine
-from regnet.errors import ConfigError, DataError, EngineError
+from regnet.errors import ConfigError, DataError, EngineError, in_one_line
 from regnet.evaluation import scores
 from regnet.evaluation.datasets import Match, identify, match_classes
 from regnet.evaluation.kept import Kept
@@ -240,7 +240,7 @@ def _runner(
         built = build_checked(known, network, inputs, answers(network, inputs), target)
         reason = built.reason
     except Exception as error:  # noqa: BLE001 - an engine may fail in any way
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = in_one_line(error, most=200)
     if reason or built.runner is None:
         raise EngineError(f"{engine} does not run this network in {precision} here: {reason}")
     return for_any_batch(built.runner, batch_size), precision

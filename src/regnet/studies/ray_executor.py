@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from regnet.errors import MissingExtraError
+from regnet.errors import MissingExtraError, in_one_line
 from regnet.studies.executor import ATTEMPTS, Died, Result, Results, Task, with_threads
 
 
@@ -95,4 +95,4 @@ class RayExecutor:
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None  # what the function raised: nobody's death
         except self._ray.exceptions.RayError as error:
-            return Died(" ".join(f"{type(error).__name__}: {error}".split())[:500])
+            return Died(in_one_line(error, most=500))

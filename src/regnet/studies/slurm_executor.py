@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from regnet.errors import MissingExtraError, StudyError
+from regnet.errors import MissingExtraError, StudyError, in_one_line
 from regnet.studies.executor import ATTEMPTS, Died, Result, Results, Task, with_threads
 
 _POLL_SECONDS = 1.0
@@ -99,7 +99,7 @@ class SlurmExecutor:
         except self._failures.FailedJobError as error:  # what the function raised: nobody's death
             raise StudyError(f"job {job.job_id}: {_raised(str(error))}") from error
         except self._failures.UncompletedJobError as error:
-            return Died(" ".join(f"{type(error).__name__}: {error}".split())[:500])
+            return Died(in_one_line(error, most=500))
 
 
 def _raised(message: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from regnet.errors import DataError, MissingExtraError
+from regnet.errors import DataError, MissingExtraError, in_one_line
 from regnet.machine import device_name
 from regnet.studies.store import Row
 from regnet.training.input import Images
@@ -53,7 +53,7 @@ def train_network(task: Task, device: str) -> dict[str, Any]:
     except (DataError, OSError, MissingExtraError):
         raise
     except Exception as error:  # noqa: BLE001 - one network must not end the study
-        found["reason"] = " ".join(f"{type(error).__name__}: {error}".split())
+        found["reason"] = in_one_line(error)
     finally:
         if device.startswith("cuda"):
             torch.cuda.empty_cache()  # for the other processes on this GPU

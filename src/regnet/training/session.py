@@ -44,9 +44,9 @@ class Progress:
 
 
 _KEPT: Final = (
-    "device", "workers", "parallel", "compile", "grad_checkpointing", "keep", "tensorboard",
+    "workers", "parallel", "compile", "grad_checkpointing", "keep", "tensorboard",
 )  # fmt: skip
-"""Options that run.json keeps, for a run that is resumed."""
+"""Options that run.json keeps beside the device, for a run that is resumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,9 +128,8 @@ class Session:
             "images": self.image_facts,
             "processes": self.group.size,
             "options": {
-                name: str(value) if name == "device" else value
-                for name in _KEPT
-                for value in (getattr(self.options, name),)
+                "device": str(self.options.device),
+                **{name: getattr(self.options, name) for name in _KEPT},
             },
             "environment": environment(self.group.device),
         }
