@@ -78,6 +78,8 @@ Made by
 
     {command}
 
+where `--begin` goes on from the weights that were published before, those of the earlier cycles.
+
 It knows ten classes and sees 32x32 pixels: a demonstration, not a product.
 """
 
@@ -105,10 +107,11 @@ def main() -> None:
             sys.exit(f"stopped and saved; the same command goes on in {out}")
         start = f"local-dir:{out / 'model'}"
     seconds = sum(row["seconds"] + row["test_seconds"] for row in done.log)
-    publish(out, args.data, minutes=seconds / 60)
+    command = COMMAND if args.begin == 1 else f"{COMMAND} --begin {args.begin}"
+    publish(out, args.data, command=command, minutes=seconds / 60)
 
 
-def publish(out: Path, data: Path, *, minutes: float) -> None:
+def publish(out: Path, data: Path, *, command: str, minutes: float) -> None:
     """Write fp16 weights, table row and model card, with the measured accuracy of that file.
 
     Weights that are no better than the published ones stay in --out.
@@ -154,7 +157,7 @@ def publish(out: Path, data: Path, *, minutes: float) -> None:
             }
         ],
         "metrics_source": "scripts/train_embedded.py",
-        "command": COMMAND,
+        "command": command,
     }  # fmt: skip
     (WEIGHTS / "embedded.json").write_text(f"[\n{json.dumps(row)}\n]\n", encoding="utf-8")
     usual = find_recipe("cifar").to_dict()
@@ -162,7 +165,7 @@ def publish(out: Path, data: Path, *, minutes: float) -> None:
     card = CARD.format(
         id=f"{VARIANT}.{TAG}",
         sha256=row["sha256"],
-        command=COMMAND,
+        command=command,
         dataset=found.dataset,
         count=found.evaluated,
         top1=found.top1,
