@@ -14,6 +14,14 @@ from tests import golden
 
 IDENTITY = KeyTable(())
 
+FLOAT32 = {"haloregnetz_b": 5e-4}
+"""Largest difference in float32, in units of an output's root mean square, where it is not 1e-4.
+
+The attention of HaloRegNetZ magnifies rounding: the order in which a processor's kernels add makes
+it 0.7e-4 to 1.7e-4 (AVX2, AVX-512, one thread and two). That the function is timm's is seen in
+float64.
+"""
+
 
 def with_overrides(
     config: AnyNetConfig | RegNetConfig, overrides: dict[str, Any]
@@ -91,7 +99,7 @@ def test_outputs_equal_timms(name, record):
     config = with_overrides(VARIANTS[name].config, record.get("overrides") or {})
     model = filled(config, record["conv_gain"], keys_of(name).to_theirs)
     assert worst_difference(model, record, {}) < 1e-9
-    assert worst_difference(model.float(), record, {}) < 1e-4
+    assert worst_difference(model.float(), record, {}) < FLOAT32.get(name, 1e-4)
 
 
 def pycls_keys(name: str) -> KeyTable:
