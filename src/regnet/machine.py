@@ -103,6 +103,8 @@ def _cpu() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    if package == "torch":
+        return str(torch.__version__)  # names the build too, unlike the package's metadata
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,0 +1,118 @@
+"""The gate of squeeze-excitation, from sums over parts of the feature maps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from regnet.kernels.launch import HAS_TRITON, blocks, fastest, power_of_two, runs_kernels
+from regnet.kernels.pointwise import Pointwise, pointwise
+from regnet.nn.layers import SqueezeExcitation
+
+HIDDEN_BLOCK = 16
+"""Hidden channels are filled with zeros to a multiple of this, for whole reads."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Squeeze:
+    """The two layers of squeeze-excitation, ready for the kernels."""
+
+    first: Pointwise
+    second: Pointwise
+
+    @classmethod
+    def of(cls, se: SqueezeExcitation, dtype: torch.dtype) -> "Squeeze":
+        """From the module."""
+        first, second = Pointwise.of(se.fc1, dtype), Pointwise.of(se.fc2, dtype)
+        more = -len(first.bias) % HIDDEN_BLOCK
+        return cls(
+            Pointwise(
+                functional.pad(first.weight, (0, more)), functional.pad(first.bias, (0, more))
+            ),
+            Pointwise(functional.pad(second.weight, (0, 0, 0, more)), second.bias),
+        )
+
+
+def gate(sums: Tensor, pixels: int, layers: Squeeze) -> Tensor:
+    """sigmoid(second(ReLU(first(mean)))).
+
+    Args:
+        sums: (N, parts, width), float32, over the pixels of each part.
+        pixels: of a map.
+        layers: both layers; the activation between them is ReLU.
+
+    Returns:
+        (N, width), float32.
+    """
+    hidden = _hidden(sums, pixels, layers.first)[:, None, None]
+    return pointwise(hidden, layers.second, activation="sigmoid", dtype=torch.float32)[:, 0, 0]
+
+
+def _hidden(sums: Tensor, pixels: int, layer: Pointwise) -> Tensor:
+    if not runs_kernels(sums):
+        return reference(sums, pixels, layer)
+    images, parts, width_in = sums.shape
+    width = len(layer.bias)
+    out = layer.weight.new_empty((images, width))
+
+    def run(way: tuple[int, int]) -> None:
+        block_width, block_in = way
+        _kernel[(blocks(width, block_width), blocks(images, 16))](
+            sums, layer.weight, layer.bias, out, images, parts, width_in, width, 1 / pixels,
+            BLOCK_WIDTH=block_width, BLOCK_IN=block_in,
+            PARTS=power_of_two(parts, least=1, most=8),
+            num_warps=4, num_stages=2,
+        )  # fmt: skip
+
+    ways = [(16, 64), (power_of_two(width, least=16, most=64), 32)]
+    run(fastest(("squeeze", tuple(sums.shape), width, out.dtype), ways, run, sums))
+    return out
+
+
+def reference(sums: Tensor, pixels: int, layer: Pointwise) -> Tensor:
+    """ReLU(mean @ weight + bias) in PyTorch: (N, width)."""
+    mean = (sums.sum(1) / pixels).to(layer.weight.dtype).float()
+    return (mean @ layer.weight.float() + layer.bias).relu().to(layer.weight.dtype)
+
+
+if HAS_TRITON:
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def _kernel(  # type: ignore[no-untyped-def]
+        sums, weight, bias, out, images, parts, width_in, width, scale,
+        BLOCK_WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr, PARTS: tl.constexpr,
+    ):  # fmt: skip
+        width = width // 16 * 16
+        image = tl.program_id(1) * 16 + tl.arange(0, 16)
+        column = tl.program_id(0) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
+        alive, within = image < images, column < width
+        total = tl.zeros((16, BLOCK_WIDTH), tl.float32)
+        for first in range(0, width_in, BLOCK_IN):
+            k = first + tl.arange(0, BLOCK_IN)
+            deep = k < width_in
+            added = tl.zeros((16, BLOCK_IN), tl.float32)
+            for start in range(0, parts, PARTS):
+                part = start + tl.arange(0, PARTS)
+                row = image[:, None] * parts + part[None, :]
+                some = alive[:, None] & (part < parts)[None, :]
+                values = tl.load(
+                    sums + row[:, :, None] * width_in + k[None, None, :],
+                    mask=some[:, :, None] & deep[None, None, :], other=0.0,
+                )  # fmt: skip
+                added += tl.sum(values, 1)
+            b = tl.load(
+                weight + k[:, None] * width + column[None, :],
+                mask=deep[:, None] & within[None, :], other=0.0,
+            )  # fmt: skip
+            total = tl.dot((added * scale).to(b.dtype), b, total)
+        total += tl.load(bias + column, mask=within, other=0.0)[None, :]
+        to = image[:, None] * width + column[None, :]
+        mask = alive[:, None] & within[None, :]
+        tl.store(out + to, tl.maximum(total, 0.0).to(out.dtype.element_ty), mask=mask)
+
+else:
+    _kernel: Any = None
