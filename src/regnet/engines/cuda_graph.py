@@ -66,6 +66,8 @@ def captured(call: Callable[[Tensor], Tensor], example: Tensor, target: Target) 
         answer: Tensor = out.float().clone()
         return answer
 
+    # The graph reads the weights where they lay, and does not keep them.
+    run.reads = call  # type: ignore[attr-defined]
     return inference(run)
 
 

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regnet.kernels.launch import HAS_TRITON, blocks, fastest, power_of_two, runs_kernels
+from regnet.kernels.launch import (
+    HAS_TRITON,
+    blocks,
+    early_launch,
+    fastest,
+    power_of_two,
+    runs_kernels,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,70 +77,128 @@ def grouped(x: Tensor, layer: Grouped, *, squeeze: bool) -> tuple[Tensor, Tensor
     out = x.new_empty((images, out_height, out_width, channels))
     sums: list[Tensor] = []
 
-    def run(way: "_Way") -> None:
-        if way.tile_width:
-            tile_height = way.pixels // way.tile_width
-            parts = blocks(out_height, tile_height) * blocks(out_width, way.tile_width)
-        else:
-            parts = blocks(out_height * out_width, way.pixels)
-        shape = (images, parts, channels) if squeeze else (1,)
-        sums[:] = [x.new_empty(shape, dtype=torch.float32)]
+    early = early_launch(x)
+
+    def run(way: "_Tiles | _Sweep") -> None:
         span = way.together * layer.group_width
-        columns = blocks(span, way.block_width)
-        deep = blocks(span, way.block_in)
-        _kernel[(channels // span * columns, parts, images)](
-            x, layer.packed(way.together, deep * way.block_in, columns * way.block_width),
-            layer.bias, out, sums[0],
-            height, width, out_height, out_width, channels, parts,
-            STRIDE=layer.stride, SPAN=span, DEPTHS=deep, COLUMNS=columns,
-            BLOCK_IN=way.block_in, BLOCK_WIDTH=way.block_width, PIXELS=way.pixels,
-            TILE_WIDTH=way.tile_width, SQUEEZE=squeeze,
-            num_warps=way.warps, num_stages=1,
-        )  # fmt: skip
+        columns, deep = blocks(span, way.block_width), blocks(span, way.block_in)
+        packed = layer.packed(way.together, deep * way.block_in, columns * way.block_width)
+        parts = way.parts(out_height, out_width)
+        added = x.new_empty((images, parts, channels) if squeeze else 1, dtype=torch.float32)
+        sums[:] = [added]
+        sizes = (height, width, out_height, out_width, channels)
+        if isinstance(way, _Tiles):
+            _tiles[(channels // span * columns, parts, images)](
+                x, packed, layer.bias, out, added, *sizes, parts,
+                STRIDE=layer.stride, SPAN=span, DEPTHS=deep, COLUMNS=columns,
+                BLOCK_IN=way.block_in, BLOCK_WIDTH=way.block_width, PIXELS=way.pixels,
+                TILE_WIDTH=way.tile_width, SQUEEZE=squeeze,
+                EARLY=early, num_warps=way.warps, num_stages=1, launch_pdl=early,
+            )  # fmt: skip
+        else:
+            together = way.pixels // way.row(out_width)
+            _sweep[(channels // span * columns, parts, blocks(images, together))](
+                x, packed, layer.bias, out, added, *sizes, images, way.rows,
+                STRIDE=layer.stride, SPAN=span, COLUMNS=columns, BLOCK_IN=way.block_in,
+                BLOCK_WIDTH=way.block_width, PIXELS=way.pixels, ROW=way.row(out_width),
+                SQUEEZE=squeeze, STAGES=way.stages,
+                EARLY=early, num_warps=way.warps, num_stages=way.stages, launch_pdl=early,
+            )  # fmt: skip
 
     key = ("grouped", tuple(x.shape), layer.group_width, layer.stride, x.dtype, squeeze)
-    run(fastest(key, _ways(layer, channels, out_height, out_width), run, x))
+    run(fastest(key, _ways(x, layer, out_height, out_width), run, x))
     return out, sums[0] if squeeze else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Way:
-    """How the kernel cuts its work."""
+class _Tiles:
+    """Each block computes a tile of pixels of an image, and reads the pixels of each tap anew."""
 
     together: int
     """Groups per block."""
     block_in: int
     block_width: int
     pixels: int
-    """Of a block; they lie in rows of `tile_width`, or where that is 0 in a row after the other."""
+    """Of a tile; they lie in rows of `tile_width`, or where that is 0 in a row after the other."""
     tile_width: int
     warps: int
 
+    def parts(self, height: int, width: int) -> int:
+        """Tiles of an image."""
+        if not self.tile_width:
+            return blocks(height * width, self.pixels)
+        return blocks(height, self.pixels // self.tile_width) * blocks(width, self.tile_width)
 
-def _ways(layer: Grouped, channels: int, height: int, width: int) -> list[_Way]:
-    g, groups, large = layer.group_width, channels // layer.group_width, height * width >= 784
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sweep:
+    """Each block goes down some rows of some images: what it reads of a row serves three rows."""
+
+    together: int
+    block_in: int
+    block_width: int
+    pixels: int
+    """That are computed at once: rows of `row` pixels of as many images."""
+    rows: int
+    """That a block goes down."""
+    stages: int
+    warps: int
+
+    def row(self, width: int) -> int:
+        """Pixels of a row in a block, some of them perhaps beyond its end."""
+        return power_of_two(width, least=8, most=self.pixels)
+
+    def parts(self, height: int, width: int) -> int:
+        """Blocks of an image."""
+        return blocks(height, self.rows) * blocks(width, self.row(width))
+
+
+def _ways(x: Tensor, layer: Grouped, height: int, width: int) -> list[_Tiles | _Sweep]:
+    images, channels, g = len(x), x.shape[-1], layer.group_width
+    groups, large = channels // g, height * width >= 784
     together = [1]
-    while together[-1] * 2 * g <= 64 and groups % (together[-1] * 2) == 0:
+    while together[-1] * 2 * g <= 32 and groups % (together[-1] * 2) == 0:
         together.append(together[-1] * 2)
-    # Pixels, the width of their tile, warps.
-    shapes = [(128, 0, 4), (64, 0, 4)]
-    if large:
-        shapes = [(128, 0, 4), (128, 8, 4), (128, 16, 4), (64, 8, 4)]
-    if g > 48:
-        shapes += [(128, 8 if large else 0, 8)]
-    ways = []
+    ways: list[_Tiles | _Sweep] = []
     for count in together[-2:]:
         span = count * g
+        if span <= 64:
+            size = power_of_two(span, least=16, most=64)
+            for pixels, stages, narrow in (
+                (64, 1, False), (64, 3, False), (128, 1, False), (64, 1, True), (64, 3, True),
+            ):  # fmt: skip
+                if narrow and size < 64:
+                    continue
+                row = power_of_two(width, least=8, most=pixels)
+                walks = groups // count * blocks(width, row) * blocks(images, pixels // row)
+                walks *= 2 if narrow else 1
+                ways += [
+                    _Sweep(
+                        together=count, block_in=size, block_width=32 if narrow else size,
+                        pixels=pixels, rows=rows, stages=stages, warps=4,
+                    )
+                    for rows in sorted({_rows(height, walks, x, per) for per in (2, 6, 16)})
+                ]  # fmt: skip
         block_width = power_of_two(span, least=16, most=64 if 128 < span <= 192 else 128)
         block_in = 32 if 64 < span <= 96 else power_of_two(span, least=16, most=64)
+        tiles = [(128, 16 if large else 0, 4), (64, 8 if large else 0, 4)]
         ways += [
-            _Way(
+            _Tiles(
                 together=count, block_in=block_in, block_width=block_width, pixels=pixels,
                 tile_width=tile, warps=warps,
             )
-            for pixels, tile, warps in shapes
+            for pixels, tile, warps in [*tiles, *([(128, 0, 8)] if g > 64 else [])]
         ]  # fmt: skip
     return ways
+
+
+def _rows(height: int, walks: int, x: Tensor, per_processor: int) -> int:
+    """Rows of a walk, so that each multiprocessor has some blocks to work on."""
+    if not x.is_cuda:
+        return 2
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+    parts = min(max(1, round(per_processor * processors / walks)), height)
+    return blocks(height, parts)
 
 
 def reference(x: Tensor, layer: Grouped, *, squeeze: bool) -> tuple[Tensor, Tensor | None]:
@@ -151,13 +216,16 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
-    @triton.jit
-    def _kernel(  # type: ignore[no-untyped-def]
+    @triton.jit(
+        do_not_specialize=["height", "width", "out_height", "out_width", "channels", "parts"]
+    )
+    def _tiles(  # type: ignore[no-untyped-def]
         x, weight, bias, out, sums,
         height, width, out_height, out_width, channels, parts,
         STRIDE: tl.constexpr, SPAN: tl.constexpr, DEPTHS: tl.constexpr, COLUMNS: tl.constexpr,
         BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, PIXELS: tl.constexpr,
         TILE_WIDTH: tl.constexpr, SQUEEZE: tl.constexpr,
+        EARLY: tl.constexpr,
     ):  # fmt: skip
         channels = channels // 8 * 8  # tells the compiler that 16 bytes may be read at once
         span = tl.program_id(0) // COLUMNS
@@ -176,6 +244,9 @@ if HAS_TRITON:
         source = x + image.to(tl.int64) * height * width * channels + span * SPAN
         matrices = weight + span * (9 * DEPTHS * BLOCK_IN * COLUMNS * BLOCK_WIDTH)
         total = tl.zeros((PIXELS, BLOCK_WIDTH), tl.float32)
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         # No pipeline: its copies pass by the L1 cache, which holds eight of the nine reads.
         for tap in tl.static_range(9):
             down, right = y * STRIDE + tap // 3 - 1, left * STRIDE + tap % 3 - 1
@@ -202,5 +273,141 @@ if HAS_TRITON:
             base = (image * parts + part) * channels + span * SPAN
             tl.store(sums + base + column, added, mask=within)
 
+    @triton.jit(do_not_specialize=[
+        "height", "width", "out_height", "out_width", "channels", "images", "rows"
+    ])  # fmt: skip
+    def _sweep(  # type: ignore[no-untyped-def]
+        x, weight, bias, out, sums,
+        height, width, out_height, out_width, channels, images, rows,
+        STRIDE: tl.constexpr, SPAN: tl.constexpr, COLUMNS: tl.constexpr,
+        BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, PIXELS: tl.constexpr,
+        ROW: tl.constexpr, SQUEEZE: tl.constexpr, STAGES: tl.constexpr,
+        EARLY: tl.constexpr,
+    ):  # fmt: skip
+        channels = channels // 8 * 8  # tells the compiler that 16 bytes may be read at once
+        TOGETHER: tl.constexpr = PIXELS // ROW
+        span = tl.program_id(0) // COLUMNS
+        across = tl.cdiv(out_width, ROW)
+        part = tl.program_id(1)
+        pixel = tl.arange(0, PIXELS)
+        image = tl.program_id(2) * TOGETHER + pixel // ROW
+        left = part % across * ROW + pixel % ROW
+        alive = (image < images) & (left < out_width)
+        first = part // across * rows
+        last = tl.minimum(first + rows, out_height)
+        column = tl.program_id(0) % COLUMNS * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
+        k = tl.arange(0, BLOCK_IN)
+        source = (
+            x + (image.to(tl.int64) * (height * width * channels) + span * SPAN)[:, None]
+            + k[None, :]
+        )  # fmt: skip
+        matrix = (
+            weight + span * (9 * BLOCK_IN * COLUMNS * BLOCK_WIDTH)
+            + k[:, None] * (COLUMNS * BLOCK_WIDTH) + column[None, :]
+        )  # fmt: skip
+        SIZE: tl.constexpr = BLOCK_IN * COLUMNS * BLOCK_WIDTH
+        # The weights of all taps stay in shared memory.
+        top0, top1, top2 = tl.load(matrix), tl.load(matrix + SIZE), tl.load(matrix + 2 * SIZE)
+        mid0, mid1, mid2 = (
+            tl.load(matrix + 3 * SIZE), tl.load(matrix + 4 * SIZE), tl.load(matrix + 5 * SIZE)
+        )  # fmt: skip
+        low0, low1, low2 = (
+            tl.load(matrix + 6 * SIZE), tl.load(matrix + 7 * SIZE), tl.load(matrix + 8 * SIZE)
+        )  # fmt: skip
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
+        x0, x1, x2 = left * STRIDE - 1, left * STRIDE, left * STRIDE + 1
+        in0 = (alive & (x0 >= 0))[:, None]
+        in1 = (alive & (x1 < width))[:, None]
+        in2 = (alive & (x2 < width))[:, None]
+        at0, at1, at2 = (
+            source + (x0 * channels)[:, None], source + (x1 * channels)[:, None],
+            source + (x2 * channels)[:, None],
+        )  # fmt: skip
+        within = column < SPAN
+        shift = tl.load(bias + span * SPAN + column, mask=within, other=0.0)[None, :]
+        target = (
+            out + image.to(tl.int64)[:, None] * (out_height * out_width * channels)
+            + (left * channels + span * SPAN)[:, None] + column[None, :]
+        )  # fmt: skip
+        kept = alive[:, None] & within[None, :]
+        total = tl.zeros((PIXELS, BLOCK_WIDTH), tl.float32)
+        now = tl.zeros((PIXELS, BLOCK_WIDTH), tl.float32)
+        after = tl.zeros((PIXELS, BLOCK_WIDTH), tl.float32)
+        later = tl.zeros((PIXELS, BLOCK_WIDTH), tl.float32)
+        if STRIDE == 1:
+            # A row of the input is the last of three for `now`, the middle one for `after`.
+            for row in tl.range(first - 1, last + 1, num_stages=STAGES):
+                some = (k < tl.where(row < 0, 0, tl.where(row < height, SPAN, 0)))[None, :]
+                down = row * width * channels
+                a = tl.load(at0 + down, mask=in0 & some, other=0.0)
+                later = tl.dot(a, top0, later)
+                after = tl.dot(a, mid0, after)
+                now = tl.dot(a, low0, now)
+                a = tl.load(at1 + down, mask=in1 & some, other=0.0)
+                later = tl.dot(a, top1, later)
+                after = tl.dot(a, mid1, after)
+                now = tl.dot(a, low1, now)
+                a = tl.load(at2 + down, mask=in2 & some, other=0.0)
+                later = tl.dot(a, top2, later)
+                after = tl.dot(a, mid2, after)
+                now = tl.dot(a, low2, now)
+                whole = kept & (left < tl.where(row > first, out_width, 0))[:, None]
+                now = tl.maximum(now + shift, 0.0)
+                if SQUEEZE:
+                    total += tl.where(whole, now, 0.0)
+                tl.store(
+                    target + (row - 1) * out_width * channels, now.to(out.dtype.element_ty),
+                    mask=whole,
+                )  # fmt: skip
+                now = after
+                after = later
+                later = tl.zeros((PIXELS, BLOCK_WIDTH), tl.float32)
+        else:
+            down = (first * 2 - 1) * width * channels
+            some = (k < tl.where(first > 0, SPAN, 0))[None, :]
+            a = tl.load(at0 + down, mask=in0 & some, other=0.0)
+            now = tl.dot(a, top0, now)
+            a = tl.load(at1 + down, mask=in1 & some, other=0.0)
+            now = tl.dot(a, top1, now)
+            a = tl.load(at2 + down, mask=in2 & some, other=0.0)
+            now = tl.dot(a, top2, now)
+            for y in tl.range(first, last, num_stages=STAGES):
+                down = y * 2 * width * channels
+                some = (k < SPAN)[None, :]
+                a = tl.load(at0 + down, mask=in0 & some, other=0.0)
+                now = tl.dot(a, mid0, now)
+                a = tl.load(at1 + down, mask=in1 & some, other=0.0)
+                now = tl.dot(a, mid1, now)
+                a = tl.load(at2 + down, mask=in2 & some, other=0.0)
+                now = tl.dot(a, mid2, now)
+                some = (k < tl.where(y * 2 + 1 < height, SPAN, 0))[None, :]
+                down += width * channels
+                a = tl.load(at0 + down, mask=in0 & some, other=0.0)
+                now = tl.dot(a, low0, now)
+                after = tl.dot(a, top0, after)
+                a = tl.load(at1 + down, mask=in1 & some, other=0.0)
+                now = tl.dot(a, low1, now)
+                after = tl.dot(a, top1, after)
+                a = tl.load(at2 + down, mask=in2 & some, other=0.0)
+                now = tl.dot(a, low2, now)
+                after = tl.dot(a, top2, after)
+                now = tl.maximum(now + shift, 0.0)
+                if SQUEEZE:
+                    total += tl.where(kept, now, 0.0)
+                tl.store(target + y * out_width * channels, now.to(out.dtype.element_ty), mask=kept)
+                now = after
+                after = tl.zeros((PIXELS, BLOCK_WIDTH), tl.float32)
+        if SQUEEZE:
+            added = tl.sum(tl.reshape(total, (TOGETHER, ROW, BLOCK_WIDTH)), 1)
+            owner = tl.program_id(2) * TOGETHER + tl.arange(0, TOGETHER)
+            base = (owner * tl.num_programs(1) + part) * channels + span * SPAN
+            tl.store(
+                sums + base[:, None] + column[None, :], added,
+                mask=(owner < images)[:, None] & within[None, :],
+            )  # fmt: skip
+
 else:
-    _kernel: Any = None
+    _tiles: Any = None
+    _sweep: Any = None

@@ -1,17 +1,25 @@
 """1x1 convolution, with what stands around it in a block: gate before, shortcut and ReLU behind."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from regnet.kernels.launch import HAS_TRITON, blocks, fastest, power_of_two, runs_kernels
+from regnet.kernels.launch import (
+    HAS_TRITON,
+    blocks,
+    early_launch,
+    fastest,
+    power_of_two,
+    runs_kernels,
+)
 
 Activation = Literal["none", "relu", "sigmoid"]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Pointwise:
     """A 1x1 convolution, or a linear layer, ready for the kernel."""
 
@@ -19,6 +27,11 @@ class Pointwise:
     """(width_in, width), half precision."""
     bias: Tensor
     """(width,), float32."""
+
+    @cached_property
+    def half_bias(self) -> Tensor:
+        """For the library, which adds one of the type of the rest."""
+        return self.bias.to(self.weight.dtype)
 
     @classmethod
     def of(cls, layer: nn.Conv2d | nn.Linear, dtype: torch.dtype) -> "Pointwise":
@@ -46,7 +59,7 @@ def pointwise(
         x: (N, H, W, width_in).
         layer: what to multiply with.
         activation: of the sum.
-        gate: (N, width_in), float32; a factor per image and channel.
+        gate: (N, width_in), of the type of x; a factor per image and channel.
         residual: (N, H, W, width), added.
         projected: (N, H * stride or one less, ..., width_2), whose product with `projection` is
             added, instead of a residual.
@@ -68,53 +81,71 @@ def pointwise(
     second = projected if projected is not None else x
     again = projection or layer
 
-    def run(way: tuple[int, int, int, int, int, bool]) -> None:
-        block_rows, block_width, block_in, warps, stages, by_image = way
-        pixels = height * width_of_map
-        tiles = images * blocks(pixels, block_rows) if by_image else blocks(rows, block_rows)
-        _kernel[(blocks(width, block_width) * tiles,)](
+    pixels = height * width_of_map
+
+    early = early_launch(x)
+
+    def run(way: _Way | None) -> None:
+        if way is None:
+            torch._addmm_activation(
+                layer.half_bias, x.view(rows, width_in), layer.weight, out=out.view(rows, width)
+            )
+            return
+        _kernel[(blocks(width, way.width) * blocks(rows, way.rows),)](
             x, layer.weight, layer.bias, out,
-            gate if gate is not None else layer.bias,
+            gate if gate is not None else x,
             residual if residual is not None else x,
             second, again.weight,
             rows, pixels, width_in, width, second.shape[-1], width_of_map, *second.shape[1:3],
             WIDTHS_IN_8=width_in % 8 == 0 and second.shape[-1] % 8 == 0, WIDTH_IN_8=width % 8 == 0,
             GATED=gate is not None, RESIDUAL=residual is not None,
             PROJECTED=projected is not None, STRIDE=stride, ACTIVATION=activation,
-            BY_IMAGE=by_image, BLOCK_ROWS=block_rows, BLOCK_WIDTH=block_width, BLOCK_IN=block_in,
-            num_warps=warps, num_stages=stages,
+            IMAGES=min((way.rows - 2) // pixels + 2, images), BLOCK_ROWS=way.rows,
+            BLOCK_WIDTH=way.width, BLOCK_IN=way.depth,
+            EARLY=early, num_warps=way.warps, num_stages=way.stages, launch_pdl=early,
         )  # fmt: skip
 
     key = (
         "pointwise", tuple(x.shape), width, x.dtype, out.dtype, gate is not None,
         residual is not None, projected is not None and second.shape[-1], activation,
     )  # fmt: skip
-    run(fastest(key, _ways(x, width, gated=gate is not None), run, x))
+    ways: list[_Way | None] = list(_ways(rows, width_in, width))
+    plain = gate is None and residual is None and projected is None
+    if plain and activation == "relu" and x.is_cuda and out.dtype == x.dtype:
+        ways.append(None)
+    run(fastest(key, ways, run, x))
     return out
 
 
-def _ways(x: Tensor, width: int, *, gated: bool) -> list[tuple[int, int, int, int, int, bool]]:
-    """Rows, columns and depth of a block, warps, stages, and whether blocks end with images."""
-    rows, pixels, width_in = x[..., 0].numel(), x[0, ..., 0].numel(), x.shape[-1]
-    most = power_of_two(width, least=16, most=256)
-    depth = power_of_two(width_in, least=16, most=64)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """Rows, columns and depth of a block."""
+
+    rows: int
+    width: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def _ways(rows: int, width_in: int, width: int) -> list[_Way]:
     if rows <= 1024:
-        sizes = [(16, 32, 128, 4, 4), (32, 32, 64, 4, 4), (64, 64, 64, 4, 3)]
-    elif rows <= 16384:
-        sizes = [(64, 64, 64, 4, 4), (128, 128, 64, 8, 3), (32, 64, 64, 4, 4)]
+        sizes = [(16, 32, 128, 4, 4), (16, 64, 128, 4, 3), (32, 32, 64, 4, 4), (64, 64, 64, 4, 3)]
+    elif rows <= 8192:
+        sizes = [(64, 64, 64, 4, 4), (128, 128, 64, 8, 3), (32, 64, 64, 4, 4), (64, 128, 64, 4, 3)]
     else:
         sizes = [
-            (128, 64, 64, 4, 3), (128, 128, 64, 8, 3), (128, 256, 64, 8, 3), (128, 128, 32, 4, 4),
+            (128, 64, 64, 4, 3), (128, 64, 32, 4, 4), (128, 128, 64, 8, 3), (128, 128, 64, 4, 2),
+            (128, 128, 32, 4, 4), (64, 128, 64, 4, 3), (128, 256, 64, 8, 3), (64, 256, 32, 4, 3),
         ]  # fmt: skip
-    ways = []
-    for block_rows, block_width, block_in, warps, stages in sizes:
-        deep = (
-            min(block_in, depth) if block_in <= 64 else power_of_two(width_in, least=16, most=128)
+    most, deepest = (power_of_two(size, least=16, most=256) for size in (width, width_in))
+    ways = [
+        _Way(
+            rows=block, width=min(columns, most), depth=min(depth, deepest), warps=warps,
+            stages=stages,
         )
-        for by_image in (True, False) if gated else (False,):
-            if by_image and blocks(pixels, block_rows) * block_rows > 1.35 * pixels:
-                continue  # most of a block would lie behind the end of its image
-            ways.append((block_rows, min(block_width, most), deep, warps, stages, by_image))
+        for block, columns, depth, warps, stages in sizes
+    ]  # fmt: skip
     return list(dict.fromkeys(ways))
 
 
@@ -133,7 +164,7 @@ def reference(
     """The same in PyTorch."""
     rows = x.float()
     if gate is not None:
-        rows = (rows * gate[:, None, None]).to(x.dtype).float()
+        rows = (rows * gate.float()[:, None, None]).to(x.dtype).float()
     out = rows @ layer.weight.float() + layer.bias
     if residual is not None:
         out = out + residual.float()
@@ -148,14 +179,17 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
-    @triton.jit
+    @triton.jit(do_not_specialize=[
+        "rows", "pixels", "width_in", "width", "width2", "map_width", "height2", "map_width2"
+    ])  # fmt: skip
     def _kernel(  # type: ignore[no-untyped-def]
         x, weight, bias, out, gate, residual, second, weight2,
         rows, pixels, width_in, width, width2, map_width, height2, map_width2,
         WIDTHS_IN_8: tl.constexpr, WIDTH_IN_8: tl.constexpr,
         GATED: tl.constexpr, RESIDUAL: tl.constexpr, PROJECTED: tl.constexpr,
-        STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, BY_IMAGE: tl.constexpr,
+        STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, IMAGES: tl.constexpr,
         BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr,
+        EARLY: tl.constexpr,
     ):  # fmt: skip
         # Columns of blocks are numbered first: those that share rows run together, in the L2 cache.
         if WIDTHS_IN_8:  # tells the compiler that 16 bytes may be read at once
@@ -165,32 +199,32 @@ if HAS_TRITON:
             width = width // 8 * 8
         columns = tl.cdiv(width, BLOCK_WIDTH)
         tile = tl.program_id(0) // columns
-        if BY_IMAGE:
-            tiles = tl.cdiv(pixels, BLOCK_ROWS)
-            image = tile // tiles
-            row = image * pixels + tile % tiles * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-            alive = row < (image + 1) * pixels
-        else:
-            image = 0
-            row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-            alive = row < rows
+        row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        alive = row < rows
+        image = tile * BLOCK_ROWS // pixels
+        of = row // pixels - image
         column = tl.program_id(0) % columns * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
         within = column < width
         start = row.to(tl.int64)
         depth = tl.arange(0, BLOCK_IN)
         total = tl.zeros((BLOCK_ROWS, BLOCK_WIDTH), tl.float32)
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         for first in range(0, width_in, BLOCK_IN):
             k = first + depth
             deep = k < width_in
             mask = alive[:, None] & deep[None, :]
             a = tl.load(x + start[:, None] * width_in + k[None, :], mask=mask, other=0.0)
             if GATED:
-                if BY_IMAGE:
-                    factor = tl.load(gate + image * width_in + k, mask=deep, other=0.0)[None, :]
-                else:
-                    of = (row // pixels)[:, None] * width_in + k[None, :]
-                    factor = tl.load(gate + of, mask=mask, other=0.0)
-                a = (a.to(tl.float32) * factor).to(a.dtype)
+                # The rows of a block are of a few images in a row.
+                factor = tl.load(gate + image * width_in + k, mask=deep, other=0.0)[None, :]
+                for number in tl.static_range(1, IMAGES):
+                    limit = tl.where((image + number) * pixels < rows, width_in, 0)
+                    at = gate + (image + number) * width_in + k
+                    other = tl.load(at, mask=k < limit, other=0.0)[None, :]
+                    factor = tl.where(of[:, None] == number, other, factor)
+                a = a * factor
             b = tl.load(
                 weight + k[:, None] * width + column[None, :],
                 mask=deep[:, None] & within[None, :], other=0.0,

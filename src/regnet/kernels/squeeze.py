@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regnet.kernels.launch import HAS_TRITON, blocks, fastest, power_of_two, runs_kernels
+from regnet.kernels.launch import (
+    HAS_TRITON,
+    blocks,
+    early_launch,
+    fastest,
+    power_of_two,
+    runs_kernels,
+)
 from regnet.kernels.pointwise import Pointwise, pointwise
 from regnet.nn.layers import SqueezeExcitation
 
@@ -44,10 +51,10 @@ def gate(sums: Tensor, pixels: int, layers: Squeeze) -> Tensor:
         layers: both layers; the activation between them is ReLU.
 
     Returns:
-        (N, width), float32.
+        (N, width), of the type of the layers.
     """
     hidden = _hidden(sums, pixels, layers.first)[:, None, None]
-    return pointwise(hidden, layers.second, activation="sigmoid", dtype=torch.float32)[:, 0, 0]
+    return pointwise(hidden, layers.second, activation="sigmoid")[:, 0, 0]
 
 
 def _hidden(sums: Tensor, pixels: int, layer: Pointwise) -> Tensor:
@@ -57,13 +64,15 @@ def _hidden(sums: Tensor, pixels: int, layer: Pointwise) -> Tensor:
     width = len(layer.bias)
     out = layer.weight.new_empty((images, width))
 
+    early = early_launch(sums)
+
     def run(way: tuple[int, int]) -> None:
         block_width, block_in = way
         _kernel[(blocks(width, block_width), blocks(images, 16))](
             sums, layer.weight, layer.bias, out, images, parts, width_in, width, 1 / pixels,
             BLOCK_WIDTH=block_width, BLOCK_IN=block_in,
             PARTS=power_of_two(parts, least=1, most=8),
-            num_warps=4, num_stages=2,
+            EARLY=early, num_warps=4, num_stages=2, launch_pdl=early,
         )  # fmt: skip
 
     ways = [(16, 64), (power_of_two(width, least=16, most=64), 32)]
@@ -81,16 +90,20 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 
-    @triton.jit
+    @triton.jit(do_not_specialize=["images", "parts", "width_in", "width", "scale"])
     def _kernel(  # type: ignore[no-untyped-def]
         sums, weight, bias, out, images, parts, width_in, width, scale,
         BLOCK_WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr, PARTS: tl.constexpr,
+        EARLY: tl.constexpr,
     ):  # fmt: skip
         width = width // 16 * 16
         image = tl.program_id(1) * 16 + tl.arange(0, 16)
         column = tl.program_id(0) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
         alive, within = image < images, column < width
         total = tl.zeros((16, BLOCK_WIDTH), tl.float32)
+        if EARLY:
+            tl.extra.cuda.gdc_launch_dependents()
+            tl.extra.cuda.gdc_wait()
         for first in range(0, width_in, BLOCK_IN):
             k = first + tl.arange(0, BLOCK_IN)
             deep = k < width_in
