@@ -1,10 +1,11 @@
 """Train the checkpoint that ships with the package: a small RegNetY on CIFAR-10.
 
-    python scripts/train_embedded.py --data PATH/cifar10 --out runs/embedded --device cuda
+    python scripts/train_embedded.py --data PATH/cifar10 --out runs/embedded
 
 reads {train,test}.parquet (columns `img`, `label`, as in the public `uoft-cs/cifar10`), goes on
 where an earlier call in --out stopped, and ends with the files in weights/: fp16 weights, table row
-and model card, with the accuracy that `regnet evaluate` finds for that file.
+and model card, with the accuracy that `regnet evaluate` finds for that file. --begin 3 starts with
+the third cycle, from the weights that are published. On a GPU (--device cuda) it takes minutes.
 """
 
 import argparse
@@ -31,13 +32,23 @@ from regnet.weights.catalog import find_checkpoint, label_sets
 
 VARIANT, TAG = "regnety_cifar", "cifar10"
 CONFIG = VARIANTS[VARIANT].config
-RECIPE = find_recipe(
-    "cifar", epochs=300, batch_size=500, lr=0.1, warmup_epochs=5, mixup=0.2, cutmix=1.0, cutout=0,
-    clean_epochs=20, label_smoothing=0.0, ema_alpha=1.2e-3, ema_period=8,
+CYCLES = (
+    find_recipe("cifar", epochs=56),
+    find_recipe("cifar", epochs=11, lr=0.05, warmup_epochs=0, clean_epochs=0),
+    find_recipe(
+        "cifar", epochs=66, lr=0.15, warmup_epochs=1, mixup=0.2, cutmix=1.0, cutout=0,
+        precision="fp32",
+    ),
+    find_recipe(
+        "cifar", epochs=300, batch_size=1000, lr=0.1, mixup=0.2, cutmix=1.0, cutout=0,
+        clean_epochs=20, label_smoothing=0.0, ema_alpha=1.2e-3, ema_period=8,
+    ),
 )  # fmt: skip
+"""Warm restarts (Loshchilov and Hutter 2017): each begins with the weights of the one before."""
 TESTED = 2000
 """Images that each epoch is tested on, to see it learn; the published figure is that of all."""
 WEIGHTS = Path(__file__).parents[1] / "weights"
+COMMAND = "python scripts/train_embedded.py --data cifar10 --out runs/embedded"
 
 CARD = """---
 license: apache-2.0
@@ -56,8 +67,9 @@ prediction needs no network.
 | top-1 on the {count:,} test images of {dataset} | **{top1:.2f} %** |
 | top-5, calibration error | {top5:.2f} %, {calibration:.2f} % |
 | classes | {classes} |
-| trained | {date}, torch {torch}, {device}, {epochs} epochs, {minutes:.1f} minutes |
-| recipe | `cifar` with `{recipe}` |
+| trained | {cycles} cycles, {epochs} epochs in all |
+| last cycle | {date}, torch {torch}, {device}, {minutes:.1f} minutes |
+| recipe | `cifar`; each cycle begins with the weights of the one before: {recipes} |
 | SHA-256 | `{sha256}` |
 
 "cifar-10-jpeg" is the data set with images stored as JPEG, quality 75; accuracies are a little
@@ -67,6 +79,8 @@ computed in float32.
 Made by
 
     {command}
+
+where `--begin` goes on from the weights that were published before, those of the earlier cycles.
 
 It knows ten classes and sees 32x32 pixels: a demonstration, not a product.
 """
@@ -79,21 +93,31 @@ def main() -> None:
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--begin", type=int, choices=range(1, len(CYCLES) + 1), default=1, metavar="CYCLE"
+    )
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    options = Options(device=args.device, on_epoch=lambda row: print(epoch_line(row), flush=True))
-    if (args.out / runs.FILE).exists():
-        done = resume(args.out, options=options)
-    else:
-        done = train(
-            VARIANT, args.data, args.out, recipe=RECIPE, val_images=TESTED, options=options
-        )
-    if done.stopped_by is not None:
-        sys.exit("stopped and saved; the same command goes on")
-    publish(args.out, args.data, seconds=sum(r["seconds"] + r["test_seconds"] for r in done.log))
+    options = Options(
+        device=args.device, compile=True, on_epoch=lambda row: print(epoch_line(row), flush=True)
+    )
+    start = VARIANT if args.begin == 1 else f"{VARIANT}.{TAG}"
+    for number, recipe in enumerate(CYCLES[args.begin - 1 :], args.begin):
+        out = args.out / f"cycle-{number}"
+        if (out / runs.FILE).exists():
+            done = resume(out, options=options)
+        else:
+            done = train(start, args.data, out, recipe=recipe, val_images=TESTED, options=options)
+        if done.stopped_by is not None:
+            sys.exit(f"stopped and saved; the same command goes on in {out}")
+        start = f"local-dir:{out / 'model'}"
+    seconds = sum(row["seconds"] + row["test_seconds"] for row in done.log)
+    command = COMMAND if args.begin == 1 else f"{COMMAND} --begin {args.begin}"
+    command = command if args.device == "cpu" else f"{command} --device {args.device}"
+    publish(out, args.data, command=command, minutes=seconds / 60)
 
 
-def publish(out: Path, data: Path, *, seconds: float) -> None:
+def publish(out: Path, data: Path, *, command: str, minutes: float) -> None:
     """Write fp16 weights, table row and model card, with the measured accuracy of that file.
 
     Weights that are no better than the published ones stay in --out.
@@ -116,8 +140,6 @@ def publish(out: Path, data: Path, *, seconds: float) -> None:
             f"{candidate}: {found.top1:.2f} % of {found.evaluated} images, not published: "
             f"what is published has {published:.2f} %"
         )
-    trained_on = runs.read(out)[1]["environment"]
-    command = " ".join(["python", "scripts/train_embedded.py", *trained_on["command"][1:]])
     path = WEIGHTS / candidate.name
     shutil.copyfile(candidate, path)
     cost = complexity(CONFIG, 32)
@@ -144,8 +166,8 @@ def publish(out: Path, data: Path, *, seconds: float) -> None:
         "command": command,
     }  # fmt: skip
     (WEIGHTS / "embedded.json").write_text(f"[\n{json.dumps(row)}\n]\n", encoding="utf-8")
-    usual = find_recipe("cifar").to_dict()
-    changes = {k: v for k, v in RECIPE.to_dict().items() if v != usual[k]}
+    usual, machine = find_recipe("cifar").to_dict(), runs.read(out)[1]["environment"]
+    changes = [{k: v for k, v in c.to_dict().items() if v != usual[k]} for c in CYCLES]
     card = CARD.format(
         id=f"{VARIANT}.{TAG}",
         sha256=row["sha256"],
@@ -158,13 +180,14 @@ def publish(out: Path, data: Path, *, seconds: float) -> None:
         flops=cost.flops / 1e6,
         params=cost.params / 1e6,
         size=path.stat().st_size / 1e6,
-        date=trained_on["date"][:10],
-        torch=trained_on["packages"]["torch"],
-        device=trained_on["device"],
-        minutes=seconds / 60,
+        date=machine["date"][:10],
+        torch=machine["packages"]["torch"],
+        device=machine["device"],
+        minutes=minutes,
         classes=", ".join(label_sets()["cifar-10"]),
-        epochs=RECIPE.epochs,
-        recipe=json.dumps(changes),
+        cycles=len(CYCLES),
+        epochs=sum(recipe.epochs for recipe in CYCLES),
+        recipes="; ".join(f"`{json.dumps(change)}`" for change in changes),
     )
     (WEIGHTS / f"{VARIANT}.{TAG}.md").write_text(card, encoding="utf-8")
     print(json.dumps({"top1": found.top1, "file": str(path)}))

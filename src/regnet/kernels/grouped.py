@@ -7,14 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regnet.kernels.launch import (
-    HAS_TRITON,
-    blocks,
-    early_launch,
-    fastest,
-    power_of_two,
-    runs_kernels,
-)
+from regnet.kernels.launch import HAS_TRITON, blocks, fastest, power_of_two, runs_kernels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,8 +70,6 @@ def grouped(x: Tensor, layer: Grouped, *, squeeze: bool) -> tuple[Tensor, Tensor
     out = x.new_empty((images, out_height, out_width, channels))
     sums: list[Tensor] = []
 
-    early = early_launch(x)
-
     def run(way: "_Tiles | _Sweep") -> None:
         span = way.together * layer.group_width
         columns, deep = blocks(span, way.block_width), blocks(span, way.block_in)
@@ -93,7 +84,7 @@ def grouped(x: Tensor, layer: Grouped, *, squeeze: bool) -> tuple[Tensor, Tensor
                 STRIDE=layer.stride, SPAN=span, DEPTHS=deep, COLUMNS=columns,
                 BLOCK_IN=way.block_in, BLOCK_WIDTH=way.block_width, PIXELS=way.pixels,
                 TILE_WIDTH=way.tile_width, SQUEEZE=squeeze,
-                EARLY=early, num_warps=way.warps, num_stages=1, launch_pdl=early,
+                num_warps=way.warps, num_stages=1,
             )  # fmt: skip
         else:
             together = way.pixels // way.row(out_width)
@@ -102,7 +93,7 @@ def grouped(x: Tensor, layer: Grouped, *, squeeze: bool) -> tuple[Tensor, Tensor
                 STRIDE=layer.stride, SPAN=span, COLUMNS=columns, BLOCK_IN=way.block_in,
                 BLOCK_WIDTH=way.block_width, PIXELS=way.pixels, ROW=way.row(out_width),
                 SQUEEZE=squeeze, STAGES=way.stages,
-                EARLY=early, num_warps=way.warps, num_stages=way.stages, launch_pdl=early,
+                num_warps=way.warps, num_stages=way.stages,
             )  # fmt: skip
 
     key = ("grouped", tuple(x.shape), layer.group_width, layer.stride, x.dtype, squeeze)
@@ -164,18 +155,14 @@ def _ways(x: Tensor, layer: Grouped, height: int, width: int) -> list[_Tiles | _
         span = count * g
         if span <= 64:
             size = power_of_two(span, least=16, most=64)
-            for pixels, stages, narrow in (
-                (64, 1, False), (64, 3, False), (128, 1, False), (64, 1, True), (64, 3, True),
-            ):  # fmt: skip
-                if narrow and size < 64:
-                    continue
-                row = power_of_two(width, least=8, most=pixels)
-                walks = groups // count * blocks(width, row) * blocks(images, pixels // row)
+            row = power_of_two(width, least=8, most=64)
+            for stages, narrow in ((1, False), (3, False), *([(3, True)] if size == 64 else [])):
+                walks = groups // count * blocks(width, row) * blocks(images, 64 // row)
                 walks *= 2 if narrow else 1
                 ways += [
                     _Sweep(
                         together=count, block_in=size, block_width=32 if narrow else size,
-                        pixels=pixels, rows=rows, stages=stages, warps=4,
+                        pixels=64, rows=rows, stages=stages, warps=4,
                     )
                     for rows in sorted({_rows(height, walks, x, per) for per in (2, 6, 16)})
                 ]  # fmt: skip
@@ -225,7 +212,6 @@ if HAS_TRITON:
         STRIDE: tl.constexpr, SPAN: tl.constexpr, DEPTHS: tl.constexpr, COLUMNS: tl.constexpr,
         BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, PIXELS: tl.constexpr,
         TILE_WIDTH: tl.constexpr, SQUEEZE: tl.constexpr,
-        EARLY: tl.constexpr,
     ):  # fmt: skip
         channels = channels // 8 * 8  # tells the compiler that 16 bytes may be read at once
         span = tl.program_id(0) // COLUMNS
@@ -244,9 +230,6 @@ if HAS_TRITON:
         source = x + image.to(tl.int64) * height * width * channels + span * SPAN
         matrices = weight + span * (9 * DEPTHS * BLOCK_IN * COLUMNS * BLOCK_WIDTH)
         total = tl.zeros((PIXELS, BLOCK_WIDTH), tl.float32)
-        if EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
-            tl.extra.cuda.gdc_wait()
         # No pipeline: its copies pass by the L1 cache, which holds eight of the nine reads.
         for tap in tl.static_range(9):
             down, right = y * STRIDE + tap // 3 - 1, left * STRIDE + tap % 3 - 1
@@ -282,7 +265,6 @@ if HAS_TRITON:
         STRIDE: tl.constexpr, SPAN: tl.constexpr, COLUMNS: tl.constexpr,
         BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, PIXELS: tl.constexpr,
         ROW: tl.constexpr, SQUEEZE: tl.constexpr, STAGES: tl.constexpr,
-        EARLY: tl.constexpr,
     ):  # fmt: skip
         channels = channels // 8 * 8  # tells the compiler that 16 bytes may be read at once
         TOGETHER: tl.constexpr = PIXELS // ROW
@@ -314,9 +296,6 @@ if HAS_TRITON:
         low0, low1, low2 = (
             tl.load(matrix + 6 * SIZE), tl.load(matrix + 7 * SIZE), tl.load(matrix + 8 * SIZE)
         )  # fmt: skip
-        if EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
-            tl.extra.cuda.gdc_wait()
         x0, x1, x2 = left * STRIDE - 1, left * STRIDE, left * STRIDE + 1
         in0 = (alive & (x0 >= 0))[:, None]
         in1 = (alive & (x1 < width))[:, None]

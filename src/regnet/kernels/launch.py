@@ -62,11 +62,6 @@ def fastest(key: Hashable, ways: Sequence[Way], run: Callable[[Way], object], x:
     return _chosen[key]  # type: ignore[return-value]  # keys name one kind of way each
 
 
-def early_launch(x: Tensor) -> bool:
-    """Whether a kernel may be launched while the one before it ends (compute capability 9.0)."""
-    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
-
-
 def _seconds(run: Callable[[Way], object], way: Way) -> float:
     try:
         run(way)

@@ -7,14 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from regnet.kernels.launch import (
-    HAS_TRITON,
-    blocks,
-    early_launch,
-    fastest,
-    power_of_two,
-    runs_kernels,
-)
+from regnet.kernels.launch import HAS_TRITON, blocks, fastest, power_of_two, runs_kernels
 
 Activation = Literal["none", "relu", "sigmoid"]
 
@@ -83,8 +76,6 @@ def pointwise(
 
     pixels = height * width_of_map
 
-    early = early_launch(x)
-
     def run(way: _Way | None) -> None:
         if way is None:
             torch._addmm_activation(
@@ -102,7 +93,7 @@ def pointwise(
             PROJECTED=projected is not None, STRIDE=stride, ACTIVATION=activation,
             IMAGES=min((way.rows - 2) // pixels + 2, images), BLOCK_ROWS=way.rows,
             BLOCK_WIDTH=way.width, BLOCK_IN=way.depth,
-            EARLY=early, num_warps=way.warps, num_stages=way.stages, launch_pdl=early,
+            num_warps=way.warps, num_stages=way.stages,
         )  # fmt: skip
 
     key = (
@@ -135,8 +126,8 @@ def _ways(rows: int, width_in: int, width: int) -> list[_Way]:
         sizes = [(64, 64, 64, 4, 4), (128, 128, 64, 8, 3), (32, 64, 64, 4, 4), (64, 128, 64, 4, 3)]
     else:
         sizes = [
-            (128, 64, 64, 4, 3), (128, 64, 32, 4, 4), (128, 128, 64, 8, 3), (128, 128, 64, 4, 2),
-            (128, 128, 32, 4, 4), (64, 128, 64, 4, 3), (128, 256, 64, 8, 3), (64, 256, 32, 4, 3),
+            (128, 64, 32, 4, 4), (128, 128, 64, 8, 3), (128, 128, 32, 4, 4), (64, 128, 64, 4, 3),
+            (128, 256, 64, 8, 3), (64, 256, 32, 4, 3),
         ]  # fmt: skip
     most, deepest = (power_of_two(size, least=16, most=256) for size in (width, width_in))
     ways = [
@@ -189,7 +180,6 @@ if HAS_TRITON:
         GATED: tl.constexpr, RESIDUAL: tl.constexpr, PROJECTED: tl.constexpr,
         STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, IMAGES: tl.constexpr,
         BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr,
-        EARLY: tl.constexpr,
     ):  # fmt: skip
         # Columns of blocks are numbered first: those that share rows run together, in the L2 cache.
         if WIDTHS_IN_8:  # tells the compiler that 16 bytes may be read at once
@@ -208,9 +198,6 @@ if HAS_TRITON:
         start = row.to(tl.int64)
         depth = tl.arange(0, BLOCK_IN)
         total = tl.zeros((BLOCK_ROWS, BLOCK_WIDTH), tl.float32)
-        if EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
-            tl.extra.cuda.gdc_wait()
         for first in range(0, width_in, BLOCK_IN):
             k = first + depth
             deep = k < width_in

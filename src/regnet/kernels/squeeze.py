@@ -7,14 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regnet.kernels.launch import (
-    HAS_TRITON,
-    blocks,
-    early_launch,
-    fastest,
-    power_of_two,
-    runs_kernels,
-)
+from regnet.kernels.launch import HAS_TRITON, blocks, fastest, power_of_two, runs_kernels
 from regnet.kernels.pointwise import Pointwise, pointwise
 from regnet.nn.layers import SqueezeExcitation
 
@@ -64,18 +57,19 @@ def _hidden(sums: Tensor, pixels: int, layer: Pointwise) -> Tensor:
     width = len(layer.bias)
     out = layer.weight.new_empty((images, width))
 
-    early = early_launch(sums)
-
-    def run(way: tuple[int, int]) -> None:
-        block_width, block_in = way
-        _kernel[(blocks(width, block_width), blocks(images, 16))](
+    def run(way: tuple[int, int, int]) -> None:
+        block_images, block_width, block_in = way
+        _kernel[(blocks(width, block_width), blocks(images, block_images))](
             sums, layer.weight, layer.bias, out, images, parts, width_in, width, 1 / pixels,
-            BLOCK_WIDTH=block_width, BLOCK_IN=block_in,
+            BLOCK_IMAGES=block_images, BLOCK_WIDTH=block_width, BLOCK_IN=block_in,
             PARTS=power_of_two(parts, least=1, most=8),
-            EARLY=early, num_warps=4, num_stages=2, launch_pdl=early,
+            num_warps=4, num_stages=2,
         )  # fmt: skip
 
-    ways = [(16, 64), (power_of_two(width, least=16, most=64), 32)]
+    deep = power_of_two(width_in, least=64, most=1024)
+    ways = [(1, 16, min(deep, 512)), (1, 8, deep)] if images <= 32 else []
+    if images > 4:
+        ways += [(16, 16, 64), (16, power_of_two(width, least=16, most=64), 32)]
     run(fastest(("squeeze", tuple(sums.shape), width, out.dtype), ways, run, sums))
     return out
 
@@ -93,21 +87,18 @@ if HAS_TRITON:
     @triton.jit(do_not_specialize=["images", "parts", "width_in", "width", "scale"])
     def _kernel(  # type: ignore[no-untyped-def]
         sums, weight, bias, out, images, parts, width_in, width, scale,
-        BLOCK_WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr, PARTS: tl.constexpr,
-        EARLY: tl.constexpr,
+        BLOCK_IMAGES: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr,
+        PARTS: tl.constexpr,
     ):  # fmt: skip
         width = width // 16 * 16
-        image = tl.program_id(1) * 16 + tl.arange(0, 16)
+        image = tl.program_id(1) * BLOCK_IMAGES + tl.arange(0, BLOCK_IMAGES)
         column = tl.program_id(0) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
         alive, within = image < images, column < width
-        total = tl.zeros((16, BLOCK_WIDTH), tl.float32)
-        if EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
-            tl.extra.cuda.gdc_wait()
+        total = tl.zeros((BLOCK_IMAGES, BLOCK_WIDTH), tl.float32)
         for first in range(0, width_in, BLOCK_IN):
             k = first + tl.arange(0, BLOCK_IN)
             deep = k < width_in
-            added = tl.zeros((16, BLOCK_IN), tl.float32)
+            added = tl.zeros((BLOCK_IMAGES, BLOCK_IN), tl.float32)
             for start in range(0, parts, PARTS):
                 part = start + tl.arange(0, PARTS)
                 row = image[:, None] * parts + part[None, :]
@@ -121,7 +112,11 @@ if HAS_TRITON:
                 weight + k[:, None] * width + column[None, :],
                 mask=deep[:, None] & within[None, :], other=0.0,
             )  # fmt: skip
-            total = tl.dot((added * scale).to(b.dtype), b, total)
+            if BLOCK_IMAGES == 1:  # too few for the matrix units
+                products = tl.reshape(added * scale, (BLOCK_IN, 1)) * b.to(tl.float32)
+                total += tl.sum(products, 0)[None, :]
+            else:
+                total = tl.dot((added * scale).to(b.dtype), b, total)
         total += tl.load(bias + column, mask=within, other=0.0)[None, :]
         to = image[:, None] * width + column[None, :]
         mask = alive[:, None] & within[None, :]

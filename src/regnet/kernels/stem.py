@@ -6,14 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regnet.kernels.launch import (
-    HAS_TRITON,
-    blocks,
-    early_launch,
-    fastest,
-    power_of_two,
-    runs_kernels,
-)
+from regnet.kernels.launch import HAS_TRITON, blocks, fastest, power_of_two, runs_kernels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,15 +36,13 @@ def stem(x: Tensor, layer: Stem) -> Tensor:
     rows, out_channels = images * out_height * out_width, len(layer.bias)
     out = x.new_empty((images, out_height, out_width, out_channels))
 
-    early = early_launch(x)
-
     def run(way: tuple[int, int]) -> None:
         pixels, warps = way
         _kernel[(blocks(rows, pixels),)](
             x, layer.weight, layer.bias, out, rows, height, width, out_height, out_width,
             STRIDE=layer.stride, WIDTH_IN=channels, WIDTH=out_channels,
             BLOCK_WIDTH=power_of_two(out_channels, least=16, most=1024), PIXELS=pixels,
-            EARLY=early, num_warps=warps, num_stages=1, launch_pdl=early,
+            num_warps=warps, num_stages=1,
         )  # fmt: skip
 
     ways = [(128, 4), (64, 4), (128, 8)]
@@ -75,7 +66,6 @@ if HAS_TRITON:
         x, weight, bias, out, rows, height, width, out_height, out_width,
         STRIDE: tl.constexpr, WIDTH_IN: tl.constexpr, WIDTH: tl.constexpr,
         BLOCK_WIDTH: tl.constexpr, PIXELS: tl.constexpr,
-        EARLY: tl.constexpr,
     ):  # fmt: skip
         row = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
         left = row % out_width
@@ -84,9 +74,6 @@ if HAS_TRITON:
         column = tl.arange(0, BLOCK_WIDTH)
         within = column < WIDTH
         total = tl.zeros((PIXELS, BLOCK_WIDTH), tl.float32)
-        if EARLY:
-            tl.extra.cuda.gdc_launch_dependents()
-            tl.extra.cuda.gdc_wait()
         for tap in tl.static_range(9):
             down, right = y * STRIDE + tap // 3 - 1, left * STRIDE + tap % 3 - 1
             inside = (row < rows) & (down >= 0) & (down < height) & (right >= 0) & (right < width)

@@ -351,7 +351,9 @@ class Session:
     def _measured(self, name: str) -> dict[str, float]:
         if self.recipe.precise_bn:
             self._precise_bn()
-        return {name: self.test.top1(self.network)} if self.test else {}
+        # To compile for tests too takes longer than they do.
+        with torch.compiler.set_stance("force_eager"):
+            return {name: self.test.top1(self.network)} if self.test else {}
 
     def _precise_bn(self) -> None:
         """Batch norm's statistics become those of training images, unmixed (Wu and Johnson 2021).
