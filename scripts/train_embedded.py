@@ -39,10 +39,6 @@ CYCLES = (
         "cifar", epochs=66, lr=0.15, warmup_epochs=1, mixup=0.2, cutmix=1.0, cutout=0,
         precision="fp32",
     ),
-    find_recipe(
-        "cifar", epochs=300, batch_size=1000, lr=0.1, mixup=0.2, cutmix=1.0, cutout=0,
-        clean_epochs=20, label_smoothing=0.0, ema_alpha=1.2e-3, ema_period=8,
-    ),
 )  # fmt: skip
 """Warm restarts (Loshchilov and Hutter 2017): each begins with the weights of the one before."""
 TESTED = 2000

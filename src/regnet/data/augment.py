@@ -29,29 +29,26 @@ BORDER: Final = 4
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Bytes, or floats from 0 to 255, as the network takes them."""
-    shift, scale = (_beside(pixels, 255 * torch.tensor(v))[:, None, None] for v in (mean, std))
+    shift, scale = (beside(pixels, 255 * torch.tensor(v))[:, None, None] for v in (mean, std))
     return (pixels.float() - shift) / scale
 
 
-def _beside(images: Tensor, values: Tensor) -> Tensor:
-    """Values on the device of the images.
-
-    The host need not wait until a GPU is there: what lies in pageable memory has been read when the
-    call returns.
-    """
+def beside(images: Tensor, values: Tensor) -> Tensor:
+    """Values on the device of the images; from pinned memory, so that the host need not wait."""
+    values = values.pin_memory() if images.is_cuda else values
     return values.to(images.device, non_blocking=True)
 
 
 def flip(images: Tensor, rng: torch.Generator) -> Tensor:
     """Each image mirrored with probability one half."""
-    chosen = _beside(images, torch.rand(len(images), generator=rng) < 0.5)
+    chosen = beside(images, torch.rand(len(images), generator=rng) < 0.5)
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
 def pad_and_crop(images: Tensor, rng: torch.Generator) -> Tensor:
     """Each image moved by up to 4 pixels each way; 0, the mean color, comes in."""
     count, _, height, width = images.shape
-    offsets = _beside(images, torch.randint(0, 2 * BORDER + 1, (2, count, 1), generator=rng))
+    offsets = beside(images, torch.randint(0, 2 * BORDER + 1, (2, count, 1), generator=rng))
     padded = functional.pad(images, (BORDER,) * 4).permute(0, 2, 3, 1)
     rows = offsets[0] + torch.arange(height, device=images.device)
     columns = offsets[1] + torch.arange(width, device=images.device)
@@ -63,7 +60,7 @@ def lighting(pixels: Tensor, std: float, rng: torch.Generator) -> Tensor:
     """Colors from 0 to 255, each image's shifted along the principal components of ImageNet's."""
     strength = torch.randn(len(pixels), 3, generator=rng) * std * torch.tensor(EIGENVALUES)
     noise = 255 * strength @ torch.tensor(EIGENVECTORS).T
-    return pixels + _beside(pixels, noise)[:, :, None, None]
+    return pixels + beside(pixels, noise)[:, :, None, None]
 
 
 def cutout(images: Tensor, side: int, rng: torch.Generator) -> Tensor:
@@ -92,7 +89,7 @@ def erase(images: Tensor, probability: float, rng: torch.Generator) -> Tensor:
 def _rectangles(images: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(N, 1, H, W): whether a pixel lies in its image's rectangle."""
     edges = torch.stack([top, top + rows, left, left + columns])[:, :, None]
-    top, bottom, left, right = _beside(images, edges)
+    top, bottom, left, right = beside(images, edges)
     y, x = (torch.arange(size, device=images.device) for size in images.shape[2:])
     down, across = (y >= top) & (y < bottom), (x >= left) & (x < right)
     hidden: Tensor = down[:, None, :, None] & across[:, None, None, :]
@@ -107,7 +104,7 @@ def mix(
     Returns:
         The images, the number of each one's partner, and the part of it that is still its own.
     """
-    partner = _beside(images, torch.randperm(len(images), generator=rng))
+    partner = beside(images, torch.randperm(len(images), generator=rng))
     cut = bool(cutmix) and (not mixup or torch.rand((), generator=rng).item() < 0.5)
     own = _beta(cutmix if cut else mixup, rng)
     if not cut:
@@ -164,7 +161,7 @@ def _random_operation(
     for number, operation in enumerate(_OPERATIONS):
         where = (chosen == number).nonzero()[:, 0]
         if len(where) and operation is not None:
-            there = _beside(images, where)
+            there = beside(images, where)
             result[there] = operation(images[there], part[where], sign[where], wide).to(images)
     return result
 
@@ -177,9 +174,7 @@ def _affine(images: Tensor, matrices: Tensor) -> Tensor:
     matrices[:, 1, 0] *= width / height
     matrices[:, 0, 2] *= 2 / width
     matrices[:, 1, 2] *= 2 / height
-    grid = functional.affine_grid(
-        _beside(images, matrices), list(images.shape), align_corners=False
-    )
+    grid = functional.affine_grid(beside(images, matrices), list(images.shape), align_corners=False)
     return functional.grid_sample(images.float(), grid, mode="nearest", align_corners=False)
 
 
@@ -218,7 +213,7 @@ def _rotate(images: Tensor, part: Tensor, sign: Tensor, wide: bool) -> Tensor:  
 
 
 def _blend(images: Tensor, other: Tensor, part: Tensor, sign: Tensor, wide: bool) -> Tensor:  # noqa: FBT001
-    factor = _beside(images, 1 + part * sign * (0.99 if wide else 0.9))[:, None, None, None]
+    factor = beside(images, 1 + part * sign * (0.99 if wide else 0.9))[:, None, None, None]
     return (other + factor * (images - other)).clamp(0, 255)
 
 
@@ -252,12 +247,12 @@ def _sharpness(images: Tensor, part: Tensor, sign: Tensor, wide: bool) -> Tensor
 
 def _posterize(images: Tensor, part: Tensor, sign: Tensor, wide: bool) -> Tensor:  # noqa: FBT001
     bits = 8 - (part * (6 if wide else 4)).round()
-    step = _beside(images, 2 ** (8 - bits))[:, None, None, None]
+    step = beside(images, 2 ** (8 - bits))[:, None, None, None]
     return (images / step).floor() * step
 
 
 def _solarize(images: Tensor, part: Tensor, sign: Tensor, wide: bool) -> Tensor:  # noqa: FBT001
-    threshold = _beside(images, 255 * (1 - part))[:, None, None, None]
+    threshold = beside(images, 255 * (1 - part))[:, None, None, None]
     return torch.where(images >= threshold, 255 - images, images)
 
 

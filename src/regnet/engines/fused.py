@@ -41,18 +41,20 @@ class Fused(CUDAGraph):
 
 
 def fused(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """A network in kernels: images (N, 3, H, W) in half precision to logits.
+    """A network in kernels: images (N, 3, H, W) in half precision to logits (N, num_classes).
+
+    Without Triton, or on another device, in the references of the kernels.
 
     Raises:
         EngineError: there are no kernels for it.
     """
-    if not isinstance(model, AnyNet) or not isinstance(model.stem, ConvNormAct):
+    if not isinstance(model, AnyNet) or model.head.global_pool != "avg":
         raise EngineError(UNSUITABLE)
-    if not isinstance(model.final_conv, nn.Identity) or model.head.global_pool != "avg":
+    if not all(isinstance(part, nn.Identity) for part in (model.stem_pool, model.final_conv)):
         raise EngineError(UNSUITABLE)
     model = folded(model)
     convolution = _folded(model.stem)
-    if convolution.kernel_size != (3, 3) or not isinstance(model.stem_pool, nn.Identity):
+    if convolution.kernel_size != (3, 3):
         raise EngineError(UNSUITABLE)
     first = Stem.of(convolution)
     stages = [stage for stage in model.children() if isinstance(stage, Stage)]
@@ -85,16 +87,14 @@ class _Block:
         if not isinstance(block, Bottleneck) or not isinstance(block.act, nn.ReLU):
             raise EngineError(UNSUITABLE)
         middle = _folded(block.conv2)
-        if middle.dilation != (1, 1) or middle.in_channels % 8:
+        usual = middle.dilation == (1, 1) and middle.stride[0] in (1, 2)
+        if not usual or middle.in_channels % 8:
             raise EngineError(UNSUITABLE)
         last = Pointwise.of(_folded(block.conv3), dtype)
         projection = None
-        if isinstance(block.downsample, ConvNormAct):
-            # Both biases are added once.
+        if block.downsample is not None and not isinstance(block.downsample, nn.Identity):
             projection = Pointwise.of(_folded(block.downsample), dtype)
             last = Pointwise(last.weight, last.bias + projection.bias)
-        elif not isinstance(block.downsample, nn.Identity | None):
-            raise EngineError(UNSUITABLE)
         se = None
         if isinstance(block.se, SqueezeExcitation):
             if not isinstance(block.se.act, nn.ReLU):
@@ -127,9 +127,10 @@ class _Block:
         )
 
 
-def _folded(layer: ConvNormAct) -> nn.Conv2d:
+def _folded(layer: nn.Module) -> nn.Conv2d:
     """The convolution of a layer that is nothing else, perhaps with a ReLU behind it."""
-    plain = isinstance(layer.bn, nn.Identity) and isinstance(layer.act, nn.Identity | nn.ReLU)
-    if not plain:
+    if not isinstance(layer, ConvNormAct) or not isinstance(layer.bn, nn.Identity):
+        raise EngineError(UNSUITABLE)
+    if not isinstance(layer.act, (nn.Identity, nn.ReLU)):
         raise EngineError(UNSUITABLE)
     return layer.conv

@@ -24,6 +24,7 @@ from regnet.engines.choices import key_of, recall, remember
 from regnet.engines.compiled import AOTInductor, Compiled, CompiledCUDAGraph
 from regnet.engines.cuda_graph import CUDAGraph, PaddedCUDAGraph
 from regnet.engines.eager import Eager, Folded, Padded
+from regnet.engines.fused import Fused
 from regnet.engines.onnx_runtime import ONNXRuntime
 from regnet.engines.openvino import OpenVINO
 from regnet.engines.tensorrt import TensorRT
@@ -41,6 +42,7 @@ ENGINES: Final[tuple[Engine, ...]] = (
     CUDAGraph(),
     PaddedCUDAGraph(),
     CompiledCUDAGraph(),
+    Fused(),
     ONNXRuntime(),
     OpenVINO(),
     TensorRT(),

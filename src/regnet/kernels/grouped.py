@@ -1,7 +1,6 @@
 """Grouped 3x3 convolution with ReLU, and the sums that squeeze-excitation needs, in one pass."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -206,7 +205,7 @@ if HAS_TRITON:
     @triton.jit(
         do_not_specialize=["height", "width", "out_height", "out_width", "channels", "parts"]
     )
-    def _tiles(  # type: ignore[no-untyped-def]
+    def _tiles(
         x, weight, bias, out, sums,
         height, width, out_height, out_width, channels, parts,
         STRIDE: tl.constexpr, SPAN: tl.constexpr, DEPTHS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -259,7 +258,7 @@ if HAS_TRITON:
     @triton.jit(do_not_specialize=[
         "height", "width", "out_height", "out_width", "channels", "images", "rows"
     ])  # fmt: skip
-    def _sweep(  # type: ignore[no-untyped-def]
+    def _sweep(
         x, weight, bias, out, sums,
         height, width, out_height, out_width, channels, images, rows,
         STRIDE: tl.constexpr, SPAN: tl.constexpr, COLUMNS: tl.constexpr,
@@ -386,7 +385,3 @@ if HAS_TRITON:
                 sums + base[:, None] + column[None, :], added,
                 mask=(owner < images)[:, None] & within[None, :],
             )  # fmt: skip
-
-else:
-    _tiles: Any = None
-    _sweep: Any = None

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,6 @@ def pointwise(
     projected: Tensor | None = None,
     projection: Pointwise | None = None,
     stride: int = 1,
-    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """activation((x * gate) @ weight + bias + residual or projection of every second pixel).
 
@@ -54,11 +53,10 @@ def pointwise(
         activation: of the sum.
         gate: (N, width_in), of the type of x; a factor per image and channel.
         residual: (N, H, W, width), added.
-        projected: (N, H * stride or one less, ..., width_2), whose product with `projection` is
-            added, instead of a residual.
+        projected: (N, H2, W2, width_2) with H = ceil(H2 / stride), whose pixels' products with
+            `projection` are added, instead of a residual.
         projection: a second layer, (width_2, width).
         stride: of the projection.
-        dtype: of the result; None: that of x.
 
     Returns:
         (N, H, W, width).
@@ -66,14 +64,13 @@ def pointwise(
     if not runs_kernels(x):
         return reference(
             x, layer, activation=activation, gate=gate, residual=residual, projected=projected,
-            projection=projection, stride=stride, dtype=dtype,
+            projection=projection, stride=stride,
         )  # fmt: skip
     images, height, width_of_map, width_in = x.shape
     rows, width = images * height * width_of_map, layer.weight.shape[1]
-    out = x.new_empty((images, height, width_of_map, width), dtype=dtype or x.dtype)
+    out = x.new_empty((images, height, width_of_map, width))
     second = projected if projected is not None else x
     again = projection or layer
-
     pixels = height * width_of_map
 
     def run(way: _Way | None) -> None:
@@ -97,13 +94,13 @@ def pointwise(
         )  # fmt: skip
 
     key = (
-        "pointwise", tuple(x.shape), width, x.dtype, out.dtype, gate is not None,
-        residual is not None, projected is not None and second.shape[-1], activation,
+        "pointwise", tuple(x.shape), width, x.dtype, gate is not None, residual is not None,
+        projected is not None and second.shape[-1], activation,
     )  # fmt: skip
     ways: list[_Way | None] = list(_ways(rows, width_in, width))
     plain = gate is None and residual is None and projected is None
-    if plain and activation == "relu" and x.is_cuda and out.dtype == x.dtype:
-        ways.append(None)
+    if plain and activation == "relu" and x.is_cuda:
+        ways.append(None)  # cuBLASLt's product with bias and ReLU behind it
     run(fastest(key, ways, run, x))
     return out
 
@@ -150,7 +147,6 @@ def reference(
     projected: Tensor | None = None,
     projection: Pointwise | None = None,
     stride: int = 1,
-    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The same in PyTorch."""
     rows = x.float()
@@ -163,7 +159,7 @@ def reference(
         out = out + projected[:, ::stride, ::stride].float() @ projection.weight.float()
     if activation != "none":
         out = out.relu() if activation == "relu" else out.sigmoid()
-    return out.to(dtype or x.dtype)
+    return out.to(x.dtype)
 
 
 if HAS_TRITON:
@@ -173,7 +169,7 @@ if HAS_TRITON:
     @triton.jit(do_not_specialize=[
         "rows", "pixels", "width_in", "width", "width2", "map_width", "height2", "map_width2"
     ])  # fmt: skip
-    def _kernel(  # type: ignore[no-untyped-def]
+    def _kernel(
         x, weight, bias, out, gate, residual, second, weight2,
         rows, pixels, width_in, width, width2, map_width, height2, map_width2,
         WIDTHS_IN_8: tl.constexpr, WIDTH_IN_8: tl.constexpr,
@@ -181,12 +177,12 @@ if HAS_TRITON:
         STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, IMAGES: tl.constexpr,
         BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr,
     ):  # fmt: skip
-        # Columns of blocks are numbered first: those that share rows run together, in the L2 cache.
         if WIDTHS_IN_8:  # tells the compiler that 16 bytes may be read at once
             width_in = width_in // 8 * 8
             width2 = width2 // 8 * 8
         if WIDTH_IN_8:
             width = width // 8 * 8
+        # Blocks that share rows are neighbors: what they read is in the L2 cache.
         columns = tl.cdiv(width, BLOCK_WIDTH)
         tile = tl.program_id(0) // columns
         row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -244,6 +240,3 @@ if HAS_TRITON:
         elif ACTIVATION == "sigmoid":
             total = tl.sigmoid(total)
         tl.store(out + to, total.to(out.dtype.element_ty), mask=mask)
-
-else:
-    _kernel: Any = None

@@ -1,7 +1,6 @@
 """The gate of squeeze-excitation, from sums over parts of the feature maps."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,7 +84,7 @@ if HAS_TRITON:
     import triton.language as tl
 
     @triton.jit(do_not_specialize=["images", "parts", "width_in", "width", "scale"])
-    def _kernel(  # type: ignore[no-untyped-def]
+    def _kernel(
         sums, weight, bias, out, images, parts, width_in, width, scale,
         BLOCK_IMAGES: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr,
         PARTS: tl.constexpr,
@@ -121,6 +120,3 @@ if HAS_TRITON:
         to = image[:, None] * width + column[None, :]
         mask = alive[:, None] & within[None, :]
         tl.store(out + to, tl.maximum(total, 0.0).to(out.dtype.element_ty), mask=mask)
-
-else:
-    _kernel: Any = None

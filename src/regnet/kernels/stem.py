@@ -1,7 +1,6 @@
 """The stem: 3x3 convolution of few channels, stride 2, with ReLU."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -62,7 +61,7 @@ if HAS_TRITON:
     import triton.language as tl
 
     @triton.jit(do_not_specialize=["rows", "height", "width", "out_height", "out_width"])
-    def _kernel(  # type: ignore[no-untyped-def]
+    def _kernel(
         x, weight, bias, out, rows, height, width, out_height, out_width,
         STRIDE: tl.constexpr, WIDTH_IN: tl.constexpr, WIDTH: tl.constexpr,
         BLOCK_WIDTH: tl.constexpr, PIXELS: tl.constexpr,
@@ -87,6 +86,3 @@ if HAS_TRITON:
         to = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
         mask = (row < rows)[:, None] & within[None, :]
         tl.store(out + to, tl.maximum(total, 0.0).to(out.dtype.element_ty), mask=mask)
-
-else:
-    _kernel: Any = None

@@ -191,7 +191,7 @@ class Resident:
         """Numbers, pixels and labels of each forward pass."""
         del seeds
         for indices in order:
-            there = indices.to(self.pixels.device, non_blocking=True)
+            there = augment.beside(self.pixels, indices)
             yield indices, self.pixels[there], self.labels[there], ()
 
 
