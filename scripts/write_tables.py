@@ -72,6 +72,31 @@ def cpu_peers(document: Document) -> Iterator[str]:
     )
 
 
+def fused(document: Document) -> Iterator[str]:
+    """The engine of own kernels against the library's."""
+    others = {"cuda_graph": "library", "padded_cuda_graph": "library, padded"}
+    rows = []
+    for row in document["rows"]:
+        found = [row["against"].get(name) for name in others]
+        rows.append(
+            [
+                f"{row['model']}, batch {row['batch_size']}",
+                f"{row['ms']:.2f}",
+                f"{row['images_per_second']:,.0f}",
+                f"{row['floor_ms'] / row['ms']:.0%}",
+                *(f"{f['ratio']:.2f} ({f['low']:.2f}-{f['high']:.2f})" if f else "" for f in found),
+            ]
+        )
+    yield from table(["", "ms", "images/s", "share of the floor", *others.values()], rows)
+    yield ""
+    yield (
+        f"{document['precision']}, 224 pixels, in CUDA graphs. Last columns: the library's time "
+        "over that of own kernels, 95 %. Ceilings of the floor: "
+        f"{document['bytes_per_second'] / 1e12:.2f} TB/s, "
+        f"{document['flops_per_second'] / 1e12:.0f} TFLOP/s. {origin(document)}."
+    )
+
+
 def int8(document: Document) -> Iterator[str]:
     """Agreement and speed of int8."""
     rows = []
@@ -327,6 +352,7 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
     function.__name__: function
     for function in (
         cpu_peers,
+        fused,
         int8,
         verdicts,
         families,
