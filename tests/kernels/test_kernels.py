@@ -11,9 +11,11 @@ import torch
 
 import regnet
 from regnet.engines.base import Target, relative_error
-from regnet.engines.fused import Fused, fused
+from regnet.engines.fused import Fused
+from regnet.engines.transforms import folded
 from regnet.errors import EngineError
 from regnet.kernels.launch import HAS_TRITON
+from regnet.kernels.network import fused
 from tests.kernels import cases
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +60,7 @@ def test_networks_of_kernels_are_the_same_function(name):
     side = 32 if "cifar" in name else 75
     x = torch.randn(2, 3, side, side - 3)
     with torch.inference_mode():
-        found = fused(model, torch.float16)(x.half())
+        found = fused(folded(model), torch.float16)(x.half())
         assert found.dtype == torch.float16
         assert relative_error(found, model(x)) < 2e-3
 
@@ -67,7 +69,8 @@ def test_a_trunk_gives_features():
     model = network("regnety_002", num_classes=0)
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        assert relative_error(fused(model, torch.float16)(x.half()), model(x)) < 2e-3
+        found = fused(folded(model), torch.float16)(x.half())
+        assert relative_error(found, model(x)) < 2e-3
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_a_trunk_gives_features():
 )
 def test_other_networks_are_refused(name, options):
     with pytest.raises(EngineError, match="for RegNetX and RegNetY"):
-        fused(network(name, **options), torch.float16)
+        fused(folded(network(name, **options)), torch.float16)
 
 
 def test_obstacles():

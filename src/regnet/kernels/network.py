@@ -1,0 +1,118 @@
+"""Networks made of kernels: what stands around a convolution becomes part of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from regnet.errors import EngineError
+from regnet.kernels.grouped import Grouped, grouped
+from regnet.kernels.pointwise import Pointwise, pointwise
+from regnet.kernels.squeeze import Squeeze, gate
+from regnet.kernels.stem import Stem, stem
+from regnet.nn.blocks import Bottleneck, Stage
+from regnet.nn.layers import ConvNormAct, SqueezeExcitation
+from regnet.nn.model import AnyNet
+
+UNSUITABLE: Final = "the kernels are for RegNetX and RegNetY: bottlenecks with batch norm and ReLU"
+
+
+def fused(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """A network in kernels: images (N, 3, H, W) in half precision to logits (N, num_classes).
+
+    Without Triton, or on another device, in the references of the kernels.
+
+    Args:
+        model: RegNetX or RegNetY, in evaluation mode, norms folded into the convolutions.
+        dtype: float16 or bfloat16.
+
+    Raises:
+        EngineError: there are no kernels for it.
+    """
+    if not isinstance(model, AnyNet) or model.head.global_pool != "avg":
+        raise EngineError(UNSUITABLE)
+    if not all(isinstance(part, nn.Identity) for part in (model.stem_pool, model.final_conv)):
+        raise EngineError(UNSUITABLE)
+    convolution = _folded(model.stem, nn.ReLU)
+    if convolution.kernel_size != (3, 3):
+        raise EngineError(UNSUITABLE)
+    first = Stem.of(convolution)
+    stages = [stage for stage in model.children() if isinstance(stage, Stage)]
+    blocks = [_Block.of(block, dtype) for stage in stages for block in stage]
+    head = Pointwise.of(model.head.fc, dtype) if isinstance(model.head.fc, nn.Linear) else None
+
+    def run(images: Tensor) -> Tensor:
+        x = stem(images.permute(0, 2, 3, 1).contiguous(), first)
+        for block in blocks:
+            x = block(x)
+        pooled = x.mean((1, 2), dtype=torch.float32).to(dtype)
+        return pointwise(pooled[:, None, None], head)[:, 0, 0] if head else pooled
+
+    return run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Block:
+    """1x1, grouped 3x3, gate, 1x1, shortcut: three kernels, and two for the gate."""
+
+    first: Pointwise
+    middle: Grouped
+    se: Squeeze | None
+    last: Pointwise
+    projection: Pointwise | None
+    residual: bool
+
+    @classmethod
+    def of(cls, block: nn.Module, dtype: torch.dtype) -> "_Block":
+        if not isinstance(block, Bottleneck) or not isinstance(block.act, nn.ReLU):
+            raise EngineError(UNSUITABLE)
+        middle = _folded(block.conv2, nn.ReLU)
+        usual = middle.dilation == (1, 1) and middle.stride[0] in (1, 2)
+        if not usual or middle.in_channels % 8:
+            raise EngineError(UNSUITABLE)
+        last = Pointwise.of(_folded(block.conv3), dtype)
+        projection = None
+        if block.downsample is not None and not isinstance(block.downsample, nn.Identity):
+            projection = Pointwise.of(_folded(block.downsample), dtype)
+            last = Pointwise(last.weight, last.bias + projection.bias)
+        se = None
+        if isinstance(block.se, SqueezeExcitation):
+            if not isinstance(block.se.act, nn.ReLU):
+                raise EngineError(UNSUITABLE)
+            se = Squeeze.of(block.se, dtype)
+        return cls(
+            first=Pointwise.of(_folded(block.conv1, nn.ReLU), dtype),
+            middle=Grouped.of(middle, dtype),
+            se=se,
+            last=last,
+            projection=projection,
+            residual=isinstance(block.downsample, nn.Identity),
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        out = pointwise(x, self.first, activation="relu")
+        out, sums = grouped(out, self.middle, squeeze=self.se is not None)
+        factor = None
+        if self.se and sums is not None:
+            factor = gate(sums, out.shape[1] * out.shape[2], self.se)
+        return pointwise(
+            out,
+            self.last,
+            activation="relu",
+            gate=factor,
+            residual=x if self.residual else None,
+            projected=x if self.projection else None,
+            projection=self.projection,
+            stride=self.middle.stride,
+        )
+
+
+def _folded(layer: nn.Module, after: type[nn.Module] = nn.Identity) -> nn.Conv2d:
+    """The convolution of a layer in which no norm is left, and this activation follows."""
+    if not isinstance(layer, ConvNormAct) or not isinstance(layer.bn, nn.Identity):
+        raise EngineError(UNSUITABLE)
+    if not isinstance(layer.act, after):
+        raise EngineError(UNSUITABLE)
+    return layer.conv
