@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _DECIDED: Final = (
     "model", "recipe", "set_", "val", "train_images", "val_images", "pretrained",
-    "num_classes", "seed", "save_steps",
+    "num_classes", "teacher", "seed", "save_steps",
 )  # fmt: skip
 """Parameters of the command that a run keeps: what is resumed or repeated has its own."""
 
@@ -55,6 +55,10 @@ def command(
     ] = False,
     num_classes: Annotated[
         int | None, typer.Option(help="Outputs; else as many as there are classes.", min=1)
+    ] = None,
+    teacher: Annotated[
+        list[str] | None,
+        typer.Option(help="Weights to learn from, beside the labels: --set distill=0.5; repeat."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     save_steps: Annotated[
@@ -145,6 +149,7 @@ def command(
             val_images=val_images,
             pretrained=pretrained,
             num_classes=num_classes,
+            teachers=teacher or (),
             seed=seed,
             save_steps=save_steps,
             options=bar.watching(options),

@@ -140,7 +140,7 @@ def evaluate(
     names: Sequence[str] = network.pretrained_cfg.get("label_names", ())
     match = match_classes(images, names, network.num_classes)
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
-    weights, home = _digest(network), next(network.parameters()).device
+    weights, home = weights_digest(network), next(network.parameters()).device
     with joined(find_device(device) if device is not None else home) as group:
         kept = None
         if keep is not None:
@@ -323,7 +323,8 @@ def _merged(records: Sequence[Mapping[str, Any]], count: int) -> tuple[Answers, 
     )
 
 
-def _digest(network: AnyNet) -> str:
+def weights_digest(network: AnyNet) -> str:
+    """16 hexadecimal digits that other weights do not have."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(name.encode())

@@ -8,7 +8,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,7 @@ def train(
     val_images: int | None = None,
     pretrained: bool = False,
     num_classes: int | None = None,
+    teachers: Sequence[str] = (),
     seed: int = 0,
     save_steps: int | None = None,
     options: Options | None = None,
@@ -87,6 +88,8 @@ def train(
         val_images: measure accuracy on so many only.
         pretrained: start from the weights that the name stands for, as a name with a tag does.
         num_classes: outputs; None: as many as the images have classes.
+        teachers: names of weights whose answers are learned from, beside the labels: the share
+            that `Recipe.distill` says. With several, their mean is.
         seed: of everything random.
         save_steps: steps between checkpoints, beside one after each epoch.
         options: device and the like.
@@ -108,6 +111,7 @@ def train(
         train_images=train_images,
         val_images=val_images,
         num_classes=num_classes,
+        teachers=tuple(teachers),
         seed=seed,
         save_steps=save_steps,
     )
@@ -145,7 +149,7 @@ def start(
         raise ConfigError(f"{folder} holds other files; name a new folder")
     with joined(find_device(options.device)) as group, _own_randomness(group.device):
         session = Session(run, group, options, images)
-        _check_images(facts, session)
+        _check_facts(facts, session)
         if folder is not None and group.leads:
             folder.mkdir(parents=True, exist_ok=True)
             runs.write(folder, run, session.facts)
@@ -172,7 +176,7 @@ def resume(out: str | Path, *, options: Options | None = None) -> Trained:
                 f"depends on without micro_batch_size; start as many, not {group.size}"
             )
         session = Session(run, group, options)
-        _check_images(facts, session)
+        _check_facts(facts, session)
         saved = checkpoint.load_last(folder)
         places = group.gather(saved and (saved["epoch"], saved["step"]))
         if len(set(places)) > 1:
@@ -213,8 +217,8 @@ def _val_beside(data: str | Path) -> str | None:
     return None
 
 
-def _check_images(facts: Mapping[str, Any] | None, session: Session) -> None:
-    """Whether the images are those of an earlier run."""
+def _check_facts(facts: Mapping[str, Any] | None, session: Session) -> None:
+    """Whether images and teachers are those of an earlier run."""
     for name, found in session.image_facts.items() if facts else ():
         known = facts["images"].get(name)  # type: ignore[index]  # there are facts
         if known and known["fingerprint"] != found["fingerprint"]:
@@ -222,6 +226,10 @@ def _check_images(facts: Mapping[str, Any] | None, session: Session) -> None:
                 f"{found['source']}: not the images of the run: {found['count']} with fingerprint "
                 f"{found['fingerprint']}, were {known['count']} with {known['fingerprint']}"
             )
+    known = facts.get("teachers", {}) if facts else {}
+    for name, digest in session.teachers.digests.items() if session.teachers else ():
+        if known.get(name, digest) != digest:
+            raise ConfigError(f"teacher {name}: its weights are not those of the run")
 
 
 def _rows(out: Path, epochs: int) -> list[dict[str, Any]]:

@@ -78,6 +78,10 @@ class Recipe:
     """Alpha of mixup; with cutmix too, each batch takes one of them."""
     cutmix: float = 0.0
     label_smoothing: float = 0.0
+    distill: float = 0.0
+    """Part of the loss that is the distance from a teacher's answers, not from the labels."""
+    temperature: float = 1.0
+    """Of both answers in that part; above 1, small probabilities count more."""
 
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -103,7 +107,7 @@ class Recipe:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("lr", "clip_norm", "image_size"):
+        for name in ("lr", "clip_norm", "image_size", "temperature"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive, got {value}")
         for name in ("label_smoothing", "erasing", "drop_rate", "drop_path_rate"):
@@ -112,6 +116,8 @@ class Recipe:
         for name in ("layer_decay", "min_area"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} must lie in (0, 1], got {getattr(self, name)}")
+        if not 0 <= self.distill <= 1:
+            raise ConfigError(f"distill must lie in [0, 1], got {self.distill}")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs:
             raise ConfigError(
                 f"warmup_epochs must be below epochs, got {self.warmup_epochs} of {self.epochs}"

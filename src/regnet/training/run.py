@@ -35,6 +35,8 @@ class Run:
     """None: as many as the images have."""
     input_size: int | None = None
     """Side of the images that measure accuracy, in pixels; None: what suits the network."""
+    teachers: tuple[str, ...] = ()
+    """Names of weights whose answers are learned from, as `Recipe.distill` says."""
     seed: int = 0
     save_steps: int | None = None
     """Steps between checkpoints, beside one after each epoch."""
@@ -51,6 +53,7 @@ class Run:
             "val": self.val,
             "train_images": self.train_images,
             "val_images": self.val_images,
+            "teachers": self.teachers,
             "seed": self.seed,
             "save_steps": self.save_steps,
             "recipe": self.recipe.to_dict(),
@@ -67,6 +70,7 @@ class Run:
         try:
             recipe, model = Recipe.from_dict(fields.pop("recipe")), fields.pop("model")
             named = isinstance(model, str)
+            fields["teachers"] = tuple(fields.get("teachers", ()))
             return cls(recipe=recipe, model=model if named else config_from_dict(model), **fields)
         except (KeyError, TypeError) as error:
             raise ConfigError(f"a run has a wrong or missing field: {error}") from error

@@ -26,6 +26,7 @@ from regnet.training.checkpoint import State
 from regnet.training.input import Batch, Images, Input, Plan, Resident, Streamed, seed_of
 from regnet.training.optimizer import build_optimizer, set_learning_rate
 from regnet.training.run import Run
+from regnet.training.teachers import Teachers, distillation_loss
 from regnet.training.testing import Test
 from regnet.zoo.create import create
 
@@ -101,6 +102,7 @@ class Session:
         self.plan = Plan(images=count, recipe=run.recipe, seed=run.seed, group=group)
         self.network = self._build()
         self.input = self._input()
+        self.teachers = self._teachers()
         self.test = self._test()
         self.unreadable: set[str] = set()
         self.forward: nn.Module = self.network
@@ -126,6 +128,7 @@ class Session:
         """What is worth knowing of a run beside what it is: images, machine, versions."""
         return {
             "images": self.image_facts,
+            "teachers": self.teachers.digests if self.teachers else {},
             "processes": self.group.size,
             "options": {
                 "device": str(self.options.device),
@@ -203,6 +206,22 @@ class Session:
         )
         return Input(plan=self.plan, source=source, mean=transform.mean, std=transform.std)
 
+    def _teachers(self) -> Teachers | None:
+        run, recipe = self.run, self.recipe
+        if bool(run.teachers) != bool(recipe.distill):
+            lacks = "distill, the part of the loss that is theirs," if run.teachers else "teachers"
+            raise ConfigError(f"{lacks} must be given too, to learn from teachers")
+        if not run.teachers:
+            return None
+        return Teachers(
+            run.teachers,
+            classes=self.images.train.classes,
+            mean=self.input.mean,
+            std=self.input.std,
+            seed=run.seed,
+            device=self.group.device,
+        )
+
     def _test(self) -> Test | None:
         if self.images.val is None:
             return None
@@ -241,7 +260,7 @@ class Session:
             kept = self._norms() if number else []
             travel = self._gradients_travel(with_this=batch is batches[-1])
             with travel, _momentum(kept, 0.0):
-                loss, hits = self._pass(batch)
+                loss, hits = self._pass(batch, number)
                 state.scaler.scale(loss / len(batches)).backward()
             count = len(batch.labels)
             state.sums += torch.stack([loss.detach() * count, hits, torch.full_like(hits, count)])
@@ -256,9 +275,9 @@ class Session:
         if state.average and state.step % recipe.ema_period == 0:
             state.average.update(self.network, recipe.ema_weight(state.epoch))
 
-    def _pass(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _pass(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
         """Loss and hits of one forward pass."""
-        smoothing = self.recipe.label_smoothing
+        recipe, smoothing = self.recipe, self.recipe.label_smoothing
         with self._autocast():
             logits = self.forward(batch.images)
         logits = logits.float()
@@ -266,6 +285,13 @@ class Session:
         if batch.own < 1:
             other = functional.cross_entropy(logits, batch.partners, label_smoothing=smoothing)
             loss = batch.own * loss + (1 - batch.own) * other
+        if self.teachers:
+            with self._autocast():
+                answers = self.teachers.logits(
+                    batch.images, self.state.epoch, self.state.step, number
+                )
+            taught = distillation_loss(logits, answers, recipe.temperature)
+            loss = (1 - recipe.distill) * loss + recipe.distill * taught
         expected = batch.labels if batch.own >= 0.5 else batch.partners
         return loss, (logits.detach().argmax(1) == expected).sum().float()
 
