@@ -68,8 +68,8 @@ CYCLES = {
     ),
     5: Cycle(
         recipe=find_recipe(
-            "cifar", epochs=18, lr=0.06, clean_epochs=3, label_smoothing=0.0, distill=0.8,
-            temperature=2.0, **_MIXED,
+            "cifar", epochs=17, lr=0.03, clean_epochs=2, label_smoothing=0.0, distill=0.8,
+            temperature=2.0, **_MIXED | {"warmup_epochs": 0},
         ),
         start=3,
         teachers=(2, 3, 4),
