@@ -113,10 +113,16 @@ def attention_products(config):
     return flops, outputs
 
 
+# fvcore runs a network to count it; torch's counter, above, sees the largest without running them.
+COUNTED_BY_FVCORE = [
+    pytest.param(name, marks=[pytest.mark.long] if row["flops"] > 50e9 else [])
+    for name, row in golden.load("variants.json").items()
+    if "fvcore" in row
+]
+
+
 @pytest.mark.xdist_group("giants")
-@pytest.mark.parametrize(
-    "name", [n for n in golden.load("variants.json") if "fvcore" in reference(n)]
-)
+@pytest.mark.parametrize("name", COUNTED_BY_FVCORE)
 def test_fvcore_counts_are_those_recorded(name):
     row = reference(name)
     recorded = row["fvcore"]
