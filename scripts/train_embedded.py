@@ -13,9 +13,8 @@ import hashlib
 import json
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 
@@ -28,55 +27,21 @@ from regnet.devices import keep_freed_memory
 from regnet.evaluation.evaluate import evaluate
 from regnet.training import run as runs
 from regnet.training.loop import LOG, resume, train
-from regnet.training.recipe import Recipe, find_recipe
+from regnet.training.recipe import find_recipe
 from regnet.training.session import Options
 from regnet.weights.catalog import find_checkpoint, label_sets
 
 VARIANT, TAG = "regnety_cifar", "cifar10"
 CONFIG = VARIANTS[VARIANT].config
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cycle:
-    """A recipe, and the earlier cycles that it needs."""
-
-    recipe: Recipe
-    start: int | None = None
-    """Whose weights it begins with; None: drawn ones."""
-    teachers: tuple[int, ...] = ()
-
-
-_MIXED: dict[str, Any] = {
-    "warmup_epochs": 1,
-    "mixup": 0.2,
-    "cutmix": 1.0,
-    "cutout": 0,
-    "precision": "fp32",
-}
-CYCLES = {
-    1: Cycle(recipe=find_recipe("cifar", epochs=56)),
-    2: Cycle(
-        recipe=find_recipe("cifar", epochs=11, lr=0.05, warmup_epochs=0, clean_epochs=0), start=1
+CYCLES = (
+    find_recipe("cifar", epochs=56),
+    find_recipe("cifar", epochs=11, lr=0.05, warmup_epochs=0, clean_epochs=0),
+    find_recipe(
+        "cifar", epochs=66, lr=0.15, warmup_epochs=1, mixup=0.2, cutmix=1.0, cutout=0,
+        precision="fp32",
     ),
-    3: Cycle(recipe=find_recipe("cifar", epochs=66, lr=0.15, **_MIXED), start=2),
-    4: Cycle(
-        recipe=find_recipe(
-            "cifar", epochs=60, batch_size=1000, lr=0.1, warmup_epochs=2, mixup=0.2, cutmix=1.0,
-            cutout=0, clean_epochs=20, label_smoothing=0.0, ema_alpha=1.2e-3, ema_period=8,
-        ),
-        start=3,
-    ),
-    5: Cycle(
-        recipe=find_recipe(
-            "cifar", epochs=17, lr=0.03, clean_epochs=2, label_smoothing=0.0, distill=0.8,
-            temperature=2.0, **_MIXED | {"warmup_epochs": 0},
-        ),
-        start=3,
-        teachers=(2, 3, 4),
-    ),
-}  # fmt: skip
-"""Warm restarts (Loshchilov and Hutter 2017). What they end with answers better together than any
-does alone (Huang et al. 2017); the last cycle learns from them."""
+)  # fmt: skip
+"""Warm restarts (Loshchilov and Hutter 2017): each begins with the weights of the one before."""
 TESTED = 2000
 """Images that each epoch is tested on, to see it learn; the published figure is that of all."""
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -106,17 +71,16 @@ prediction needs no network.
 lower than on the originals. The figures are those of `regnet evaluate` for the published fp16 file,
 computed in float32.
 
-It was trained in cycles of the recipe `cifar`, with these changes:
+It was trained in cycles of the recipe `cifar`, each from the weights of the one before:
 
-| cycle | begins with | learns from | recipe |
-| ---: | ---: | --- | --- |
+| cycle | changes to the recipe |
+| ---: | --- |
 {cycles}
-
-They are repeated by
 
     {command}
 
-Their weights were made one cycle after the other, on several machines; the bits will differ.
+repeats them. The published weights were made on several machines, one cycle after the other; the
+bits will differ.
 
 It knows ten classes and sees 32x32 pixels: a demonstration, not a product.
 """
@@ -136,29 +100,21 @@ def main() -> None:
     )
     if args.device == "cpu":
         keep_freed_memory()
-    weights_of(max(CYCLES), args.data, args.out, options)
+    start = VARIANT
+    for number, recipe in enumerate(CYCLES, 1):
+        out = args.out / f"cycle-{number}"
+        if not (out / "model").is_dir():
+            if (out / runs.FILE).exists():
+                done = resume(out, options=options)
+            else:
+                done = train(
+                    start, args.data, out, recipe=recipe, val_images=TESTED, options=options
+                )
+            if done.stopped_by is not None:
+                sys.exit(f"stopped and saved; the same command goes on in {out}")
+        start = f"local-dir:{out / 'model'}"
     command = COMMAND if args.device == "cpu" else f"{COMMAND} --device {args.device}"
-    publish(args.out / f"cycle-{max(CYCLES)}", args.data, command=command)
-
-
-def weights_of(number: int, data: Path, out: Path, options: Options) -> str:
-    """The name of a cycle's weights, once it and those that it needs are done."""
-    folder, cycle = out / f"cycle-{number}", CYCLES[number]
-    name = f"local-dir:{folder / 'model'}"
-    if (folder / "model").is_dir():
-        return name
-    start = weights_of(cycle.start, data, out, options) if cycle.start else VARIANT
-    teachers = [weights_of(teacher, data, out, options) for teacher in cycle.teachers]
-    if (folder / runs.FILE).exists():
-        done = resume(folder, options=options)
-    else:
-        done = train(
-            start, data, folder, recipe=cycle.recipe, teachers=teachers, val_images=TESTED,
-            options=options,
-        )  # fmt: skip
-    if done.stopped_by is not None:
-        sys.exit(f"stopped and saved; the same command goes on in {folder}")
-    return name
+    publish(out, args.data, command=command)
 
 
 def publish(out: Path, data: Path, *, command: str) -> None:
@@ -210,7 +166,7 @@ def publish(out: Path, data: Path, *, command: str) -> None:
         "command": command,
     }  # fmt: skip
     (WEIGHTS / "embedded.json").write_text(f"[\n{json.dumps(row)}\n]\n", encoding="utf-8")
-    usual, machine = find_recipe("cifar").to_dict(), runs.read(out)[1]["environment"]
+    machine = runs.read(out)[1]["environment"]
     log = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
     card = CARD.format(
         id=f"{VARIANT}.{TAG}",
@@ -229,14 +185,20 @@ def publish(out: Path, data: Path, *, command: str) -> None:
         device=machine["device"],
         minutes=sum(row["seconds"] + row["test_seconds"] for row in log) / 60,
         classes=", ".join(label_sets()["cifar-10"]),
-        cycles="\n".join(
-            f"| {number} | {cycle.start or '-'} | {', '.join(map(str, cycle.teachers)) or '-'} | "
-            f"`{json.dumps({k: v for k, v in cycle.recipe.to_dict().items() if v != usual[k]})}` |"
-            for number, cycle in CYCLES.items()
-        ),
+        cycles=rows_of_cycles(),
     )
     (WEIGHTS / f"{VARIANT}.{TAG}.md").write_text(card, encoding="utf-8")
     print(json.dumps({"top1": found.top1, "file": str(path)}))
+
+
+def rows_of_cycles() -> str:
+    """The rows of the card's table: what each cycle changes."""
+    usual = find_recipe("cifar").to_dict()
+    changes = [
+        {name: value for name, value in recipe.to_dict().items() if value != usual[name]}
+        for recipe in CYCLES
+    ]
+    return "\n".join(f"| {at} | `{json.dumps(row)}` |" for at, row in enumerate(changes, 1))
 
 
 if __name__ == "__main__":
