@@ -25,8 +25,48 @@ def python(code, interpreter=sys.executable, cwd=None):
 
 
 def test_importing_brings_in_nothing_heavy():
-    code = f"import sys, regnet; print([m for m in {HEAVY} if m in sys.modules])"
+    code = f"import sys; from regnet import *; print([m for m in {HEAVY} if m in sys.modules])"
     assert python(code) == "[]"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import regnet",
+        "from regnet.design.complexity import complexity",
+        "import regnet; regnet.design",
+        "from regnet.cli.main import main",
+    ],
+)
+def test_torch_comes_when_it_is_needed(code):
+    assert python(f"import sys; {code}; print('torch' in sys.modules)") == "False"
+    needing = "regnet.create('regnetx_002', device='meta')"
+    assert python(f"import sys, regnet; {code}; {needing}; print('torch' in sys.modules)") == "True"
+
+
+@pytest.mark.parametrize(
+    "words", ["--version", "--help", "list", "info regnety_016", "train --help", "predict"]
+)
+def test_commands_that_compute_nothing_need_no_torch(words):
+    code = f"""
+import sys
+from regnet.cli.main import main
+
+sys.argv[1:] = {words.split()}
+sys.stdout = sys.stderr
+try:
+    main()
+finally:
+    print("torch" in sys.modules, file=sys.__stdout__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False"
+
+
+def test_names_that_are_not_there():
+    with pytest.raises(AttributeError, match="module 'regnet' has no attribute 'creat'"):
+        regnet.creat  # type: ignore[attr-defined]  # noqa: B018
+    assert {"create", "regnet_y_16gf", "errors", "__version__"} <= set(dir(regnet))
 
 
 def test_importing_changes_no_global_state():
@@ -60,7 +100,6 @@ def test_public_names():
         "StageConfig",
         "TrainOptions",
         "Trained",
-        "__version__",
         "complexity",
         "config_from_dict",
         "config_from_json",

@@ -1,77 +1,27 @@
 """The RegNet library: every published RegNet, and any that you can parameterize."""
 
-from regnet import errors
-from regnet.data.preprocess import Preprocess
-from regnet.design.complexity import Complexity, complexity
-from regnet.design.config import (
-    AnyNetConfig,
-    RegNetConfig,
-    StageConfig,
-    config_from_dict,
-    config_from_json,
-)
-from regnet.design.scaling import Scaled, scale
-from regnet.engines.optimize import Optimized, optimize
-from regnet.evaluation.evaluate import Evaluation, evaluate
-from regnet.exporting import Exported, export
-from regnet.nn.features import FeatureNet
-from regnet.nn.model import AnyNet, RegNet
-from regnet.prediction import ClassScore, Prediction, predict
-from regnet.training.loop import Trained, resume, train
-from regnet.training.recipe import Recipe, find_recipe
-from regnet.training.session import Options as TrainOptions
-from regnet.zoo import factories
-from regnet.zoo.create import create, preprocess
-from regnet.zoo.factories import *  # noqa: F403 - one function per variant
-from regnet.zoo.listing import (
-    ModelInfo,
-    get_pretrained_cfg,
-    info,
-    is_model,
-    list_models,
-    list_pretrained,
-)
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AnyNet",
-    "AnyNetConfig",
-    "ClassScore",
-    "Complexity",
-    "Evaluation",
-    "Exported",
-    "FeatureNet",
-    "ModelInfo",
-    "Optimized",
-    "Prediction",
-    "Preprocess",
-    "Recipe",
-    "RegNet",
-    "RegNetConfig",
-    "Scaled",
-    "StageConfig",
-    "TrainOptions",
-    "Trained",
-    "__version__",
-    "complexity",
-    "config_from_dict",
-    "config_from_json",
-    "create",
-    "errors",
-    "evaluate",
-    "export",
-    "find_recipe",
-    "get_pretrained_cfg",
-    "info",
-    "is_model",
-    "list_models",
-    "list_pretrained",
-    "optimize",
-    "predict",
-    "preprocess",
-    "resume",
-    "scale",
-    "train",
-]
-__all__ += factories.__all__
+if TYPE_CHECKING:
+    from regnet.public import *  # noqa: F403 - what type checkers see
+    from regnet.public import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> object:
+        """A module or a public name, when it is first used.
+
+        Importing torch takes seconds; what needs only the math or the tables goes without.
+        """
+        if not name.startswith("__") and find_spec(f"{__name__}.{name}"):
+            return import_module(f"{__name__}.{name}")
+        public = import_module(f"{__name__}.public")
+        if name != "__all__" and name not in public.__all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals().setdefault(name, getattr(public, name))
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *import_module(f"{__name__}.public").__all__})

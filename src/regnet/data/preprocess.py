@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from regnet.data.images import image_name, open_image
 from regnet.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -89,7 +90,9 @@ class Preprocess:
             "std": self.std,
         }
 
-    def __call__(self, image: Image.Image | str | Path) -> Tensor:
+    def __call__(self, image: Image.Image | str | Path) -> "Tensor":
+        import torch
+
         opened = open_image(image)
         pixels = torch.from_numpy(np.array(self.crop(opened, name=image_name(image) or "image")))
         scaled = pixels.permute(2, 0, 1).to(torch.float32) / 255

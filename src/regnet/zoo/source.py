@@ -2,17 +2,18 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from regnet.data.preprocess import Preprocess
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_json
 from regnet.design.variants import VARIANTS, Variant
 from regnet.errors import ConfigError, WeightsError
-from regnet.nn.model import GlobalPool
 from regnet.weights.catalog import Checkpoint, find_checkpoint, find_upstream
-from regnet.weights.download import Fetch, fetch_file
-from regnet.weights.repository import CONFIG_FILE, Description, read_description
 from regnet.zoo.names import find_variant
+
+if TYPE_CHECKING:
+    from regnet.nn.model import GlobalPool
+    from regnet.weights.download import Fetch
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 FOLDER_PREFIX = "local-dir:"
@@ -28,7 +29,7 @@ class Source:
     """Name of the variant; "regnet" for a config of one's own."""
     checkpoint: Checkpoint | None = None
     """The weights; None where the name chooses none."""
-    global_pool: GlobalPool | None = None
+    global_pool: "GlobalPool | None" = None
     """How the repository's model pools, if it is one."""
 
     @property
@@ -82,7 +83,7 @@ def find_source(
     *,
     pretrained: bool,
     revision: str | None = None,
-    how: Fetch | None = None,
+    how: "Fetch | None" = None,
 ) -> Source:
     """What a name or a config stands for.
 
@@ -115,7 +116,7 @@ def find_source(
         return find_source(_read_config(name), pretrained=pretrained)
     for prefix in HUB_PREFIXES:
         if name.lower().startswith(prefix):
-            return _repository(name[len(prefix) :], revision, how or Fetch())
+            return _repository(name[len(prefix) :], revision, how)
     if name.lower().startswith(FOLDER_PREFIX):
         if revision is not None:
             raise ConfigError("a folder has no revisions; leave revision out")
@@ -157,22 +158,30 @@ def find_model(name: str) -> tuple[Variant, Checkpoint | None]:
     return variant, find_checkpoint(variant.name, tag) if tag else None
 
 
-def _repository(name: str, revision: str | None, how: Fetch) -> Source:
+def _repository(name: str, revision: str | None, how: "Fetch | None") -> Source:
+    from regnet.weights.download import Fetch, fetch_file
+    from regnet.weights.repository import CONFIG_FILE
+
     repo, _, named = name.partition("@")
     revision = revision or named or None
     if repo.count("/") != 1:
         raise WeightsError(f"a repository of the Hub is owner/name, got {repo!r}")
-    path = fetch_file(repo, CONFIG_FILE, revision, how)
-    return _described(read_description(path, repo=repo, revision=revision))
+    path = fetch_file(repo, CONFIG_FILE, revision, how or Fetch())
+    return _described(path, repo=repo, revision=revision)
 
 
 def _folder(folder: Path) -> Source:
+    from regnet.weights.repository import CONFIG_FILE
+
     if not folder.is_dir():
         raise WeightsError(f"there is no folder {folder}")
-    return _described(read_description(folder / CONFIG_FILE))
+    return _described(folder / CONFIG_FILE)
 
 
-def _described(found: Description) -> Source:
+def _described(path: Path, *, repo: str | None = None, revision: str | None = None) -> Source:
+    from regnet.weights.repository import read_description
+
+    found = read_description(path, repo=repo, revision=revision)
     return Source(
         config=found.config,
         architecture=found.architecture,

@@ -1,0 +1,74 @@
+"""What `regnet` itself offers: its names come from here, when the first of them is used."""
+
+from regnet import errors
+from regnet.data.preprocess import Preprocess
+from regnet.design.complexity import Complexity, complexity
+from regnet.design.config import (
+    AnyNetConfig,
+    RegNetConfig,
+    StageConfig,
+    config_from_dict,
+    config_from_json,
+)
+from regnet.design.scaling import Scaled, scale
+from regnet.engines.optimize import Optimized, optimize
+from regnet.evaluation.evaluate import Evaluation, evaluate
+from regnet.exporting import Exported, export
+from regnet.nn.features import FeatureNet
+from regnet.nn.model import AnyNet, RegNet
+from regnet.prediction import ClassScore, Prediction, predict
+from regnet.training.loop import Trained, resume, train
+from regnet.training.recipe import Recipe, find_recipe
+from regnet.training.session import Options as TrainOptions
+from regnet.zoo import factories
+from regnet.zoo.create import create, preprocess
+from regnet.zoo.factories import *  # noqa: F403 - one function per variant
+from regnet.zoo.listing import (
+    ModelInfo,
+    get_pretrained_cfg,
+    info,
+    is_model,
+    list_models,
+    list_pretrained,
+)
+
+__all__ = [
+    "AnyNet",
+    "AnyNetConfig",
+    "ClassScore",
+    "Complexity",
+    "Evaluation",
+    "Exported",
+    "FeatureNet",
+    "ModelInfo",
+    "Optimized",
+    "Prediction",
+    "Preprocess",
+    "Recipe",
+    "RegNet",
+    "RegNetConfig",
+    "Scaled",
+    "StageConfig",
+    "TrainOptions",
+    "Trained",
+    "complexity",
+    "config_from_dict",
+    "config_from_json",
+    "create",
+    "errors",
+    "evaluate",
+    "export",
+    "find_recipe",
+    "get_pretrained_cfg",
+    "info",
+    "is_model",
+    "list_models",
+    "list_pretrained",
+    "optimize",
+    "predict",
+    "preprocess",
+    "resume",
+    "scale",
+    "train",
+]
+__all__ += factories.__all__
