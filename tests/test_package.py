@@ -61,6 +61,7 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "False"
+    assert done.returncode == (2 if words == "predict" else 0)
 
 
 def test_names_that_are_not_there():

@@ -14,6 +14,7 @@ from regnet.zoo.names import find_variant
 if TYPE_CHECKING:
     from regnet.nn.model import GlobalPool
     from regnet.weights.download import Fetch
+    from regnet.weights.repository import Description
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 FOLDER_PREFIX = "local-dir:"
@@ -160,28 +161,25 @@ def find_model(name: str) -> tuple[Variant, Checkpoint | None]:
 
 def _repository(name: str, revision: str | None, how: "Fetch | None") -> Source:
     from regnet.weights.download import Fetch, fetch_file
-    from regnet.weights.repository import CONFIG_FILE
+    from regnet.weights.repository import CONFIG_FILE, read_description
 
     repo, _, named = name.partition("@")
     revision = revision or named or None
     if repo.count("/") != 1:
         raise WeightsError(f"a repository of the Hub is owner/name, got {repo!r}")
     path = fetch_file(repo, CONFIG_FILE, revision, how or Fetch())
-    return _described(path, repo=repo, revision=revision)
+    return _described(read_description(path, repo=repo, revision=revision))
 
 
 def _folder(folder: Path) -> Source:
-    from regnet.weights.repository import CONFIG_FILE
+    from regnet.weights.repository import CONFIG_FILE, read_description
 
     if not folder.is_dir():
         raise WeightsError(f"there is no folder {folder}")
-    return _described(folder / CONFIG_FILE)
+    return _described(read_description(folder / CONFIG_FILE))
 
 
-def _described(path: Path, *, repo: str | None = None, revision: str | None = None) -> Source:
-    from regnet.weights.repository import read_description
-
-    found = read_description(path, repo=repo, revision=revision)
+def _described(found: "Description") -> Source:
     return Source(
         config=found.config,
         architecture=found.architecture,
