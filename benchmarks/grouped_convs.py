@@ -31,9 +31,9 @@ BUFFER_BYTES = 256e6
 """Inputs take turns until they are larger than any cache."""
 
 
-def shapes(name: str, input_size: int = 224) -> Counter[tuple[int, int, int, int]]:
+def shapes(name: str, image_size: int = 224) -> Counter[tuple[int, int, int, int]]:
     """(width, group width, side of the input, stride) and how often the network has it."""
-    config, side, found = VARIANTS[name].config.anynet(), input_size, Counter()
+    config, side, found = VARIANTS[name].config.anynet(), image_size, Counter()
     for stride in config.stem_conv_strides:
         side = (side - 1) // stride + 1
     for block in config.blocks():

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 import regnet
 from regnet.atomic import write_bytes
 from regnet.data.sets import ImageSet, open_set
-from regnet.devices import Group
+from regnet.process_group import Group
 from regnet.engines.base import Precision
 from regnet.machine import environment
 from regnet.training.recipe import find_recipe

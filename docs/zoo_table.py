@@ -31,7 +31,7 @@ def rows() -> Iterator[tuple[str, ...]]:
         variant = VARIANTS[row.variant]
         side = row.preprocess.size[0]
         cost = complexity(variant.config, side)
-        ms = measured.get(row.variant) if side == variant.input_size else None
+        ms = measured.get(row.variant) if side == variant.image_size else None
         yield (
             row.id,
             row.license_terms.name,

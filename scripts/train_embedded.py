@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -23,7 +23,7 @@ from regnet.atomic import write_bytes
 from regnet.cli.train import epoch_line
 from regnet.design.complexity import complexity
 from regnet.design.variants import VARIANTS
-from regnet.devices import keep_freed_memory
+from regnet.allocator import keep_freed_memory
 from regnet.evaluation.evaluate import evaluate
 from regnet.training import run as runs
 from regnet.training.loop import LOG, resume, train
@@ -131,7 +131,7 @@ def publish(out: Path, data: Path, *, command: str) -> None:
     save_file(tensors, candidate, metadata={"format": "pt"})
     transform = regnet.preprocess(trained)
     model = regnet.create(VARIANT, checkpoint_path=candidate)
-    model.pretrained_cfg = trained.pretrained_cfg | {"label_names": label_sets()["cifar-10"]}
+    model.card = replace(trained.card, labels=label_sets()["cifar-10"])
     found = evaluate(model, data, batch_size=500)
     write_bytes(out / "evaluation.json", json.dumps(asdict(found), default=str).encode())
     published = find_checkpoint(VARIANT, TAG).metrics[0].top1

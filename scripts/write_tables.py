@@ -235,7 +235,7 @@ def study(document: Document) -> Iterator[str]:
     low, high = told["spaces"][0]["limits"]["flops"]
     yield (
         f"{low / 1e6:.1f} to {high / 1e6:.1f} million multiply-adds at "
-        f"{told['spaces'][0]['input_size']} pixels; {recipe['epochs']} epochs of "
+        f"{told['spaces'][0]['image_size']} pixels; {recipe['epochs']} epochs of "
         f"{told['train_images']:,} images of CIFAR-10 (JPEG), tested on {told['val_images']:,}. "
         f"{document['finished'][:10]}, {'; '.join(document['machines'])}."
     )

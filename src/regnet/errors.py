@@ -4,7 +4,7 @@ Each also derives from the built-in that a caller would expect, and its message 
 says what was wrong, with which value, and what to do about it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -40,6 +40,10 @@ class StudyError(RegNetError, RuntimeError):
     """A study that cannot be used or go on; the networks that were trained are still there."""
 
 
+class ExecutorError(RegNetError, RuntimeError):
+    """Tasks that cannot be worked on: their processes do not start, or cannot send results."""
+
+
 class MissingExtraError(RegNetError, ImportError):
     """An optional package is needed and not installed."""
 
@@ -52,12 +56,31 @@ class LicenseWarning(UserWarning):
     """Weights whose license restricts their use, or does not say."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known one that is most like it, if any."""
-    close = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def unknown(
+    kind: str,
+    name: object,
+    known: Iterable[str],
+    *,
+    meant: Sequence[str] | None = None,
+    listing: str | None = None,
+) -> str:
+    """Return the message for a name that does not exist: the nearest ones, and all there are.
+
+    Args:
+        kind: what the name should name, such as "engine".
+        name: what was given.
+        known: the names that exist.
+        meant: names that may have been meant; None: the one of `known` that is most similar.
+        listing: how to list the names where there are too many for a message.
+    """
+    names = list(known)
+    if meant is None:
+        meant = get_close_matches(str(name), names, n=1)
+    hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
+    rest = listing or f"there are {', '.join(names)}"
+    return f"there is no {kind} {name!r}{hint}; {rest}"
 
 
 def in_one_line(error: BaseException, *, most: int | None = None) -> str:
-    """An error of another library, which may be of many lines: its type and message, cut."""
+    """Return the type and the message of another library's error as one line, cut to `most`."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:most]

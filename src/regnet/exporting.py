@@ -16,16 +16,22 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from regnet.data.images import ImageSource
-from regnet.engines.base import Engine, Precision, Runner, Target, tolerance
+from regnet.engines.base import Engine, Precision, Runner, Target, inference, tolerance
 from regnet.engines.check import INPUT_SETS, answers, worst_error, wrong
 from regnet.engines.compiled import load_package, write_package
-from regnet.engines.eager import inference
 from regnet.engines.int8 import quantize_openvino, quantize_program
 from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx, write_onnx
 from regnet.engines.openvino import OpenVINO, convert, run_openvino, write_openvino
 from regnet.engines.optimize import default_shape
 from regnet.engines.program import capture, dynamic_shapes, smallest_side
-from regnet.errors import ConfigError, EngineError, MissingExtraError, RegNetError, in_one_line
+from regnet.errors import (
+    ConfigError,
+    EngineError,
+    MissingExtraError,
+    RegNetError,
+    in_one_line,
+    unknown,
+)
 from regnet.nn.layers import HaloAttention
 from regnet.nn.model import AnyNet, evaluating
 from regnet.zoo.create import preprocess
@@ -276,7 +282,7 @@ def export(
 
 def _format(path: Path, name: str | None, precision: str) -> Format:
     if name is not None and name not in FORMATS:
-        raise ConfigError(f"there is no format {name!r}; there are {', '.join(FORMATS)}")
+        raise ConfigError(unknown("format", name, FORMATS))
     fitting = [form for form in FORMATS.values() if form.suffix == path.suffix.lower()]
     chosen = FORMATS[name] if name else next(iter(fitting), None)
     if chosen is None or chosen not in fitting:

@@ -125,7 +125,7 @@ def _top(
 
 def _labels(model: AnyNet) -> Sequence[str]:
     """Names of the classes; their numbers where the model has none for them."""
-    labels: Sequence[str] = model.pretrained_cfg.get("label_names", ())
+    labels: Sequence[str] = model.card.labels if model.card else ()
     if len(labels) == model.num_classes:
         return labels
     return [f"class {index}" for index in range(model.num_classes)]

@@ -17,6 +17,7 @@ from regnet.exporting import Exported, export
 from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet, RegNet
 from regnet.prediction import ClassScore, Prediction, predict
+from regnet.selection import Limits, search
 from regnet.training.loop import Trained, resume, train
 from regnet.training.recipe import Recipe, find_recipe
 from regnet.training.session import Options as TrainOptions
@@ -40,6 +41,7 @@ __all__ = [
     "Evaluation",
     "Exported",
     "FeatureNet",
+    "Limits",
     "ModelInfo",
     "Optimized",
     "Prediction",
@@ -69,6 +71,7 @@ __all__ = [
     "preprocess",
     "resume",
     "scale",
+    "search",
     "train",
 ]
 __all__ += factories.__all__

@@ -168,7 +168,7 @@ def test_a_report_opens_apart_from_the_page(page, bench_document, tmp_path):
 
 @pytest.fixture(scope="module")
 def bench_document():
-    todo = [Case(model="regnetx_002", input_size=32, engine="folded")]
+    todo = [Case(model="regnetx_002", image_size=32, engine="folded")]
     return run(todo, device=torch.device("cpu"), seconds=0.1).to_dict()
 
 

@@ -57,7 +57,7 @@ def config_file(tmp_path):
 
 def cases(model, **options):
     options = {"engine": "folded"} | options
-    return [Case(model=model, input_size=32, batch_size=2, **options)]
+    return [Case(model=model, image_size=32, batch_size=2, **options)]
 
 
 def test_a_row_has_what_a_reader_needs(config_file):
@@ -91,7 +91,7 @@ def test_a_training_step_can_be_timed(config_file):
 def test_a_network_of_few_classes_and_other_channels_can_be_timed(tmp_path):
     path = tmp_path / "few.json"
     path.write_text(replace(SMALL, num_classes=2, in_chans=1).to_json())
-    todo = [Case(model=str(path), input_size=32, batch_size=4, engine="folded")]
+    todo = [Case(model=str(path), image_size=32, batch_size=4, engine="folded")]
     rows = run([*todo, replace(todo[0], train=True)], device=CPU, seconds=0.1).rows
     assert [row.reason for row in rows] == [None, None]
 
@@ -107,7 +107,7 @@ def test_what_there_is_can_be_kept_after_each_case(config_file):
 @pytest.mark.parametrize("engine", ["auto", "cuda_graph", "compiled"])
 def test_rows_and_pairs_of_a_gpu(engine):
     todo = [
-        Case(model=name, input_size=64, batch_size=2, engine=engine, precision="fp16")
+        Case(model=name, image_size=64, batch_size=2, engine=engine, precision="fp16")
         for name in ("efficientnet_b0", "regnety_004")
     ]
     done = run(todo, device=torch.device("cuda"), seconds=0.2)
@@ -175,7 +175,7 @@ def test_auto_and_best_take_what_is_fastest(config_file, monkeypatch):
 
 def test_pairs_run_in_turn():
     todo = [
-        Case(model=name, input_size=32, engine="folded")
+        Case(model=name, image_size=32, engine="folded")
         for name in ("efficientnet_b0", "regnety_004", "regnetx_004")
     ]
     done = run(todo, device=CPU, seconds=0.2)
@@ -198,7 +198,7 @@ def test_the_ratio_of_a_pair_is_a_over_b(monkeypatch):
 
     monkeypatch.setattr("regnet.bench.runner.compare", one_in_front_of_the_other)
     names = ("efficientnet_b0", "regnety_004")
-    todo = [Case(model=name, input_size=32, engine="eager") for name in names]
+    todo = [Case(model=name, image_size=32, engine="eager") for name in names]
     [pair] = run(todo, device=CPU, seconds=0.05).pairs
     # The comparison tells the time of its second over its first, which is b.
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -248,7 +248,7 @@ def test_peers_stand_beside_ours(monkeypatch):
     assert names == [
         "regnetx_002", "timm:regnetx_002", "torchvision:regnetx_002", "efficientnet_b0",
     ]  # fmt: skip
-    todo = [Case(model=n, input_size=32, engine="folded") for n in names if "net_b0" not in n]
+    todo = [Case(model=n, image_size=32, engine="folded") for n in names if "net_b0" not in n]
     done = run(todo, device=CPU, seconds=0.1)
     ours, theirs, missing = done.rows
     assert theirs.flops == ours.flops
@@ -289,7 +289,7 @@ def test_documents_are_compared(tmp_path, config_file):
 
 def test_the_command(tmp_path, config_file):
     out, page = tmp_path / "a.json", tmp_path / "a.html"
-    args = ("--models", config_file, "--input-size", "32", "--seconds", "0.1", "--engine", "eager")
+    args = ("--models", config_file, "--image-size", "32", "--seconds", "0.1", "--engine", "eager")
     drawn = tmp_path / "a.svg"
     done = regnet(
         "bench", *args[:-1], "eager,folded", "--out", out, "--html", page, "--plot", drawn,
@@ -311,7 +311,7 @@ def test_the_command(tmp_path, config_file):
 
 def test_python_m_is_the_same_command(config_file):
     done = subprocess.run(
-        [sys.executable, "-m", "regnet.bench", "--models", config_file, "--input-size", "32",
+        [sys.executable, "-m", "regnet.bench", "--models", config_file, "--image-size", "32",
          "--seconds", "0.05", "--engine", "folded"],
         capture_output=True, text=True,
     )  # fmt: skip
@@ -350,7 +350,7 @@ def test_cuda_without_a_gpu():
 def test_ctrl_c_keeps_what_was_measured(tmp_path, config_file):
     out = tmp_path / "a.json"
     process = subprocess.Popen(
-        [sys.executable, "-m", "regnet.bench", "--models", config_file, "--input-size", "32",
+        [sys.executable, "-m", "regnet.bench", "--models", config_file, "--image-size", "32",
          "--batch-size", ",".join(map(str, range(1, 60))), "--seconds", "0.3",
          "--engine", "folded", "--out", str(out)],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-import regnet.studies.search as searching
+import regnet.selection.search as searching
 from regnet.studies import find_space
 from tests.cli.test_train import regnet
 from tests.pictures import write_folder
@@ -129,7 +129,7 @@ def test_a_search_prints_and_writes_what_it_found(tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "CANDIDATES", 200)
     best = tmp_path / "best.json"
     options = (
-        "--flops", "8e6", "--latency-ms", "1e4", "--input-size", "32", "--engine", "folded",
+        "--flops", "8e6", "--latency-ms", "1e4", "--image-size", "32", "--engine", "folded",
         "--probes", "8", "--finalists", "2", "--seconds", "0.02", "--seed", "1", "-o", best,
     )  # fmt: skip
     done = regnet("search", *options)

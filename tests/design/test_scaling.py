@@ -31,8 +31,8 @@ COSTS = {
 def test_costs_grow_as_the_papers_table_says(strategy: Any) -> None:
     s = 4.0
     before = complexity(LARGE, 512)
-    found = scale(LARGE, s, strategy=strategy, input_size=512)
-    after = complexity(found.config, found.input_size)
+    found = scale(LARGE, s, strategy=strategy, image_size=512)
+    after = complexity(found.config, found.image_size)
     params, activations = COSTS[strategy]
     assert after.flops / before.flops == pytest.approx(s, rel=0.08)
     assert after.params / before.params == pytest.approx(s**params, rel=0.08)
@@ -42,7 +42,7 @@ def test_costs_grow_as_the_papers_table_says(strategy: Any) -> None:
 def test_rounding_by_hand() -> None:
     """RegNetY-400MF by 4: depths s^0.1 = 1.149, widths s^0.4 = 1.741, image s^0.05 = 1.072."""
     found = scale(regnet.info("regnety_004").config, 4)
-    assert found.input_size == 240  # 240.08
+    assert found.image_size == 240  # 240.08
     assert found.config.depths == (1, 3, 7, 7)  # 1.1, 3.4, 6.9, 6.9
     # 48, 104, 208, 440 give 83.6, 181.1, 362.1, 766.1, to 8s 80, 184, 360, 768; 13.9 gives 16:
     # 184 is 11.5 of them and 360 is 22.5, which go to the even numbers 12 and 22.

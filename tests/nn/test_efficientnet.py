@@ -19,7 +19,7 @@ PYCLS = {
 @pytest.mark.parametrize("name", PYCLS)
 def test_complexity_is_that_of_pycls(name):
     size, flops, params, activations = PYCLS[name]
-    assert EFFICIENTNETS[name].input_size == size
+    assert EFFICIENTNETS[name].image_size == size
     found = efficientnet_complexity(EFFICIENTNETS[name], size)
     assert (found.flops, found.params, found.activations) == (flops, params, activations)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from regnet.errors import ConfigError
-from regnet.studies.distributions import Distribution
+from regnet.spaces.distributions import Distribution
 
 DRAWS = 40_000
 

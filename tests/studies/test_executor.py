@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from regnet.errors import ConfigError, StudyError
-from regnet.studies.executor import ATTEMPTS, Died, Executor, InProcess, ProcessPool
+from regnet.executors.pool import ATTEMPTS, Died, Executor, InProcess, ProcessPool
 from tests.tasks import die_always, die_at_first, fail, square, write_pid_and_sleep
 
 ROOT = Path(__file__).parents[2]
@@ -45,18 +45,18 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
         return ProcessPool(2, threads=1)
     if request.param == "ray":
         request.getfixturevalue("ray_cluster")
-        from regnet.studies.ray_executor import RayExecutor
+        from regnet.executors.ray import RayExecutor
 
         return RayExecutor(2)
     pytest.importorskip("submitit", reason="submitit is not installed")
     from submitit.core.core import Job
 
-    from regnet.studies.slurm_executor import SlurmExecutor
+    from regnet.executors.slurm import SlurmExecutor
 
     # How long it hopes for a result that a killed job might still have written.
     patch = request.getfixturevalue("monkeypatch")
     patch.setattr(Job, "_results_timeout_s", 1)
-    patch.setattr("regnet.studies.slurm_executor.ATTEMPTS", 2)
+    patch.setattr("regnet.executors.slurm.ATTEMPTS", 2)
     return SlurmExecutor(2, cluster="local", folder=tmp_path / "jobs")
 
 
@@ -96,7 +96,7 @@ def test_what_the_function_raises_is_raised(executor: Executor) -> None:
 
 
 def test_a_process_that_does_not_come_up_is_no_tasks_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("regnet.studies.executor._work", None)  # which nobody can call
+    monkeypatch.setattr("regnet.executors.pool._work", None)  # which nobody can call
     with pytest.raises(StudyError, match=r"ended with code \d before it could begin"):
         list(ProcessPool(1).run(square, iter([1])))
 

@@ -19,9 +19,9 @@ from regnet.design.config import ArchitectureConfig
 from regnet.errors import ConfigError, DataError, StudyError
 from regnet.studies import population
 from regnet.studies.analysis import analyze, refine, write_table
-from regnet.studies.executor import Died, InProcess, ProcessPool
+from regnet.executors.pool import Died, InProcess, ProcessPool
 from regnet.studies.population import Study
-from regnet.studies.space import SPACES, Space
+from regnet.spaces.space import SPACES, Space
 from regnet.studies.store import Store
 from regnet.studies.task import _images
 from regnet.training.recipe import Recipe
@@ -35,7 +35,7 @@ RECIPE = Recipe(
 def small(name: str) -> Space:
     """Networks of a space that train in a moment."""
     space = replace(
-        SPACES[name], architecture=ArchitectureConfig(stem="cifar", stem_width=8), input_size=16
+        SPACES[name], architecture=ArchitectureConfig(stem="cifar", stem_width=8), image_size=16
     )
     return space.restrict(flops=(None, 3e5), d=(None, 8))
 
@@ -149,7 +149,7 @@ def test_a_result_of_one_that_was_taken_over_is_refused(study: Study, tmp_path: 
 DRIVER = """
 import sys
 from regnet.studies import population
-from regnet.studies.executor import ProcessPool
+from regnet.executors.pool import ProcessPool
 if __name__ == "__main__":
     def told(row):
         print(row.space, row.number, flush=True)
@@ -362,7 +362,7 @@ def test_networks_of_large_images_train_in_a_pool(tmp_path: Path) -> None:
     write_folder(tmp_path / "data/train", 24, size=(40, 30))
     write_folder(tmp_path / "data/val", 6, size=(40, 30), seed=1)
     recipe = Recipe(epochs=1, batch_size=8, warmup_epochs=0, precise_bn=0)
-    space = replace(SPACES["regnetx"], input_size=32).restrict(flops=(None, 1e6), d=(None, 8))
+    space = replace(SPACES["regnetx"], image_size=32).restrict(flops=(None, 1e6), d=(None, 8))
     study = Study(spaces=(space,), models=1, train=str(tmp_path / "data"),
                   val=str(tmp_path / "data"), recipe=recipe)  # fmt: skip
     population.init(tmp_path / "s", study)

@@ -32,7 +32,7 @@ def cluster() -> Iterator[Any]:
 
 
 def test_a_study_ends_complete_though_a_node_is_killed(cluster: Any, tmp_path: Path) -> None:
-    from regnet.studies.ray_executor import RayExecutor
+    from regnet.executors.ray import RayExecutor
 
     write_folder(tmp_path / "data/train", 48)
     write_folder(tmp_path / "data/val", 18, seed=1)

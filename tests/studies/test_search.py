@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import regnet
-import regnet.studies.search as searching
+import regnet.selection.search as searching
 from regnet.bench.document import Case, Row
 from regnet.design.complexity import complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.engines.base import Target
 from regnet.errors import ConfigError, EngineError
 from regnet.studies import latency
-from regnet.studies.latency import LatencyModel, features_of
-from regnet.studies.sampling import sample
-from regnet.studies.search import (
+from regnet.spaces.latency import LatencyModel, features_of
+from regnet.spaces.sampling import sample
+from regnet.selection.search import (
     EQUAL,
     NEAR,
     Found,
@@ -48,9 +48,9 @@ class Planted:
         self.rng = np.random.default_rng(0)
 
     def row_of(self, config: AnyNetConfig | RegNetConfig, case: Case) -> Row:
-        assert case.input_size
-        cost = complexity(config, case.input_size)
-        found = law(config, case.input_size) * float(np.exp(self.rng.normal(0, 0.02)))
+        assert case.image_size
+        cost = complexity(config, case.image_size)
+        found = law(config, case.image_size) * float(np.exp(self.rng.normal(0, 0.02)))
         return Row(
             case=case, flops=cost.flops, params=cost.params, activations=cost.activations,
             latency_ms=found, low_ms=0.98 * found, high_ms=1.02 * found,
@@ -154,7 +154,7 @@ def test_arithmetic_limits_hold() -> None:
 def test_limits_that_nothing_meets_say_what_came_closest(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"none of \d+ measured networks .* the fastest takes"):
         quick(Limits(flops=400e6, latency_ms=1e-3))
-    monkeypatch.setattr("regnet.studies.sampling.PATIENCE", 20_000)
+    monkeypatch.setattr("regnet.spaces.sampling.PATIENCE", 20_000)
     with pytest.raises(ConfigError, match="fail activations up to 10"):
         quick(Limits(flops=400e6, activations=10))
 
@@ -176,7 +176,7 @@ def test_memory_by_hand() -> None:
     assert first.stride == 2
     expected = 4 * (params + 2 * max(maps))
     stages = [(s.width, s.width // s.bottleneck_ratio, s.stride) for s in config.stages]
-    sizes = {"params": params, "input_size": 224, "batch_size": 2, "element_bytes": 4}
+    sizes = {"params": params, "image_size": 224, "batch_size": 2, "element_bytes": 4}
     assert memory_bytes(stages, config, **sizes) == expected
     megabytes = expected / 1e6
     for limit, count in ((megabytes, 1), (megabytes - 1e-3, 0)):
@@ -201,7 +201,7 @@ def test_flops_are_a_target_only_where_nothing_else_limits() -> None:
 
 def test_the_papers_limits_are_those_of_imagenet_whatever_the_images() -> None:
     """A search for small images looks among the same networks."""
-    small = replace(search_space(), input_size=32)
+    small = replace(search_space(), image_size=32)
     low, high = (sample(space, 400, 1).metric("params") for space in (small, search_space()))
     assert low.tolist() == high.tolist()
 
@@ -240,7 +240,7 @@ def real() -> Found:
         few = tuple(e for e in searching.ENGINES if e.name in ("eager", "folded"))
         patch.setattr(searching, "ENGINES", few)
         return search(
-            Limits(flops=8e6, latency_ms=1e4), input_size=32, probes=8, finalists=2, seconds=0.02,
+            Limits(flops=8e6, latency_ms=1e4), image_size=32, probes=8, finalists=2, seconds=0.02,
             engine="auto",
         )  # fmt: skip
 
@@ -265,7 +265,7 @@ def test_the_config_of_the_best_is_a_models_name(tmp_path: Path) -> None:
     path = tmp_path / "Best.JSON"
     path.write_text(config.to_json())
     assert regnet.create(str(path), device="meta").config == config
-    told = regnet.info(str(path), input_size=32)
+    told = regnet.info(str(path), image_size=32)
     assert (told.name, told.complexity) == ("Best", complexity(config, 32))
     path.write_bytes(b"\xff{")
     with pytest.raises(ConfigError, match=r"Best\.JSON: "):

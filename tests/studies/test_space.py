@@ -13,9 +13,9 @@ from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError
 from regnet.studies import sampling
-from regnet.studies.distributions import Distribution
-from regnet.studies.sampling import draw, sample
-from regnet.studies.space import SPACES, Space, constrained, find_space
+from regnet.spaces.distributions import Distribution
+from regnet.spaces.sampling import draw, sample
+from regnet.spaces.space import SPACES, Space, constrained, find_space
 
 MF400 = 400e6
 
@@ -41,7 +41,7 @@ def test_sizes_are_those_of_the_papers_table_1(name: str, dimensions: int, size:
 def test_networks_are_what_arithmetic_says_and_lie_in_the_window(name: str) -> None:
     found = sample(find_space(name, flops=MF400), 20, 3)
     for at, config in enumerate(found.configs):
-        cost = complexity(config, int(found.input_sizes[at]))
+        cost = complexity(config, int(found.image_sizes[at]))
         assert 0.9 * MF400 <= cost.flops <= MF400
         for metric in ("flops", "params", "activations"):
             assert found.metric(metric)[at] == getattr(cost, metric)
@@ -228,15 +228,15 @@ def test_json_gives_the_same_networks(name: str, seed: int) -> None:
 
 def test_images_of_several_sizes_are_each_counted_at_their_own() -> None:
     found = sample(find_space("regnetz", flops=MF400), 30)
-    assert len(set(found.input_sizes.tolist())) > 3
-    assert found.input_sizes.tolist() == found.metric("r").tolist()
+    assert len(set(found.image_sizes.tolist())) > 3
+    assert found.image_sizes.tolist() == found.metric("r").tolist()
 
 
 def test_architectures_are_shared() -> None:
     space = replace(
         SPACES["anynetx_a"],
         architecture=ArchitectureConfig(stem="cifar", stem_width=16, num_classes=10),
-        input_size=32,
+        image_size=32,
     )
     config = sample(space, 1).config(0)
     assert isinstance(config, AnyNetConfig)

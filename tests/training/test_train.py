@@ -413,7 +413,7 @@ def test_the_caller_keeps_its_random_numbers(data, tmp_path):
 
 
 def test_every_image_once_an_epoch():
-    from regnet.devices import Group
+    from regnet.process_group import Group
     from regnet.training.input import Plan
 
     recipe = replace(RECIPES["cifar"], batch_size=8, micro_batch_size=4)
@@ -435,7 +435,7 @@ def test_every_image_once_an_epoch():
 def test_precise_batch_norm_is_the_average_over_its_images(data, tmp_path):
     recipe = replace(SHORT, epochs=1, precise_bn=48, ema_alpha=0.0, mixup=0.0, cutmix=0.0)
     train(TINY, data, tmp_path / "run", recipe=recipe)
-    from regnet.devices import Group
+    from regnet.process_group import Group
     from regnet.training.session import Session
 
     run, _ = read(tmp_path / "run")

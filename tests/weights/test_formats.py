@@ -15,7 +15,7 @@ from regnet.nn.model import AnyNet
 from regnet.weights.formats import FORMATS, detect, find_format, from_native, to_native
 from regnet.weights.identify import identify
 from regnet.weights.keys import vissl_table
-from regnet.weights.loading import load_tensors
+from regnet.zoo.loading import load_tensors
 from tests import golden
 
 GIANTS = ("regnety_640", "regnety_1280", "regnety_2560", "regnety_2560_classy", "regnety_10b")

@@ -33,7 +33,7 @@ ALIASES = [
 @pytest.mark.parametrize("name", [v.name for v in VARIANTS.values()])
 def test_every_variant_can_be_built(name):
     model = regnet.create(name, device="meta")
-    size = VARIANTS[name].input_size
+    size = VARIANTS[name].image_size
     assert model(torch.empty(2, 3, size, size, device="meta")).shape == (2, model.num_classes)
 
 
@@ -232,7 +232,7 @@ def test_info_says_what_is_known():
     assert info.checkpoint is None
     assert regnet.info("regnet_y_1_6gf.tv2_in1k").checkpoint.license == "bsd-3-clause"
     assert regnet.info("regnety_1280").default is None
-    assert regnet.info("regnety_016", input_size=448).complexity.flops > 4 * 1.6e9
+    assert regnet.info("regnety_016", image_size=448).complexity.flops > 4 * 1.6e9
     assert regnet.info("regnety_cifar.cifar10").checkpoints == ("regnety_cifar.cifar10",)
     assert regnet.is_model("regnety_cifar.cifar10")
     with pytest.raises(WeightsError, match="no weights tagged 'v2'"):

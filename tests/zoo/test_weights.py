@@ -14,7 +14,7 @@ from regnet.errors import ConfigError, LicenseWarning, WeightsError
 from regnet.nn.model import AnyNet
 from regnet.weights.catalog import checkpoints, data_dir, find_checkpoint
 from regnet.weights.formats import FORMATS, from_native
-from regnet.weights.loading import adapt_stem
+from regnet.zoo.loading import adapt_stem
 from tests.hub import COMMIT
 
 NAME = "regnety_cifar"

@@ -6,8 +6,8 @@ from typing import Final
 
 from regnet.design.complexity import complexity
 from regnet.design.config import RegNetConfig
+from regnet.design.plot import draw_block_widths
 from regnet.design.variants import PLAIN, VARIANTS, Variant
-from regnet.plot import draw_block_widths
 from regnet.weights.catalog import checkpoints
 from regnet.zoo.listing import info
 
@@ -42,9 +42,9 @@ def stage_table(config: RegNetConfig) -> Table:
     ]
 
 
-def cost_table(config: RegNetConfig, input_size: int) -> Table:
+def cost_table(config: RegNetConfig, image_size: int) -> Table:
     """What it costs for images of a size, of `COST_COLUMNS`."""
-    cost = complexity(config, input_size)
+    cost = complexity(config, image_size)
     return [
         ["flops (multiply-adds), M", f"{cost.flops / 1e6:,.1f}"],
         ["parameters, M", f"{cost.params / 1e6:.2f}"],
@@ -53,15 +53,15 @@ def cost_table(config: RegNetConfig, input_size: int) -> Table:
     ]
 
 
-def nearest(config: RegNetConfig, input_size: int, count: int = 4) -> Table:
+def nearest(config: RegNetConfig, image_size: int, count: int = 4) -> Table:
     """Published RegNetX and RegNetY that cost about the same, nearest first, of `NEAR_COLUMNS`.
 
     Near is by the logarithms of flops, parameters and activations.
     """
-    own = complexity(config, input_size)
+    own = complexity(config, image_size)
 
     def distance(variant: Variant) -> float:
-        other = complexity(variant.config, input_size)
+        other = complexity(variant.config, image_size)
         pairs = zip(
             (own.flops, own.params, own.activations),
             (other.flops, other.params, other.activations),
@@ -70,7 +70,7 @@ def nearest(config: RegNetConfig, input_size: int, count: int = 4) -> Table:
         return sum(log(a / b) ** 2 for a, b in pairs)
 
     nearest_first = sorted((VARIANTS[name] for name in PLAIN), key=distance)
-    return [_published(variant, input_size) for variant in nearest_first[:count]]
+    return [_published(variant, image_size) for variant in nearest_first[:count]]
 
 
 def drawing(config: RegNetConfig) -> str:
@@ -87,8 +87,8 @@ def drawing(config: RegNetConfig) -> str:
     return svg[svg.index("<svg") :]
 
 
-def _published(variant: Variant, input_size: int) -> list[str]:
-    cost = complexity(variant.config, input_size)
+def _published(variant: Variant, image_size: int) -> list[str]:
+    cost = complexity(variant.config, image_size)
     default = info(variant.name).default
     row = checkpoints()[default] if default else None
     return [

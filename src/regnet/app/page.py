@@ -2,7 +2,6 @@
 
 import atexit
 from functools import cache
-from hashlib import sha256
 from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,13 +9,14 @@ from typing import Any, Final
 
 import gradio as gr
 
+from regnet import digest
 from regnet.app import explore, reports
-from regnet.app.device import ENGINE, Device, learn
 from regnet.data.images import open_image
 from regnet.design.config import RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, RegNetError
 from regnet.prediction import DEFAULT_MODEL, predict
+from regnet.selection.device import LEARNED_ENGINE, Learned, learn
 from regnet.zoo.listing import list_models
 
 THEME: Final = gr.themes.Default(font="system-ui", font_mono="monospace")  # none to download
@@ -140,7 +140,7 @@ def _shown(
     ratio: float,
     se_ratio: float,
     size: float,
-    device: Device | None,
+    device: Learned | None,
 ) -> tuple[Any, ...]:
     """Everything beside the controls; of parameters that fit no network, only why."""
     size = round(size)
@@ -168,18 +168,19 @@ def _shown(
     )
 
 
-def _latency(config: RegNetConfig, size: int, device: Device | None) -> str:
+def _latency(config: RegNetConfig, size: int, device: Learned | None) -> str:
     if device is None:
         return "Latency on this device: not learned yet."
-    if device.input_size != size:
-        return f"Latency was learned for images of {device.input_size} pixels; learn it again."
+    if device.image_size != size:
+        return f"Latency was learned for images of {device.image_size} pixels; learn it again."
     return (
-        f"**{device.predict(config):.1f} ms** predicted on this device, batch 1 ({ENGINE} fp32); "
+        f"**{device.predict(config):.1f} ms** predicted on this device, batch 1 "
+        f"({LEARNED_ENGINE} fp32); "
         f"off by {device.error(config):.0%} (median of networks left out)."
     )
 
 
-def _learned(size: float, progress: gr.Progress = gr.Progress()) -> Device:  # noqa: B008 - gradio's way
+def _learned(size: float, progress: gr.Progress = gr.Progress()) -> Learned:  # noqa: B008 - gradio's way
     try:
         return learn(round(size), on_step=lambda *steps: progress(steps, desc="measuring networks"))
     except RegNetError as error:
@@ -197,7 +198,7 @@ def _folder() -> Path:
 def _file(config: RegNetConfig) -> Path:
     """The config as a file of its own, for the download."""
     text = config.to_json()
-    path = _folder() / f"regnet-{sha256(text.encode()).hexdigest()[:10]}.json"
+    path = _folder() / f"regnet-{digest.of_bytes(text.encode())[:10]}.json"
     path.write_text(text, encoding="utf-8")
     return path
 

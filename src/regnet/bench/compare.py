@@ -2,9 +2,10 @@
 
 import statistics
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+
+from regnet.bench.document import Document, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,19 +23,19 @@ class Change:
     verdict: str
 
 
-def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> list[Change]:
-    """Cases that both have, as they were in those runs.
+def compare_documents(before: Document, after: Document) -> list[Change]:
+    """Compare the cases that both documents have.
 
-    Runs at different times differ by more than their samples show; for a claim, see
-    `regnet.timing.compare`.
+    Two runs at different times differ by more than their samples show. For a claim, measure both
+    in one run, alternating: see `regnet.timing.compare`.
     """
     rng = np.random.default_rng(0)
-    old = {_key(row): row for row in before["rows"] if row["seconds"]}
+    old = {_key(row): row for row in before.rows if row.seconds}
     changes = []
-    for row in after["rows"]:
-        if not row["seconds"] or _key(row) not in old:
+    for row in after.rows:
+        if not row.seconds or _key(row) not in old:
             continue
-        a, b = np.asarray(old[_key(row)]["seconds"]), np.asarray(row["seconds"])
+        a, b = np.asarray(old[_key(row)].seconds), np.asarray(row.seconds)
         draws = np.median(rng.choice(a, (1000, len(a))), axis=1) / np.median(
             rng.choice(b, (1000, len(b))), axis=1
         )
@@ -59,10 +60,10 @@ def compare_documents(before: dict[str, Any], after: dict[str, Any]) -> list[Cha
     return changes
 
 
-def _key(row: dict[str, Any]) -> str:
-    case = row["case"]
-    train = " train" if case["train"] else ""
+def _key(row: Row) -> str:
+    case = row.case
+    train = " train" if case.train else ""
     return (
-        f"{case['model']} {row['input_size']}px batch {case['batch_size']} "
-        f"{case['precision']} {case['engine']} {case['layout']}{train}"
+        f"{case.name} {row.image_size}px batch {case.batch_size} {case.precision} {case.engine} "
+        f"{case.layout}{train}"
     )

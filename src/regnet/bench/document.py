@@ -1,47 +1,58 @@
 """What one run of the benchmark asked and found: the document that it writes and reads."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
+from regnet import documents
 from regnet.bench.floors import Ceilings
+from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.documents import build
 from regnet.engines.base import Layout, Precision
 from regnet.errors import ConfigError
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """Version of the document; see docs/benchmark.md."""
 
 AUTO: Final = "auto"
-"""Stands for the engine that `regnet.optimize` finds for each network, of those that need no
-compiler and so build in seconds."""
+"""Name that stands for the engine that `regnet.optimize` finds for each network, among those that
+need no compiler and therefore build in seconds."""
 
 BEST: Final = "best"
-"""The same, of all engines."""
+"""The same among all engines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
     """What to measure."""
 
-    model: str
+    model: str | AnyNetConfig | RegNetConfig
+    """A name that `regnet.bench.networks.load` knows, or a config."""
     batch_size: int = 1
     precision: Precision = "fp32"
     engine: str = AUTO
     layout: Layout = "channels_last"
-    input_size: int | None = None
-    """Side of the images; None: what the network was made for."""
+    image_size: int | None = None
+    """Side of the images in pixels; None: what the network was made for."""
     train: bool = False
     """Forward and backward, eager, instead of inference."""
+
+    @property
+    def name(self) -> str:
+        """The network, for tables."""
+        if isinstance(self.model, str):
+            return self.model
+        return f"{self.model.kind} {list(self.model.depths)} {list(self.model.widths)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What came out, or why nothing did."""
+    """What came out of a case, or why nothing did."""
 
     case: Case
-    input_size: int = 0
+    image_size: int = 0
     flops: int = 0
     params: int = 0
     activations: int = 0
@@ -78,6 +89,11 @@ class Row:
     floor_fused_ms: float | None = None
     seconds: tuple[float, ...] = field(default=(), repr=False)
     """Every call that counts."""
+
+    @property
+    def ran_as(self) -> str:
+        """Engine and precision that ran, or those that were asked for where nothing ran."""
+        return "train" if self.case.train else self.ran or self.case.engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,37 +136,43 @@ class Document:
     """Whether all cases were reached."""
     schema: int = SCHEMA
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-serializable form."""
-        return asdict(self)
+    @property
+    def fastest(self) -> tuple[Row, ...]:
+        """Of each network, batch size and precision the row of its fastest engine, in order."""
+        best: dict[tuple[Any, ...], Row] = {}
+        for row in self.rows:
+            case = row.case
+            key = case.name, case.batch_size, case.precision, case.train
+            before = best[key].latency_ms if key in best else None
+            if row.latency_ms and row.latency_ms < (before or inf):
+                best[key] = row
+        return tuple(row for row in self.rows if row in best.values())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Document":
+        """Return the document of its JSON form.
+
+        Raises:
+            ConfigError: it is of another schema, or a field has a value that cannot be.
+        """
+        schema = values.get("schema")
+        if schema != SCHEMA:
+            raise ConfigError(
+                f"its schema is {schema}, and this version reads {SCHEMA}; measure again"
+            )
+        return build(cls, values)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A document that `regnet bench --out` wrote.
+def read(path: Path) -> Document:
+    """Return the document that `regnet bench --out` wrote.
 
     Raises:
-        ConfigError: it is not one, or of another schema.
+        ConfigError: there is none, or it is damaged or of another schema.
     """
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema = document["schema"]
-    except OSError as error:
+        return Document.from_dict(documents.read(path, "a document of `regnet bench --out`"))
+    except FileNotFoundError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        why = "it has no schema" if isinstance(error, KeyError) else error
-        raise ConfigError(f"{path}: not a document of regnet bench ({why})") from error
-    if schema != SCHEMA:
-        raise ConfigError(f"{path}: schema {schema}; this version reads {SCHEMA}; measure again")
-    if not isinstance(document.get("rows"), list):
-        raise ConfigError(f"{path}: not a document of regnet bench (it has no rows)")
-    return document
-
-
-def latencies(document: Mapping[str, Any]) -> dict[str, float]:
-    """Milliseconds of each network that ran, on the engine that was fastest for it."""
-    found: dict[str, float] = {}
-    for row in document["rows"]:
-        name, ms = row["case"]["model"], row["latency_ms"]
-        if ms:
-            found[name] = min(ms, found.get(name, ms))
-    return found
+    except ConfigError as error:
+        message = str(error)
+        raise ConfigError(message if str(path) in message else f"{path}: {message}") from error

@@ -1,28 +1,24 @@
 """What can be measured: our networks, EfficientNets, and the same networks of other libraries."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from torch import nn
 
-from regnet.design.complexity import Complexity, complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.design.layers import Layer, network_layers
 from regnet.design.variants import VARIANTS
-from regnet.errors import ConfigError, EngineError, MissingExtraError, WeightsError
-from regnet.nn.efficientnet import (
-    EFFICIENTNETS,
-    EfficientNet,
-    EfficientNetSize,
-    efficientnet_complexity,
-)
+from regnet.errors import ConfigError, EngineError, MissingExtraError, WeightsError, unknown
+from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet, EfficientNetSize
 from regnet.weights.catalog import find_checkpoint
 from regnet.weights.download import fetch_file
 from regnet.weights.files import read_tensors
 from regnet.zoo.create import create
 from regnet.zoo.listing import list_models
-from regnet.zoo.source import is_config_file
+from regnet.zoo.names import find_variant
+from regnet.zoo.resolver import is_config_file
 
 PAIRINGS: Final = (
     ("efficientnet_b0", "regnety_004", 24.9, 25.9),
@@ -70,7 +66,7 @@ class Network:
 
     model: nn.Module
     architecture: AnyNetConfig | RegNetConfig | EfficientNetSize
-    input_size: int
+    image_size: int
     """Side of the images that it was made for, in pixels."""
     top1_error: float | None = None
     """In percent of ImageNet-1k."""
@@ -81,41 +77,44 @@ class Network:
         """Channels of its images."""
         return 3 if isinstance(self.architecture, EfficientNetSize) else self.architecture.in_chans
 
-    def complexity(self, input_size: int) -> Complexity[int]:
-        """Flops, parameters and activations for square images."""
+    def layers(self, image_size: int) -> Iterator[Layer]:
+        """Walk through its layers, for one square image; side in pixels."""
         if isinstance(self.architecture, EfficientNetSize):
-            return efficientnet_complexity(self.architecture, input_size)
-        return complexity(self.architecture, input_size)
+            return self.architecture.layers(image_size)
+        return network_layers(self.architecture.anynet(), image_size)
 
 
-def load(name: str) -> Network:
-    """A network by name.
+def load(name: str | AnyNetConfig | RegNetConfig) -> Network:
+    """Build a network to measure.
 
     Args:
-        name: a variant, a checkpoint (`regnety_016.tv2_in1k`), a file of a config (.json), an
-            EfficientNet (`efficientnet_b0`; with weights of the Hub `efficientnet_b0.ra_in1k`), or
-            another library's network (`timm:regnety_016`, `torchvision:regnety_016`).
+        name: a config, a variant, a checkpoint (`regnety_016.tv2_in1k`), a file of a config
+            (.json), an EfficientNet (`efficientnet_b0`; with weights of the Hub
+            `efficientnet_b0.ra_in1k`), or another library's network (`timm:regnety_016`,
+            `torchvision:regnety_016`).
 
     Raises:
         RegNetError: it cannot be had; the message says why.
     """
+    if not isinstance(name, str):
+        return Network(model=create(name), architecture=name, image_size=224)
     peer, _, variant = name.rpartition(":")
     if peer in PEERS:
         ours = load(variant)
         if not isinstance(ours.architecture, (AnyNetConfig, RegNetConfig)):
             raise ConfigError(f"{name}: peers are measured on RegNets")
         return Network(
-            model=PEERS[peer](variant), architecture=ours.architecture, input_size=ours.input_size
+            model=PEERS[peer](variant), architecture=ours.architecture, image_size=ours.image_size
         )
     base, _, tag = name.partition(".")
     if base in EFFICIENTNETS:
         return _efficientnet(base, tag)
     if is_config_file(name):
         model = create(name)
-        return Network(model=model, architecture=model.config, input_size=224)
+        return Network(model=model, architecture=model.config, image_size=224)
     model = create(name, pretrained=bool(tag))
-    size = VARIANTS[model.pretrained_cfg["architecture"]].input_size
-    facts: dict[str, Any] = {"model": model, "architecture": model.config, "input_size": size}
+    size = find_variant(name)[0].image_size
+    facts: dict[str, Any] = {"model": model, "architecture": model.config, "image_size": size}
     if not tag:
         return Network(**facts, **_paper(name))
     top1 = find_checkpoint(name).top1
@@ -132,7 +131,7 @@ def _efficientnet(name: str, tag: str) -> Network:
     size = EFFICIENTNETS[name]
     model = EfficientNet(size)
     if not tag:
-        return Network(model=model, architecture=size, input_size=size.input_size, **_paper(name))
+        return Network(model=model, architecture=size, image_size=size.image_size, **_paper(name))
     repo = f"timm/{name}.{tag}"
     tensors = read_tensors(fetch_file(repo, "model.safetensors", None))
     try:
@@ -140,7 +139,7 @@ def _efficientnet(name: str, tag: str) -> Network:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{repo} does not fit {name}: {reason}") from error
-    return Network(model=model, architecture=size, input_size=size.input_size)
+    return Network(model=model, architecture=size, image_size=size.image_size)
 
 
 def _timm(variant: str) -> nn.Module:
@@ -187,7 +186,7 @@ def expand(patterns: Sequence[str], peers: Sequence[str] = ()) -> list[str]:
     """
     for peer in peers:
         if peer not in PEERS:
-            raise ConfigError(f"there is no peer {peer!r}; there are {', '.join(PEERS)}")
+            raise ConfigError(unknown("peer", peer, PEERS))
     names: list[str] = []
     for pattern in patterns:
         base = pattern.partition(".")[0]

@@ -1,11 +1,9 @@
 """Measure networks: outputs checked first, then single calls until steady, all samples kept."""
 
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 from regnet.bench.document import AUTO, BEST, Case, Document, Pair, Row
 from regnet.bench.floors import Ceilings, floor, measure_ceilings
 from regnet.bench.networks import PAIRINGS, PEERS, load
-from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.design.complexity import total
 from regnet.engines.base import Precision, Runner, Target
 from regnet.engines.check import INPUT_SETS, answers, build_checked, worst_error, wrong
 from regnet.engines.optimize import ENGINES, find_engine, optimize
@@ -43,7 +41,7 @@ def run(
     calls: int = 200,
     on_row: Callable[[Row], object] = lambda _row: None,
     on_pair: Callable[[Pair], object] = lambda _pair: None,
-    keep: Callable[[Document], object] = lambda _document: None,
+    on_document: Callable[[Document], object] = lambda _document: None,
 ) -> Document:
     """Measure cases one after another; one that fails is a row with its reason.
 
@@ -54,9 +52,9 @@ def run(
         device: where.
         seconds: for the calls of a case that count, and at most as long again to get steady.
         calls: how many count, or fewer where the time is over.
-        on_row: told each row as it comes.
-        on_pair: told each pair as it comes.
-        keep: given what there is so far after each case, `complete` false.
+        on_row: called with each row as it comes.
+        on_pair: called with each pair as it comes.
+        on_document: called after each case with the document so far, `complete` false.
 
     Returns:
         The rows; after Ctrl-C those that there are, with `complete` false.
@@ -84,7 +82,7 @@ def run(
                 for pair in bench.pairs(case, cases[number + 1 :]):
                     pairs.append(pair)
                     on_pair(pair)
-                keep(document(complete=False))
+                on_document(document(complete=False))
     except KeyboardInterrupt:
         return document(complete=False)
     return document(complete=True)
@@ -101,7 +99,7 @@ def partners(name: str) -> Iterator[tuple[str, str]]:
 
 
 class Bench:
-    """Measures one case after another, and keeps networks that are to be compared."""
+    """Measures one case after another, and holds the networks that are still to be compared."""
 
     def __init__(self, device: torch.device, seconds: float, calls: int) -> None:
         self.device, self.seconds, self.calls = device, seconds, calls
@@ -109,29 +107,22 @@ class Bench:
         self._ready: dict[Case, tuple[Callable[[Tensor], Any], list[Tensor], str]] = {}
 
     def row(self, case: Case) -> Row:
-        """A case, measured, or the reason why it was not."""
+        """Measure a case; where that fails, the row says why."""
         try:
             return self._measured(case)
         except Exception as error:  # noqa: BLE001 - out of memory, or whatever an engine raises
             reason = in_one_line(error, most=300)
             return Row(case=case, reason=reason)
 
-    def row_of(self, config: AnyNetConfig | RegNetConfig, case: Case) -> Row:
-        """The same of a network that has no name; it is not kept."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "network.json"
-            path.write_text(config.to_json(), encoding="utf-8")
-            row = self.row(replace(case, model=str(path)))
-        self.forget()
+    def alone(self, case: Case) -> Row:
+        """The same for a network that is not compared with others; it is freed at once."""
+        row = self.row(case)
+        self._ready.pop(case, None)
         return row
 
-    def forget(self) -> None:
-        """Let the networks go that were kept to be compared."""
-        self._ready.clear()
-
     def pairs(self, case: Case, rest: Sequence[Case]) -> Iterator[Pair]:
-        """What can be compared now; networks that no later case needs are let go."""
-        for a, b in partners(case.model):
+        """Compare what can be compared now, and free networks that no later case needs."""
+        for a, b in partners(case.name):
             sides = replace(case, model=a), replace(case, model=b)
             if case.train or not all(side in self._ready for side in sides):
                 continue
@@ -162,20 +153,20 @@ class Bench:
         wanted = {
             replace(other, model=name)
             for other in rest
-            for pair in partners(other.model)
+            for pair in partners(other.name)
             for name in pair
         }
-        self._ready = {kept: what for kept, what in self._ready.items() if kept in wanted}
+        self._ready = {ready: what for ready, what in self._ready.items() if ready in wanted}
 
     def _measured(self, case: Case) -> Row:
         torch.manual_seed(0)
         network = load(case.model)
-        size = case.input_size or network.input_size
-        cost = network.complexity(size)
+        size = case.image_size or network.image_size
+        cost = total(network.layers(size))
         target = Target(device=self.device, precision=case.precision, layout=case.layout)
         row = Row(
             case=case,
-            input_size=size,
+            image_size=size,
             flops=cost.flops,
             params=cost.params,
             activations=cost.activations,
@@ -201,8 +192,7 @@ class Bench:
             # A race has its own account of memory.
             peak = row.peak_bytes if case.engine in (AUTO, BEST) else grown()
         least = floor(
-            network.architecture,
-            size,
+            network.layers(size),
             case.batch_size,
             self._ceilings(case.precision),
             element_bytes=target.dtype.itemsize,

@@ -1,31 +1,35 @@
 """`regnet bench`: how fast networks are on this device."""
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from regnet.cli.arguments import (
+    AsJson,
+    Device,
+    Threads,
+    check_choice,
+    check_folder_of,
+    set_threads,
+    split,
+    whole_numbers,
+)
 from regnet.cli.output import print_error, print_json, print_table, scaled, stderr, stdout
 from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from regnet.bench.compare import Change
     from regnet.bench.document import Document, Pair, Row
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.callback()
 def command(
     context: typer.Context,
     *,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
+    device: Device = "cpu",
     models: Annotated[
         str | None,
         typer.Option(help="Names or patterns, by comma; files of a config (.json); checkpoints."),
@@ -48,10 +52,10 @@ def command(
     peers: Annotated[
         str | None, typer.Option(help="timm, torchvision, by comma: their RegNets beside ours.")
     ] = None,
-    input_size: Annotated[
+    image_size: Annotated[
         int | None, typer.Option(help="Side of the images; else each network's own.", min=1)
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads on a CPU.", min=1)] = None,
+    threads: Threads = None,
     train: Annotated[bool, typer.Option("--train", help="Forward and backward.")] = False,
     seconds: Annotated[
         float, typer.Option(help="For the calls that count, per case.", min=0.01)
@@ -76,8 +80,8 @@ def command(
     """
     if context.invoked_subcommand:
         return
-    import torch
-
+    from regnet import documents
+    from regnet.atomic import write_bytes
     from regnet.bench.compare import compare_documents
     from regnet.bench.document import AUTO, BEST, Case, read
     from regnet.bench.networks import DEFAULT_MODELS, QUICK_MODELS, expand
@@ -88,19 +92,18 @@ def command(
 
     if train and engine:
         raise ConfigError("--train runs eagerly; leave --engine out")
-    for path in filter(None, (out, html, plot)):
-        if not path.absolute().parent.is_dir():
-            raise ConfigError(f"{path}: there is no folder {path.parent}")
+    check_folder_of(out, html, plot)
     where = find_device(device)
     earlier = read(against) if against else None
-    chosen = _split(models) if models else list(QUICK_MODELS if quick else DEFAULT_MODELS)
-    ways = _split(engine or ("folded" if quick or train else AUTO))
+    chosen = split(models) if models else list(QUICK_MODELS if quick else DEFAULT_MODELS)
+    ways = split(engine or ("folded" if quick or train else AUTO))
     engines = [e.name for e in ENGINES] if ways == ["all"] else ways
     for name in engines:
         if name not in (AUTO, BEST):
             find_engine(name)
-    _known("--precision", _split(precision), DTYPES)
-    _known("--layout", _split(layout), LAYOUTS)
+    for option, asked, known in (("precision", precision, DTYPES), ("layout", layout, LAYOUTS)):
+        for name in split(asked):
+            check_choice(option, name, known)
     cases = [
         Case(
             model=model,
@@ -108,22 +111,21 @@ def command(
             precision=kind,  # type: ignore[arg-type]  # checked above
             engine=way,
             layout=order,  # type: ignore[arg-type]  # checked above
-            input_size=input_size,
+            image_size=image_size,
             train=train,
         )
-        for batch in _whole(batch_size)
-        for kind in _split(precision)
-        for number, order in enumerate(_split(layout))
+        for batch in whole_numbers("--batch-size", batch_size)
+        for kind in split(precision)
+        for number, order in enumerate(split(layout))
         for way in (["eager"] if train else engines)
         if not number or way not in (AUTO, BEST)  # these choose a layout themselves
-        for model in expand(chosen, _split(peers or ""))
+        for model in expand(chosen, split(peers or ""))
     ]
     if plot:
-        from regnet.plot import check_plot_file
+        from regnet.figures import check_plot_file
 
         check_plot_file(plot)
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     limit = min(seconds, 1.0) if quick else seconds
     # The progress is the rows themselves; with --json they go to stderr.
     done = run(
@@ -133,28 +135,28 @@ def command(
         calls=calls,
         on_row=lambda row: stderr.print(_line(row)),
         on_pair=lambda pair: stderr.print(_pair_line(pair)),
-        keep=lambda document: _write(out, json.dumps(document.to_dict())) if out else None,
+        on_document=lambda document: documents.write(out, document) if out else None,
     )
-    comparison = compare_documents(earlier, done.to_dict()) if earlier else None
+    comparison = compare_documents(earlier, done) if earlier else None
     if as_json:
-        changes = {} if comparison is None else {"against": [asdict(c) for c in comparison]}
-        print_json(done.to_dict() | changes)
+        changes = {} if comparison is None else {"against": comparison}
+        print_json(documents.sealed(done) | changes)
     else:
         _print(done)
         if comparison is not None:
             _print_changes(comparison)
     if out:
-        _write(out, json.dumps(done.to_dict()))
+        documents.write(out, done)
         stderr.print(f"wrote {out}")
     if html:
         from regnet.bench.report import render
 
-        _write(html, render(done.to_dict()))
+        write_bytes(html, render(done).encode())
         stderr.print(f"wrote {html}")
     if plot:
-        from regnet.plot import save_benchmark
+        from regnet.bench.plot import save_benchmark
 
-        save_benchmark(done.to_dict(), plot)
+        save_benchmark(done, plot)
         stderr.print(f"wrote {plot}")
     if not done.complete:
         print_error(f"interrupted after {len(done.rows)} of {len(cases)} cases")
@@ -180,44 +182,14 @@ def compare(
 
     changes = compare_documents(read(before), read(after))
     if as_json:
-        print_json([asdict(change) for change in changes])
+        print_json(changes)
     else:
         _print_changes(changes)
 
 
-def _known(option: str, asked: list[str], known: "Collection[str]") -> None:
-    for name in asked:
-        if name not in known:
-            word = option.removeprefix("--")
-            raise ConfigError(f"{word} must be one of {', '.join(known)}; got {name!r}")
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _whole(text: str) -> list[int]:
-    try:
-        numbers = [int(part) for part in _split(text)]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) < 1:
-        raise typer.BadParameter(
-            f"needs whole numbers such as 1,16, got {text!r}", param_hint="--batch-size"
-        )
-    return numbers
-
-
-def _write(path: Path, text: str) -> None:
-    from regnet.atomic import write_bytes
-
-    write_bytes(path, text.encode())
-
-
 def _line(row: "Row") -> str:
     case = row.case
-    way = "train" if case.train else row.ran or case.engine
-    name = f"{case.model} batch {case.batch_size} {case.precision} {way}"
+    name = f"{case.name} batch {case.batch_size} {case.precision} {row.ran_as}"
     return f"{name}: {row.reason or f'{row.latency_ms:.3f} ms'}"
 
 
@@ -253,7 +225,7 @@ def _print(done: "Document") -> None:
                 row["top-1 error %"],
                 speedups.get(
                     (
-                        line.case.model,
+                        line.case.name,
                         line.case.batch_size,
                         line.case.precision,
                         line.case.engine,
@@ -264,7 +236,7 @@ def _print(done: "Document") -> None:
                 row["note"],
             )
             for line in done.rows
-            for row in [cells(asdict(line))]
+            for row in [cells(line)]
         ],
     )
     for pair in done.pairs:

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import Progress
 
+from regnet.cli.arguments import AsJson, Device, check_choice, check_folder_of
 from regnet.cli.output import print_json, print_table, printable, stderr, stdout
+from regnet.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from regnet.evaluation.evaluate import Evaluation
@@ -29,7 +30,7 @@ def command(
     workers: Annotated[
         int | None, typer.Option(help="Processes that read images; else one per core.", min=0)
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
+    device: Device = "cpu",
     larger: Annotated[
         bool, typer.Option("--larger", help="The checkpoint's larger test setting, if it has one.")
     ] = False,
@@ -47,11 +48,12 @@ def command(
         Path | None, typer.Option(help="real.json of ImageNet-ReaL, for the validation images.")
     ] = None,
     keep: Annotated[
-        Path | None, typer.Option(help="Folder for the answers; an interrupted run goes on there.")
+        Path | None,
+        typer.Option(help="Save answers in this folder; pass it again to resume an evaluation."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result, all of it, as JSON.")] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="A line for each class.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure accuracy; the processes of torchrun share the images.
 
@@ -67,34 +69,16 @@ def command(
     from regnet.data.sets import SPLITS
     from regnet.devices import core_count, find_device
     from regnet.engines.base import Precision
-    from regnet.errors import ConfigError
     from regnet.evaluation.evaluate import evaluate
 
-    for option, value, known in (
-        ("precision", precision, get_args(Precision)),
-        ("split", split, tuple(SPLITS)),
-    ):
-        if value not in known:
-            raise ConfigError(f"{option} must be one of {', '.join(known)}; got {value!r}")
-    if out and not out.absolute().parent.is_dir():
-        raise ConfigError(f"{out}: there is no folder {out.parent}")
+    check_choice("precision", precision, get_args(Precision))
+    check_choice("split", split, tuple(SPLITS))
+    check_folder_of(out)
     where = find_device(device)
     leads = os.environ.get("RANK", "0") == "0"
     if not leads:
-        warnings.simplefilter("ignore")  # the leader says it
-    with Progress(
-        console=stderr, transient=True, disable=not (leads and stderr.is_terminal)
-    ) as bar:
-        task = bar.add_task("evaluating", total=None)
-        told = 0
-
-        def show(count: int, total: int) -> None:
-            nonlocal told
-            bar.update(task, completed=count, total=total)
-            if not stderr.is_terminal and total >= MANY and 10 * count // total > told:
-                told = 10 * count // total
-                stderr.print(f"{count:,} of {total:,} images")
-
+        warnings.simplefilter("ignore")  # the leader shows them
+    with ProgressBar("evaluating", hidden=not leads) as bar:
         done = evaluate(
             model,
             data,
@@ -110,7 +94,7 @@ def command(
             dataset=dataset,
             real_labels=real_labels,
             keep=keep,
-            on_images=show,
+            on_images=lambda count, total: bar.step("evaluating", count, total),
         )
     if not leads:
         return
@@ -122,11 +106,8 @@ def command(
     _print(done, per_class=per_class)
 
 
-MANY = 2000
-"""Images from which on progress is told in lines, where there is no terminal."""
-
 LISTED = 20
-"""Images that could not be read and are named on the screen; all are in the JSON."""
+"""How many images that could not be read are named on the screen; all are in the JSON."""
 
 
 def _print(done: "Evaluation", *, per_class: bool) -> None:

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from regnet.cli.arguments import AsJson, check_choice, find_images
 from regnet.cli.output import print_error, print_json, stderr, stdout
-from regnet.cli.predict import find_images
 from regnet.errors import ConfigError
 
 
@@ -38,7 +38,7 @@ def command(
     random: Annotated[
         bool, typer.Option("--random", help="Random weights: to try a runtime out.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a network for ONNX, OpenVINO or torch's own runtimes; checked before it is kept.
 
@@ -46,11 +46,13 @@ def command(
     """
     import torch
 
+    from regnet.engines.optimize import default_shape
     from regnet.exporting import FORMATS, export
     from regnet.zoo.create import create
 
-    if precision not in (known := dict.fromkeys(p for f in FORMATS.values() for p in f.precisions)):
-        raise ConfigError(f"precision must be one of {', '.join(known)}; got {precision!r}")
+    check_choice(
+        "precision", precision, dict.fromkeys(p for f in FORMATS.values() for p in f.precisions)
+    )
     if batch_size is not None and not static:
         raise ConfigError("--batch-size is that of a --static file; others take any")
     files: list[str] | None = None
@@ -63,14 +65,14 @@ def command(
     network = create(
         model, pretrained=not (random or checkpoint is not None), checkpoint_path=checkpoint
     )
-    channels, *own = network.pretrained_cfg.get("input_size", (network.config.in_chans, 224, 224))
+    _, channels, *own = default_shape(network, "latency")
     size = (image_size, image_size) if image_size else own
     with stderr.status(f"exporting to {path}"):
         done = export(
             network,
             path,
             format=format,
-            precision=precision,
+            precision=precision,  # type: ignore[arg-type]  # checked above
             example=torch.zeros(batch_size or 1, channels, *size),
             dynamic=not static,
             images=files,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from regnet.cli.arguments import AsJson
 from regnet.cli.output import print_json, print_table, scaled, stderr, stdout
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ def command(
     image_size: Annotated[
         int | None, typer.Option(help="Side of the images to count for, in pixels.", min=1)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the block widths into this file (.svg, .png, .pdf).")
     ] = None,
@@ -29,9 +30,9 @@ def command(
     from regnet.design.config import RegNetConfig
     from regnet.zoo.listing import info
 
-    row = info(name, input_size=image_size)
+    row = info(name, image_size=image_size)
     if plot is not None:
-        from regnet.plot import save_block_widths
+        from regnet.design.plot import save_block_widths
 
         save_block_widths(row.config, plot, title=row.label)
         stderr.print(f"wrote {plot}")
@@ -67,7 +68,7 @@ def command(
         + (f", squeeze-excitation {anynet.se_ratio:g}" if anynet.se_ratio else ""),
         "stem": f"{anynet.stem}, {anynet.stem_width} channels",
         "head": f"{anynet.num_features} features, {anynet.num_classes} classes",
-        "flops": f"{scaled(cost.flops)} at {row.input_size} x {row.input_size} ({cost.flops:,})",
+        "flops": f"{scaled(cost.flops)} at {row.image_size} x {row.image_size} ({cost.flops:,})",
         "params": f"{scaled(cost.params)} ({cost.params:,})",
         "activations": f"{scaled(cost.activations)} ({cost.activations:,})",
         "weights": ", ".join(row.checkpoints) or "none published",

@@ -1,10 +1,10 @@
 """`regnet list`: the variants or their weights, as a table or as JSON."""
 
-from math import inf
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from regnet.cli.arguments import AsJson, parse_count
 from regnet.cli.output import print_error, print_json, print_table, scaled
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def command(
     ] = None,
     max_params: Annotated[str | None, typer.Option(help="Most parameters, such as 20M.")] = None,
     sort: Annotated[str, typer.Option(help="name, top1, flops or params.")] = "name",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the published architectures with their complexity, or the published weights.
 
@@ -67,7 +67,7 @@ def _print_variants(infos: "list[ModelInfo]") -> None:
             (
                 row.name,
                 row.label,
-                str(row.input_size),
+                str(row.image_size),
                 scaled(row.complexity.flops),
                 scaled(row.complexity.params),
                 scaled(row.complexity.activations),
@@ -99,19 +99,3 @@ def _print_weights(infos: "list[ModelInfo]") -> None:
     print_table(
         ("weights", ">top-1", ">image", ">flops", ">params", ">classes", "license", "~source"), rows
     )
-
-
-def parse_count(option: str, text: str | None) -> float:
-    """A number that may end with k, M or G; infinite if not given."""
-    if text is None:
-        return inf
-    unit = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1.0)
-    try:
-        number = float(text[:-1] if unit > 1 else text) * unit
-    except ValueError:
-        number = -1.0
-    if not number > 0:
-        raise typer.BadParameter(
-            f"needs a number such as 4e9, 4G or 600M, got {text!r}", param_hint=option
-        )
-    return number

@@ -4,12 +4,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from regnet.documents import plain
 
 for _name in ("stdin", "stdout", "stderr"):
     if getattr(sys, _name) is None:  # closed by who started us
@@ -29,7 +30,7 @@ stderr = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_w
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, and nothing else."""
-    print(json.dumps(value, indent=2, default=_plain))
+    print(json.dumps(value, indent=2, default=plain))
 
 
 def print_error(message: str) -> None:
@@ -60,17 +61,6 @@ def print_table(
     for row in rows:
         grid.add_row(*(printable(text) for text in row))
     stdout.print(grid)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    if is_dataclass(value) and not isinstance(value, type):
-        # Not asdict: what lies in it may have a form of its own.
-        return {field.name: getattr(value, field.name) for field in fields(value)}
-    raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def scaled(number: float) -> str:

@@ -1,20 +1,20 @@
 """regnet study: the paper's method."""
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from regnet.cli.arguments import AsJson, parse_count, read_recipe
 from regnet.cli.output import print_json, print_table, stderr, stdout
-from regnet.errors import ConfigError, did_you_mean
+from regnet.cli.progress import ProgressBar
+from regnet.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
-    from regnet.studies.executor import Executor
-    from regnet.studies.space import Space
+    from regnet.executors import Executor
+    from regnet.spaces import Space
     from regnet.studies.store import Row
 
 REPORT = "report.html"
@@ -24,7 +24,6 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="The folder of the study.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Workers = Annotated[
     int | None,
     typer.Option(help="Networks trained at once; one per core, or per GPU.", min=1),
@@ -101,8 +100,6 @@ def init(
     Example: regnet study init runs/study --data cifar10/ --space anynetx_a --space regnetx
     --flops 4e6 --stem cifar --recipe cifar --run
     """
-    from regnet.cli.list_models import parse_count
-    from regnet.cli.train import read_recipe
     from regnet.studies import population
 
     spaces = [
@@ -253,9 +250,7 @@ def analyze(
 def report(
     folder: Folder,
     *,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The HTML file; else in the folder.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The HTML file; else in the folder.")] = None,
     plots: Annotated[
         Path | None, typer.Option(help="A folder for the plots as SVG files, as well.")
     ] = None,
@@ -263,15 +258,15 @@ def report(
 ) -> None:
     """Write one HTML file with everything to look at; it needs no network.
 
-    Example: regnet study report runs/study -o study.html
+    Example: regnet study report runs/study --out study.html
     """
-    _report(folder, output or folder / REPORT, plots=plots, seed=seed)
+    _report(folder, out or folder / REPORT, plots=plots, seed=seed)
 
 
 @app.command("export")
 def export(
     folder: Folder,
-    output: Annotated[Path, typer.Argument(help="The table's file, .csv or .parquet.")],
+    out: Annotated[Path, typer.Argument(help="The table's file, .csv or .parquet.")],
 ) -> None:
     """Write a row per trained network.
 
@@ -280,8 +275,8 @@ def export(
     from regnet.studies import population
     from regnet.studies.analysis import write_table
 
-    count = write_table(population.load(folder), output)
-    stdout.print(f"{output}: {count} networks")
+    count = write_table(population.load(folder), out)
+    stdout.print(f"{out}: {count} networks")
 
 
 @app.command("refine")
@@ -346,10 +341,13 @@ def _tell_of_the_rest(folder: Path) -> None:
 def _train(folder: Path, executor: "Executor", *, retry_failed: bool) -> None:
     from regnet.studies import population
 
-    with _Bar(folder) as bar:
+    with ProgressBar("training") as bar:
         try:
             population.resume(
-                folder, executor=executor, retry_failed=retry_failed, on_result=bar.result
+                folder,
+                executor=executor,
+                retry_failed=retry_failed,
+                on_result=_Networks(folder, bar).result,
             )
         except KeyboardInterrupt:
             stderr.print(f"stopped; what is trained is kept. Go on with: regnet study run {folder}")
@@ -373,15 +371,15 @@ def _fail_if_all_failed(folder: Path) -> None:
             raise typer.Exit(1)
 
 
-def _report(folder: Path, output: Path, *, plots: Path | None = None, seed: int = 0) -> None:
+def _report(folder: Path, out: Path, *, plots: Path | None = None, seed: int = 0) -> None:
     from regnet.atomic import write_bytes
     from regnet.studies import population
     from regnet.studies.report import render, save_plots
 
     study, populations = population.read(folder), population.load(folder)
     _tell_of_the_rest(folder)
-    write_bytes(output, render(study, populations, seed=seed).encode())
-    stderr.print(f"report: {output}")
+    write_bytes(out, render(study, populations, seed=seed).encode())
+    stderr.print(f"report: {out}")
     if plots:
         for path in save_plots(populations, plots, seed=seed):
             stderr.print(f"plot: {path}")
@@ -396,18 +394,18 @@ def _executor(
     slurm: list[str] | None,
 ) -> "Executor":
     from regnet.devices import find_device
-    from regnet.studies.executor import ProcessPool
+    from regnet.executors import ProcessPool
 
     if name == "local":
         for device in devices or []:
             find_device(device)
         return ProcessPool(workers, devices=devices or ["cpu"], threads=threads)
     if name == "ray":
-        from regnet.studies.ray_executor import RayExecutor
+        from regnet.executors.ray import RayExecutor
 
         return RayExecutor(workers, device=_one(devices), threads=threads or 1, gpus=gpus)
     if name == "slurm":
-        from regnet.studies.slurm_executor import SlurmExecutor
+        from regnet.executors.slurm import SlurmExecutor
 
         parameters = dict(_parameter(text) for text in slurm or [])
         return SlurmExecutor(
@@ -432,7 +430,8 @@ def _one(devices: list[str] | None) -> str:
 
 
 def _space(name: str, **options: Any) -> "Space":
-    from regnet.studies.space import Space, find_space, part_at
+    from regnet.spaces.paper import find_space, part_at
+    from regnet.spaces.space import Space
 
     if not name.endswith(".json"):
         return find_space(name, **options)
@@ -452,7 +451,7 @@ def _restricted(spaces: "list[Space]", restrictions: list[str]) -> "list[Space]"
     for text in restrictions:
         name, limit = _range(text)
         if name not in known:
-            raise ConfigError(f"--restrict: no space has {name!r}{did_you_mean(name, known)}")
+            raise ConfigError(f"--restrict: {unknown('parameter or metric', name, sorted(known))}")
         ranges: dict[str, Any] = {name: limit}
         spaces = [
             space.restrict(**ranges) if name in (*space.parameters, *space.metric_names) else space
@@ -477,28 +476,15 @@ def _range(text: str) -> tuple[str, float | tuple[float | None, float | None]]:
         ) from None
 
 
-class _Bar:
-    """A bar for the networks, and how long the rest may take; lines where nobody looks."""
+class _Networks:
+    """Counts the networks of a study that are trained or failed, and reports each as it comes."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.began, self.before = time.monotonic(), self._ended()[0]
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}"), console=stderr, transient=True,
-            disable=not stderr.is_terminal,
-        )  # fmt: skip
-        self.task = self.bar.add_task("training", total=None, completed=self.before, left="")
-
-    def __enter__(self) -> "_Bar":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
+    def __init__(self, folder: Path, bar: ProgressBar) -> None:
+        self.folder, self.bar = folder, bar
+        bar.step("training", *self._ended())
 
     def _ended(self) -> tuple[int, int]:
-        """Networks that are trained or failed, by whomever, and all."""
+        """Networks that are trained or failed, by whichever process, and all networks."""
         from regnet.studies import population
 
         counts = population.counts(self.folder).values()
@@ -506,25 +492,11 @@ class _Bar:
         return ended, sum(n for of_space in counts for n in of_space.values())
 
     def result(self, row: "Row") -> None:
-        """After each network."""
+        """Report a network; spaces take turns, so that the pace so far is typical."""
         assert row.outcome is not None, "it has one"
         ended, total = self._ended()
-        # What was seen since this began: networks of all spaces take turns, so it is typical.
-        pace = (time.monotonic() - self.began) / max(1, ended - self.before)
-        left = f"about {_time(pace * (total - ended))} left"
-        found = row.outcome.get("error")
-        told = row.outcome.get("reason") if found is None else f"{found:.2f} % error"
-        line = f"{row.space} {row.number}: {told}"
-        self.bar.update(self.task, completed=ended, total=total, left=left, description=row.space)
-        stderr.print(line if stderr.is_terminal else f"[{ended}/{total}] {line}; {left}")
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return (
-                f"{seconds / size:.1f} {unit}"
-                if seconds < 10 * size
-                else (f"{seconds / size:.0f} {unit}")
-            )
-    return f"{seconds:.0f} s"
+        error = row.outcome.get("error")
+        outcome = row.outcome.get("reason") if error is None else f"{error:.2f} % error"
+        self.bar.step("training", ended, total)
+        left = self.bar.remaining(ended, total)
+        self.bar.line(f"[{ended}/{total}] {row.space} {row.number}: {outcome}{left}")

@@ -1,22 +1,21 @@
-"""`regnet train`: a recipe on images, begun, gone on with, or repeated."""
+"""`regnet train`: begin, resume or repeat a training run."""
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from regnet.cli.arguments import AsJson, Threads, read_recipe, set_threads
 from regnet.cli.output import print_json, print_table, stderr, stdout
+from regnet.cli.progress import ProgressBar
 from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from regnet.training.loop import Trained
-    from regnet.training.recipe import Recipe
-    from regnet.training.session import Options
+    from regnet.training.session import Options, Progress
 
 
 _DECIDED: Final = (
@@ -71,7 +70,7 @@ def command(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; else cpu, or as the run began.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads on a CPU.", min=1)] = None,
+    threads: Threads = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read images; else one per core.", min=0)
     ] = None,
@@ -82,8 +81,8 @@ def command(
     grad_checkpointing: Annotated[
         bool, typer.Option("--grad-checkpointing", help="Less memory, more time.")
     ] = False,
-    keep: Annotated[
-        int | None, typer.Option(help="Checkpoints that are kept; else 2.", min=1)
+    checkpoints: Annotated[
+        int | None, typer.Option(help="How many of the newest checkpoints stay; else 2.", min=1)
     ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write for TensorBoard too.")
@@ -94,7 +93,7 @@ def command(
     list_recipes: Annotated[
         bool, typer.Option("--list-recipes", help="Show the recipes and end.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a network so that it can be repeated; SIGTERM and Ctrl-C save before they end it.
 
@@ -105,8 +104,8 @@ def command(
         return
     import torch
 
-    from regnet.devices import keep_freed_memory
-    from regnet.plot import check_plot_file
+    from regnet.allocator import keep_freed_memory
+    from regnet.figures import check_plot_file
 
     if plot:
         check_plot_file(plot)
@@ -122,8 +121,7 @@ def command(
                 )
     if resume is None and out is None:
         raise ConfigError("--out is missing: a new folder for what comes out")
-    if threads:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     options = _options(
         resume,
         device=device,
@@ -131,12 +129,13 @@ def command(
         compile=compile_ or None,
         grad_checkpointing=grad_checkpointing or None,
         workers=workers,
-        keep=keep,
+        checkpoints=checkpoints,
         tensorboard=tensorboard or None,
     )
     if options.device == torch.device("cpu"):
         keep_freed_memory()
-    with _Bar() as bar:
+    leads = os.environ.get("RANK", "0") == "0"
+    with ProgressBar("reading images", hidden=not leads) as bar:
         done = _run(
             data,
             out,
@@ -152,12 +151,12 @@ def command(
             teachers=teacher or (),
             seed=seed,
             save_steps=save_steps,
-            options=bar.watching(options),
+            options=_watched(options, bar),
         )
-    if os.environ.get("RANK", "0") != "0":
+    if not leads:
         return
     if plot and done.log:
-        from regnet.plot import save_learning_curve
+        from regnet.training.plot import save_learning_curve
 
         save_learning_curve(done.log, plot)
     if as_json:
@@ -207,27 +206,13 @@ def _options(resumed: Path | None, **asked: Any) -> "Options":
     return Options(**chosen | {"device": find_device(chosen.get("device", "cpu"))})
 
 
-def read_recipe(name: str, changes: list[str]) -> "Recipe":
-    """A named recipe, or that of a JSON file, with changes of the form field=value."""
-    from regnet.training.recipe import Recipe, find_recipe, recipe_from_json
+def _watched(options: "Options", bar: ProgressBar) -> "Options":
+    """The same options, with a bar for the steps of an epoch and a line for each epoch."""
 
-    values: dict[str, Any] = {}
-    for change in changes:
-        field, equals, text = change.partition("=")
-        if not equals:
-            raise ConfigError(f"--set needs field=value, got {change!r}")
-        try:
-            values[field] = json.loads(text)
-        except ValueError:
-            values[field] = None if text == "none" and field != "policy" else text
-    if not name.endswith(".json"):
-        return find_recipe(name, **values)
-    text = Path(name).read_text(encoding="utf-8")
-    try:
-        base = recipe_from_json(text)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
-    return Recipe.from_dict(base.to_dict() | values)
+    def step(at: "Progress") -> None:
+        bar.step(f"epoch {at.epoch + 1} of {at.epochs}", at.step, at.steps)
+
+    return replace(options, on_step=step, on_epoch=lambda row: bar.line(epoch_line(row)))
 
 
 def _print_recipes(*, as_json: bool) -> None:
@@ -245,46 +230,8 @@ def _print_recipes(*, as_json: bool) -> None:
     )
 
 
-class _Bar:
-    """A bar for the steps of an epoch, and a line for each epoch, on stderr."""
-
-    def __init__(self) -> None:
-        self.bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), console=stderr, transient=True,
-            disable=not stderr.is_terminal,
-        )  # fmt: skip
-        self.task = self.bar.add_task("reading images", total=None)
-
-    def __enter__(self) -> "_Bar":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def watching(self, options: "Options") -> "Options":
-        """The same options, with this bar looking on."""
-        from dataclasses import replace
-
-        return replace(options, on_step=self.step, on_epoch=self.epoch)
-
-    def step(self, at: Any) -> None:
-        """After a step."""
-        self.bar.update(
-            self.task,
-            description=f"epoch {at.epoch + 1} of {at.epochs}",
-            completed=at.step,
-            total=at.steps,
-        )
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """After an epoch."""
-        stderr.print(epoch_line(row))
-
-
 def epoch_line(row: Mapping[str, Any]) -> str:
-    """What is worth seeing of an epoch."""
+    """Return an epoch of the log as one line: loss, learning rate, accuracies, speed."""
     parts = [f"epoch {row['epoch']}", f"loss {row['loss']:.4f}", f"lr {row['lr']:.4g}"]
     for name, word in (("top1", "top-1"), ("average_top1", "average")):
         if name in row:

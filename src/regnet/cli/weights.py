@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from regnet.cli.arguments import AsJson
 from regnet.cli.output import print_error, print_json, print_table, scaled, stderr, stdout
 from regnet.errors import WeightsError
 
@@ -19,7 +20,6 @@ app = typer.Typer(
 CacheDir = Annotated[
     Path | None, typer.Option(help="The Hub client's cache; else as HF_HOME says.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command()
@@ -162,7 +162,7 @@ def convert(
 
 def _rows(names: list[str]) -> "list[Checkpoint]":
     from regnet.weights.catalog import find_checkpoint
-    from regnet.zoo.source import find_model
+    from regnet.zoo.resolver import find_model
 
     rows = []
     for name in names:

@@ -7,7 +7,6 @@ A set knows its images by number; nothing is decoded before it is asked for, and
 to other processes.
 """
 
-import hashlib
 import json
 import re
 import tarfile
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from regnet import digest
 from regnet.data import shapes
 from regnet.data.images import IMAGE_SUFFIXES, decode_image, open_image
 from regnet.errors import DataError, ImageError, MissingExtraError, NoSplitError
@@ -112,9 +112,7 @@ class ImageSet:
     def fingerprint(self) -> str:
         """SHA-256 over names, labels and sizes, 16 digits: whether it is the same set."""
         what = [list(self.names), self.classes, list(self.sizes)]
-        digest = hashlib.sha256(json.dumps(what).encode())
-        digest.update(self.labels.tobytes())
-        return digest.hexdigest()[:16]
+        return digest.of_bytes(json.dumps(what).encode(), self.labels.tobytes())[:16]
 
 
 @dataclass(frozen=True)

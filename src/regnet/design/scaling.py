@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig
 from regnet.design.widths import QUANTUM, round_to_groups
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, unknown
 
 Strategy = Literal["d", "w", "r", "dw", "wr", "dr", "dwr", "dWr"]
 
@@ -37,7 +37,7 @@ class Scaled:
     """A scaled network, and the images that it is for."""
 
     config: AnyNetConfig
-    input_size: int
+    image_size: int
     """Side of the image in pixels."""
 
 
@@ -46,7 +46,7 @@ def scale(
     factor: float,
     *,
     strategy: Strategy | float = "dWr",
-    input_size: int = 224,
+    image_size: int = 224,
 ) -> Scaled:
     """A network with about `factor` times the flops.
 
@@ -58,7 +58,7 @@ def scale(
         factor: of its flops, s; below 1 for a smaller one.
         strategy: one of `STRATEGIES`, or the part alpha of the width, the rest going in equal parts
             to depth and resolution: 0.8 is dWr.
-        input_size: side of the image that the network is for, in pixels.
+        image_size: side of the image that the network is for, in pixels.
 
     Raises:
         ConfigError: the factor or the strategy cannot be used; or the scaled widths do not suit
@@ -73,16 +73,14 @@ def scale(
         config=replace(
             anynet, stages=tuple(_stage(stage, depth, width) for stage in anynet.stages)
         ),
-        input_size=max(1, round(input_size * size / _SIZE_QUANTUM)) * _SIZE_QUANTUM,
+        image_size=max(1, round(image_size * size / _SIZE_QUANTUM)) * _SIZE_QUANTUM,
     )
 
 
 def _exponents(strategy: Strategy | float) -> tuple[float, float, float]:
     if isinstance(strategy, str):
         if strategy not in STRATEGIES:
-            raise ConfigError(
-                f"strategy must be one of {', '.join(STRATEGIES)}, or a number; got {strategy!r}"
-            )
+            raise ConfigError(unknown("strategy", strategy, STRATEGIES))
         return STRATEGIES[strategy]
     if not 0 <= strategy <= 1:
         raise ConfigError(f"the part of the width must lie from 0 to 1, got {strategy!r}")

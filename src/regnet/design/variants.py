@@ -24,7 +24,7 @@ class Variant:
     config: AnyNetConfig | RegNetConfig
     factory: str
     """Name of the function that builds it."""
-    input_size: int = 224
+    image_size: int = 224
     """Side of the images that its published complexity is for, in pixels."""
     aliases: tuple[str, ...] = ()
     """Further names; upper and lower case, - and _ are the same."""
@@ -37,7 +37,7 @@ def _regnet(
     *,
     suffix: str = "",
     title: str | None = None,
-    input_size: int = 224,
+    image_size: int = 224,
     aliases: Sequence[str] = (),
     **config: Any,
 ) -> Variant:
@@ -55,7 +55,7 @@ def _regnet(
         label=title or f"RegNet{family.upper()}-{label}{'-' * bool(suffix)}{suffix}",
         config=RegNetConfig(**config),
         factory=f"regnet_{family}_{short.lower().replace('.', '_')}{tail}",
-        input_size=input_size,
+        image_size=image_size,
         aliases=(
             *(f"regnet{x}_{s}{tail}" for x in (family, f"_{family}") for s in sorted(sizes)),
             *hub,
@@ -117,7 +117,7 @@ def _stages(
 
 
 def _byobnet_z(
-    size: str, stages: tuple[StageConfig, ...], *, input_size: int = 256, **config: Any
+    size: str, stages: tuple[StageConfig, ...], *, image_size: int = 256, **config: Any
 ) -> Variant:
     """A row of timm's own RegNetZ sizes: widths inside a block follow its input."""
     shared: dict[str, Any] = {
@@ -133,7 +133,7 @@ def _byobnet_z(
         label=f"RegNetZ-{size.upper().replace('_EVOS', '-EvoNorm')}",
         config=AnyNetConfig(stages=stages, **(shared | config)),
         factory=f"regnet_z_{size}",
-        input_size=input_size,
+        image_size=image_size,
     )
 
 
@@ -176,7 +176,7 @@ def _cifar(name: str, family: str, label: str, depth: int, block: Block) -> Vari
             num_classes=10,
         ),
         factory=name,
-        input_size=32,
+        image_size=32,
     )
 
 
@@ -250,7 +250,7 @@ def _rows() -> Iterator[Variant]:
 
     yield _regnet("z", "005", "500MF", head_width=1024, **_Z, **_Z_005)
     yield _regnet(
-        "z", "040", "4.0GF", suffix="h", title="RegNetZ-4.0GF", input_size=256, head_width=1536,
+        "z", "040", "4.0GF", suffix="h", title="RegNetZ-4.0GF", image_size=256, head_width=1536,
         aliases=("regnetz_040h", "RegNetZ-4.0GF", "RegNetZ-4GF", "regnet_z_4gf"), **_Z, **_Z_040,
     )  # fmt: skip
     yield Variant(
@@ -259,7 +259,7 @@ def _rows() -> Iterator[Variant]:
         label="RegNetZ-4.0GF without head convolution",
         config=RegNetConfig(**_Z, **_Z_040),
         factory="regnet_z_4gf_no_head",
-        input_size=256,
+        image_size=256,
     )
     b16 = _stages(*_B16, 1 / 3, (2, 2, 2, 2))
     c16 = _stages(*_B16, 1 / 4, (2, 2, 2, 2))
@@ -268,8 +268,8 @@ def _rows() -> Iterator[Variant]:
     e8 = _stages(*_E8, (8,) * 4, 1 / 4, (1, 2, 2, 2))
     evonorm: dict[str, Any] = {"norm": "evonorm_s0a"}
     tiered: dict[str, Any] = {"stem": "tiered", "stem_width": 64}
-    yield _byobnet_z("b16", b16, input_size=224, head_width=1536)
-    yield _byobnet_z("b16_evos", b16, input_size=224, head_width=1536, **evonorm)
+    yield _byobnet_z("b16", b16, image_size=224, head_width=1536)
+    yield _byobnet_z("b16_evos", b16, image_size=224, head_width=1536, **evonorm)
     yield _byobnet_z("c16", c16, head_width=1536)
     yield _byobnet_z("c16_evos", c16, head_width=1536, **evonorm)
     yield _byobnet_z("d8", d8, head_width=1792, **tiered)
@@ -280,7 +280,7 @@ def _rows() -> Iterator[Variant]:
     c, *rest = _stages(*_B16, 1 / 3, (2, 2, 2, 2))[::-1]
     halo = (replace(c, attention_every=1), replace(rest[0], attention_every=4), *rest[1:])[::-1]
     yield replace(
-        _byobnet_z("halo", halo, input_size=224, head_width=1536),
+        _byobnet_z("halo", halo, image_size=224, head_width=1536),
         name="haloregnetz_b", family="haloregnetz", label="HaloRegNetZ-B",
         factory="halo_regnet_z_b",
     )  # fmt: skip
@@ -302,7 +302,7 @@ def _rows() -> Iterator[Variant]:
             num_classes=10,
         ),
         factory="regnet_y_cifar",
-        input_size=32,
+        image_size=32,
     )  # fmt: skip
 
 
@@ -323,7 +323,7 @@ def _normfree(
     widths: Sequence[int],
     stem_width: int,
     head_width: int,
-    input_size: int,
+    image_size: int,
 ) -> Variant:
     """A row of timm's NF-RegNets."""
     return Variant(
@@ -344,7 +344,7 @@ def _normfree(
             head_feature=True,
         ),
         factory=f"nf_regnet_b{size}",
-        input_size=input_size,
+        image_size=image_size,
     )
 
 
@@ -353,6 +353,6 @@ VARIANTS: Final[Mapping[str, Variant]] = {variant.name: variant for variant in _
 PLAIN: Final = tuple(
     name
     for name, variant in VARIANTS.items()
-    if name.rpartition("_")[0] in ("regnetx", "regnety") and variant.input_size == 224
+    if name.rpartition("_")[0] in ("regnetx", "regnety") and variant.image_size == 224
 )
 """RegNetX and RegNetY as the paper defines them: its own 24, and larger ones."""

@@ -65,6 +65,22 @@ class Engine(Protocol):
         ...
 
 
+def inference(call: Callable[[Tensor], Tensor]) -> Runner:
+    """Return a runner that makes the call without gradients."""
+
+    def run(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return call(x)
+
+    return run
+
+
+def casting(call: Callable[[Tensor], Tensor], target: Target) -> Runner:
+    """Return a runner of a program in the target's precision and layout: float32 in and out."""
+    dtype, memory_format = target.dtype, target.memory_format
+    return inference(lambda x: call(x.to(dtype=dtype, memory_format=memory_format)).float())
+
+
 def for_any_batch(runner: Runner, size: int) -> Runner:
     """A runner of batches of one size for batches of any: padded with zeros, or cut into pieces."""
 

@@ -1,6 +1,5 @@
 """What was measured before, kept on disk: races are long, and come out the same next time."""
 
-import hashlib
 import json
 import logging
 import os
@@ -10,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from regnet import digest
 from regnet.atomic import write_bytes
 
 _log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def key_of(model: nn.Module, facts: Mapping[str, Any]) -> str:
     """A name for a network, whatever its weights, and the facts that it was measured under."""
     shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
     text = json.dumps([str(model), shapes, facts], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return digest.of_bytes(text.encode())[:32]
 
 
 def recall(key: str) -> list[dict[str, Any]] | None:

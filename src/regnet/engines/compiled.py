@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from regnet.engines.base import Runner, Target, half_obstacle
+from regnet.engines.base import Runner, Target, casting, half_obstacle, inference
 from regnet.engines.cuda_graph import CUDAGraph
-from regnet.engines.eager import casting, inference
 from regnet.engines.program import capture
 from regnet.engines.transforms import folded, placed
 

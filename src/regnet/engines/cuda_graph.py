@@ -6,8 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from regnet.engines.base import Runner, Target
-from regnet.engines.eager import inference
+from regnet.engines.base import Runner, Target, inference
 from regnet.engines.transforms import folded, padded_if_it_pays, placed
 
 

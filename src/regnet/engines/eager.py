@@ -1,12 +1,18 @@
 """PyTorch as it is, and with what costs nothing: folded norms, a layout, padded groups."""
 
-from collections.abc import Callable
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from regnet.engines.base import OWN_LAYOUT, Runner, Target, half_obstacle
+from regnet.engines.base import (
+    OWN_LAYOUT,
+    Runner,
+    Target,
+    casting,
+    half_obstacle,
+    inference,
+)
 from regnet.engines.transforms import folded, folds, padded_if_it_pays, placed
 from regnet.errors import EngineError
 from regnet.nn.model import evaluating
@@ -67,19 +73,3 @@ class Padded:
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         return casting(placed(padded_if_it_pays(model), target), target)
-
-
-def inference(call: Callable[[Tensor], Tensor]) -> Runner:
-    """The call without gradients."""
-
-    def run(x: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return call(x)
-
-    return run
-
-
-def casting(call: Callable[[Tensor], Tensor], target: Target) -> Runner:
-    """A runner of a program in the target's precision and layout: float32 in and out."""
-    dtype, memory_format = target.dtype, target.memory_format
-    return inference(lambda x: call(x.to(dtype=dtype, memory_format=memory_format)).float())

@@ -28,7 +28,7 @@ from regnet.engines.fused import Fused
 from regnet.engines.onnx_runtime import ONNXRuntime
 from regnet.engines.openvino import OpenVINO
 from regnet.engines.tensorrt import TensorRT
-from regnet.errors import ConfigError, EngineError, in_one_line
+from regnet.errors import ConfigError, EngineError, in_one_line, unknown
 from regnet.machine import what_decides_speed
 from regnet.nn.model import AnyNet, evaluating
 from regnet.timing import compare, measure, peak_memory
@@ -170,10 +170,12 @@ def optimize(
         EngineError: none of the engines asked for works; the message says why.
     """
     chosen = _chosen(engines)
-    if precision not in (*PRECISIONS, "auto"):
-        raise ConfigError(f"precision must be auto, {', '.join(PRECISIONS)}; got {precision!r}")
-    if goal not in ("latency", "throughput"):
-        raise ConfigError(f"goal must be 'latency' or 'throughput', got {goal!r}")
+    for kind, value, known in (
+        ("precision", precision, ("auto", *PRECISIONS)),
+        ("goal", goal, ("latency", "throughput")),
+    ):
+        if value not in known:
+            raise ConfigError(unknown(kind, value, known))
     device = next(model.parameters()).device
     layouts = LAYOUTS if device.type == "cuda" else LAYOUTS[:1]
     targets = [
@@ -187,8 +189,8 @@ def optimize(
         race = _Race(model, shape, device, seconds)
         ways = list(product(chosen, targets))
         key = key_of(model, {"shape": shape, "seconds": seconds, **what_decides_speed(device)})
-        known = {} if refresh else _known(key)
-        candidates = _recalled(ways, known)
+        before = {} if refresh else _known(key)
+        candidates = _recalled(ways, before)
         remembered = candidates is not None
         runner: Runner | None = None
         if candidates and (index := _fastest(candidates)) is not None:
@@ -196,8 +198,8 @@ def optimize(
         if runner is None:
             candidates, runner = race.run(ways)
             remembered = False
-            known |= {(row.engine, row.precision, row.layout): row for row in candidates}
-            remember(key, [asdict(row) for row in known.values()])
+            before |= {(row.engine, row.precision, row.layout): row for row in candidates}
+            remember(key, [asdict(row) for row in before.values()])
     assert candidates is not None
     index = _fastest(candidates)
     if index is None or runner is None:
@@ -263,7 +265,7 @@ def find_engine(name: str) -> Engine:
     """
     known = {engine.name: engine for engine in ENGINES}
     if name not in known:
-        raise ConfigError(f"there is no engine {name!r}; there are {', '.join(known)}")
+        raise ConfigError(unknown("engine", name, known))
     return known[name]
 
 
@@ -271,8 +273,8 @@ def default_shape(model: nn.Module, goal: str) -> tuple[int, ...]:
     """Shape of the images that a model was made for: one for "latency", 16 for "throughput"."""
     if not isinstance(model, AnyNet):
         raise ConfigError("for a model that is no AnyNet, give an example: images of its size")
-    size = tuple(model.pretrained_cfg.get("input_size", (model.config.in_chans, 224, 224)))
-    return (1 if goal == "latency" else 16, *size)
+    size = model.card.preprocess.size if model.card else (224, 224)
+    return (1 if goal == "latency" else 16, model.config.in_chans, *size)
 
 
 class _Race:

@@ -5,8 +5,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from regnet.engines.base import OWN_LAYOUT, Runner, Target
-from regnet.engines.eager import inference
+from regnet.engines.base import OWN_LAYOUT, Runner, Target, inference
 from regnet.engines.program import capture
 
 

@@ -1,6 +1,5 @@
 """Accuracy of a model on labelled images, beside the published one."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regnet import digest
 from regnet.data.loading import load
 from regnet.data.preprocess import Preprocess
 from regnet.data.sets import ImageSet, Split, open_set
-from regnet.devices import Group, find_device, joined
+from regnet.devices import find_device
 from regnet.engines.base import DTYPES, Precision, Target, for_any_batch
 from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.optimize import find_engine
-from regnet.errors import ConfigError, DataError, EngineError, in_one_line
+from regnet.errors import ConfigError, DataError, EngineError, in_one_line, unknown
 from regnet.evaluation import scores
 from regnet.evaluation.datasets import Match, identify, match_classes
 from regnet.evaluation.kept import Kept
@@ -27,6 +27,8 @@ from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
 from regnet.machine import environment
 from regnet.nn.model import AnyNet, evaluating
 from regnet.prediction import DEFAULT_MODEL
+from regnet.process_group import Group, joined
+from regnet.weights.card import Card
 from regnet.zoo.create import create, preprocess
 
 SAME: Final = 0.1
@@ -137,10 +139,10 @@ def evaluate(
     if not network.num_classes:
         raise ConfigError("this model has no classifier; create it with num_classes")
     look = _look(network, larger=larger, image_size=image_size, crop_pct=crop_pct)
-    names: Sequence[str] = network.pretrained_cfg.get("label_names", ())
+    names: Sequence[str] = network.card.labels if network.card else ()
     match = match_classes(images, names, network.num_classes)
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
-    weights, home = weights_digest(network), next(network.parameters()).device
+    weights, home = digest.of_tensors(network.state_dict())[:16], next(network.parameters()).device
     with joined(find_device(device) if device is not None else home) as group:
         kept = None
         if keep is not None:
@@ -172,7 +174,7 @@ def evaluate(
     answers, failures = _merged(records, len(images))
     return _judged(
         network=network,
-        name=model if isinstance(model, str) else _name_of(network),
+        name=model if isinstance(model, str) else (network.card or Card()).name,
         weights=weights,
         images=images,
         dataset=dataset or identify(images, match),
@@ -190,25 +192,16 @@ def evaluate(
 def _look(
     network: AnyNet, *, larger: bool, image_size: int | None, crop_pct: float | None
 ) -> Preprocess:
-    cfg = network.pretrained_cfg
     look = preprocess(network)
     if larger:
-        if "test_input_size" not in cfg:
+        if network.card is None or network.card.larger is None:
             raise ConfigError("this checkpoint has no larger test setting; leave --larger out")
-        look = Preprocess.from_timm(
-            cfg | {"input_size": cfg["test_input_size"], "crop_pct": cfg["test_crop_pct"]}
-        )
+        look = network.card.larger
     if image_size is not None:
         look = replace(look, size=(image_size, image_size))
     if crop_pct is not None:
         look = replace(look, crop_pct=crop_pct)
     return look
-
-
-def _name_of(network: AnyNet) -> str:
-    cfg = network.pretrained_cfg
-    parts = (cfg.get("architecture", "regnet"), cfg.get("tag", ""))
-    return ".".join(part for part in parts if part)
 
 
 def _runner(
@@ -221,7 +214,7 @@ def _runner(
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """What answers, and the precision it computes in."""
     if precision not in DTYPES:
-        raise ConfigError(f"precision must be one of {', '.join(DTYPES)}; got {precision!r}")
+        raise ConfigError(unknown("precision", precision, DTYPES))
     kind = next(network.parameters()).dtype
     if engine == "eager":
         own = next((name for name, dtype in DTYPES.items() if dtype == kind), str(kind))
@@ -323,15 +316,6 @@ def _merged(records: Sequence[Mapping[str, Any]], count: int) -> tuple[Answers, 
     )
 
 
-def weights_digest(network: AnyNet) -> str:
-    """16 hexadecimal digits that other weights do not have."""
-    digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
-
-
 def _real(path: Path, images: ImageSet) -> list[frozenset[int]]:
     """Allowed answers of each image, by the number in the names of ImageNet's validation images."""
     try:
@@ -368,7 +352,7 @@ def _judged(
     device: torch.device,
 ) -> Evaluation:
     labels = np.array(match.outputs, dtype=np.int64)[images.labels]
-    known: Sequence[str] = network.pretrained_cfg.get("label_names", ())
+    known: Sequence[str] = network.card.labels if network.card else ()
     of_source = {output: images.classes[n] for n, output in enumerate(match.outputs)}
     names = {
         output: known[output] if output < len(known) else of_source.get(output, str(output))
@@ -434,22 +418,18 @@ def _warnings(
 def _published(
     network: AnyNet, dataset: str | None, look: Preprocess, found: float | None, failures: int
 ) -> Published | None:
-    """The accuracy that the checkpoint's row gives for this set and this setting.
-
-    A row that does not say its setting is of the checkpoint's own.
-    """
+    """The accuracy that the card gives for this set at this setting."""
     usual = preprocess(network)
-    own = {"image_size": usual.size[0], "crop_pct": usual.crop_pct}
-    rows = []
-    for row in network.pretrained_cfg.get("metrics", ()):
-        setting = own | {key: row[key] for key in own if row.get(key) is not None}
-        same_size = setting["image_size"] == look.size[0]
-        same_crop = abs(setting["crop_pct"] - look.crop_pct) < 1e-3
-        if row["dataset"] == dataset and same_size and same_crop:
-            rows.append(row)
+    rows = [
+        row
+        for row in (network.card.metrics if network.card else ())
+        if row.dataset == dataset
+        and (row.image_size or usual.size[0]) == look.size[0]
+        and abs((row.crop_pct or usual.crop_pct) - look.crop_pct) < 1e-3
+    ]
     if not rows or found is None:
         return None
-    top1 = rows[0]["top1"]
+    top1 = rows[0].top1
     difference = found - top1
     if failures:
         verdict = f"not comparable: {failures} images cannot be read"
@@ -458,7 +438,7 @@ def _published(
     else:
         verdict = f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'}"
     return Published(
-        dataset=rows[0]["dataset"],
+        dataset=rows[0].dataset,
         top1=top1,
         image_size=look.size[0],
         difference=difference,

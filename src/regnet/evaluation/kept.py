@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regnet.devices import Group
 from regnet.errors import ConfigError
+from regnet.process_group import Group
 
 
 class Kept:

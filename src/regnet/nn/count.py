@@ -11,7 +11,7 @@ from regnet.nn.model import AnyNet, evaluating
 from regnet.quiet import quiet
 
 
-def count(model: AnyNet, input_size: int | tuple[int, int] = 224) -> Complexity[int]:
+def count(model: AnyNet, image_size: int | tuple[int, int] = 224) -> Complexity[int]:
     """What fvcore counts for one image: multiply-adds of convolutions and linear layers.
 
     Two conventions differ from the paper's: additions of biases do not count, nor do the outputs of
@@ -19,13 +19,13 @@ def count(model: AnyNet, input_size: int | tuple[int, int] = 224) -> Complexity[
 
     Args:
         model: the network; not on `meta`, which torch cannot trace.
-        input_size: side, or (height, width), of the image in pixels.
+        image_size: side, or (height, width), of the image in pixels.
     """
     # fvcore tells of operators without a rule, torch that its tracer is old.
     with evaluating(model), quiet("fvcore.nn.jit_analysis"):
         from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
-        image = _image(model, input_size)
+        image = _image(model, image_size)
         by_operator = FlopCountAnalysis(model, image).by_operator()
         activations = ActivationCountAnalysis(model, image).total()
     return Complexity(
@@ -35,14 +35,14 @@ def count(model: AnyNet, input_size: int | tuple[int, int] = 224) -> Complexity[
     )
 
 
-def count_flops_torch(model: AnyNet, input_size: int | tuple[int, int] = 224) -> int:
+def count_flops_torch(model: AnyNet, image_size: int | tuple[int, int] = 224) -> int:
     """Multiply-adds by `torch.utils.flop_counter`, which counts each as two; on `meta` too."""
     with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(_image(model, input_size))
+        model(_image(model, image_size))
     return int(counter.get_total_flops()) // 2
 
 
-def _image(model: AnyNet, input_size: int | tuple[int, int]) -> torch.Tensor:
-    height, width = (input_size, input_size) if isinstance(input_size, int) else input_size
+def _image(model: AnyNet, image_size: int | tuple[int, int]) -> torch.Tensor:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     reference = next(model.parameters())
     return reference.new_zeros((1, model.config.in_chans, height, width))

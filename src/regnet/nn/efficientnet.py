@@ -4,14 +4,14 @@ Tan and Le 2019, as in the paper's code (pycls, `models/effnet.py`), which pads 
 of modules are timm's, so that weights of the Hub load (those whose names do not begin with tf_).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
 from torch import Tensor, nn
 
-from regnet.design.complexity import Complexity
+from regnet.design.layers import Layer, classifier, squeeze_excitation
 
 _DEPTHS = (1, 2, 2, 3, 3, 4, 1)
 _WIDTHS = (16, 24, 40, 80, 112, 192, 320)
@@ -26,7 +26,7 @@ class EfficientNetSize:
     name: str
     width: float
     depth: float
-    input_size: int
+    image_size: int
 
     @property
     def stem_width(self) -> int:
@@ -44,6 +44,40 @@ class EfficientNetSize:
         widths = (_scaled(w, self.width) for w in _WIDTHS)
         return tuple(zip(depths, widths, _KERNELS, _STRIDES, strict=True))
 
+    def layers(self, image_size: int) -> Iterator[Layer]:
+        """Walk through the network, for one square image; side in pixels."""
+        area_in, side = image_size**2, (image_size - 1) // 2 + 1
+        yield from _conv_norm(9 * 3, 3, self.stem_width, area_in, side**2)
+        width_in = self.stem_width
+        for number, (depth, width, kernel_size, stride) in enumerate(self.stages()):
+            for index in range(depth):
+                inner, step = width_in * (6 if number else 1), stride if index == 0 else 1
+                area_in, side = side**2, (side - 1) // step + 1
+                if number:
+                    yield from _conv_norm(width_in, width_in, inner, area_in, area_in)
+                yield from _conv_norm(kernel_size**2, inner, inner, area_in, side**2)
+                yield from squeeze_excitation(inner, width_in // 4, side**2)
+                added = width * side**2 if step == 1 and width == width_in else 0
+                yield from _conv_norm(inner, inner, width, side**2, side**2, added)
+                width_in = width
+        yield from _conv_norm(width_in, width_in, self.head_width, side**2, side**2)
+        yield classifier(self.head_width, 1000, side**2)
+
+
+def _conv_norm(
+    fan_in: int, width_in: int, width: int, area_in: int, area: int, added: int = 0
+) -> Iterator[Layer]:
+    yield Layer(
+        kind="conv",
+        width_in=width_in,
+        width=width,
+        area_in=area_in,
+        area=area,
+        fan_in=fan_in,
+        added=added,
+    )
+    yield Layer(kind="norm", width=width, other_params=2 * width)
+
 
 def _scaled(width: int, factor: float) -> int:
     """A width times a factor, to the nearest multiple of 8, not below nine tenths of it."""
@@ -54,7 +88,7 @@ def _scaled(width: int, factor: float) -> int:
 
 EFFICIENTNETS: Final[Mapping[str, EfficientNetSize]] = {
     f"efficientnet_b{number}": EfficientNetSize(
-        name=f"efficientnet_b{number}", width=width, depth=depth, input_size=size
+        name=f"efficientnet_b{number}", width=width, depth=depth, image_size=size
     )
     for number, (width, depth, size) in enumerate(
         (
@@ -167,34 +201,3 @@ def _conv(
 ) -> nn.Conv2d:
     padding = kernel_size // 2
     return nn.Conv2d(width_in, width, kernel_size, stride, padding, groups=groups, bias=False)
-
-
-def efficientnet_complexity(
-    size: EfficientNetSize, input_size: int, num_classes: int = 1000
-) -> Complexity[int]:
-    """Flops, parameters and activations, as `regnet.design.complexity` counts them."""
-    flops = params = activations = 0
-
-    def conv(fan_in: int, width: int, area: int, *, bias: bool = False) -> None:
-        nonlocal flops, params, activations
-        params += (fan_in + bias) * width + (0 if bias else 2 * width)  # a bias, or else a norm
-        flops += (fan_in + bias) * width * area
-        activations += width * area
-
-    side = (input_size - 1) // 2 + 1
-    conv(9 * 3, size.stem_width, side**2)
-    width_in = size.stem_width
-    for number, (depth, width, kernel_size, stride) in enumerate(size.stages()):
-        for index in range(depth):
-            inner = width_in * (6 if number else 1)
-            if number:
-                conv(width_in, inner, side**2)
-            side = (side - 1) // (stride if index == 0 else 1) + 1
-            conv(kernel_size**2, inner, side**2)
-            conv(inner, width_in // 4, 1, bias=True)
-            conv(width_in // 4, inner, 1, bias=True)
-            conv(inner, width, side**2)
-            width_in = width
-    conv(width_in, size.head_width, side**2)
-    conv(size.head_width, num_classes, 1, bias=True)
-    return Complexity(flops=flops, params=params, activations=activations)

@@ -1,19 +1,21 @@
 """Feature maps: which ones a network offers, and a module that returns them as a list."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from regnet.design.config import AnyNetConfig
+from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError
 from regnet.nn.blocks import Stage
 
 if TYPE_CHECKING:
     from regnet.nn.model import AnyNet
+    from regnet.weights.card import Card
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +137,25 @@ def _steps(
             yield name, module
 
 
-class FeatureNet(nn.Module):
+class Described(nn.Module):
+    """A network that has a card."""
+
+    config: AnyNetConfig | RegNetConfig
+    card: "Card | None" = None
+    """What is known about the model and its weights (`regnet.weights.card`); None: nothing."""
+
+    @property
+    def pretrained_cfg(self) -> Mapping[str, Any]:
+        """The card in timm's words, for other tools; read-only, and empty without a card."""
+        return MappingProxyType(self.card.to_timm(self.config) if self.card else {})
+
+    @property
+    def default_cfg(self) -> Mapping[str, Any]:
+        """The same under timm's older name."""
+        return self.pretrained_cfg
+
+
+class FeatureNet(Described):
     """The trunk of an AnyNet as a backbone: images in, a list of feature maps out.
 
     Modules keep their names, so that state dicts of the whole network fit. What lies behind the
@@ -145,7 +165,7 @@ class FeatureNet(nn.Module):
     def __init__(self, model: "AnyNet", out_indices: Sequence[int] | None = None) -> None:
         super().__init__()
         self.config = model.config
-        self.pretrained_cfg = model.pretrained_cfg
+        self.card = model.card
         self.feature_info = model.feature_info.select(out_indices)
         self.grad_checkpointing = False
         deepest = self.feature_info[-1].module.partition(".")[0]

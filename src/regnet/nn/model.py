@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError
 from regnet.nn.blocks import Stage, build_block
-from regnet.nn.features import FeatureInfo, feature_info, run_trunk
+from regnet.nn.features import Described, FeatureInfo, feature_info, run_trunk
 from regnet.nn.init import init_weights, zero_last_norms
 from regnet.nn.layers import ConvNormAct, ScaledStdConv2d, activation_layer, conv2d
 
@@ -21,7 +21,7 @@ GlobalPool = Literal["avg", "max", ""]
 """How feature maps become a vector; "" leaves them as they are (with num_classes=0 only)."""
 
 
-class AnyNet(nn.Module):
+class AnyNet(Described):
     """A network of the AnyNet space: stem, stages of identical blocks, head (paper, section 3.2).
 
     Takes images (N, in_chans, H, W) of any height and width and returns logits (N, num_classes), or
@@ -51,7 +51,6 @@ class AnyNet(nn.Module):
             if not 0 <= rate < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), got {rate!r}")
         self.config = config
-        self.pretrained_cfg: dict[str, Any] = {}
         anynet = config.anynet()
         self.feature_info: FeatureInfo = feature_info(anynet)
         self.num_features = self.head_hidden_size = anynet.num_features
@@ -145,10 +144,7 @@ class AnyNet(nn.Module):
         head.to(device=reference.device, dtype=reference.dtype).train(self.training)
         self.config, self.head = config, head
         # What was known about the old classes does not hold for the new ones.
-        named = {
-            k: v for k, v in self.pretrained_cfg.items() if k not in ("label_names", "metrics")
-        }
-        self.pretrained_cfg = named | {"num_classes": num_classes} if named else named
+        self.card = self.card and self.card.other_classes()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature
         """Recompute each block's activations in the backward pass rather than keep them.
@@ -183,14 +179,14 @@ class AnyNet(nn.Module):
         return create_pretrained(name, **options).eval()
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write the model as a repository; see `regnet.weights.repository.save_pretrained`."""
-        from regnet.weights.repository import save_pretrained
+        """Write the model as a repository; see `regnet.zoo.publish.save_pretrained`."""
+        from regnet.zoo.publish import save_pretrained
 
         save_pretrained(self, folder, **options)
 
     def push_to_hub(self, repo: str, **options: Any) -> str:
-        """Upload the model to the Hub; see `regnet.weights.repository.push_to_hub`."""
-        from regnet.weights.repository import push_to_hub
+        """Upload the model to the Hub; see `regnet.zoo.publish.push_to_hub`."""
+        from regnet.zoo.publish import push_to_hub
 
         return push_to_hub(self, repo, **options)
 

@@ -1,9 +1,11 @@
-"""The paper's method: sample a design space, train the population, compare, refine, search."""
+"""The paper's method: train populations of design spaces, compare them, and refine a space.
+
+A study's truth is one SQLite file. This room may import `training`, `selection`, `executors`,
+`spaces` and the rooms below; only the explorer and the command line import it.
+"""
 
 from regnet.studies import statistics
 from regnet.studies.analysis import Analysis, SpaceResult, analyze, refine, write_table
-from regnet.studies.distributions import Distribution
-from regnet.studies.executor import Died, Executor, InProcess, ProcessPool
 from regnet.studies.population import (
     Population,
     Study,
@@ -16,27 +18,15 @@ from regnet.studies.population import (
     resume,
 )
 from regnet.studies.report import render, save_plots
-from regnet.studies.sampling import Sample, sample
-from regnet.studies.space import SPACES, Space, constrained, find_space
 
 __all__ = [
-    "SPACES",
     "Analysis",
-    "Died",
-    "Distribution",
-    "Executor",
-    "InProcess",
     "Population",
-    "ProcessPool",
-    "Sample",
-    "Space",
     "SpaceResult",
     "Study",
     "analyze",
-    "constrained",
     "counts",
     "extend",
-    "find_space",
     "init",
     "load",
     "read",
@@ -44,7 +34,6 @@ __all__ = [
     "refine",
     "render",
     "resume",
-    "sample",
     "save_plots",
     "statistics",
     "write_table",

@@ -14,9 +14,9 @@ import numpy as np
 from regnet.atomic import write_bytes, writing
 from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, MissingExtraError
+from regnet.spaces.space import COMPLEXITY, Space
 from regnet.studies import statistics
 from regnet.studies.population import Population
-from regnet.studies.space import COMPLEXITY, Space
 from regnet.studies.statistics import Comparison, Interval
 from regnet.studies.store import Row
 

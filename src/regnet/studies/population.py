@@ -17,10 +17,10 @@ from regnet.atomic import write_bytes
 from regnet.design.config import config_from_dict
 from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, DataError, ImageError, StudyError
+from regnet.executors import Died, Executor, ProcessPool
+from regnet.spaces.sampling import sample
+from regnet.spaces.space import Space
 from regnet.studies import store as stores
-from regnet.studies.executor import Died, Executor, ProcessPool
-from regnet.studies.sampling import sample
-from regnet.studies.space import Space
 from regnet.studies.store import Row, Store
 from regnet.studies.task import Task, fingerprints, train_network
 from regnet.training.input import Images, seed_of
@@ -364,7 +364,7 @@ def _suited(study: Study, spaces: Sequence[Space], images: Images) -> tuple[Spac
             f"a space that draws the size of images needs a recipe that crops 'resized' and leaves "
             f"image_size open; this one trains at {side}"
         )
-    return tuple(replace(space, input_size=side or space.input_size) for space in found)
+    return tuple(replace(space, image_size=side or space.image_size) for space in found)
 
 
 def _tasks(study: Study, store: Store) -> Iterator[Task]:
@@ -377,7 +377,7 @@ def _run(study: Study, row: Row) -> Run:
     """How a network of the study is trained."""
     recipe, size = study.recipe, None
     if recipe.crop == "resized":
-        size = round(row.metrics.get("r", study.space(row.space).input_size))
+        size = round(row.metrics.get("r", study.space(row.space).image_size))
         recipe = replace(recipe, image_size=size)
     return Run(
         model=config_from_dict(row.config),
@@ -386,7 +386,7 @@ def _run(study: Study, row: Row) -> Run:
         val=study.val,
         train_images=study.train_images,
         val_images=study.val_images,
-        input_size=size,
+        image_size=size,
         seed=row.seed,
     )
 

@@ -1,21 +1,19 @@
 """A study as one HTML file to look at, and as plots for documents."""
 
-import html
 import json
-import re
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from regnet import pages
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
-from regnet.plot import check_plot_file, save_figure
+from regnet.figures import check_plot_file, finish, new_figure, save_figure
+from regnet.spaces.space import COMPLEXITY
 from regnet.studies import statistics
 from regnet.studies.analysis import SpaceResult, analyze, refinable
 from regnet.studies.population import Population, Study
-from regnet.studies.space import COMPLEXITY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,15 +69,13 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
         "machines": analysis.machines,
         "empty": empty,
     }
-    template = resources.files("regnet.studies").joinpath("report.html").read_text("utf-8")
-    title = f"Design spaces: {', '.join(analysis.spaces)}"
-    texts = {
-        "title": html.escape(title),
-        "study": html.escape(json.dumps(facts, indent=1)),
-        # As an escape, "<" can neither end the script nor begin a comment.
-        "data": json.dumps(data).replace("<", "\\u003c"),
-    }
-    return re.sub(r"{{(\w+)}}", lambda found: texts[found[1]], template)
+    return pages.render(
+        "regnet.studies",
+        "report.html",
+        title=f"Design spaces: {', '.join(analysis.spaces)}",
+        study=json.dumps(facts, indent=1),
+        data=data,
+    )
 
 
 def save_plots(
@@ -97,11 +93,9 @@ def save_plots(
     """
     paths = [folder / f"{name}.svg" for name in ("edf", "search", "curves", "networks")]
     check_plot_file(paths[0])
-    from matplotlib.figure import Figure
-
     analysis = analyze(populations, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
-    curves, searches = (Figure(figsize=(6.5, 4.5), layout="constrained") for _ in range(2))
+    curves, searches = new_figure(6.5, 4.5), new_figure(6.5, 4.5)
     edf_axes, search_axes = curves.subplots(), searches.subplots()
     for number, (name, result) in enumerate(analysis.spaces.items()):
         color = COLORS[number % len(COLORS)]
@@ -116,7 +110,7 @@ def save_plots(
             sizes, means - 2 * deviations, means + 2 * deviations, color=color, alpha=0.1
         )
         path = folder / f"space-{name}.svg"
-        figure = Figure(figsize=(12, 3 * -(-len(result.best) // 4)), layout="constrained")
+        figure = new_figure(12, 3 * -(-len(result.best) // 4))
         panels = figure.subplots(-(-len(result.best) // 4), 4, squeeze=False).ravel()
         figure.suptitle(f"{name}: error (%) against each parameter, and where the best ones lie")
         for axes, metric in zip(panels, result.best, strict=False):
@@ -129,8 +123,7 @@ def save_plots(
     search_axes.set(xlabel="networks tried", ylabel="error of the best, %", xscale="log")
     search_axes.xaxis.set_major_formatter("{x:g}")
     for axes, figure, path in ((edf_axes, curves, paths[0]), (search_axes, searches, paths[1])):
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        finish(axes)
         save_figure(figure, path)
     found = {name: populations[name] for name in analysis.spaces}
     save_figure(_learning_curves(found), paths[2])
@@ -147,9 +140,7 @@ def _ranked(population: Population) -> tuple[list[int], list[int]]:
 
 def _learning_curves(populations: Mapping[str, Population]) -> "Figure":
     """Test error by epoch of the best networks of each space, and, dashed, of the worst."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.5, 4.5), layout="constrained")
+    figure = new_figure(6.5, 4.5)
     axes = figure.subplots()
     for number, (name, population) in enumerate(populations.items()):
         for style, chosen in zip(("-", "--"), _ranked(population), strict=True):
@@ -159,16 +150,13 @@ def _learning_curves(populations: Mapping[str, Population]) -> "Figure":
                 color = COLORS[number % len(COLORS)]
                 axes.plot(curve[:, 0], curve[:, 2], style, color=color, label=label, lw=1)
     axes.set(xlabel="epoch", ylabel="test error, %")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    finish(axes)
     return figure
 
 
 def _extremes(populations: Mapping[str, Population]) -> "Figure":
     """Width of each block of the best and the worst networks, a row for each space."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3 * 2 * _FEW, 2.4 * len(populations)), layout="constrained")
+    figure = new_figure(3 * 2 * _FEW, 2.4 * len(populations))
     panels = figure.subplots(len(populations), 2 * _FEW, squeeze=False)
     for number, (row, (name, population)) in enumerate(
         zip(panels, populations.items(), strict=True)

@@ -6,7 +6,6 @@ workers elsewhere report to the process that drives them.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import shutil
@@ -20,6 +19,7 @@ from typing import Any, Final, Literal
 
 from filelock import FileLock, Timeout
 
+from regnet import digest
 from regnet.errors import StudyError
 
 FILE: Final = "study.db"
@@ -380,7 +380,7 @@ def _taken(path: Path) -> Iterator[bool]:
 
 def _row(values: Sequence[Any]) -> Row:
     """A row of the table; ValueError where it is not as it was written."""
-    at, space, number, config, metrics, seed, status, attempts, outcome, digest = values
+    at, space, number, config, metrics, seed, status, attempts, outcome, written = values
     row = Row(
         id=at,
         space=space,
@@ -392,7 +392,7 @@ def _row(values: Sequence[Any]) -> Row:
         attempts=attempts,
         outcome=json.loads(outcome) if outcome is not None else None,
     )
-    if _digest(row, outcome) != digest:
+    if _digest(row, outcome) != written:
         raise ValueError(f"{space} number {number} is not as it was written")
     return row
 
@@ -400,4 +400,4 @@ def _row(values: Sequence[Any]) -> Row:
 def _digest(row: Row, outcome: str | None) -> str:
     """Of a network and its result: SQLite itself does not notice a changed byte."""
     what = json.dumps([row.space, row.number, row.config, row.metrics, row.seed, outcome])
-    return hashlib.sha256(what.encode()).hexdigest()
+    return digest.of_bytes(what.encode())

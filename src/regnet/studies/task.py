@@ -1,6 +1,5 @@
 """One network of a study in the process that trains it."""
 
-import hashlib
 import platform
 import time
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, Final
 
 import torch
 
+from regnet import digest
 from regnet.errors import DataError, MissingExtraError, in_one_line
 from regnet.machine import device_name
 from regnet.studies.store import Row
@@ -91,8 +91,11 @@ def _facts(images: Images, device: torch.device) -> dict[str, Any]:
 def _code_fingerprint() -> str:
     """SHA-256 over the files that decide how a network is built and trained, 16 digits."""
     root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for room in ("design", "nn", "data", "zoo", "training"):
-        for path in sorted((root / room).glob("*.py")):
-            digest.update(f"{room}/{path.name}".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+    files = (
+        path
+        for room in ("design", "nn", "data", "zoo", "training")
+        for path in sorted((root / room).glob("*.py"))
+    )
+    return digest.of_bytes(
+        *(f"{file.parent.name}/{file.name}".encode() + file.read_bytes() for file in files)
+    )[:16]

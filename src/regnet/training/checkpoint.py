@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from regnet.atomic import write_bytes, writing
-from regnet.devices import Group
 from regnet.errors import TrainingError
+from regnet.process_group import Group
 from regnet.training.average import Average
 
 FOLDER = "checkpoints"
@@ -91,8 +91,8 @@ class State:
             self.sums.copy_(saved["sums"])
 
 
-def save(saved: dict[str, Any], out: Path, *, keep: int) -> Path:
-    """Write a checkpoint, then remove all but the last `keep`.
+def save(saved: dict[str, Any], out: Path, *, newest: int) -> Path:
+    """Write a checkpoint, then remove all but the newest ones.
 
     Raises:
         OSError: it cannot be written; earlier ones are still there.
@@ -105,7 +105,7 @@ def save(saved: dict[str, Any], out: Path, *, keep: int) -> Path:
             torch.save(saved, temporary)
         except RuntimeError as error:  # what torch makes of a disk that is full
             raise OSError(errno.EIO, f"cannot be written, is the disk full? ({error})") from error
-    for old in saved_paths(out)[:-keep]:
+    for old in saved_paths(out)[:-newest]:
         old.unlink(missing_ok=True)
     for left in folder.glob(".*.pt.*"):  # of a process that was killed while it wrote
         left.unlink(missing_ok=True)

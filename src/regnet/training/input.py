@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from regnet.data import augment
 from regnet.data.loading import ignore_signals, load_pixels
 from regnet.data.sets import ImageSet, open_set
-from regnet.devices import Group
 from regnet.errors import ConfigError, DataError, ImageError
+from regnet.process_group import Group
 from regnet.training.recipe import Recipe
 
 SUBSTITUTES: Final = 10
@@ -178,8 +178,8 @@ class Resident:
         share, values = counts / counts.sum(1, keepdim=True), torch.arange(256) / 255
         mean = (share * values).sum(1)
         std = (share * (values - mean[:, None]) ** 2).sum(1).sqrt().clamp_min(1e-3)
-        self.mean: tuple[float, ...] = tuple(mean.round(decimals=4).tolist())
-        self.std: tuple[float, ...] = tuple(std.round(decimals=4).tolist())
+        self.mean = _four_digits(mean)
+        self.std = _four_digits(std)
         """Of the colors, from 0 to 1, four digits."""
         self.pixels = pixels.to(device)
         """(N, 3, H, W), bytes."""
@@ -193,6 +193,11 @@ class Resident:
         for indices in order:
             there = augment.beside(self.pixels, indices)
             yield indices, self.pixels[there], self.labels[there], ()
+
+
+def _four_digits(colors: Tensor) -> tuple[float, float, float]:
+    red, green, blue = colors.round(decimals=4).tolist()
+    return red, green, blue
 
 
 class Streamed:

@@ -19,16 +19,17 @@ import torch
 from regnet.atomic import write_bytes
 from regnet.data.sets import open_set
 from regnet.design.config import AnyNetConfig, RegNetConfig
-from regnet.devices import find_device, joined
+from regnet.devices import find_device
 from regnet.errors import ConfigError, DataError, MissingExtraError, NoSplitError, TrainingError
 from regnet.nn.model import AnyNet
+from regnet.process_group import joined
 from regnet.training import checkpoint
 from regnet.training import run as runs
 from regnet.training.input import Images
 from regnet.training.recipe import Recipe, find_recipe
 from regnet.training.run import Run
 from regnet.training.session import Options, Progress, Session
-from regnet.zoo.source import find_source
+from regnet.zoo.resolver import find_source
 
 LOG = "log.jsonl"
 MODEL = "model"
@@ -346,7 +347,7 @@ class _Loop:
         if saved is not None:
             if best:  # before the checkpoint that says so
                 checkpoint.save_weights(saved, self.out / BEST)
-            checkpoint.save(saved, self.out, keep=self.options.keep)
+            checkpoint.save(saved, self.out, newest=self.options.checkpoints)
 
     def _publish(self) -> None:
         """The network, or its average, as a folder that `create` opens."""
@@ -357,7 +358,7 @@ class _Loop:
             trained = self.session.network
             network = AnyNet(trained.config, global_pool=trained.head.global_pool).eval()
             network.load_state_dict(saved["average"] or saved["model"])
-            network.pretrained_cfg = trained.pretrained_cfg
+            network.card = trained.card
             network.save_pretrained(self.out / MODEL)
 
     def _result(self) -> Trained:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, get_args, get_origin
 
 from regnet.engines.base import Precision
-from regnet.errors import ConfigError, did_you_mean
+from regnet.errors import ConfigError, unknown
 
 Crop = Literal["pad", "resized"]
 """Crop from the image with a border of 4 pixels, as for CIFAR; or a random area, resized."""
@@ -189,7 +189,7 @@ class Recipe:
         known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
-                raise ConfigError(f"a recipe has no field {name!r}{did_you_mean(name, known)}")
+                raise ConfigError(unknown("field of a recipe", name, known))
         try:
             return cls(**values)
         except TypeError as error:
@@ -225,10 +225,7 @@ def find_recipe(name: str, **changes: Any) -> Recipe:
         ConfigError: there is no such recipe or field, or values do not fit.
     """
     if name not in RECIPES:
-        raise ConfigError(
-            f"there is no recipe {name!r}{did_you_mean(name, RECIPES)}; "
-            f"there are {', '.join(RECIPES)}"
-        )
+        raise ConfigError(unknown("recipe", name, RECIPES))
     return Recipe.from_dict(RECIPES[name].to_dict() | changes)
 
 

@@ -33,7 +33,7 @@ class Run:
     """Whether to start from the weights that the name stands for."""
     num_classes: int | None = None
     """None: as many as the images have."""
-    input_size: int | None = None
+    image_size: int | None = None
     """Side of the images that measure accuracy, in pixels; None: what suits the network."""
     teachers: tuple[str, ...] = ()
     """Names of weights whose answers are learned from, as `Recipe.distill` says."""
@@ -48,7 +48,7 @@ class Run:
             "model": self.model if named else self.model.to_dict(),  # type: ignore[union-attr]
             "pretrained": self.pretrained,
             "num_classes": self.num_classes,
-            "input_size": self.input_size,
+            "image_size": self.image_size,
             "train": self.train,
             "val": self.val,
             "train_images": self.train_images,

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -14,13 +14,13 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from regnet.data.preprocess import Preprocess
-from regnet.devices import Group, core_count
+from regnet.devices import core_count
 from regnet.engines.base import DTYPES
 from regnet.errors import ConfigError, TrainingError
 from regnet.machine import environment
 from regnet.nn.blocks import Stage
 from regnet.nn.model import AnyNet
+from regnet.process_group import Group
 from regnet.training.average import Average
 from regnet.training.checkpoint import State
 from regnet.training.input import Batch, Images, Input, Plan, Resident, Streamed, seed_of
@@ -28,7 +28,8 @@ from regnet.training.optimizer import build_optimizer, set_learning_rate
 from regnet.training.run import Run
 from regnet.training.teachers import Teachers, distillation_loss
 from regnet.training.testing import Test
-from regnet.zoo.create import create
+from regnet.weights.card import Card
+from regnet.zoo.create import create, preprocess
 
 LOOKS = 50
 """Steps between looks at the loss where looking makes the device wait."""
@@ -44,10 +45,10 @@ class Progress:
     steps: int
 
 
-_KEPT: Final = (
-    "workers", "parallel", "compile", "grad_checkpointing", "keep", "tensorboard",
+_SAVED_OPTIONS: Final = (
+    "workers", "parallel", "compile", "grad_checkpointing", "checkpoints", "tensorboard",
 )  # fmt: skip
-"""Options that run.json keeps beside the device, for a run that is resumed."""
+"""Options that run.json saves beside the device, for a run that is resumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +62,8 @@ class Options:
     """Each process holds the whole network, or a part of every tensor (FSDP2)."""
     compile: bool = False
     grad_checkpointing: bool = False
-    keep: int = 2
-    """Checkpoints that are kept."""
+    checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
     tensorboard: bool = False
     on_step: Callable[[Progress], None] | None = None
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None
@@ -70,8 +71,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.parallel not in ("ddp", "fsdp"):
             raise ConfigError(f"parallel must be ddp or fsdp; got {self.parallel!r}")
-        if self.keep < 1:
-            raise ConfigError(f"keep must be at least 1 checkpoint, got {self.keep}")
+        if self.checkpoints < 1:
+            raise ConfigError(f"checkpoints must be at least 1, got {self.checkpoints}")
 
     @classmethod
     def of_run(cls, facts: Mapping[str, Any]) -> "Options":
@@ -132,7 +133,7 @@ class Session:
             "processes": self.group.size,
             "options": {
                 "device": str(self.options.device),
-                **{name: getattr(self.options, name) for name in _KEPT},
+                **{name: getattr(self.options, name) for name in _SAVED_OPTIONS},
             },
             "environment": environment(self.group.device),
         }
@@ -169,42 +170,37 @@ class Session:
         return network if sharded else network.to(self.group.device)
 
     def _input(self) -> Input:
-        """The training images; the network then says how its images look."""
+        """The training images; the card of the network then says how its images look."""
         recipe, network, device = self.recipe, self.network, self.group.device
-        cfg = network.pretrained_cfg
-        if self.run.input_size is not None:
-            cfg = cfg | {"input_size": (3, self.run.input_size, self.run.input_size)}
-        usual = Preprocess.from_timm(cfg)
+        card = network.card or Card()
+        look = card.preprocess
+        if self.run.image_size is not None:
+            look = replace(look, size=(self.run.image_size, self.run.image_size))
         source: Resident | Streamed
         if recipe.crop == "pad":
             source = self.images.resident(device)
-            changes: dict[str, Any] = {
-                "input_size": (3, *source.pixels.shape[2:]), "crop_pct": 1.0
-            }  # fmt: skip
+            height, width = source.pixels.shape[2:]
+            look = replace(look, size=(height, width), crop_pct=1.0)
             if not self.run.pretrained:
-                changes |= {"mean": source.mean, "std": source.std}
+                look = replace(look, mean=source.mean, std=source.std)
         else:
-            side = recipe.image_size or usual.size[0]
             source = Streamed(
                 self.images.train,
-                size=side,
+                size=recipe.image_size or look.size[0],
                 recipe=recipe,
                 workers=self.options.worker_count,
                 device=device,
             )
-            changes = {"input_size": (3, *usual.size), "crop_pct": usual.crop_pct}
-        transform = Preprocess.from_timm(cfg | changes)
-        labels: dict[str, Any] = {}
-        if network.num_classes == len(self.images.train.classes):
-            labels["label_names"] = self.images.train.classes
-        network.pretrained_cfg = (
-            {"architecture": "regnet"}
-            | {k: v for k, v in cfg.items() if k not in ("metrics", "tag", "label_names")}
-            | transform.to_timm()
-            | {"num_classes": network.num_classes}
-            | labels
+        classes = self.images.train.classes
+        # What was published of the weights that training begins with is not true of its result.
+        network.card = Card(
+            architecture=card.architecture,
+            preprocess=look,
+            labels=classes if network.num_classes == len(classes) else (),
+            license=card.license,
+            origin=card.origin,
         )
-        return Input(plan=self.plan, source=source, mean=transform.mean, std=transform.std)
+        return Input(plan=self.plan, source=source, mean=look.mean, std=look.std)
 
     def _teachers(self) -> Teachers | None:
         run, recipe = self.run, self.recipe
@@ -227,7 +223,7 @@ class Session:
             return None
         return Test(
             self.images.val,
-            Preprocess.from_timm(self.network.pretrained_cfg),
+            preprocess(self.network),
             group=self.group,
             pixels=self.images.val_pixels(self.group.device) if self.recipe.crop == "pad" else None,
             batch_size=self.plan.micro_size,

@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regnet.data.preprocess import Preprocess
+from regnet import digest
 from regnet.engines.transforms import folded
 from regnet.errors import ConfigError
-from regnet.evaluation.evaluate import weights_digest
 from regnet.nn.model import AnyNet
 from regnet.training.input import seed_of
-from regnet.zoo.create import create
+from regnet.zoo.create import create, preprocess
 
 
 class Teachers:
@@ -52,14 +51,14 @@ class Teachers:
         self.digests: dict[str, str] = {}
         for name in names:
             network: AnyNet = create(name, pretrained=True)
-            known = network.pretrained_cfg.get("label_names")
+            known = network.card.labels if network.card else ()
             if network.num_classes != len(classes) or (known and list(known) != list(classes)):
                 raise ConfigError(
                     f"teacher {name}: not the classes of the images, in their order; name one that "
                     f"was trained on {', '.join(classes[:3])}, ... ({len(classes)} classes)"
                 )
-            self.digests[name] = weights_digest(network)
-            look = Preprocess.from_timm(network.pretrained_cfg)
+            self.digests[name] = digest.of_tensors(network.state_dict())[:16]
+            look = preprocess(network)
             factor = torch.tensor(std) / torch.tensor(look.std)
             shift = (torch.tensor(mean) - torch.tensor(look.mean)) / torch.tensor(look.std)
             self.colors.append((factor.to(device), shift.to(device)))

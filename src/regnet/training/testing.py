@@ -9,8 +9,8 @@ from regnet.data.augment import normalize
 from regnet.data.loading import load
 from regnet.data.preprocess import Preprocess
 from regnet.data.sets import ImageSet
-from regnet.devices import Group
 from regnet.nn.model import evaluating
+from regnet.process_group import Group
 
 
 class Test:

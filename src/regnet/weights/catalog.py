@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from regnet.data.preprocess import Preprocess
 from regnet.errors import WeightsError
+from regnet.weights.card import Card, Metric
 from regnet.weights.licenses import License, license_of
 
 COLLECTIONS: Final = (
@@ -21,17 +22,6 @@ COLLECTIONS: Final = (
     "swag",
 )
 """The files of the table, one per publisher, in the order in which ties are broken."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
-    """One published accuracy, in percent."""
-
-    dataset: str
-    top1: float
-    top5: float | None = None
-    image_size: int | None = None
-    crop_pct: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +103,22 @@ class Checkpoint:
                 and metric.image_size in (None, self.preprocess.size[0])
             ),
             default=None,
+        )
+
+    @property
+    def card(self) -> Card:
+        """What is known about a model with these weights."""
+        return Card(
+            architecture=self.variant,
+            preprocess=self.preprocess,
+            larger=self.test,
+            labels=self.label_names,
+            license=self.license,
+            metrics=self.metrics,
+            tag=self.tag,
+            origin=self.origin,
+            repo=self.repo,
+            url=self.url,
         )
 
     @property

@@ -7,9 +7,10 @@ from pathlib import Path
 from torch import Tensor
 
 from regnet.errors import WeightsError
-from regnet.weights.files import read_tensors, sha256_of, write_safetensors
+from regnet.weights.files import read_tensors, write_safetensors
 from regnet.weights.formats import STEM_WEIGHTS, find_format, from_native, to_native
 from regnet.weights.identify import identify, num_classes
+from regnet.weights.integrity import sha256_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

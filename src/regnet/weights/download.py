@@ -5,7 +5,6 @@ files lie in `regnet` beside it. A file is verified before it enters the cache, 
 taken from there (`integrity`).
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +13,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from regnet import digest
 from regnet.errors import WeightsError
 from regnet.weights.catalog import Checkpoint, data_dir
-from regnet.weights.files import INDEX_SUFFIX, USUAL_NAMES, shard_names, verify
+from regnet.weights.files import INDEX_SUFFIX, USUAL_NAMES, shard_names
 from regnet.weights.integrity import (
     Verified,
     as_sha256,
     declared_sha256,
     forget,
     intact,
+    verify,
     verify_file,
 )
 from regnet.weights.transfer import http_client, locked, retry_after, retrying, transfer
@@ -252,7 +253,7 @@ def _url_path(row: Checkpoint, how: Fetch) -> Path:
     url = row.url or ""
     parts = urlsplit(url)
     # Names repeat between folders of a server (model_final_checkpoint_phase0.torch).
-    folder = hashlib.sha256(url.encode()).hexdigest()[:16]
+    folder = digest.of_bytes(url.encode())[:16]
     return how.url_cache / (parts.hostname or "") / folder / Path(parts.path).name
 
 

@@ -4,7 +4,6 @@ Files are safetensors, alone or in shards with an index, or what `torch.save` wr
 with `weights_only=True`: tensors and plain containers, nothing that executes.
 """
 
-import hashlib
 import json
 import pickle
 import re
@@ -23,8 +22,6 @@ from regnet.errors import WeightsError
 from regnet.weights import inert
 from regnet.weights.inert import LEGACY_MAGIC
 
-CHUNK: Final = 1 << 20
-
 ZIP_MAGIC: Final = b"PK\x03\x04"
 
 INDEX_SUFFIX: Final = ".index.json"
@@ -32,36 +29,6 @@ INDEX_SUFFIX: Final = ".index.json"
 
 _WRAPPERS: Final = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state")
 _PREFIXES: Final = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        WeightsError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}") from error
-    return digest.hexdigest()
-
-
-def verify(path: Path, sha256: str) -> None:
-    """Compare a file with its SHA-256, or with the first digits of it.
-
-    Raises:
-        WeightsError: the file is missing, unreadable, or not the one expected.
-    """
-    found = sha256_of(path)
-    if not found.startswith(sha256):
-        raise WeightsError(
-            f"{path}: the file is damaged: its SHA-256 begins with {found[:12]}, not "
-            f"{sha256[:12]}; fetch or install it again"
-        )
 
 
 def read_tensors(path: Path, *, ignore_objects: bool = False) -> dict[str, Tensor]:

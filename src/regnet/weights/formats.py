@@ -11,7 +11,7 @@ from typing import Final
 
 from torch import Tensor
 
-from regnet.errors import WeightsError
+from regnet.errors import WeightsError, unknown
 from regnet.weights.identify import identify
 from regnet.weights.keys import (
     BYOBNET,
@@ -70,7 +70,7 @@ def find_format(name: str) -> Format:
     """
     if found := FORMATS.get({"swag": "classy"}.get(name.lower(), name.lower())):
         return found
-    raise WeightsError(f"there is no format {name!r}; there are {', '.join(FORMATS)} and swag")
+    raise WeightsError(unknown("format", name, (*FORMATS, "swag")))
 
 
 def detect(keys: Iterable[str]) -> tuple[Format, KeyTable]:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regnet import digest
 from regnet.atomic import write_bytes
 from regnet.errors import WeightsError
-from regnet.weights.files import sha256_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +26,32 @@ class Verified:
     """Whether it is what it should be; true where nothing says what that is."""
     against: str
     """What the SHA-256 was compared with, or "nothing"."""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    try:
+        return digest.of_file(path)
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}") from error
+
+
+def verify(path: Path, sha256: str) -> None:
+    """Compare a file with its SHA-256, or with the first digits of it.
+
+    Raises:
+        WeightsError: the file is missing, unreadable, or not the one expected.
+    """
+    found = sha256_of(path)
+    if not found.startswith(sha256):
+        raise WeightsError(
+            f"{path}: the file is damaged: its SHA-256 begins with {found[:12]}, not "
+            f"{sha256[:12]}; fetch or install it again"
+        )
 
 
 def intact(path: Path, sha256: str | None) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from regnet.errors import ConfigError, LicenseWarning
+from regnet.errors import ConfigError, LicenseWarning, unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ def find_license(id: str) -> License:
         ConfigError: there is none in the table.
     """
     if id not in LICENSES:
-        raise ConfigError(f"there is no license {id!r}; there are {', '.join(LICENSES)}")
+        raise ConfigError(unknown("license", id, LICENSES))
     return LICENSES[id]
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from regnet.errors import WeightsError
-from regnet.weights.files import look_whole, sha256_of
+from regnet.weights.files import look_whole
+from regnet.weights.integrity import sha256_of
 
 Result = TypeVar("Result")
 

@@ -15,13 +15,15 @@ from regnet.errors import ConfigError, WeightsError
 from regnet.nn.features import FeatureNet
 from regnet.nn.init import NoInit
 from regnet.nn.model import AnyNet, GlobalPool
+from regnet.weights.card import Card
 from regnet.weights.catalog import find_upstream
 from regnet.weights.download import Fetch, fetch
 from regnet.weights.files import read_tensors
 from regnet.weights.formats import to_native
 from regnet.weights.licenses import warn_if_restricted
-from regnet.weights.loading import Adaptation, load_tensors
-from regnet.zoo.source import FOLDER_PREFIX, HUB_PREFIXES, Source, find_source
+from regnet.zoo.loading import Adaptation, load_tensors
+from regnet.zoo.resolver import FOLDER_PREFIX, HUB_PREFIXES, find_source
+from regnet.zoo.source import Source
 
 
 @overload
@@ -105,7 +107,7 @@ def create(
             afresh.
         classes: keep these classes of the checkpoint, in this order, instead of num_classes.
         in_chans: channels of the images; None gives 3. The stem's weights are adapted to others by
-            timm's rule (`regnet.weights.loading.adapt_stem`).
+            timm's rule (`regnet.zoo.loading.adapt_stem`).
         features_only: return a backbone that gives a list of feature maps instead of logits; it has
             no head, so that num_classes, drop_rate and global_pool do not matter.
         out_indices: which feature maps, as indices into `feature_info`; None gives all.
@@ -121,7 +123,8 @@ def create(
         local_files_only: take what is in the cache, and do not ask the network.
         revision: commit, branch or tag of the repository of the Hub that the weights lie in.
         token: for private and gated repositories; None: the one that is logged in.
-        pretrained_cfg_overlay: values to put over the model's `pretrained_cfg`.
+        pretrained_cfg_overlay: other values for the model's card, in timm's words, such as
+            `{"crop_pct": 1.0}`.
 
     Returns:
         A model in training mode, as modules are when new; `.eval()` before inference. Weights are
@@ -179,24 +182,20 @@ def create(
         _load(model, source, checkpoint_path, how, allow, target, dtype)
     elif dtype is not None:
         model = model.to(dtype)
-    # A file says not where it came from; the weights that a name stands for do.
-    cfg = source.pretrained_cfg(
+    # A file does not say where it came from; the weights that a name stands for do.
+    card = source.card(
         loaded=pretrained and checkpoint_path is None,
         same_classes=model.num_classes == known_classes and classes is None,
         unchanged=in_chans in (None, source.config.in_chans) and output_stride is None,
     )
-    if loads and checkpoint_path is not None and source.checkpoint:
-        terms = source.checkpoint.license_terms
-        if not terms.permissive:
-            cfg["license"] = terms.id
-    if cfg:
-        cfg |= {
-            "num_classes": model.num_classes,
-            "input_size": (model.config.in_chans, *source.preprocess.size),
-        }
-    if classes is not None and source.checkpoint and source.checkpoint.label_names:
-        cfg["label_names"] = tuple(source.checkpoint.label_names[index] for index in classes)
-    model.pretrained_cfg = cfg | dict(pretrained_cfg_overlay or {})
+    row = source.checkpoint
+    if card and row and checkpoint_path is not None and not row.license_terms.permissive:
+        card = replace(card, license=row.license)
+    if card and row and classes is not None and row.label_names:
+        card = card.other_classes(tuple(row.label_names[index] for index in classes))
+    if pretrained_cfg_overlay:
+        card = (card or Card()).overlaid(pretrained_cfg_overlay, model.config)
+    model.card = card
     return FeatureNet(model, out_indices) if features_only else model
 
 
@@ -246,12 +245,12 @@ def create_pretrained(name: str, **options: Any) -> AnyNet:
 
 
 def preprocess(model: nn.Module) -> Preprocess:
-    """The evaluation transform of a model that `create` built.
+    """Return the evaluation transform of a model that `create` built.
 
     Raises:
-        ConfigError: the model does not say what it takes.
+        ConfigError: the model does not say how its images look.
     """
-    cfg = getattr(model, "pretrained_cfg", None)
-    if not cfg:
+    card: Card | None = getattr(model, "card", None)
+    if card is None:
         raise ConfigError("this model does not say how its images look; build a regnet.Preprocess")
-    return Preprocess.from_timm(cfg)
+    return card.preprocess

@@ -1,7 +1,7 @@
 """What there is: list variants, describe one."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import inf
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import Any, Final, Literal
 from regnet.design.complexity import Complexity, complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS, Variant
-from regnet.errors import ConfigError, RegNetError
+from regnet.errors import ConfigError, RegNetError, unknown
 from regnet.weights.catalog import Checkpoint, checkpoints_of, default_checkpoint
 from regnet.weights.licenses import find_license
-from regnet.zoo.source import find_model, find_source, is_config_file
+from regnet.zoo.resolver import find_model, find_source, is_config_file
 
 Sort = Literal["name", "top1", "flops", "params"]
 
@@ -30,7 +30,7 @@ class ModelInfo:
     aliases: tuple[str, ...]
     factory: str
     config: AnyNetConfig | RegNetConfig
-    input_size: int
+    image_size: int
     """Side of the images that the complexity is for, in pixels."""
     complexity: Complexity[int]
     checkpoints: tuple[str, ...]
@@ -41,12 +41,12 @@ class ModelInfo:
     """The weights that the name chose."""
 
 
-def info(name: str, *, input_size: int | None = None) -> ModelInfo:
+def info(name: str, *, image_size: int | None = None) -> ModelInfo:
     """Everything about one variant, without building it.
 
     Args:
         name: a variant, a checkpoint, which is described too, or a file of a config (.json).
-        input_size: side of the images to count the complexity for; None: as published.
+        image_size: side of the images to count the complexity for; None: as published.
 
     Raises:
         ConfigError: there is no such variant, or the file holds no config.
@@ -54,7 +54,7 @@ def info(name: str, *, input_size: int | None = None) -> ModelInfo:
     """
     if is_config_file(name):
         config, stem = find_source(name, pretrained=False).config, Path(name).stem
-        size = 224 if input_size is None else input_size
+        size = 224 if image_size is None else image_size
         return ModelInfo(
             name=stem,
             label=stem,
@@ -62,13 +62,13 @@ def info(name: str, *, input_size: int | None = None) -> ModelInfo:
             aliases=(),
             factory="create",
             config=config,
-            input_size=size,
+            image_size=size,
             complexity=complexity(config, size),
             checkpoints=(),
             default=None,
         )
     variant, row = find_model(name)
-    size = variant.input_size if input_size is None else input_size
+    size = variant.image_size if image_size is None else image_size
     default = default_checkpoint(variant.name)
     return ModelInfo(
         name=variant.name,
@@ -77,7 +77,7 @@ def info(name: str, *, input_size: int | None = None) -> ModelInfo:
         aliases=variant.aliases,
         factory=variant.factory,
         config=variant.config,
-        input_size=size,
+        image_size=size,
         complexity=complexity(variant.config, size),
         checkpoints=tuple(row.id for row in checkpoints_of(variant.name)),
         default=default.id if default else None,
@@ -116,9 +116,9 @@ def list_models(
     """
     families = sorted({variant.family for variant in VARIANTS.values()})
     if family is not None and family not in families:
-        raise ConfigError(f"there is no family {family!r}; there are {', '.join(families)}")
+        raise ConfigError(unknown("family", family, families))
     if sort not in _SORTS:
-        raise ConfigError(f"sort must be one of {', '.join(_SORTS)}; got {sort!r}")
+        raise ConfigError(unknown("order to sort by", sort, _SORTS))
     if license not in (None, "commercial"):
         find_license(license)
     of_weights = pretrained or license is not None or min_top1 is not None or sort == "top1"
@@ -126,7 +126,7 @@ def list_models(
     for variant in VARIANTS.values():
         if family not in (None, variant.family):
             continue
-        cost = complexity(variant.config, variant.input_size)
+        cost = complexity(variant.config, variant.image_size)
         if cost.flops > max_flops or cost.params > max_params:
             continue
         key = {"flops": cost.flops, "params": cost.params}.get(sort, 0)
@@ -162,13 +162,17 @@ def is_model(name: str) -> bool:
 
 
 def get_pretrained_cfg(name: str) -> dict[str, Any]:
-    """What `create(name, pretrained=True)` would put into the model's `pretrained_cfg`.
+    """Return the `pretrained_cfg` that `create(name, pretrained=True)` would have.
 
     Raises:
         ConfigError: there is no such variant.
         WeightsError: there are no such weights, or none is the default.
     """
-    return find_source(name, pretrained=True).pretrained_cfg(loaded=True, same_classes=True)
+    source = find_source(name, pretrained=True)
+    card, row = source.card(loaded=True), source.checkpoint
+    assert card is not None, "it has weights"
+    assert row is not None, "it has weights"
+    return card.to_timm(replace(source.config, num_classes=row.num_classes))
 
 
 def _fits(pattern: str, variant: Variant) -> bool:

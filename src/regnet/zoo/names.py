@@ -1,11 +1,11 @@
-"""Names of variants: what each alias stands for, and what someone may have meant."""
+"""Names of variants: what each alias stands for, and what was meant by one that does not exist."""
 
 import difflib
 from collections.abc import Mapping
 from functools import cache
 
 from regnet.design.variants import VARIANTS, Variant
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, unknown
 
 
 def find_variant(name: str) -> tuple[Variant, str | None]:
@@ -27,12 +27,15 @@ def find_variant(name: str) -> tuple[Variant, str | None]:
     bare = _key(before if dot else name)
     close = difflib.get_close_matches(bare, names, n=3, cutoff=0.75)
     meant = list(dict.fromkeys(names[key].name for key in close))
-    hint = (
-        f"did you mean {' or '.join(repr(m) for m in meant)}?"
-        if meant
-        else "regnet.list_models() and `regnet list` name them all"
+    raise ConfigError(
+        unknown(
+            "variant",
+            name,
+            names,
+            meant=meant,
+            listing="`regnet list` lists all, as list_models() does",
+        )
     )
-    raise ConfigError(f"there is no variant {name!r}; {hint}")
 
 
 @cache

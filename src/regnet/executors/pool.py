@@ -1,9 +1,4 @@
-"""Who trains the networks of a population: processes of this machine, one per core or GPU.
-
-All executors are one protocol: they take tasks as they find room, so that several may share a
-study, and give each back with its result, or with `Died` where no process lives to tell one. Those
-for clusters are in `ray_executor` and `slurm_executor`.
-"""
+"""Processes of this machine, one per core or GPU."""
 
 import contextlib
 import multiprocessing
@@ -12,30 +7,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic
 
 from regnet.devices import core_count
-from regnet.errors import ConfigError, StudyError
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-
-ATTEMPTS: Final = 3
-"""Processes that may die of one task before it is given back as `Died`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Died:
-    """A task whose process ended before it had a result, time after time."""
-
-    reason: str
-
-
-Results: TypeAlias = Generator[tuple[Task, Result | Died], None, None]
+from regnet.errors import ConfigError, ExecutorError
+from regnet.executors.base import ATTEMPTS, Died, Result, Results, Task, with_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,51 +25,8 @@ class _Raised:
     error: Exception
 
 
-class Executor(Protocol):
-    """Runs a function on tasks."""
-
-    def run(
-        self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
-    ) -> Results[Task, Result]:
-        """The results of `function(task, device)`, as they come.
-
-        The function, its tasks and its results must be picklable. Tasks are taken from the iterator
-        only when there is room. What the function raises is raised; whatever still runs then, or
-        when the generator is closed, is ended.
-        """
-        ...
-
-
-def with_threads(
-    function: Callable[[Task, str], Result], task: Task, device: str, threads: int
-) -> Result:
-    """Call a function in a process whose PyTorch takes so many threads."""
-    import torch
-
-    from regnet.devices import keep_freed_memory
-
-    torch.set_num_threads(threads)
-    if device == "cpu":
-        keep_freed_memory()
-    return function(task, device)
-
-
-class InProcess:
-    """One task after the other, in this process: the reference."""
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device = device
-
-    def run(
-        self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
-    ) -> Results[Task, Result]:
-        """See `Executor.run`."""
-        for task in tasks:
-            yield task, function(task, self.device)
-
-
 class ProcessPool:
-    """Processes of this machine, which live for many tasks and die with the one that began them."""
+    """Processes of this machine. Each works on many tasks, and ends when its parent does."""
 
     def __init__(
         self,
@@ -101,16 +38,16 @@ class ProcessPool:
         """Set up; nothing is started yet.
 
         Args:
-            workers: processes; None: one per core that this process may use, or one per GPU. With
-                more processes than GPUs, several small networks share one.
-            devices: where they train, in turn.
-            threads: of each process; None: the cores divided among the processes.
+            workers: number of processes; None: one per core that this process may use, or one per
+                GPU. With more processes than GPUs, several share one.
+            devices: where they work; process n takes device n modulo their number.
+            threads: PyTorch's threads in each process; None: the cores divided among the processes.
 
         Raises:
             ConfigError: there is nothing to work with.
         """
         if not devices:
-            raise ConfigError("there are no devices to train on")
+            raise ConfigError("there are no devices to work on")
         cores = core_count()
         on_cpu = all(device == "cpu" for device in devices)
         usual = cores if on_cpu else len(devices)
@@ -173,9 +110,9 @@ class _Pool(Generic[Task, Result]):
                 except (EOFError, OSError):
                     attempt, reason = worker.attempt, self._buried(worker)
                     if not worker.ready:  # nothing that the task did
-                        raise StudyError(
-                            f"a process that was to train {reason} before it could begin; a script "
-                            "that starts a study needs `if __name__ == '__main__':`"
+                        raise ExecutorError(
+                            f"a worker process {reason} before it could begin; a script that "
+                            "starts one needs `if __name__ == '__main__':`"
                         ) from None
                     if attempt < ATTEMPTS:
                         self._give(self._start(worker.device), task, attempt + 1)
@@ -254,11 +191,11 @@ def _work(
         except OSError:
             return
         except Exception as error:  # noqa: BLE001 - whatever pickle says of it
-            pipe.send(_Raised(StudyError(f"a result cannot be sent: {error}")))
+            pipe.send(_Raised(ExecutorError(f"a result cannot be sent: {error}")))
 
 
 def _end_with(parent: int) -> None:
-    """End this process as soon as its parent has ended, so that none trains for nobody."""
+    """End this process as soon as its parent has ended, so that nothing runs for nobody."""
     if sys.platform == "linux":
         import ctypes
 

@@ -1,8 +1,8 @@
-"""Design spaces as data: what is drawn, from what, and which networks count.
+"""A design space as data: the parameters that are drawn, their distributions, and limits.
 
-A space is frozen, and refined by `restrict`, so that a space found from the results of another is
-one line. Source of the named ones: Radosavovic et al., Designing Network Design Spaces (2020),
-sections 3.2, 3.3 and 4; where the paper gives no distribution, that of pycls (`sweep/config.py`).
+A `Space` is frozen. `Space.restrict` returns the part of it within narrower ranges, so that
+refining a space by the results of a study is one line. The spaces of the paper are in
+`regnet.spaces.paper`.
 """
 
 import math
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from regnet.design.config import ArchitectureConfig
 from regnet.design.widths import is_ratio
-from regnet.errors import ConfigError, did_you_mean
-from regnet.studies.distributions import Distribution
+from regnet.errors import ConfigError, unknown
+from regnet.spaces.distributions import Distribution
 
 if TYPE_CHECKING:
-    from regnet.studies.sampling import Sample
+    from regnet.spaces.sampling import Sample
 
 Family = Literal["anynet", "regnet"]
 
@@ -42,9 +42,6 @@ bottleneck ratio and group width. Either may have `r`, the side of the image, as
 
 COMPLEXITY: Final = ("flops", "params", "activations")
 
-WIDE_GROUPS: Final = Distribution(kind="power2_or_log_uniform", low=8, high=128, quantum=8)
-"""Group widths as pycls draws them: multiples of 8 up to 128."""
-
 LEVELS: Final = 64
 """Values that the paper counts for each of d, w0, wa and wm (section 3.3)."""
 
@@ -65,7 +62,7 @@ class Space:
     """Closed ranges that networks must lie in, by the names of `metric_names`."""
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     """What all networks share: stem, kind of block, head, classes."""
-    input_size: int = 224
+    image_size: int = 224
     """Side of the image in pixels, where `r` is not drawn; complexity is that at this size."""
     ordering: Literal["rejection", "sorting"] = "rejection"
     """How increasing values are drawn: again until they are, or sorted. The paper does not say;
@@ -95,18 +92,15 @@ class Space:
                 )
         for name, distribution in self.parameters.items():
             self._check_parameter(name, distribution)
-        if self.num_stages < 1 or self.input_size < 1:
-            raise ConfigError("num_stages and input_size must be at least 1")
+        if self.num_stages < 1 or self.image_size < 1:
+            raise ConfigError("num_stages and image_size must be at least 1")
         if self.ordering not in ("rejection", "sorting"):
             raise ConfigError(f"ordering must be rejection or sorting; got {self.ordering!r}")
         for name, (low, high) in self.limits.items():
             if any(end is not None and math.isnan(end) for end in (low, high)):
                 raise ConfigError(f"{name} has a limit that is no number")
             if name not in self.metric_names:
-                raise ConfigError(
-                    f"{self.name} has no {name!r}{did_you_mean(name, self.metric_names)}; "
-                    f"there are {', '.join(self.metric_names)}"
-                )
+                raise ConfigError(unknown(f"metric of {self.name}", name, self.metric_names))
             if low is not None and high is not None and low > high:
                 raise ConfigError(f"{name} has an empty range: {low:g} to {high:g}")
 
@@ -232,7 +226,7 @@ class Space:
             "num_stages": self.num_stages,
             "limits": {name: list(limit) for name, limit in self.limits.items()},
             "architecture": asdict(self.architecture),
-            "input_size": self.input_size,
+            "image_size": self.image_size,
             "ordering": self.ordering,
         }
 
@@ -258,133 +252,3 @@ class Space:
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             why = f"{error} is missing" if isinstance(error, KeyError) else error
             raise ConfigError(f"not a design space: {why}") from error
-
-
-def _anynetx(name: str, **relations: Relation) -> Space:
-    return Space(
-        name=name,
-        family="anynet",
-        parameters={
-            "d_i": Distribution(kind="log_uniform", low=1, high=16),
-            "w_i": Distribution(kind="log_uniform", low=8, high=1024, quantum=8),
-            "b_i": Distribution(kind="power2_uniform", low=1, high=4),
-            "g_i": Distribution(kind="power2_uniform", low=1, high=32),
-        },
-        relations=relations,
-    )
-
-
-_REGNETX: Final = Space(
-    name="regnetx",
-    family="regnet",
-    parameters={
-        "d": Distribution(low=1, high=63),
-        "w0": Distribution(kind="log_uniform", low=8, high=248, quantum=8),
-        "wa": Distribution(kind="log_uniform", low=8, high=255.9, quantum=0.1),
-        "wm": Distribution(kind="log_uniform", low=1.5, high=3, quantum=0.001),
-        "b": Distribution(kind="power2_uniform", low=1, high=4),
-        "g": Distribution(kind="power2_uniform", low=1, high=32),
-    },
-)
-"""d < 64, w0 and wa < 256, wm from 1.5 to 3 (section 3.3). Their distributions, and the least wa,
-are those of pycls, since the paper gives none."""
-
-_SHARED: Final[Mapping[str, Relation]] = {"b_i": "equal", "g_i": "equal"}
-
-SPACES: Final[Mapping[str, Space]] = {
-    space.name: space
-    for space in (
-        _anynetx("anynetx_a"),
-        _anynetx("anynetx_b", b_i="equal"),
-        _anynetx("anynetx_c", **_SHARED),
-        _anynetx("anynetx_d", **_SHARED, w_i="increasing"),
-        _anynetx("anynetx_e", **_SHARED, w_i="increasing", d_i="increasing"),
-        _REGNETX,
-        replace(_REGNETX, name="regnety", architecture=ArchitectureConfig(se_ratio=0.25)),
-        # Dollár et al., Fast and Accurate Model Scaling (2021): inverted bottleneck, its last
-        # activation left out, and the image size drawn too.
-        replace(
-            _REGNETX,
-            name="regnetz",
-            parameters={
-                **_REGNETX.parameters,
-                "b": Distribution(kind="values", values=(0.25,)),
-                "r": Distribution(kind="log_uniform", low=128, high=448, quantum=16),
-            },
-            architecture=ArchitectureConfig(
-                block="linear_bottleneck", shortcut="none", activation="silu", se_ratio=0.25
-            ),
-        ),
-    )
-}
-"""The paper's spaces, unconstrained."""
-
-
-def find_space(
-    name: str,
-    *,
-    flops: float | None = None,
-    tolerance: float = 0.1,
-    final: bool = False,
-) -> Space:
-    """A space by name, and the part of it at one amount of flops.
-
-    Args:
-        name: in `SPACES`.
-        flops: multiply-adds; networks have this many, or less by up to the tolerance, as the paper
-            takes 360 to 400 million.
-        tolerance: as a part of `flops`.
-        final: a RegNet space as constrained in sections 4 and 5: see `constrained`.
-
-    Raises:
-        ConfigError: there is no such space, or it has no such part.
-    """
-    if name not in SPACES:
-        raise ConfigError(
-            f"there is no space {name!r}{did_you_mean(name, SPACES)}; there are {', '.join(SPACES)}"
-        )
-    return part_at(SPACES[name], flops=flops, tolerance=tolerance, final=final)
-
-
-def part_at(
-    space: Space, *, flops: float | None, tolerance: float = 0.1, final: bool = False
-) -> Space:
-    """The part of a space at one amount of flops; arguments are as in `find_space`.
-
-    Raises:
-        ConfigError: it has no such part.
-    """
-    if final:
-        if flops is None:
-            raise ConfigError("the limits of a constrained space depend on flops; say how many")
-        space = constrained(space, flops)
-    if flops is not None:
-        if not 0 < tolerance <= 1:
-            raise ConfigError(f"tolerance must lie in (0, 1], got {tolerance!r}")
-        space = space.restrict(flops=((1 - tolerance) * flops, flops))
-    return space
-
-
-def constrained(space: Space, flops: float) -> Space:
-    """A RegNet space with what the paper found: b = 1, 12 to 28 blocks, wm of 2 or more.
-
-    And no more parameters and activations than the best models have: 3.0 M + 5.5 M per GF, and
-    6.5 M times the root of GF, for ImageNet at 224 pixels (section 4, figures 12 and 13; the depth
-    is that of section 5, section 4 allows up to 40). Of group widths the paper says that they grow
-    with flops, and gives examples; here they are drawn as in pycls, from 8 to 128.
-    """
-    if space.family != "regnet":
-        raise ConfigError(f"{space.name} is no RegNet space, and has no constrained part")
-    giga = flops / 1e9
-    b = {} if space.parameters["b"].count == 1 else {"b": 1.0}
-    wider = replace(space, parameters={**space.parameters, "g": WIDE_GROUPS})
-    return replace(
-        wider.restrict(
-            d=(12, 28),
-            wm=(2.0, None),
-            params=(None, 3.0e6 + 5.5e6 * giga),
-            activations=(None, 6.5e6 * math.sqrt(giga)),
-            **b,
-        ),
-        name=f"{space.name}_final",
-    )

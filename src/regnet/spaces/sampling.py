@@ -18,7 +18,7 @@ from regnet.design.widths import (
     width_exponents,
 )
 from regnet.errors import ConfigError
-from regnet.studies.space import COMPLEXITY, Space
+from regnet.spaces.space import COMPLEXITY, Space
 
 _CHUNK: Final = 16_384
 """Networks drawn at once; of a seed the first n are the same for every n."""
@@ -57,9 +57,9 @@ class Sample:
         )
 
     @property
-    def input_sizes(self) -> IntArray:
+    def image_sizes(self) -> IntArray:
         """Side of each network's images, in pixels."""
-        return _input_sizes(self.space, self.parameters, len(self))
+        return _image_sizes(self.space, self.parameters, len(self))
 
     def metric(self, name: str) -> FloatArray:
         """One of the space's `metric_names`, of every network (n,).
@@ -258,7 +258,7 @@ def draw(space: Space, count: int, rng: np.random.Generator) -> Sample:
         parameters, population = _regnets(space, count, rng)
     else:
         parameters, population = _anynets(space, count, rng)
-    sizes = _input_sizes(space, parameters, len(population))
+    sizes = _image_sizes(space, parameters, len(population))
     return Sample(
         space=space,
         parameters=parameters,
@@ -267,9 +267,9 @@ def draw(space: Space, count: int, rng: np.random.Generator) -> Sample:
     )
 
 
-def _input_sizes(space: Space, parameters: Mapping[str, FloatArray], count: int) -> IntArray:
+def _image_sizes(space: Space, parameters: Mapping[str, FloatArray], count: int) -> IntArray:
     drawn = parameters.get("r")
-    return np.full(count, space.input_size) if drawn is None else drawn.astype(np.int64)
+    return np.full(count, space.image_size) if drawn is None else drawn.astype(np.int64)
 
 
 def _anynets(

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 from regnet.design.complexity import complexity
 from regnet.design.config import RegNetConfig
 from regnet.design.widths import FloatArray
-from regnet.studies.sampling import Sample
+from regnet.spaces.sampling import Sample
 
 _RIDGE: Final = 1e-2
 
@@ -54,9 +54,9 @@ def features_of(networks: Sample) -> FloatArray:
     return np.log(np.column_stack([networks.metric(name) for name in LatencyModel.FEATURES]))
 
 
-def features_of_config(config: RegNetConfig, input_size: int) -> FloatArray:
+def features_of_config(config: RegNetConfig, image_size: int) -> FloatArray:
     """The same of one network (1, k), whatever its number of stages; sizes in pixels."""
-    cost = complexity(config, input_size)
+    cost = complexity(config, image_size)
     values = {
         "flops": cost.flops,
         "params": cost.params,

@@ -1,4 +1,4 @@
-"""Networks trained on a Ray cluster, wherever it has room."""
+"""Tasks on a Ray cluster, wherever it has room."""
 
 import contextlib
 import logging
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from regnet.errors import MissingExtraError, in_one_line
-from regnet.studies.executor import ATTEMPTS, Died, Result, Results, Task, with_threads
+from regnet.executors.base import ATTEMPTS, Died, Result, Results, Task, with_threads
 
 
 class RayExecutor:
-    """Tasks of Ray Core. A task whose worker or node is lost is given to another, by Ray.
+    """Tasks of Ray Core. Ray gives a task whose worker or node is lost to another worker.
 
-    All nodes need this package, and must see the images where the study says that they are.
+    All nodes need this package, and must see the files of the tasks under the same paths.
     """
 
     def __init__(
@@ -27,10 +27,10 @@ class RayExecutor:
         """Set up; the cluster is joined, or one of this machine alone started, by `run`.
 
         Args:
-            workers: networks trained at once, at most; None: as many as the cluster has room for.
+            workers: most tasks at once; None: as many as the cluster has room for.
             device: `cpu` or `cuda`.
-            threads: of each network, and the cores that it is counted for.
-            gpus: the part of a GPU that a network is counted for; None: a whole one with `cuda`.
+            threads: PyTorch's threads for each task, and the cores that it reserves.
+            gpus: the part of a GPU that a task reserves; None: a whole one with `cuda`.
             address: of the cluster; None: that of RAY_ADDRESS, or of this machine.
 
         Raises:
@@ -48,7 +48,7 @@ class RayExecutor:
         self._most = workers
 
     def _room(self) -> int:
-        """How many networks the cluster takes at once, as it is now."""
+        """How many tasks the cluster takes at once, as it is now."""
         there = self._ray.cluster_resources()
         room = int(there.get("CPU", 0) // self.threads)
         if self.gpus:

@@ -1,4 +1,4 @@
-"""Networks trained as jobs of a SLURM cluster, through submitit."""
+"""Tasks as jobs of a SLURM cluster, through submitit."""
 
 import contextlib
 import re
@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from regnet.errors import MissingExtraError, StudyError, in_one_line
-from regnet.studies.executor import ATTEMPTS, Died, Result, Results, Task, with_threads
+from regnet.errors import ExecutorError, MissingExtraError, in_one_line
+from regnet.executors.base import ATTEMPTS, Died, Result, Results, Task, with_threads
 
 _POLL_SECONDS = 1.0
 """Between looks at the jobs; SLURM itself is asked less often, by submitit."""
 
 
 class SlurmExecutor:
-    """A job per network. One whose process dies is submitted again.
+    """A job per task. A job whose process dies is submitted again.
 
-    All nodes need this package, and must see the images and the folder of the jobs. Jobs outlive a
-    driver that is killed: cancel them before the study is resumed, or they train for nobody.
+    All nodes need this package, and must see the files of the tasks and the folder of the jobs.
+    Jobs outlive a driver that is killed: cancel them before you start again, or they run for
+    nobody.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class SlurmExecutor:
         try:
             return job.result()
         except self._failures.FailedJobError as error:  # what the function raised: nobody's death
-            raise StudyError(f"job {job.job_id}: {_raised(str(error))}") from error
+            raise ExecutorError(f"job {job.job_id}: {_raised(str(error))}") from error
         except self._failures.UncompletedJobError as error:
             return Died(in_one_line(error, most=500))
 

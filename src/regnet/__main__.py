@@ -1,0 +1,5 @@
+"""`python -m regnet`: the same as `regnet`, also for `torchrun -m regnet`."""
+
+from regnet.cli.main import main
+
+main()

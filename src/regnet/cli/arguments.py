@@ -1,0 +1,144 @@
+"""What several commands take: common options, and the parsing of their values."""
+
+import json
+import sys
+from collections.abc import Collection
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from regnet.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    from regnet.training.recipe import Recipe
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
+
+Threads = Annotated[int | None, typer.Option(help="Threads on a CPU.", min=1)]
+
+Plot = Annotated[Path | None, typer.Option(help="Draw a plot into this file (.svg, .png, .pdf).")]
+
+
+def set_threads(threads: int | None) -> None:
+    """Make PyTorch use so many threads, if a number is given."""
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def check_choice(option: str, value: str, known: Collection[str]) -> None:
+    """Refuse a value that is not one of the known ones.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if value not in known:
+        raise ConfigError(unknown(option, value, known))
+
+
+def check_folder_of(*paths: Path | None) -> None:
+    """Refuse files to write in folders that do not exist, before the work for them.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    for path in filter(None, paths):
+        if not path.absolute().parent.is_dir():
+            raise ConfigError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def split(text: str) -> list[str]:
+    """Return the parts of a list that is given with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
+    """Return the numbers of a list that is given with commas.
+
+    Raises:
+        BadParameter: one is not a positive whole number.
+    """
+    try:
+        numbers = [int(part) for part in split(text)]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(
+            f"needs whole numbers such as 1,16, got {text!r}", param_hint=option
+        )
+    return numbers
+
+
+def parse_count(option: str, text: str | None) -> float:
+    """Return a number that may end with k, M or G; infinity if none is given.
+
+    Raises:
+        BadParameter: it is not a positive number.
+    """
+    if text is None:
+        return inf
+    unit = {"k": 1e3, "m": 1e6, "g": 1e9}.get(text[-1:].lower(), 1.0)
+    try:
+        number = float(text[:-1] if unit > 1 else text) * unit
+    except ValueError:
+        number = -1.0
+    if not 0 < number < inf:
+        raise typer.BadParameter(
+            f"needs a number such as 4e9, 4G or 600M, got {text!r}", param_hint=option
+        )
+    return number
+
+
+def find_images(images: list[str]) -> tuple[list[str], list[str]]:
+    """Return the image files among files, folders and lists on stdin, and what is wrong."""
+    from regnet.data.images import IMAGE_SUFFIXES
+
+    paths: list[str] = []
+    failures = []
+    for image in images:
+        if image == "-":
+            listed = sys.stdin.read().removeprefix("\ufeff").splitlines()
+            found, failed = find_images([line for line in listed if line.strip() and line != "-"])
+            paths += found
+            failures += failed if listed else ["there are no paths on stdin"]
+        elif not image:
+            failures.append("an image's path is empty")
+        elif (folder := Path(image)).is_dir():
+            inside = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+            paths += [str(path) for path in sorted(inside)]
+            failures += [] if inside else [f"{image}: no image files in this folder"]
+        else:
+            paths.append(image)
+    return paths, failures
+
+
+def read_recipe(name: str, changes: list[str]) -> "Recipe":
+    """Return a named recipe, or the recipe in a JSON file, with changes of the form field=value.
+
+    Raises:
+        ConfigError: there is no such recipe or field, or a value cannot be used.
+    """
+    from regnet.training.recipe import Recipe, find_recipe, recipe_from_json
+
+    values: dict[str, Any] = {}
+    for change in changes:
+        field, equals, text = change.partition("=")
+        if not equals:
+            raise ConfigError(f"--set needs field=value, got {change!r}")
+        try:
+            values[field] = json.loads(text)
+        except ValueError:
+            values[field] = None if text == "none" and field != "policy" else text
+    if not name.endswith(".json"):
+        return find_recipe(name, **values)
+    text = Path(name).read_text(encoding="utf-8")
+    try:
+        base = recipe_from_json(text)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    return Recipe.from_dict(base.to_dict() | values)

@@ -1,0 +1,244 @@
+"""Measuring networks on a device, and learning a model of its latency from a few of them."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+
+from regnet.bench.document import Case
+from regnet.bench.runner import Bench
+from regnet.design.complexity import memory_bytes
+from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.engines.base import DTYPES, Layout, Precision, Target
+from regnet.engines.check import INPUT_SETS, answers, build_checked
+from regnet.engines.optimize import ENGINES, find_engine, optimize
+from regnet.errors import EngineError
+from regnet.machine import environment
+from regnet.nn.model import AnyNet
+from regnet.selection.limits import Measured
+from regnet.spaces.latency import LatencyModel, features_of, features_of_config
+from regnet.spaces.paper import search_space
+from regnet.spaces.sampling import sample_by_flops
+from regnet.timing import Comparison, compare
+from regnet.zoo.create import create
+
+Config = AnyNetConfig | RegNetConfig
+
+LEARNED_ENGINE: Final = "folded"
+"""The engine that `learn` measures: PyTorch with folded norms, which every device has."""
+
+LEARNED_FLOPS: Final = (50e6, 4e9)
+"""Range of the networks that `learn` measures, at 224 pixels."""
+
+LEARNED_PARTS: Final = 6
+"""Ranges of flops, equal in logarithms, from which `learn` takes equally many networks."""
+
+LEARNED_SECONDS: Final = 0.2
+"""For the calls of one network that `learn` measures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """How networks are measured."""
+
+    device: torch.device
+    engine: str
+    precision: Precision = "fp32"
+    layout: Layout = "channels_last"
+    batch_size: int = 1
+    image_size: int = 224
+
+
+class Meter(Protocol):
+    """Says how long networks take."""
+
+    conditions: Conditions
+    problem: str | None
+    """Why the last network that could not be measured was not; None where all could be."""
+
+    def measure(self, config: Config, name: str = "") -> Measured | None:
+        """Measure a network; None where it cannot run here."""
+        ...
+
+    def compare(self, a: Config, b: Config) -> Comparison | None:
+        """Time two networks, alternating; None where they cannot run together."""
+        ...
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What a reader needs to judge the measurements, JSON-serializable."""
+        ...
+
+
+class DeviceMeter:
+    """Measures on a device of this machine, as the benchmark does."""
+
+    def __init__(self, conditions: Conditions, *, seconds: float, calls: int = 200) -> None:
+        """Set up.
+
+        Args:
+            conditions: how to measure.
+            seconds: for the calls of a network that count, and as long again to get steady.
+            calls: most calls that count.
+        """
+        self.conditions, self.seconds = conditions, seconds
+        self.problem: str | None = None
+        self._bench = Bench(conditions.device, seconds, calls)
+
+    def measure(self, config: Config, name: str = "") -> Measured | None:
+        """See `Meter.measure`."""
+        c = self.conditions
+        row = self._bench.alone(
+            Case(
+                model=config,
+                batch_size=c.batch_size,
+                precision=c.precision,
+                layout=c.layout,
+                engine=c.engine,
+                image_size=c.image_size,
+            )
+        )
+        if row.latency_ms is None or row.low_ms is None or row.high_ms is None:
+            self.problem = row.reason
+            return None
+        memory = memory_bytes(
+            config,
+            c.image_size,
+            batch_size=c.batch_size,
+            element_bytes=DTYPES[c.precision].itemsize,
+        )
+        return Measured(
+            name=name,
+            config=config,
+            flops=row.flops,
+            params=row.params,
+            activations=row.activations,
+            latency_ms=row.latency_ms,
+            low_ms=row.low_ms,
+            high_ms=row.high_ms,
+            memory_mb=memory / 1e6,
+        )
+
+    def compare(self, a: Config, b: Config) -> Comparison | None:
+        """See `Meter.compare`."""
+        c, runners = self.conditions, []
+        target = _target(c)
+        shape = (c.batch_size, a.in_chans, c.image_size, c.image_size)
+        inputs = [torch.randn(shape).to(c.device) for _ in range(INPUT_SETS)]
+        with contextlib.suppress(RuntimeError):  # out of memory: each fits only alone
+            for config in (a, b):
+                network: AnyNet = create(config).eval().to(c.device)
+                expected = answers(network, inputs)
+                built = build_checked(find_engine(c.engine), network, inputs, expected, target)
+                if built.runner is None or built.reason:
+                    return None
+                runners.append(built.runner)
+            return compare(runners[0], runners[1], inputs, seconds=4 * self.seconds)
+        return None
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """See `Meter.environment`."""
+        return environment(self.conditions.device)
+
+
+def check_engine(conditions: Conditions) -> None:
+    """Refuse an engine that cannot be used.
+
+    Raises:
+        ConfigError: there is no such engine.
+        EngineError: it cannot be used on this device or in this precision.
+    """
+    if obstacle := find_engine(conditions.engine).obstacle(_target(conditions)):
+        raise EngineError(f"{conditions.engine} cannot be used here: {obstacle}")
+
+
+def fastest_engine(config: Config, conditions: Conditions, *, seconds: float) -> Conditions:
+    """Return the conditions with the engine and the layout that are fastest for one network.
+
+    Engines that need a compiler are left out.
+
+    Raises:
+        EngineError: no engine computes in this precision here.
+    """
+    c = conditions
+    size = c.image_size
+    example = torch.randn(c.batch_size, config.in_chans, size, size, device=c.device)
+    network: AnyNet = create(config).eval().to(c.device)
+    usable = [engine.name for engine in ENGINES if not engine.compiles]
+    race = optimize(network, example, precision=c.precision, engines=usable, seconds=seconds).report
+    ran = [
+        row
+        for row in race.candidates
+        if row.precision == c.precision and row.latency_ms is not None
+    ]
+    if not ran:
+        raise EngineError(f"no engine computes in {c.precision} here")
+    winner = min(ran, key=lambda row: row.latency_ms or inf)
+    return replace(c, engine=winner.engine, layout=winner.layout)
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What was learned about the latency of RegNets on a device, at one image size."""
+
+    image_size: int
+    models: dict[bool, LatencyModel]
+    """The models without squeeze-excitation (False) and with it (True)."""
+
+    def predict(self, config: RegNetConfig) -> float:
+        """Return the predicted milliseconds of a batch of one."""
+        model = self.models[config.se_ratio > 0]
+        return float(model.predict(features_of_config(config, self.image_size))[0])
+
+    def error(self, config: RegNetConfig) -> float:
+        """Return the median relative error for networks like it, each left out of the fit once."""
+        return self.models[config.se_ratio > 0].error
+
+
+def learn(
+    image_size: int,
+    *,
+    probes: int = 24,
+    on_step: Callable[[int, int], None] = lambda _done, _all: None,
+) -> Learned:
+    """Learn the latency of RegNets on the CPU: measure random ones of all sizes, and fit a model.
+
+    Args:
+        image_size: side of the images in pixels.
+        probes: networks to measure, half of them with squeeze-excitation.
+        on_step: called with how many networks are measured, of how many.
+
+    Raises:
+        EngineError: PyTorch runs none of them here.
+    """
+    conditions = Conditions(
+        device=torch.device("cpu"), engine=LEARNED_ENGINE, image_size=image_size
+    )
+    meter = DeviceMeter(conditions, seconds=LEARNED_SECONDS, calls=50)
+    area = (image_size / 224) ** 2
+    least, most = LEARNED_FLOPS
+    edges = np.geomspace(least * area, most * area, LEARNED_PARTS + 1).tolist()
+    models, done = {}, 0
+    for name in ("regnetx", "regnety"):
+        space = replace(search_space(name), image_size=image_size)
+        networks = sample_by_flops(space, edges, max(1, probes // (2 * LEARNED_PARTS)))
+        latencies = []
+        for config in networks.configs:
+            on_step(done, probes)
+            row = meter.measure(config)
+            if row is None:
+                raise EngineError(f"{LEARNED_ENGINE} does not run here: {meter.problem}")
+            latencies.append(row.latency_ms)
+            done += 1
+        models[name == "regnety"] = LatencyModel(features_of(networks), latencies)
+    return Learned(image_size, models)
+
+
+def _target(conditions: Conditions) -> Target:
+    c = conditions
+    return Target(device=c.device, precision=c.precision, layout=c.layout)

@@ -1,0 +1,91 @@
+"""What a network may cost, what one was measured to cost, and what a search found."""
+
+from dataclasses import asdict, dataclass
+from math import inf
+from typing import Any
+
+from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.engines.base import Precision
+from regnet.errors import ConfigError
+from regnet.timing import Comparison
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """A network, measured on a device."""
+
+    name: str = ""
+    """Name of the variant; empty for a network that has none."""
+    config: RegNetConfig | AnyNetConfig
+    flops: int
+    params: int
+    activations: int
+    latency_ms: float
+    """Median of a call."""
+    low_ms: float
+    high_ms: float
+    """95 % interval of the median."""
+    memory_mb: float
+    """As in `Limits`."""
+    predicted_ms: float | None = None
+    """The latency that was predicted before it was measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The most that a network may cost; None: any amount."""
+
+    flops: float | None = None
+    params: float | None = None
+    activations: float | None = None
+    latency_ms: float | None = None
+    """Median of a call, that is, of a batch."""
+    memory_mb: float | None = None
+    """Weights, and the largest feature maps that are needed at once, by arithmetic
+    (`regnet.design.complexity.memory_bytes`). What a library takes for itself comes on top."""
+
+    def __post_init__(self) -> None:
+        if not self.given:
+            raise ConfigError("a search needs a limit: flops, params, activations, latency, memory")
+        for name, value in self.given.items():
+            if not 0 < value < inf:
+                raise ConfigError(f"{name} must be a positive number, got {value!r}")
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def allow(self, network: Measured) -> bool:
+        """Return whether a network is within all limits."""
+        return all(getattr(network, name) <= most for name, most in self.given.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a search came to."""
+
+    best: Measured
+    """The fastest of the largest networks within the limits, as measured again after it was chosen;
+    or a published network, by its name, where that is shown to be faster."""
+    pareto: tuple[Measured, ...]
+    """Networks within the limits of which none is both larger and faster, by latency."""
+    published: tuple[Measured, ...]
+    """The published RegNetX and RegNetY nearest in flops, within the limits or not."""
+    rival: str | None
+    """The fastest published network of equal flops; None where there is none."""
+    against_rival: Comparison | None
+    """The rival's time over the time of the network found: above 1, the latter is faster."""
+    fit_error: float
+    """Median relative error of the latency model on networks left out of its fit."""
+    prediction_error: float | None
+    """Median relative error of its predictions for the finalists, before they were measured."""
+    engine: str
+    precision: Precision
+    layout: str
+    batch_size: int
+    image_size: int
+    candidates: int
+    """Networks that were sampled and ranked by the latency model."""
+    measured: int
+    environment: dict[str, Any]

@@ -1,0 +1,395 @@
+"""A RegNet for a device: as much network as a latency and other limits allow.
+
+Networks of the paper's constrained space are sampled by the thousand. A few dozen are measured on
+the device, a model of latency fitted to those predicts the others, and the most promising ones are
+measured too. Accuracy is not predicted: within that space networks of equal flops are about equally
+good (Radosavovic et al. 2020, section 4), so that flops stand for it. The fastest networks of equal
+flops are an extreme of the space, about which the paper says nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import inf, log
+from typing import Final
+
+import numpy as np
+import torch
+
+from regnet.design.complexity import complexity, population_memory_bytes
+from regnet.design.variants import PLAIN, VARIANTS
+from regnet.design.widths import FloatArray
+from regnet.devices import find_device
+from regnet.engines.base import DTYPES, Precision
+from regnet.errors import ConfigError, EngineError, unknown
+from regnet.selection.device import (
+    Conditions,
+    DeviceMeter,
+    Meter,
+    check_engine,
+    fastest_engine,
+)
+from regnet.selection.limits import Found, Limits, Measured
+from regnet.spaces.latency import LatencyModel, features_of
+from regnet.spaces.paper import search_space
+from regnet.spaces.sampling import BoolArray, Sample, sample_by_flops
+from regnet.spaces.space import Space
+
+CANDIDATES: Final = 3000
+"""Networks that are sampled, and ranked by the latency model."""
+
+PARTS: Final = 12
+"""Ranges of flops, equal in logarithms, that each get as many candidates."""
+
+NEAR: Final = 0.05
+"""Networks are equally large if their flops differ from the largest's by at most this part."""
+
+EQUAL: Final = 0.1
+"""A published network has equal flops if they differ by no more than this part."""
+
+LEAST_FLOPS: Final = 50e6
+MOST_FLOPS: Final = 32e9
+"""Range of the search at 224 pixels where flops are not limited: from a quarter of RegNetX-200MF's
+to RegNetY-32GF's."""
+
+ROUNDS: Final = 3
+"""How often finalists are chosen again while none of them is within the limits."""
+
+RIVALS: Final = 6
+"""Published networks that are measured beside the one found."""
+
+OnStep = Callable[[str, int, int], None]
+
+
+def search(
+    limits: Limits,
+    *,
+    space: Space | str = "regnety",
+    device: torch.device | str = "cpu",
+    engine: str = "auto",
+    precision: Precision = "fp32",
+    batch_size: int = 1,
+    image_size: int = 224,
+    probes: int = 24,
+    finalists: int = 6,
+    seconds: float = 1.0,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+    meter: Meter | None = None,
+) -> Found:
+    """Find a RegNet for a device.
+
+    Args:
+        limits: the most that the network may cost.
+        space: where to look: "regnety", "regnetx" (without squeeze-excitation), or a space of four
+            stages.
+        device: where the network will run.
+        engine: the engine of `regnet.engines` that runs it; "auto": the fastest engine for a
+            published RegNet of about that size, among those that need no compiler.
+        precision: to compute in.
+        batch_size: images per call.
+        image_size: side of the images in pixels.
+        probes: networks that are measured to fit the latency model.
+        finalists: how many of the most promising networks are measured.
+        seconds: for the calls of a measurement that count, and as long again to get steady.
+        seed: of the sample.
+        on_step: called with what is done, how many steps of it are done, and of how many.
+        meter: measures networks, in place of `device`, `engine` and `seconds`.
+
+    Raises:
+        ConfigError: no network is within the limits, or an option cannot be used.
+        EngineError: the engine cannot run these networks here.
+    """
+    _check_options(
+        precision=precision,
+        batch_size=batch_size,
+        image_size=image_size,
+        probes=probes,
+        finalists=finalists,
+        seed=seed,
+    )
+    space = search_space(space) if isinstance(space, str) else space
+    space = replace(space, image_size=image_size)
+    if space.num_stages != 4:
+        raise ConfigError(f"a search needs a space of 4 stages, got {space.num_stages}")
+    conditions = Conditions(
+        device=find_device(device),
+        engine=engine,
+        precision=precision,
+        batch_size=batch_size,
+        image_size=image_size,
+    )
+    # An engine that cannot be used, and limits that no network meets, are reported before anything
+    # is measured.
+    if meter is None and engine != "auto":
+        check_engine(conditions)
+    tell = on_step or (lambda _what, _done, _total: None)
+    rng = np.random.default_rng(seed)
+    networks = sample_candidates(limits, space, conditions, rng)
+    if meter is None:
+        if engine == "auto":
+            tell("engines", 0, 1)
+            low, high = flops_range(limits, image_size)
+            [typical, *_] = nearest_published(limits.flops or (low * high) ** 0.5, image_size)
+            config = VARIANTS[typical].config
+            conditions = fastest_engine(config, conditions, seconds=seconds)
+            tell("engines", 1, 1)
+        meter = DeviceMeter(conditions, seconds=seconds)
+    candidates = _Candidates(networks, meter, limits, rng, tell)
+    candidates.probe(candidates.spread(probes - probes // 2))
+    candidates.probe(candidates.near_the_limit(probes // 2))
+    winner = candidates.winner(finalists)
+    published = _published(winner.flops, meter, tell)
+    return _found(candidates, winner, published)
+
+
+def _check_options(*, precision: str, **numbers: int) -> None:
+    if precision not in DTYPES:
+        raise ConfigError(unknown("precision", precision, DTYPES))
+    least = {"batch_size": 1, "image_size": 1, "probes": 8, "finalists": 1, "seed": 0}
+    for name, value in numbers.items():
+        if value < least[name]:
+            raise ConfigError(f"{name} must be at least {least[name]}, got {value}")
+
+
+def flops_range(limits: Limits, image_size: int) -> tuple[float, float]:
+    """Return the flops of the smallest and the largest networks that a search looks at."""
+    area = (image_size / 224) ** 2
+    if limits.flops is None:
+        return LEAST_FLOPS * area, MOST_FLOPS * area
+    if list(limits.given) == ["flops"]:
+        return (1 - EQUAL) * limits.flops, limits.flops
+    # Another limit may be the tighter one, and then smaller networks are needed.
+    return min(LEAST_FLOPS * area, limits.flops / 2), limits.flops
+
+
+def sample_candidates(
+    limits: Limits, space: Space, conditions: Conditions, rng: np.random.Generator
+) -> Sample:
+    """Sample networks within all limits that arithmetic can check, equally many of each size.
+
+    Raises:
+        ConfigError: there are none.
+    """
+
+    def fits_memory(networks: Sample) -> BoolArray:
+        needed = population_memory_bytes(
+            networks.population,
+            networks.space.architecture,
+            networks.image_sizes,
+            params=networks.metric("params").astype(np.int64),
+            batch_size=conditions.batch_size,
+            element_bytes=DTYPES[conditions.precision].itemsize,
+        )
+        return np.asarray(needed <= 1e6 * (limits.memory_mb or inf))
+
+    space = space.restrict(params=(None, limits.params), activations=(None, limits.activations))
+    if limits.memory_mb is not None:
+        space = space.where(f"memory up to {limits.memory_mb:g} MB", fits_memory)
+    edges = np.geomspace(*flops_range(limits, conditions.image_size), PARTS + 1)
+    return sample_by_flops(space, edges.tolist(), CANDIDATES // PARTS, rng)
+
+
+class _Candidates:
+    """Sampled networks, and what has been measured of them so far."""
+
+    def __init__(
+        self,
+        networks: Sample,
+        meter: Meter,
+        limits: Limits,
+        rng: np.random.Generator,
+        tell: OnStep,
+    ) -> None:
+        self.networks, self.meter, self.limits = networks, meter, limits
+        self.rng, self.tell = rng, tell
+        self.flops = networks.metric("flops")
+        self.features = features_of(networks)
+        self.measured: dict[int, Measured | None] = {}
+        """By number of the candidate; None where it could not be measured."""
+        self.guesses: dict[int, float] = {}
+        """What was predicted for finalists, in milliseconds."""
+
+    @property
+    def rows(self) -> list[Measured]:
+        """The measurements that succeeded."""
+        return [row for row in self.measured.values() if row]
+
+    @property
+    def model(self) -> LatencyModel:
+        """The latency model, fitted to all measurements so far."""
+        known = {at: row.latency_ms for at, row in self.measured.items() if row}
+        return LatencyModel(self.features[list(known)], list(known.values()))
+
+    @property
+    def prediction_error(self) -> float | None:
+        """Median relative error of what was predicted for finalists."""
+        errors = [
+            abs(guess / row.latency_ms - 1)
+            for at, guess in self.guesses.items()
+            if (row := self.measured[at])
+        ]
+        return float(np.median(errors)) if errors else None
+
+    def spread(self, count: int) -> list[int]:
+        """Choose candidates of all sizes, the smallest first: one from each part of the sample."""
+        parts = np.array_split(np.argsort(self.flops), min(count, len(self.flops)))
+        return [int(self.rng.choice(part)) for part in parts]
+
+    def near_the_limit(self, count: int) -> list[int]:
+        """Choose candidates that are like the answer: nearly as large as the latency allows."""
+        left = self._left()
+        within = self._fast_enough(self.model.predict(self.features), 1.15) & left
+        most = np.sort(self.flops[within])[-min(int(within.sum()), 20)] if within.any() else 0.0
+        near = np.flatnonzero(within & (self.flops >= 0.7 * most))
+        if not len(near):
+            near = np.flatnonzero(left)
+        return [int(at) for at in self.rng.permutation(near)[:count]]
+
+    def probe(self, which: Sequence[int]) -> None:
+        """Measure candidates in order; stop after one that is far beyond the limit."""
+        slow = 4 * (self.limits.latency_ms or inf)
+        for number, at in enumerate(which):
+            self.tell("probes", number, len(which))
+            row = self._measure_one(at)
+            if row and row.latency_ms > slow and len(self.rows) >= 4:
+                break
+        self.tell("probes", len(which), len(which))
+        if not self.rows:
+            engine = self.meter.conditions.engine
+            raise EngineError(f"{engine} runs none of the networks: {self.meter.problem}")
+
+    def winner(self, finalists: int) -> Measured:
+        """Return the best of several finalists, as measured again after it was chosen.
+
+        Raises:
+            ConfigError: no network that was measured is within the limits.
+        """
+        for _ in range(ROUNDS):
+            predicted = self.model.predict(self.features)
+            chosen = self._promising(predicted, finalists)
+            self.guesses.update({at: float(predicted[at]) for at in chosen})
+            rows = self._measure("finalists", chosen)
+            if any(row and self.limits.allow(row) for row in rows) or not chosen:
+                break
+        confirmed: set[int] = set()
+        while True:
+            within = {
+                at: row for at, row in self.measured.items() if row and self.limits.allow(row)
+            }
+            if not within:
+                raise ConfigError(self._nothing())
+            most = max(row.flops for row in within.values())
+            large = [at for at, row in within.items() if row.flops >= (1 - NEAR) * most]
+            large.sort(key=lambda at: within[at].latency_ms)
+            if large[0] in confirmed:
+                return within[large[0]]
+            # The fastest of several was also lucky: a second measurement shows how fast it is.
+            again = [at for at in large[:3] if at not in confirmed]
+            self._measure("finalists again", again)
+            confirmed.update(again)
+
+    def _promising(self, predicted: FloatArray, count: int) -> list[int]:
+        """Choose the largest that are predicted to be fast enough, and of those the fastest."""
+        left = self._left()
+        allowed = self._fast_enough(predicted, 1 / (1 + self.model.error)) & left
+        if allowed.sum() < count:  # then also those that come nearest
+            order = np.argsort(np.where(left, predicted, inf))
+            allowed |= np.isin(np.arange(len(predicted)), order[:count]) & left
+        # The mean of the largest few sets the size, so that one optimistic prediction does not.
+        largest = np.sort(self.flops[allowed])[-min(int(allowed.sum()), 20) :].mean()
+        large = allowed & (self.flops >= (1 - NEAR) * largest)
+        ranked = np.argsort(np.where(large, predicted, inf), kind="stable")[: int(large.sum())]
+        more = np.flatnonzero(allowed & ~large)
+        more = more[np.argsort(-self.flops[more])]
+        return [int(at) for at in (*ranked, *more)][:count]
+
+    def _fast_enough(self, predicted: FloatArray, margin: float) -> BoolArray:
+        return np.asarray(predicted <= margin * (self.limits.latency_ms or inf))
+
+    def _left(self) -> BoolArray:
+        """Which candidates have not been measured."""
+        left = np.ones(len(self.flops), dtype=np.bool_)
+        left[list(self.measured)] = False
+        return left
+
+    def _measure(self, what: str, which: Sequence[int]) -> list[Measured | None]:
+        rows = []
+        for number, at in enumerate(which):
+            self.tell(what, number, len(which))
+            rows.append(self._measure_one(at))
+        self.tell(what, len(which), len(which))
+        return rows
+
+    def _measure_one(self, at: int) -> Measured | None:
+        row = self.meter.measure(self.networks.config(at))
+        if row and at in self.guesses:
+            row = replace(row, predicted_ms=self.guesses[at])
+        self.measured[at] = row
+        return row
+
+    def _nothing(self) -> str:
+        """What to say where no network is within the limits."""
+        fastest = min(self.rows, key=lambda row: row.latency_ms)
+        return (
+            f"none of {len(self.rows)} measured networks is within the limits; the fastest takes "
+            f"{fastest.latency_ms:.2f} ms with {fastest.flops / 1e6:.0f} M flops; allow more"
+        )
+
+
+def _published(flops: float, meter: Meter, tell: OnStep) -> tuple[Measured, ...]:
+    """Measure the published RegNetX and RegNetY nearest to a number of flops, the nearest first."""
+    names = nearest_published(flops, meter.conditions.image_size)[:RIVALS]
+    rows = []
+    for number, name in enumerate(names):
+        tell("published networks", number, len(names))
+        rows.append(meter.measure(VARIANTS[name].config, name))
+    tell("published networks", len(names), len(names))
+    return tuple(sorted(filter(None, rows), key=lambda row: abs(log(row.flops / flops))))
+
+
+def _found(candidates: _Candidates, winner: Measured, published: tuple[Measured, ...]) -> Found:
+    """Compare the winner with its published rival, and put everything together."""
+    meter, limits = candidates.meter, candidates.limits
+    rival = min(
+        (row for row in published if abs(row.flops / winner.flops - 1) <= EQUAL),
+        key=lambda row: row.latency_ms,
+        default=None,
+    )
+    against = meter.compare(winner.config, rival.config) if rival else None
+    best = winner
+    if rival and against and against.differs and against.median < 1 and limits.allow(rival):
+        best = rival
+    rows, conditions = candidates.rows, meter.conditions
+    within = [row for row in (*rows, winner, *published) if limits.allow(row)]
+    return Found(
+        best=best,
+        pareto=pareto(within),
+        published=published,
+        rival=rival.name if rival else None,
+        against_rival=against,
+        fit_error=candidates.model.error,
+        prediction_error=candidates.prediction_error,
+        engine=conditions.engine,
+        precision=conditions.precision,
+        layout=conditions.layout,
+        batch_size=conditions.batch_size,
+        image_size=conditions.image_size,
+        candidates=len(candidates.networks),
+        measured=len(rows) + len(published),
+        environment=meter.environment,
+    )
+
+
+def nearest_published(flops: float, image_size: int) -> list[str]:
+    """Return the published RegNetX and RegNetY by how near their flops are, the nearest first."""
+    costs = {name: complexity(VARIANTS[name].config, image_size).flops for name in PLAIN}
+    return sorted(costs, key=lambda name: abs(log(costs[name] / flops)))
+
+
+def pareto(rows: Sequence[Measured]) -> tuple[Measured, ...]:
+    """Return the networks that no other beats in both flops and latency, by latency."""
+    front: list[Measured] = []
+    for row in sorted(rows, key=lambda row: (row.latency_ms, -row.flops)):
+        if not front or row.flops > front[-1].flops:
+            front.append(row)
+    return tuple(front)

@@ -1,0 +1,24 @@
+"""Design spaces as data, networks drawn from them by the thousand, and a model of their latency.
+
+NumPy alone, without torch; it may import `design` and the rooms below, and every room above may
+import it.
+"""
+
+from regnet.spaces.distributions import Distribution
+from regnet.spaces.latency import LatencyModel
+from regnet.spaces.paper import SPACES, constrained, find_space, search_space
+from regnet.spaces.sampling import Sample, sample, sample_by_flops
+from regnet.spaces.space import Space
+
+__all__ = [
+    "SPACES",
+    "Distribution",
+    "LatencyModel",
+    "Sample",
+    "Space",
+    "constrained",
+    "find_space",
+    "sample",
+    "sample_by_flops",
+    "search_space",
+]

@@ -1,0 +1,196 @@
+"""The design spaces of the paper by name, and the limits that the paper puts on them.
+
+Source: Radosavovic et al., Designing Network Design Spaces (2020), sections 3.2, 3.3, 4 and 5.
+Where the paper gives no distribution, it is that of pycls (`sweep/config.py`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from regnet.design.complexity import population_complexity
+from regnet.design.config import ArchitectureConfig
+from regnet.errors import ConfigError, unknown
+from regnet.spaces.distributions import Distribution
+from regnet.spaces.sampling import BoolArray, Sample
+from regnet.spaces.space import Relation, Space
+
+WIDE_GROUPS: Final = Distribution(kind="power2_or_log_uniform", low=8, high=128, quantum=8)
+"""Group widths as pycls draws them: multiples of 8 up to 128. The paper says only that group widths
+grow with flops, and gives examples."""
+
+DEPTHS: Final = (12, 28)
+"""Depth of the best networks (section 5; section 4 allows up to 40)."""
+
+LEAST_WM: Final = 2.0
+"""The best networks have wm of 2 or more (section 4)."""
+
+
+def _anynetx(name: str, **relations: Relation) -> Space:
+    return Space(
+        name=name,
+        family="anynet",
+        parameters={
+            "d_i": Distribution(kind="log_uniform", low=1, high=16),
+            "w_i": Distribution(kind="log_uniform", low=8, high=1024, quantum=8),
+            "b_i": Distribution(kind="power2_uniform", low=1, high=4),
+            "g_i": Distribution(kind="power2_uniform", low=1, high=32),
+        },
+        relations=relations,
+    )
+
+
+_REGNETX: Final = Space(
+    name="regnetx",
+    family="regnet",
+    parameters={
+        "d": Distribution(low=1, high=63),
+        "w0": Distribution(kind="log_uniform", low=8, high=248, quantum=8),
+        "wa": Distribution(kind="log_uniform", low=8, high=255.9, quantum=0.1),
+        "wm": Distribution(kind="log_uniform", low=1.5, high=3, quantum=0.001),
+        "b": Distribution(kind="power2_uniform", low=1, high=4),
+        "g": Distribution(kind="power2_uniform", low=1, high=32),
+    },
+)
+"""d < 64, w0 < 256, wa < 256 and 1.5 <= wm <= 3 (section 3.3). The paper gives neither the
+distributions nor the smallest wa; these are pycls's."""
+
+_SHARED: Final[Mapping[str, Relation]] = {"b_i": "equal", "g_i": "equal"}
+
+SPACES: Final[Mapping[str, Space]] = {
+    space.name: space
+    for space in (
+        _anynetx("anynetx_a"),
+        _anynetx("anynetx_b", b_i="equal"),
+        _anynetx("anynetx_c", **_SHARED),
+        _anynetx("anynetx_d", **_SHARED, w_i="increasing"),
+        _anynetx("anynetx_e", **_SHARED, w_i="increasing", d_i="increasing"),
+        _REGNETX,
+        replace(_REGNETX, name="regnety", architecture=ArchitectureConfig(se_ratio=0.25)),
+        # Dollár et al., Fast and Accurate Model Scaling (2021): an inverted bottleneck without its
+        # last activation, and the image size is drawn too.
+        replace(
+            _REGNETX,
+            name="regnetz",
+            parameters={
+                **_REGNETX.parameters,
+                "b": Distribution(kind="values", values=(0.25,)),
+                "r": Distribution(kind="log_uniform", low=128, high=448, quantum=16),
+            },
+            architecture=ArchitectureConfig(
+                block="linear_bottleneck", shortcut="none", activation="silu", se_ratio=0.25
+            ),
+        ),
+    )
+}
+"""The paper's spaces, unconstrained."""
+
+
+def find_space(
+    name: str,
+    *,
+    flops: float | None = None,
+    tolerance: float = 0.1,
+    final: bool = False,
+) -> Space:
+    """Return a space by name, or the part of it with a given number of flops.
+
+    Args:
+        name: a key of `SPACES`.
+        flops: the most multiply-adds; networks have this many, or fewer by up to `tolerance`. The
+            paper takes 360 to 400 million.
+        tolerance: a fraction of `flops`.
+        final: take a RegNet space as constrained in sections 4 and 5; see `constrained`.
+
+    Raises:
+        ConfigError: there is no such space, or it has no such part.
+    """
+    if name not in SPACES:
+        raise ConfigError(unknown("space", name, SPACES))
+    return part_at(SPACES[name], flops=flops, tolerance=tolerance, final=final)
+
+
+def part_at(
+    space: Space, *, flops: float | None, tolerance: float = 0.1, final: bool = False
+) -> Space:
+    """Return the part of a space with a given number of flops; arguments are as in `find_space`.
+
+    Raises:
+        ConfigError: the space has no such part.
+    """
+    if final:
+        if flops is None:
+            raise ConfigError("the limits of a constrained space depend on flops; pass flops too")
+        space = constrained(space, flops)
+    if flops is not None:
+        if not 0 < tolerance <= 1:
+            raise ConfigError(f"tolerance must lie in (0, 1], got {tolerance!r}")
+        space = space.restrict(flops=((1 - tolerance) * flops, flops))
+    return space
+
+
+def constrained(space: Space, flops: float) -> Space:
+    """Return a RegNet space within the limits that the paper found: b = 1, `DEPTHS`, `LEAST_WM`.
+
+    Networks also have at most `most_params` parameters and `most_activations` activations. Group
+    widths are drawn from `WIDE_GROUPS`.
+
+    Raises:
+        ConfigError: it is not a RegNet space.
+    """
+    if space.family != "regnet":
+        raise ConfigError(f"{space.name} is not a RegNet space and has no constrained part")
+    b = {} if space.parameters["b"].count == 1 else {"b": 1.0}
+    wider = replace(space, parameters={**space.parameters, "g": WIDE_GROUPS})
+    return replace(
+        wider.restrict(
+            d=DEPTHS,
+            wm=(LEAST_WM, None),
+            params=(None, float(most_params(flops))),
+            activations=(None, float(most_activations(flops))),
+            **b,
+        ),
+        name=f"{space.name}_final",
+    )
+
+
+def most_params(flops: Any) -> Any:
+    """Parameters of the largest of the best networks: 3.0 M + 5.5 M per GF (figure 13)."""
+    return 3.0e6 + 5.5e6 * flops / 1e9
+
+
+def most_activations(flops: Any) -> Any:
+    """Activations of the best networks: at most 6.5 M times the root of GF (figure 12)."""
+    return 6.5e6 * np.sqrt(flops / 1e9)
+
+
+def search_space(name: str = "regnety") -> Space:
+    """Return the space that `regnet.search` draws from: `constrained`, for any number of flops.
+
+    Parameters and activations are limited by the flops of each network, all counted for ImageNet at
+    224 pixels, whatever the image size and the classes of the search.
+
+    Raises:
+        ConfigError: the name is not regnetx or regnety.
+    """
+    known = ("regnetx", "regnety")
+    if name not in known:
+        raise ConfigError(unknown("space to search", name, known))
+    parameters = {
+        **SPACES[name].parameters,
+        "b": Distribution(kind="values", values=(1.0,)),
+        "g": WIDE_GROUPS,
+    }
+    space = replace(SPACES[name], name=f"{name}_search", parameters=parameters)
+    return space.restrict(d=DEPTHS, wm=(LEAST_WM, None)).where(
+        "the paper's limits of parameters and activations", _within_paper_limits
+    )
+
+
+def _within_paper_limits(networks: Sample) -> BoolArray:
+    architecture = replace(networks.space.architecture, num_classes=1000)
+    cost = population_complexity(networks.population, architecture, 224)
+    few = cost.params <= most_params(cost.flops)
+    return np.asarray(few & (cost.activations <= most_activations(cost.flops)))

@@ -1,0 +1,219 @@
+"""Repositories of one model, written: as a folder, or on the Hub, in timm's layout.
+
+`config.json` says which network it is and how its images look, `model.safetensors` has the weights
+under timm's names, and `README.md` is the model card. timm, and transformers through timm, open
+what is written here if timm has the architecture.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from regnet.atomic import write_bytes
+from regnet.design.variants import VARIANTS
+from regnet.errors import ConfigError, WeightsError
+from regnet.nn.model import AnyNet
+from regnet.weights.card import OWN, Card, Metric
+from regnet.weights.files import write_safetensors
+from regnet.weights.formats import FORMATS, from_native
+from regnet.weights.licenses import License, license_of
+from regnet.zoo.repository import CONFIG_FILE
+
+WEIGHTS_FILE: Final = "model.safetensors"
+README: Final = "README.md"
+
+_NOT_IN_TIMM: Final = frozenset(
+    name
+    for name, variant in VARIANTS.items()
+    if variant.family in ("resnet", "resnext", "vanilla")
+    or name in ("regnety_cifar", "regnety_10b", "regnety_2560_classy")
+)
+"""Variants that timm does not know, or knows with other names of tensors."""
+
+
+def save_pretrained(
+    model: AnyNet,
+    folder: str | Path,
+    *,
+    license: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+    readme: str | None = None,
+) -> None:
+    """Write a model as a repository: `config.json`, `model.safetensors`, `README.md`.
+
+    Args:
+        model: the model; its license, labels, metrics and source come from its weights.
+        folder: made if need be; each file is written whole or not at all.
+        license: of these weights, as on the Hub (`apache-2.0`); None: that of the weights that the
+            model began with, or else "unknown". A restricted one cannot be replaced by another.
+        metrics: accuracies to state, in percent by data set, instead of those of the weights that
+            the model began with.
+        readme: text of the model card (`README.md`) below its front matter, instead of ours.
+
+    Raises:
+        ConfigError: another license than the restricted one that the weights are under.
+        OSError: a file cannot be written.
+    """
+    terms = _license(model, license)
+    card = _published_card(model, terms, metrics)
+    tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    stored = from_native(tensors, FORMATS["timm"])
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(stored, folder / WEIGHTS_FILE)
+    text = json.dumps(_describe(model, card), indent=2)
+    write_bytes(folder / CONFIG_FILE, f"{text}\n".encode())
+    write_bytes(folder / README, _readme(model, card, terms, readme).encode())
+
+
+def push_to_hub(
+    model: AnyNet,
+    repo: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    revision: str | None = None,
+    message: str = "Add model",
+    license: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+    readme: str | None = None,
+) -> str:
+    """Upload a model as a repository of the Hub, as `save_pretrained` writes it.
+
+    Args:
+        model: the model.
+        repo: `owner/name`; made if there is none.
+        private: whether a new repository is private.
+        token: of a user who may write there; None: the one who is logged in.
+        revision: branch to write to; None: main.
+        message: of the commit.
+        license: see `save_pretrained`, as for the rest.
+        metrics: accuracies to state.
+        readme: text of the model card.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ConfigError: another license than the restricted one that the weights are under.
+        WeightsError: the Hub refuses.
+    """
+    import tempfile
+
+    from huggingface_hub import HfApi
+
+    from regnet.weights.transfer import http_client
+
+    api = HfApi(token=token, library_name="regnet")
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder, license=license, metrics=metrics, readme=readme)
+        try:
+            api.create_repo(repo, private=private, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=repo, folder_path=folder, revision=revision, commit_message=message
+            )
+        except (http_client().HTTPError, ValueError, OSError) as error:
+            raise WeightsError(f"cannot write to {repo}: {' '.join(str(error).split())}") from error
+    return str(done.commit_url)
+
+
+def _license(model: AnyNet, asked: str | None) -> License:
+    """The license to publish a model's weights under; a restricted one stays."""
+    own = model.card.license if model.card else None
+    if own in (None, "unknown") or license_of(own).permissive or asked in (None, own):
+        return license_of(asked or own or "unknown")
+    assert model.card is not None, "it has a license"
+    raise ConfigError(
+        f"these weights come from {model.card.name}, which is under {license_of(own).name}; "
+        f"they cannot be published under {asked!r}"
+    )
+
+
+def _published_card(model: AnyNet, terms: License, metrics: Mapping[str, float] | None) -> Card:
+    card = replace(model.card or Card(), license=terms.id)
+    if metrics is None:
+        return card
+    own = tuple(Metric(dataset=name, top1=top1) for name, top1 in metrics.items())
+    return replace(card, metrics=own, tag=None)  # these figures are of these weights
+
+
+def _describe(model: AnyNet, card: Card) -> dict[str, Any]:
+    """What `config.json` says."""
+    cfg = card.to_timm(model.config)
+    labels = cfg.pop("label_names", ())
+    architecture = cfg.pop("architecture")
+    options: dict[str, Any] = {}
+    if model.config.in_chans != 3:
+        options["in_chans"] = model.config.in_chans
+    if model.head.global_pool != "avg":
+        options["global_pool"] = model.head.global_pool
+    same = architecture in VARIANTS and model.config == replace(
+        VARIANTS[architecture].config,
+        num_classes=model.config.num_classes,
+        in_chans=model.config.in_chans,
+    )
+    return {
+        "architecture": architecture if same and architecture not in _NOT_IN_TIMM else OWN,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "global_pool": model.head.global_pool,
+        **({"label_names": list(labels)} if labels else {}),
+        "model_args": options,
+        "pretrained_cfg": cfg,
+        "regnet_architecture": architecture if same else OWN,
+        "regnet_config": model.config.to_dict(),
+    }
+
+
+def _readme(model: AnyNet, card: Card, terms: License, text: str | None) -> str:
+    """The model card of the Hub: front matter, and a text."""
+    front: dict[str, Any] = {
+        "library_name": "regnet",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "regnet", "timm"],
+        "license": terms.hub_id,
+    }
+    if terms.hub_id == "other":
+        front |= {"license_name": terms.id, "license_link": terms.link}
+    # Accuracies of published weights are not claimed for what was made of them.
+    results = [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"type": metric.dataset, "name": metric.dataset},
+            "metrics": [{"type": "accuracy", "value": metric.top1, "name": "top-1"}],
+        }
+        for metric in (() if card.tag else card.metrics)
+    ]
+    if results:
+        front["model-index"] = [{"name": card.architecture, "results": results}]
+    # JSON is YAML.
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---"]
+    return "\n".join([*lines, *([text] if text else _text(model, card, terms))]) + "\n"
+
+
+def _text(model: AnyNet, card: Card, terms: License) -> list[str]:
+    look = card.preprocess
+    lines = [
+        f"# {card.name}",
+        "",
+        f"- License: {terms.name}{f' ({terms.link})' if terms.link else ''}",
+        f"- Images: {look.size[0]}x{look.size[1]}, {look.interpolation}, crop {look.crop_pct}",
+        f"- Classes: {model.num_classes}",
+    ]
+    if card.origin:
+        lines.append(f"- Source of the weights: {card.origin}")
+    whose = f" (of the published weights {card.tag} that training began with)" if card.tag else ""
+    for metric in card.metrics:
+        at = f" at {metric.image_size} pixels" if metric.image_size else ""
+        lines.append(f"- Top-1 on {metric.dataset}{at}: {metric.top1} %{whose}")
+    return [
+        *lines,
+        "",
+        "```python",
+        "import regnet",
+        "",
+        'model = regnet.AnyNet.from_pretrained("OWNER/NAME")',
+        "```",
+    ]

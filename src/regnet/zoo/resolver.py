@@ -1,0 +1,117 @@
+"""From a name to its source: variants, tags, aliases, repositories, folders and config files."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_json
+from regnet.design.variants import VARIANTS, Variant
+from regnet.errors import ConfigError, WeightsError
+from regnet.weights.catalog import Checkpoint, find_checkpoint, find_upstream
+from regnet.zoo.names import find_variant
+from regnet.zoo.repository import CONFIG_FILE, read_repository
+from regnet.zoo.source import Source
+
+if TYPE_CHECKING:
+    from regnet.weights.download import Fetch
+
+HUB_PREFIXES: Final = ("hf-hub:", "hf_hub:")
+FOLDER_PREFIX: Final = "local-dir:"
+CONFIG_SUFFIX: Final = ".json"
+
+
+def find_source(
+    name: str | AnyNetConfig | RegNetConfig,
+    *,
+    pretrained: bool,
+    revision: str | None = None,
+    how: "Fetch | None" = None,
+) -> Source:
+    """Return what a name or a config stands for.
+
+    Args:
+        name: a variant, an alias, `variant.tag`, what a publisher calls a checkpoint
+            (`facebook/regnet-y-016`), `hf-hub:owner/name`, `hf-hub:owner/name@revision`,
+            `local-dir:folder`, the file of a config (.json), or a config.
+        pretrained: whether weights are wanted: without a tag, the variant's default.
+        revision: of the repository that holds the weights; None: as in the name or the table.
+        how: how to get the description of a repository.
+
+    Raises:
+        ConfigError: the name is not known, or the file holds no config.
+        WeightsError: there are no such weights, or they cannot be had.
+        OSError: the file cannot be read.
+    """
+    if isinstance(name, AnyNetConfig | RegNetConfig):
+        if pretrained:
+            raise WeightsError(
+                "a config of your own has no published weights; use pretrained=False, or "
+                "checkpoint_path= with a file"
+            )
+        return Source(config=name)
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"a model is named by text or given as a config, got {type(name).__name__}; "
+            "for a path, use str(path)"
+        )
+    if is_config_file(name):
+        return find_source(_read_config(name), pretrained=pretrained)
+    for prefix in HUB_PREFIXES:
+        if name.lower().startswith(prefix):
+            return _repository(name[len(prefix) :], revision, how)
+    if name.lower().startswith(FOLDER_PREFIX):
+        if revision is not None:
+            raise ConfigError("a folder has no revisions; leave revision out")
+        return _folder(Path(name[len(FOLDER_PREFIX) :]).expanduser())
+    variant, row = find_model(name)
+    if row is None and pretrained:
+        row = find_checkpoint(variant.name)
+    if row and revision is not None:
+        if row.repo is None:
+            raise ConfigError(f"{row.id} lies in no repository of the Hub; leave revision out")
+        # The SHA-256 in the table is that of the table's own revision.
+        row = replace(row, revision=revision, sha256=None, size=None)
+    return Source(config=variant.config, architecture=variant.name, checkpoint=row)
+
+
+def find_model(name: str) -> tuple[Variant, Checkpoint | None]:
+    """Return the variant that a name of the zoo stands for, and the checkpoint that it names.
+
+    Raises:
+        ConfigError: there is no such variant.
+        WeightsError: there are no such weights.
+    """
+    if row := find_upstream(name):
+        return VARIANTS[row.variant], row
+    variant, tag = find_variant(name)
+    return variant, find_checkpoint(variant.name, tag) if tag else None
+
+
+def is_config_file(name: str) -> bool:
+    """Return whether a name stands for the file of a config."""
+    prefixed = name.lower().startswith((*HUB_PREFIXES, FOLDER_PREFIX))
+    return name.lower().endswith(CONFIG_SUFFIX) and not prefixed
+
+
+def _read_config(name: str) -> AnyNetConfig | RegNetConfig:
+    try:
+        return config_from_json(Path(name).expanduser().read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+def _repository(name: str, revision: str | None, how: "Fetch | None") -> Source:
+    from regnet.weights.download import Fetch, fetch_file  # they bring torch, which listing avoids
+
+    repo, _, named = name.partition("@")
+    revision = revision or named or None
+    if repo.count("/") != 1:
+        raise WeightsError(f"a repository of the Hub is owner/name, got {repo!r}")
+    path = fetch_file(repo, CONFIG_FILE, revision, how or Fetch())
+    return read_repository(path, repo=repo, revision=revision)
+
+
+def _folder(folder: Path) -> Source:
+    if not folder.is_dir():
+        raise WeightsError(f"there is no folder {folder}")
+    return read_repository(folder / CONFIG_FILE)
