@@ -339,7 +339,7 @@ class RegNetConfig(ArchitectureConfig):
         """
         from regnet.design.fit import fit
 
-        return fit(widths, depths, **fixed)
+        return fit(cls, widths, depths, **fixed)
 
 
 def config_from_dict(data: Mapping[str, Any]) -> "AnyNetConfig | RegNetConfig":

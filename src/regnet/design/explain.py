@@ -1,11 +1,14 @@
 """How a RegNet's parameters become stages, step by step."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from regnet.design.config import RegNetConfig
 from regnet.design.widths import linear_widths, stage_runs, width_exponents
+
+if TYPE_CHECKING:
+    from regnet.design.config import RegNetConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class StageExplanation:
 class Explanation:
     """All steps of Eqs. 2-4 and of the rounding; `str` gives them as a table."""
 
-    config: RegNetConfig
+    config: "RegNetConfig"
     u: tuple[float, ...]
     """Widths on the line (Eq. 2), per block."""
     s: tuple[float, ...]
@@ -60,7 +63,7 @@ class Explanation:
         return "\n".join(lines)
 
 
-def explain(config: RegNetConfig) -> Explanation:
+def explain(config: "RegNetConfig") -> Explanation:
     """See `RegNetConfig.explain`."""
     u = linear_widths(config.w0, config.wa, np.arange(config.depth))
     s = width_exponents(u, config.w0, config.wm)

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import ceil, inf, log
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from regnet.design.config import RegNetConfig
 from regnet.design.widths import (
     QUANTUM,
     linear_widths,
@@ -23,6 +22,9 @@ from regnet.design.widths import (
     width_exponents,
 )
 from regnet.errors import ConfigError
+
+if TYPE_CHECKING:
+    from regnet.design.config import RegNetConfig
 
 _LEAST_WM = 1.1  # below, neighbouring levels of a narrow network round to one width
 _MOST_POINTS = 1024  # values of w0, and of wa, on the grid
@@ -32,7 +34,7 @@ _MOST_POINTS = 1024  # values of w0, and of wa, on the grid
 class RegNetFit:
     """A RegNet fitted to stage widths and depths."""
 
-    config: RegNetConfig
+    config: "RegNetConfig"
     """Parameters that reproduce the stages, or come closest by `e_fit`."""
     exact: bool
     """Whether `config` has exactly the stages asked for."""
@@ -41,8 +43,10 @@ class RegNetFit:
     squared on the grid of `paper_fit`; infinite where no RegNet there has as many stages."""
 
 
-def fit(widths: Sequence[int], depths: Sequence[int], **fixed: Any) -> RegNetFit:
-    """See `RegNetConfig.fit`."""
+def fit(
+    kind: "type[RegNetConfig]", widths: Sequence[int], depths: Sequence[int], **fixed: Any
+) -> RegNetFit:
+    """See `RegNetConfig.fit`; `kind` is that class, whose module imports this one."""
     if not 0 < len(widths) == len(depths) or min(*widths, *depths) < 1:
         raise ConfigError(
             "fit needs one positive width and one positive depth per stage, "
@@ -54,11 +58,11 @@ def fit(widths: Sequence[int], depths: Sequence[int], **fixed: Any) -> RegNetFit
     depth = sum(depths)
 
     def reproduces(w0: int, wa: float, wm: float) -> bool:
-        candidate = RegNetConfig(depth=depth, w0=w0, wa=wa, wm=wm, **groups)
+        candidate = kind(depth=depth, w0=w0, wa=wa, wm=wm, **groups)
         return list(candidate.widths) == widths and list(candidate.depths) == depths
 
     best, e_fit = paper_fit(widths, depths)
-    exact = _exact(widths, depths, RegNetConfig(depth=1, w0=QUANTUM, wa=0, wm=2, **groups))
+    exact = _exact(widths, depths, kind(depth=1, w0=QUANTUM, wa=0, wm=2, **groups))
     found = next((parameters for parameters in exact if reproduces(*parameters)), None)
     if found is None and best is None:
         raise ConfigError(
@@ -66,7 +70,7 @@ def fit(widths: Sequence[int], depths: Sequence[int], **fixed: Any) -> RegNetFit
             f"depths {depths} have, with wm of {_LEAST_WM} or more; use fewer stages or more blocks"
         )
     w0, wa, wm = found or best or (QUANTUM, 0.0, 2.0)
-    config = RegNetConfig(depth=depth, w0=w0, wa=wa, wm=wm, **fixed)
+    config = kind(depth=depth, w0=w0, wa=wa, wm=wm, **fixed)
     return RegNetFit(config=config, exact=found is not None, e_fit=e_fit)
 
 
@@ -101,7 +105,7 @@ def paper_fit(
 
 
 def _exact(
-    widths: Sequence[int], depths: Sequence[int], base: RegNetConfig
+    widths: Sequence[int], depths: Sequence[int], base: "RegNetConfig"
 ) -> Iterator[tuple[int, float, float]]:
     """Candidates (w0, wa, wm) for exactly these stages, with the fewest digits that do."""
     if any(a > b for a, b in pairwise(widths)):

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +23,7 @@ from regnet.engines.optimize import find_engine
 from regnet.errors import ConfigError, DataError, EngineError, in_one_line, unknown
 from regnet.evaluation import scores
 from regnet.evaluation.datasets import Match, identify, match_classes
-from regnet.evaluation.kept import Kept
+from regnet.evaluation.kept import Kept, kept
 from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
 from regnet.machine import environment
 from regnet.nn.model import AnyNet, evaluating
@@ -124,7 +125,7 @@ def evaluate(
         crop_pct: another part of the image that the crop keeps.
         dataset: name of the published set, where it cannot be recognized.
         real_labels: the file `real.json` of ImageNet-ReaL, for ImageNet-1k's validation images.
-        keep: a folder for the answers; an evaluation that was interrupted goes on from there.
+        keep: a folder to save the answers in; pass it again to resume an interrupted evaluation.
             Images that could not be read are tried again.
         on_images: called with images done and of all.
 
@@ -144,18 +145,16 @@ def evaluate(
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
     weights, home = digest.of_tensors(network.state_dict())[:16], next(network.parameters()).device
     with joined(find_device(device) if device is not None else home) as group:
-        kept = None
-        if keep is not None:
-            what = {
-                "weights": weights,
-                "images": images.fingerprint,
-                "preprocess": look.to_timm(),
-                "engine": engine,
-                "precision": precision,
-            }
-            kept = Kept(Path(keep), what, group)
+        what = {
+            "weights": weights,
+            "images": images.fingerprint,
+            "preprocess": look,
+            "engine": engine,
+            "precision": precision,
+        }
+        folder = nullcontext() if keep is None else kept(Path(keep), what, group)
         try:
-            with evaluating(network):
+            with folder as saved, evaluating(network):
                 network.to(group.device)
                 runner, ran = _runner(network, look, engine, precision, batch_size, group)
                 records = _answers(
@@ -166,7 +165,7 @@ def evaluate(
                     group=group,
                     batch_size=batch_size,
                     workers=workers,
-                    kept=kept,
+                    saved=saved,
                     on_images=on_images,
                 )
         finally:
@@ -248,12 +247,12 @@ def _answers(
     group: Group,
     batch_size: int,
     workers: int,
-    kept: "Kept | None",
+    saved: Kept | None,
     on_images: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
     """Answers of all processes, one record per image."""
     share = group.block(len(images))
-    records = [] if kept is None else kept.records
+    records = [] if saved is None else saved.records
     done = {record["image"] for record in records if "error" not in record}
     missing = [index for index in share if index not in done]
     own: list[dict[str, Any]] = []
@@ -268,8 +267,8 @@ def _answers(
                 logits = runner(loaded.images.to(group.device))
                 new += _records(loaded.indices, logits, competing)
             own += new
-            if kept is not None:
-                kept.add(new)
+            if saved is not None:
+                saved.add(new)
             if on_images and group.leads:
                 on_images(len(share) - len(missing) + len(own), len(share))
     return [record for part in group.gather(records + own) for record in part]

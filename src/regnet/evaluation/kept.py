@@ -1,49 +1,87 @@
-"""Answers on disk, so that an evaluation that was interrupted goes on."""
+"""Answers saved on disk, so that an interrupted evaluation can be resumed."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from regnet import digest, runfolder
+from regnet.documents import plain
 from regnet.errors import ConfigError
 from regnet.process_group import Group
 
+FILE: Final = "evaluation.json"
+"""What was begun in the folder: weights, images and settings."""
+
+_DIGITS: Final = 16
+"""Of the digest at the beginning of each line."""
+
 
 class Kept:
-    """Answers in files, a line per image and a file per process, so that a kill loses little."""
+    """Answers of one evaluation: a file per process, a line per image."""
 
-    def __init__(self, folder: Path, what: Mapping[str, Any], group: Group) -> None:
-        head = json.loads(json.dumps(what))
+    def __init__(self, folder: Path, group: Group) -> None:
+        """Read the answers in a folder that this process, or its leader, owns."""
         self.records: list[dict[str, Any]] = []
+        """Answers of all processes of earlier evaluations."""
         self.path = folder / f"answers-{group.rank}.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("answers-*.jsonl")):
-            first, *lines = path.read_text(encoding="utf-8").split("\n")
-            if not lines:
-                continue  # killed before the first line was whole
-            try:
-                found = json.loads(first)
-                # A line that was not finished has no end.
-                self.records += [json.loads(line) for line in lines[:-1]]
-            except ValueError as error:
-                raise ConfigError(f"{path}: damaged; remove it, or name another folder") from error
-            if found != head:
-                raise ConfigError(
-                    f"{folder}: holds the answers of another evaluation (weights, images or "
-                    "settings differ); name another folder"
-                )
+            # A kill may have cut the last line short: it has no end.
+            lines = path.read_bytes().split(b"\n")[:-1]
+            self.records += [_record(line, path) for line in lines]
         group.gather(None)  # all have read before one writes
-        self.head = json.dumps(head)
-        self._mend()
+        self._remove_unfinished_line()
 
-    def _mend(self) -> None:
-        """The own file begins with the head and ends with a whole line."""
-        text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
-        whole = text[: text.rfind("\n") + 1] or f"{self.head}\n"
-        if whole != text:
-            self.path.write_text(whole, encoding="utf-8")
+    def _remove_unfinished_line(self) -> None:
+        data = self.path.read_bytes() if self.path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            self.path.write_bytes(whole)
 
     def add(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Write the records of some images."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+        """Save the answers for some images."""
+        with self.path.open("ab") as file:
+            file.writelines(_line(record) for record in records)
+
+
+@contextmanager
+def kept(folder: Path, what: Mapping[str, Any], group: Group) -> Iterator[Kept]:
+    """Own a folder of answers.
+
+    Args:
+        folder: made if need be.
+        what: weights, images and settings, which decide the answers.
+        group: the processes that share the images.
+
+    Raises:
+        ConfigError: another process owns the folder, it holds the answers of another evaluation, or
+            a file in it is damaged.
+    """
+    asked = json.loads(json.dumps(what, default=plain))
+    with runfolder.owned(folder, "evaluating", group):
+        if (folder / FILE).exists():
+            if runfolder.begun(folder, FILE, "an evaluation") != asked:
+                raise ConfigError(
+                    f"{folder} holds the answers of another evaluation (weights, images or "
+                    "settings differ); name another folder"
+                )
+        elif held := [name for name in runfolder.contents(folder) if name.startswith("answers-")]:
+            raise ConfigError(f"{folder} holds {held[0]} without {FILE}; name another folder")
+        group.gather(None)  # all have looked before one writes
+        if group.leads and not (folder / FILE).exists():
+            runfolder.begin(folder, FILE, asked)
+        yield Kept(folder, group)
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    text = json.dumps(record).encode()
+    return digest.of_bytes(text)[:_DIGITS].encode() + b" " + text + b"\n"
+
+
+def _record(line: bytes, path: Path) -> dict[str, Any]:
+    written, _, text = line.partition(b" ")
+    if digest.of_bytes(text)[:_DIGITS].encode() != written:
+        raise ConfigError(f"{path} is damaged; remove it, or name another folder")
+    record: dict[str, Any] = json.loads(text)
+    return record

@@ -4,16 +4,14 @@ A folder holds it: study.json says what it is, and the store what has become of 
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from filelock import FileLock
 
-from regnet.atomic import write_bytes
+from regnet import runfolder
 from regnet.design.config import config_from_dict
 from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, DataError, ImageError, StudyError
@@ -28,8 +26,6 @@ from regnet.training.recipe import Recipe
 from regnet.training.run import Run
 
 FILE: Final = "study.json"
-
-LOCK: Final = "study.lock"
 
 MOST_FAILURES: Final = 20
 """Networks that may fail in a row before a study is ended: something else is wrong then."""
@@ -161,19 +157,17 @@ def init(folder: str | Path, study: Study) -> Study:
         DataError: the images cannot be used.
     """
     path = Path(folder)
-    if (path / FILE).exists() or (path / stores.FILE).exists():
-        raise ConfigError(f"{path} holds a study already; resume it, or name another folder")
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path} is a file; name a folder")
-    images = _open(study)
-    study = replace(study, spaces=_suited(study, study.spaces, images), images=fingerprints(images))
-    text = _text(study)
-    rows = [row for space in study.spaces for row in study.rows(space)]
-    path.mkdir(parents=True, exist_ok=True)
-    # From here on there is a study; networks that the store lacks are added when it is resumed.
-    write_bytes(path / FILE, text)
-    with Store(path, create=True) as store:
-        store.add(rows)
+    with runfolder.owned(path, "beginning a study"):
+        if {FILE, stores.FILE} & set(runfolder.contents(path)):
+            raise ConfigError(f"{path} holds a study already; resume it, or name another folder")
+        images = _open(study)
+        spaces = _suited(study, study.spaces, images)
+        study = replace(study, spaces=spaces, images=fingerprints(images))
+        rows = [row for space in study.spaces for row in study.rows(space)]
+        # From here on there is a study; networks that the store lacks are added when it is resumed.
+        runfolder.begin(path, FILE, study)
+        with Store(path, create=True) as store:
+            store.add(rows)
     return study
 
 
@@ -189,11 +183,11 @@ def extend(folder: str | Path, space: Space) -> Study:
     """
     path = Path(folder)
     read(path)
-    with FileLock(path / LOCK):
+    with runfolder.owned(path, "adding a space"):
         study = read(path)
         study = replace(study, spaces=(*study.spaces, *_suited(study, (space,), _open(study))))
-        text, rows = _text(study), list(study.rows(study.spaces[-1]))
-        write_bytes(path / FILE, text)
+        rows = list(study.rows(study.spaces[-1]))
+        runfolder.begin(path, FILE, study)
         with Store(path) as store:
             store.add(rows)
     return study
@@ -205,13 +199,7 @@ def read(folder: str | Path) -> Study:
     Raises:
         ConfigError: there is none.
     """
-    file = Path(folder) / FILE
-    try:
-        return Study.from_dict(json.loads(file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigError(f"{folder}: there is no {FILE}; name the folder of a study") from error
-    except ValueError as error:
-        raise ConfigError(f"{file}: {error}") from error
+    return Study.from_dict(runfolder.begun(Path(folder), FILE, "a study"))
 
 
 def resume(
@@ -282,9 +270,11 @@ def recover(folder: str | Path) -> tuple[int, Path | None]:
         ConfigError: there is no study.
         StudyError: a process is training it.
     """
-    study = read(folder)
-    rows = [row for space in study.spaces for row in study.rows(space)]
-    return stores.recover(Path(folder), rows)
+    read(folder)
+    with runfolder.owned(Path(folder), "recovering the study"):
+        study = read(folder)
+        rows = [row for space in study.spaces for row in study.rows(space)]
+        return stores.recover(Path(folder), rows)
 
 
 def counts(folder: str | Path) -> dict[str, dict[str, int]]:
@@ -327,10 +317,6 @@ def _open(study: Study) -> Images:
     return Images.open(
         study.train, study.val, train_images=study.train_images, val_images=study.val_images
     )
-
-
-def _text(study: Study) -> bytes:
-    return json.dumps(study.to_dict(), indent=1).encode()
 
 
 def _suited(study: Study, spaces: Sequence[Space], images: Images) -> tuple[Space, ...]:

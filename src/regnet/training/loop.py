@@ -9,20 +9,21 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from regnet import runfolder
 from regnet.atomic import write_bytes
 from regnet.data.sets import open_set
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.devices import find_device
 from regnet.errors import ConfigError, DataError, MissingExtraError, NoSplitError, TrainingError
 from regnet.nn.model import AnyNet
-from regnet.process_group import joined
+from regnet.process_group import Group, joined
 from regnet.training import checkpoint
 from regnet.training import run as runs
 from regnet.training.input import Images
@@ -142,17 +143,22 @@ def start(
     folder, options = Path(out) if out is not None else None, options or Options()
     if options.tensorboard:
         _summary_writer()
-    if folder is not None and (folder / runs.FILE).exists():
-        raise ConfigError(f"{folder} holds a run already; resume it, or name another folder")
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; name a folder")
-    if folder is not None and folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} holds other files; name a new folder")
-    with joined(find_device(options.device)) as group, _own_randomness(group.device):
+    with (
+        joined(find_device(options.device)) as group,
+        _own_randomness(group.device),
+        _owned(folder, group),
+    ):
+        if folder is not None:
+            held = group.gather(runfolder.contents(folder))[0]
+            if runs.FILE in held:
+                raise ConfigError(
+                    f"{folder} holds a run already; resume it, or name another folder"
+                )
+            if held:
+                raise ConfigError(f"{folder} holds other files; name a new folder")
         session = Session(run, group, options, images)
         _check_facts(facts, session)
         if folder is not None and group.leads:
-            folder.mkdir(parents=True, exist_ok=True)
             runs.write(folder, run, session.facts)
         return _Loop(session, folder, []).go()
 
@@ -170,7 +176,11 @@ def resume(out: str | Path, *, options: Options | None = None) -> Trained:
     folder = Path(out)
     run, facts = runs.read(folder)
     options = options or Options.of_run(facts)
-    with joined(find_device(options.device)) as group, _own_randomness(group.device):
+    with (
+        joined(find_device(options.device)) as group,
+        _own_randomness(group.device),
+        _owned(folder, group),
+    ):
         if run.recipe.micro_batch_size is None and facts["processes"] != group.size:
             raise ConfigError(
                 f"{folder} is a run of {facts['processes']} processes, which is what batch norm "
@@ -202,6 +212,11 @@ def _summary_writer() -> Any:
             "--tensorboard needs tensorboard, which is not installed; pip install tensorboard"
         ) from error
     return SummaryWriter
+
+
+def _owned(folder: Path | None, group: Group) -> AbstractContextManager[None]:
+    """Own the folder of a run, if it has one."""
+    return nullcontext() if folder is None else runfolder.owned(folder, "training", group)
 
 
 def _own_randomness(device: torch.device) -> AbstractContextManager[None]:

@@ -1,12 +1,11 @@
 """What decides the result of a training run, as a document that repeats it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regnet.atomic import write_bytes
+from regnet import runfolder
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
 from regnet.errors import ConfigError
 from regnet.training.recipe import Recipe
@@ -78,24 +77,17 @@ class Run:
 
 def write(out: Path, run: Run, facts: Mapping[str, Any]) -> None:
     """Write run.json: the run, and facts about where and on what it ran."""
-    document = {"run": run.to_dict(), **facts}
-    write_bytes(out / FILE, json.dumps(document, indent=1, default=str).encode())
+    runfolder.begin(out, FILE, {"run": run, **facts})
 
 
 def read(path: Path) -> tuple[Run, dict[str, Any]]:
-    """The run in a run.json, or in a folder that holds one, and the facts beside it.
+    """Return the run of a run.json, or of a folder that holds one, and the facts beside it.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it is not as it was written.
     """
-    file = path / FILE if path.is_dir() else path
+    document = runfolder.begun(path, FILE, "a run of `regnet train`")
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
         return Run.from_dict(document.pop("run")), document
-    except FileNotFoundError as error:
-        what = f"there is no {FILE}; name the folder of a run"
-        if path.suffix == ".json":
-            what = "there is no such file"
-        raise ConfigError(f"{path}: {what}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{file}: not the description of a run ({error})") from error
+        raise ConfigError(f"{path}: not the description of a run ({error})") from error
