@@ -1,27 +1,31 @@
 # Both targets set up everything they need in .venv; PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup # two processes, two cores
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test docs format clean
+.PHONY: demo test test-all docs format clean
 
 demo: .venv/package ## classify a real photo with the weights that come with the package
 	$(BIN)/regnet predict docs/photos/chelsea.png --topk 3
 	@echo
 	$(BIN)/regnet list 'regnet[xy]_*' --max-flops 1G
 
-test: .venv/dev ## formatter, linter, types, import contract, tests
+test: .venv/test ## formatter, linter, types, import contracts, and the tests that carry no marker
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup # two processes, two cores
+	$(PYTEST)
+
+test-all: .venv/dev ## all tests that need neither a GPU nor hours
+	$(PYTEST) --all
 
 docs: .venv/dev ## the documentation, in build/docs
 	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
 	@echo build/docs/index.html
 
-format: .venv/dev
+format: .venv/test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -34,6 +38,10 @@ clean:
 	$(PIP) --editable .
 	touch $@
 
-.venv/dev: .venv/package
+.venv/test: .venv/package
+	$(PIP) --editable '.[test]'
+	touch $@
+
+.venv/dev: .venv/test
 	$(PIP) --editable '.[dev]'
 	touch $@

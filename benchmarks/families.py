@@ -24,8 +24,8 @@ from regnet.cli.train import epoch_line
 from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig
 from regnet.engines.base import Target
 from regnet.engines.eager import Folded
-from regnet.machine import environment
 from regnet.figures import check_plot_file, save_figure
+from regnet.machine import environment
 from regnet.timing import measure
 from regnet.training.recipe import find_recipe
 

@@ -17,6 +17,7 @@ import torch
 import regnet
 from regnet.atomic import write_bytes
 from regnet.bench.floors import floor, measure_ceilings
+from regnet.design.layers import network_layers
 from regnet.design.variants import VARIANTS
 from regnet.engines.base import DTYPES, TOLERANCES, Target
 from regnet.engines.check import answers, worst_error
@@ -63,7 +64,7 @@ def main() -> None:
             assert error < TOLERANCES[args.precision], f"wrong numbers: {error}"
             seconds = time_queued(ours, inputs)
             least = floor(
-                VARIANTS[name].config, 224, batch, ceilings,
+                network_layers(VARIANTS[name].config.anynet(), 224), batch, ceilings,
                 element_bytes=DTYPES[args.precision].itemsize,
             ).fused  # fmt: skip
             row: dict[str, object] = {

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 import regnet
 from regnet.atomic import write_bytes
 from regnet.data.sets import ImageSet, open_set
-from regnet.process_group import Group
 from regnet.engines.base import Precision
 from regnet.machine import environment
+from regnet.process_group import Group
 from regnet.training.recipe import find_recipe
 from regnet.training.run import Run
 from regnet.training.session import Options, Session

@@ -1,7 +1,6 @@
 """The `zoo` directive: the catalog of weights as one table that sorts and filters."""
 
 import html
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from regnet.bench.document import latencies
+from regnet.bench.document import read
 from regnet.design.complexity import complexity
 from regnet.design.variants import VARIANTS
 from regnet.weights.catalog import checkpoints
@@ -26,7 +25,7 @@ COLUMNS = (
 
 def rows() -> Iterator[tuple[str, ...]]:
     """A row per checkpoint, of `COLUMNS`; flops for the checkpoint's image size."""
-    measured = latencies(json.loads(LATENCIES.read_text(encoding="utf-8")))
+    measured = read(LATENCIES).latencies
     for row in checkpoints().values():
         variant = VARIANTS[row.variant]
         side = row.preprocess.size[0]

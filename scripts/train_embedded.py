@@ -19,11 +19,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 import regnet
+from regnet.allocator import keep_freed_memory
 from regnet.atomic import write_bytes
 from regnet.cli.train import epoch_line
 from regnet.design.complexity import complexity
 from regnet.design.variants import VARIANTS
-from regnet.allocator import keep_freed_memory
 from regnet.evaluation.evaluate import evaluate
 from regnet.training import run as runs
 from regnet.training.loop import LOG, resume, train

@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from tests.hub import Hub
+from tests.marks import is_slow, slow_fixture
 
 # A time limit would judge the machine, not the code; in CI the same examples are drawn every time.
 settings.register_profile("default", deadline=None)
@@ -36,6 +37,7 @@ for _name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
 
 
 @pytest.fixture(scope="session")
+@slow_fixture
 def chromium():
     """Debian's browser; in CI it is there."""
     path = shutil.which("chromium")
@@ -50,10 +52,16 @@ def chromium():
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="run the tests that take long")
+    parser.addoption("--all", action="store_true", help="run the slow tests too: make test-all")
+    parser.addoption("--long", action="store_true", help="run the tests that take long as well")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not (config.getoption("--all") or config.getoption("--long")):
+        slow = [item for item in items if is_slow(item)]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
     skipped = {}
     if not config.getoption("--long"):
         skipped["long"] = "takes long; pytest --long runs it"

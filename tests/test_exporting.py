@@ -17,8 +17,8 @@ from regnet.design.variants import VARIANTS
 from regnet.engines.base import TOLERANCES, relative_error
 from regnet.errors import ConfigError, EngineError, MissingExtraError
 from regnet.exporting import FORMATS
-from tests.cli.test_cli import refused
-from tests.cli.test_cli import regnet as command
+from tests.command import refused
+from tests.command import regnet as command
 
 ROOT = Path(__file__).parents[1]
 
@@ -262,7 +262,9 @@ def test_the_command(tmp_path):
         command("export", "regnety_cifar", tmp_path / "a.txt"), 2, "must end as its format asks"
     )
     refused(command("export", "vit", path), 2, "vit")
-    refused(command("export", "regnety_cifar", path, "--precision", "int4"), 2, "got 'int4'")
+    refused(
+        command("export", "regnety_cifar", path, "--precision", "int4"), 2, "no precision 'int4'"
+    )
     images = tmp_path / "no"
     images.mkdir()
     args = ("--precision", "int8", "--images", images)

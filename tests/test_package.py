@@ -64,6 +64,20 @@ finally:
     assert done.returncode == (2 if words == "predict" else 0)
 
 
+@pytest.mark.parametrize(
+    "room", ["regnet.spaces", "regnet.design.complexity", "regnet.weights.card"]
+)
+def test_rooms_that_need_no_torch(room):
+    assert python(f"import sys, {room}; print('torch' in sys.modules)") == "False"
+
+
+def test_python_m_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "regnet", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"regnet {regnet.__version__}\n"
+
+
 def test_names_that_are_not_there():
     with pytest.raises(AttributeError, match="module 'regnet' has no attribute 'creat'"):
         regnet.creat  # type: ignore[attr-defined]  # noqa: B018
@@ -90,6 +104,7 @@ def test_public_names():
         "Evaluation",
         "Exported",
         "FeatureNet",
+        "Limits",
         "ModelInfo",
         "Optimized",
         "Prediction",
@@ -119,6 +134,7 @@ def test_public_names():
         "preprocess",
         "resume",
         "scale",
+        "search",
         "train",
     ]
     assert all(hasattr(regnet, name) for name in regnet.__all__)

@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from regnet.timing import (
-    Comparison,
-    bootstrap_median,
-    compare,
-    measure,
-    time_queued,
-)
+from regnet.timing import Comparison, bootstrap_median, compare, measure, time_queued
 
 INPUTS = [torch.zeros(1) for _ in range(3)]
 

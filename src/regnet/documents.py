@@ -160,12 +160,13 @@ def _value(kind: Any, given: Any, name: str) -> Any:
 def _any_of(kinds: Sequence[Any], given: Any, name: str) -> Any:
     if given is None and NoneType in kinds:
         return None
+    others = [kind for kind in kinds if kind is not NoneType]
     problem = ConfigError(f"{name} cannot be {_shown(given)}")
-    for kind in kinds:
+    for kind in others:
         try:
             return _value(kind, given, name)
         except ConfigError as error:
-            problem = error
+            problem = error if len(others) == 1 else problem
     raise problem
 
 

@@ -17,7 +17,8 @@ from regnet.exporting import Exported, export
 from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet, RegNet
 from regnet.prediction import ClassScore, Prediction, predict
-from regnet.selection import Limits, search
+from regnet.selection.limits import Limits
+from regnet.selection.search import search
 from regnet.training.loop import Trained, resume, train
 from regnet.training.recipe import Recipe, find_recipe
 from regnet.training.session import Options as TrainOptions

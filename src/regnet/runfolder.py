@@ -3,7 +3,8 @@
 Training, evaluation and studies write their files into folders that outlive the process. Each such
 folder has one owner at a time, whose lock ends with its process, and one document that says what
 was begun there (`regnet.documents`), so that a run is resumed with what it began with or not at
-all. """
+all.
+"""
 
 import os
 import platform

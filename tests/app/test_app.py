@@ -1,7 +1,6 @@
 """The explorer, driven in a real browser as a person would."""
 
 import functools
-import json
 import re
 import socket
 import subprocess
@@ -12,13 +11,14 @@ import pytest
 import torch
 
 import regnet
-from regnet import app
-from regnet.app import device, reports
+from regnet import app, documents
+from regnet.app import reports
 from regnet.bench.document import Case
 from regnet.bench.report import render
 from regnet.bench.runner import run
 from regnet.design.config import RegNetConfig
 from regnet.errors import ConfigError
+from regnet.selection.device import learn
 
 PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
 PATIENCE = 60_000
@@ -37,7 +37,7 @@ def free_port():
 def explorer():
     """Its address; it learns a device from few networks, and takes files of up to 1 MB."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("regnet.app.page.learn", functools.partial(device.learn, probes=12))
+    patch.setattr("regnet.app.page.learn", functools.partial(learn, probes=12))
     page = app.launch(port=free_port(), upload_mb=1)
     yield page.local_url
     page.close()
@@ -169,12 +169,12 @@ def test_a_report_opens_apart_from_the_page(page, bench_document, tmp_path):
 @pytest.fixture(scope="module")
 def bench_document():
     todo = [Case(model="regnetx_002", image_size=32, engine="folded")]
-    return run(todo, device=torch.device("cpu"), seconds=0.1).to_dict()
+    return run(todo, device=torch.device("cpu"), seconds=0.1)
 
 
 def test_documents_become_reports(bench_document, tmp_path):
     path = tmp_path / "bench.json"
-    path.write_text(json.dumps(bench_document))
+    documents.write(path, bench_document)
     assert reports.page(path) == render(bench_document)
 
 
@@ -183,7 +183,7 @@ def test_documents_become_reports(bench_document, tmp_path):
     [
         ("page.html", b"<html></html>", "page.html: neither a report"),
         ("photo.png", b"\x89PNG\xff", "photo.png: this is no text file"),
-        ("other.json", b"{}", "not a document of regnet bench"),
+        ("other.json", b"{}", "not a document of `regnet bench --out`"),
     ],
 )
 def test_other_files_are_no_reports(tmp_path, name, content, reason):

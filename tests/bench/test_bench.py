@@ -12,20 +12,22 @@ from dataclasses import replace
 import pytest
 import torch
 
+from regnet import documents
 from regnet.bench.compare import compare_documents
-from regnet.bench.document import Case, read
+from regnet.bench.document import Case, Row, read
 from regnet.bench.floors import Ceilings, floor
 from regnet.bench.networks import DEFAULT_MODELS, PAIRINGS, expand, load
 from regnet.bench.report import render
 from regnet.bench.runner import run
 from regnet.design.config import RegNetConfig
+from regnet.design.layers import network_layers
 from regnet.design.variants import VARIANTS
 from regnet.engines import optimize
 from regnet.errors import ConfigError, WeightsError
 from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet
 from regnet.timing import Comparison
 from regnet.zoo.create import create as regnet_create
-from tests.cli.test_cli import refused, regnet
+from tests.command import refused, regnet
 from tests.engines.test_engines import Wrong
 
 CPU = torch.device("cpu")
@@ -43,7 +45,9 @@ FLOORS = {
 @pytest.mark.parametrize("name", FLOORS)
 def test_floors(name):
     ceilings = Ceilings(bytes_per_second=4.3e12, flops_per_second=790e12)
-    found = floor(VARIANTS[name].config, 224, 256, ceilings, element_bytes=2)
+    found = floor(
+        network_layers(VARIANTS[name].config.anynet(), 224), 256, ceilings, element_bytes=2
+    )
     assert 1e3 * found.epilogue == pytest.approx(FLOORS[name][0], rel=0.003)
     assert 1e3 * found.fused == pytest.approx(FLOORS[name][1], rel=0.003)
 
@@ -53,6 +57,9 @@ def config_file(tmp_path):
     path = tmp_path / "small.json"
     path.write_text(SMALL.to_json())
     return str(path)
+
+
+ROW = documents.sealed({"row": Row(case=Case(model="regnetx_002"))})["row"]
 
 
 def cases(model, **options):
@@ -72,8 +79,8 @@ def test_a_row_has_what_a_reader_needs(config_file):
     assert row.top1_agreement == 1
     assert 0 < row.floor_fused_ms < row.latency_ms
     assert row.floor_fused_ms <= row.floor_epilogue_ms
-    document = json.loads(json.dumps(done.to_dict()))
-    assert document["schema"] == 2
+    document = documents.sealed(done)
+    assert document["schema"] == 3
     assert row.low_ms <= row.latency_ms <= row.high_ms
     assert row.p99_ms is None
     assert row.queued_ms > 0
@@ -98,7 +105,7 @@ def test_a_network_of_few_classes_and_other_channels_can_be_timed(tmp_path):
 
 def test_what_there_is_can_be_kept_after_each_case(config_file):
     kept = []
-    run(cases(config_file) * 2, device=CPU, seconds=0.05, keep=kept.append)
+    run(cases(config_file) * 2, device=CPU, seconds=0.05, on_document=kept.append)
     assert [(len(d.rows), d.complete) for d in kept] == [(1, False), (2, False)]
 
 
@@ -131,7 +138,7 @@ def test_what_fails_is_a_row_and_the_rest_goes_on(config_file, monkeypatch):
     assert not rows[1].seconds
     assert rows[2].reason == "for CUDA devices only"
     assert rows[3].latency_ms > 0
-    text = render(run(todo, device=CPU, seconds=0.05).to_dict())
+    text = render(run(todo, device=CPU, seconds=0.05))
     assert "wrong: its outputs differ" in text
     assert "http" not in text.replace("http://www.w3.org/2000/svg", "")
 
@@ -184,7 +191,7 @@ def test_pairs_run_in_turn():
     assert pair.low <= pair.ratio <= pair.high
     assert len(pair.ratios) == 30
     assert (pair.ran_a, pair.ran_b) == ("folded fp32", "folded fp32")
-    assert "In turn" in render(done.to_dict())
+    assert "Alternating" in render(done)
 
 
 def test_the_ratio_of_a_pair_is_a_over_b(monkeypatch):
@@ -212,7 +219,7 @@ def test_the_ratio_of_a_pair_is_a_over_b(monkeypatch):
 
 def test_efficientnets_have_floors():
     ceilings = Ceilings(bytes_per_second=1e9, flops_per_second=1e30)
-    found = floor(EFFICIENTNETS["efficientnet_b0"], 224, 1, ceilings, element_bytes=4)
+    found = floor(EFFICIENTNETS["efficientnet_b0"].layers(224), 1, ceilings, element_bytes=4)
     # Every map is written once and read once or more; the parameters are read once.
     assert 2 * 4 * 6.7e6 / 1e9 < found.fused < found.epilogue < 4 * 4 * 6.8e6 / 1e9
 
@@ -259,28 +266,58 @@ def test_peers_stand_beside_ours(monkeypatch):
         expand(["regnetx_002"], ["keras"])
 
 
+def test_a_config_is_a_case_of_its_own(tmp_path):
+    """It needs no file, and comes back from the document as the config that it was."""
+    done = run(cases(SMALL), device=CPU, seconds=0.05)
+    [row] = done.rows
+    assert row.reason is None
+    assert row.case.name == f"regnet {list(SMALL.depths)} {list(SMALL.widths)}"
+    documents.write(tmp_path / "a.json", done)
+    assert read(tmp_path / "a.json") == done
+    assert read(tmp_path / "a.json").rows[0].case.model == SMALL
+
+
 def test_documents_are_compared(tmp_path, config_file):
-    before = run(cases(config_file), device=CPU, seconds=0.2).to_dict()
-    before["rows"][0]["seconds"] = [(1 + 0.01 * (n % 5)) * 1e-3 for n in range(50)]
-    slower = json.loads(json.dumps(before))
-    slower["rows"][0]["seconds"] = [1.2 * s for s in before["rows"][0]["seconds"]]
+    done = run(cases(config_file), device=CPU, seconds=0.2)
+
+    def timed(seconds):
+        return replace(done, rows=(replace(done.rows[0], seconds=tuple(seconds)),))
+
+    before = timed((1 + 0.01 * (n % 5)) * 1e-3 for n in range(50))
+    slower = timed(1.2 * s for s in before.rows[0].seconds)
     [change] = compare_documents(before, slower)
     assert change.ratio == pytest.approx(1 / 1.2)
     assert change.verdict == "1.20x slower in the second"
     assert compare_documents(slower, before)[0].verdict == "1.20x faster in the second"
-    noisy = json.loads(json.dumps(before))
-    noisy["rows"][0]["seconds"] = [(0.5 + n % 2) * 1e-3 for n in range(50)]
+    noisy = timed((0.5 + n % 2) * 1e-3 for n in range(50))
     assert compare_documents(before, before)[0].verdict == "no difference shown"
     assert compare_documents(noisy, noisy)[0].verdict == "no difference shown"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d | {"schema": 7}, "its schema is 7, and this version reads 3; measure again"),
+        (lambda d: {"schema": 3}, "lacks the field 'ceilings'"),
+        (lambda d: d | {"rows": [{}]}, r"rows\[0\]: lacks the field 'case'"),
+        (lambda d: d | {"rows": [d["rows"][0] | {"flops": "1"}]}, r"rows\[0\].flops cannot be '1'"),
+        (lambda d: d | {"pairs": None}, "pairs must be a list, got None"),
+        (lambda d: d | {"mood": 1}, "has no field 'mood'; it has rows, pairs"),
+    ],
+)
+def test_documents_of_another_shape_are_refused(tmp_path, config_file, change, message):
     path = tmp_path / "a.json"
-    path.write_text('{"schema": 7}')
-    with pytest.raises(ConfigError, match="schema 7; this version reads 2"):
+    documents.write(path, change(documents.sealed(run([], device=CPU)) | {"rows": [ROW]}))
+    with pytest.raises(ConfigError, match=message) as error:
         read(path)
-    path.write_text('{"schema": 2}')
-    with pytest.raises(ConfigError, match="not a document of regnet bench"):
-        read(path)
-    path.write_text("{")
-    with pytest.raises(ConfigError, match="not a document of regnet bench"):
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 3}'])
+def test_other_files_are_no_documents(tmp_path, text):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.json: not a document of `regnet bench --out`"):
         read(path)
 
 
@@ -328,9 +365,9 @@ def test_python_m_is_the_same_command(config_file):
         (["--out", "no/a.json"], ["no/a.json: there is no folder no"]),
         (["--html", "no/a.html"], ["there is no folder no"]),
         (["--peers", "keras"], ["there is no peer 'keras'"]),
-        (["--plot", "a.txt"], ["a.txt: a plot's file must end in"]),
-        (["--layout", "NHWC"], ["layout must be one of channels_last, contiguous; got 'NHWC'"]),
-        (["--precision", "int3"], ["precision must be one of fp32, bf16, fp16; got 'int3'"]),
+        (["--plot", "a.txt"], ["a.txt: the file of a plot must end in"]),
+        (["--layout", "NHWC"], ["there is no layout 'NHWC'; there are channels_last, contiguous"]),
+        (["--precision", "int3"], ["there is no precision 'int3'; there are fp32, bf16, fp16"]),
         (["--batch-size", "0"], ["needs whole numbers such as 1,16, got '0'"]),
         (["--device", "tpu"], ["there is no device 'tpu'"]),
         (["--against", "none.json"], ["none.json: No such file or directory"]),

@@ -16,7 +16,7 @@ MODELS = ("efficientnet_b0", "regnety_004", "regnetx_002")
 def report(tmp_path_factory):
     todo = [Case(model=name, image_size=32, engine="folded") for name in (*MODELS, "none.json")]
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(render(run(todo, device=torch.device("cpu"), seconds=0.1).to_dict()))
+    path.write_text(render(run(todo, device=torch.device("cpu"), seconds=0.1)))
     return path
 
 

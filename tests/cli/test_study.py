@@ -5,8 +5,8 @@ import json
 import pytest
 
 import regnet.selection.search as searching
-from regnet.studies import find_space
-from tests.cli.test_train import regnet
+from regnet.spaces import find_space
+from tests.command import regnet
 from tests.pictures import write_folder
 
 SMALL = (
@@ -55,7 +55,7 @@ def test_an_analysis_is_a_table_or_a_document(study):
 
 
 def test_reports_plots_and_tables(study, tmp_path):
-    regnet("study", "report", study, "-o", tmp_path / "r.html", "--plots", tmp_path / "plots")
+    regnet("study", "report", study, "--out", tmp_path / "r.html", "--plots", tmp_path / "plots")
     assert "<svg" in (tmp_path / "r.html").read_text()
     assert (tmp_path / "plots/edf.svg").exists()
     done = regnet("study", "export", study, tmp_path / "t.csv")
@@ -104,11 +104,11 @@ def test_a_space_may_be_a_file(data, tmp_path):
     [
         (("--space", "regnetq"), 2, "there is no space 'regnetq'; did you mean 'regnet"),
         (("--space", "regnetx", "--restrict", "d"), 2, "--restrict needs name=low:high"),
-        (("--space", "regnetx", "--restrict", "q=3"), 2, "no space has 'q'"),
+        (("--space", "regnetx", "--restrict", "q=3"), 2, "no parameter or metric 'q'"),
         (("--space", "regnetx", "--restrict", "d=nan:"), 2, "an end that is no number"),
         (("--space", "regnetx", "--final"), 2, "depend on flops; say how many"),
         (("--space", "regnetx", "--recipe", "cifra"), 2, "did you mean 'cifar'"),
-        (("--space", "regnetx", "--executor", "k8s", "--run"), 2, "local, ray or slurm"),
+        (("--space", "regnetx", "--executor", "k8s", "--run"), 2, "there are local, ray, slurm"),
         (("--space", "regnetx", "--device", "cuda", "--run"), 2, "no CUDA GPU"),
     ],
 )
@@ -130,7 +130,7 @@ def test_a_search_prints_and_writes_what_it_found(tmp_path, monkeypatch):
     best = tmp_path / "best.json"
     options = (
         "--flops", "8e6", "--latency-ms", "1e4", "--image-size", "32", "--engine", "folded",
-        "--probes", "8", "--finalists", "2", "--seconds", "0.02", "--seed", "1", "-o", best,
+        "--probes", "8", "--finalists", "2", "--seconds", "0.02", "--seed", "1", "--out", best,
     )  # fmt: skip
     done = regnet("search", *options)
     assert "regnety_004" in done.stdout
@@ -144,5 +144,5 @@ def test_a_search_prints_and_writes_what_it_found(tmp_path, monkeypatch):
 def test_a_search_needs_a_limit_and_a_place_for_its_answer(tmp_path):
     assert "a search needs a limit" in regnet("search", code=2).stderr
     for path in (tmp_path / "best.cfg", tmp_path / "none/best.json"):
-        done = regnet("search", "--flops", "1M", "-o", path, code=2)
+        done = regnet("search", "--flops", "1M", "--out", path, code=2)
         assert "must end in .json, in a folder that exists" in done.stderr

@@ -1,14 +1,10 @@
 """`regnet train` and `regnet evaluate`, as a person uses them."""
 
-import contextlib
-import io
 import json
-import sys
-from types import SimpleNamespace
 
 import pytest
 
-from regnet.cli.main import main
+from tests.command import regnet
 from tests.pictures import write_folder
 from tests.training.test_recipe import TINY
 
@@ -16,22 +12,6 @@ SETTINGS = (
     "--recipe", "cifar", "--set", "epochs=2", "--set", "batch_size=12", "--set", "warmup_epochs=0",
     "--set", "clean_epochs=1", "--set", "precision=fp32", "--threads", "1",
 )  # fmt: skip
-
-
-def regnet(*arguments, code=0):
-    """The command in this process: starting one takes longer than what it is asked to do."""
-    streams = io.StringIO(), io.StringIO()
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        contextlib.redirect_stdout(streams[0]),
-        contextlib.redirect_stderr(streams[1]),
-    ):
-        patch.setattr(sys, "argv", ["regnet", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-    out, err = (stream.getvalue() for stream in streams)
-    assert (ended.value.code or 0) == code, err
-    return SimpleNamespace(stdout=out, stderr=err)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +81,7 @@ def test_replay_and_resume(run, tmp_path):
         (
             ("evaluate", "DATA", "--precision", "fp8"),
             2,
-            "precision must be one of fp32, bf16, fp16",
+            "there are fp32, bf16, fp16",
         ),
         (("evaluate", "DATA", "--model", "regnety_015"), 2, "did you mean"),
     ],

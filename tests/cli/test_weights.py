@@ -12,7 +12,7 @@ from regnet.design.variants import VARIANTS
 from regnet.nn.model import AnyNet
 from regnet.weights.catalog import data_dir
 from regnet.weights.formats import FORMATS, from_native
-from tests.cli.test_cli import refused, regnet
+from tests.command import refused, regnet
 
 FILE = data_dir() / "regnety_cifar.cifar10.safetensors"
 

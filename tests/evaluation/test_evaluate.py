@@ -21,6 +21,7 @@ from regnet.evaluation.datasets import identify, imagenet, match_classes
 from regnet.evaluation.evaluate import evaluate
 from regnet.evaluation.scores import Answers
 from regnet.nn.model import AnyNet
+from regnet.weights.card import Card, Metric
 from regnet.weights.catalog import label_sets
 from tests.pictures import COLORS, write_folder
 from tests.training.test_recipe import TINY
@@ -43,11 +44,11 @@ class ByColor(torch.nn.Module):
 def model():
     network = AnyNet(replace(TINY, num_classes=len(NAMES)))
     network.forward = ByColor().forward
-    network.pretrained_cfg = {
-        **LOOK.to_timm(),
-        "label_names": NAMES,
-        "metrics": [{"dataset": "colors", "top1": 99.95, "image_size": 16}],
-    }
+    network.card = Card(
+        preprocess=LOOK,
+        labels=NAMES,
+        metrics=(Metric(dataset="colors", top1=99.95, image_size=16),),
+    )
     return network
 
 
@@ -273,8 +274,9 @@ def test_any_number_of_processes_counts_the_same(tmp_path, count):
         assert result["evaluated"] == 29
         assert result["top1"] == expected.top1
         assert result["unreadable"] == list(expected.unreadable)
-    lines = [line for p in (tmp_path / "kept").iterdir() for line in p.read_text().splitlines()]
-    images = [json.loads(line)["image"] for line in lines if "image" in json.loads(line)]
+    files = (tmp_path / "kept").glob("answers-*.jsonl")
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    images = [json.loads(line.partition(" ")[2])["image"] for line in lines]
     assert sorted(images) == list(range(31))
 
 
@@ -291,7 +293,7 @@ def test_an_interrupted_evaluation_goes_on(model, tmp_path):
 
     with pytest.raises(Killed):
         evaluate(model, tmp_path / "set", batch_size=4, keep=kept, on_images=stop)
-    [path] = kept.iterdir()
+    [path] = kept.glob("answers-*.jsonl")
     path.write_text(path.read_text()[:-5])  # killed within a line
     seen = []
     done = evaluate(
@@ -301,7 +303,7 @@ def test_an_interrupted_evaluation_goes_on(model, tmp_path):
     assert done.top1 == 100
     assert seen[0] == (15, 20)
     (kept / "answers-1.jsonl").write_text("{\n")
-    with pytest.raises(ConfigError, match=r"answers-1.jsonl: damaged"):
+    with pytest.raises(ConfigError, match=r"answers-1.jsonl is damaged"):
         evaluate(model, tmp_path / "set", batch_size=4, keep=kept)
     (kept / "answers-1.jsonl").unlink()
     with pytest.raises(ConfigError, match="answers of another evaluation"):
@@ -310,12 +312,14 @@ def test_an_interrupted_evaluation_goes_on(model, tmp_path):
 
 def test_published_figures_are_those_of_the_same_setting(model, tmp_path):
     write_folder(tmp_path, 5, names=NAMES)
-    metric = {"dataset": "colors", "top1": 99.0}
-    model.pretrained_cfg |= {
-        "metrics": [metric | {"image_size": 32, "crop_pct": 0.9}, metric | {"top1": 98.0}],
-        "test_input_size": (3, 32, 32),
-        "test_crop_pct": 0.9,
-    }
+    model.card = replace(
+        model.card,
+        larger=replace(LOOK, size=(32, 32), crop_pct=0.9),
+        metrics=(
+            Metric(dataset="colors", top1=99.0, image_size=32, crop_pct=0.9),
+            Metric(dataset="colors", top1=98.0),
+        ),
+    )
 
     def published(**setting):
         found = evaluate(model, tmp_path, dataset="colors", **setting).published

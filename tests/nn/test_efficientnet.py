@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet, efficientnet_complexity
+from regnet.design.complexity import total
+from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet
 
 # pycls 5719de64, dev/model_complexity.json: image size, flops, params, activations
 PYCLS = {
@@ -20,7 +21,7 @@ PYCLS = {
 def test_complexity_is_that_of_pycls(name):
     size, flops, params, activations = PYCLS[name]
     assert EFFICIENTNETS[name].image_size == size
-    found = efficientnet_complexity(EFFICIENTNETS[name], size)
+    found = total(EFFICIENTNETS[name].layers(size))
     assert (found.flops, found.params, found.activations) == (flops, params, activations)
 
 
@@ -30,7 +31,7 @@ def test_the_module_is_what_was_counted(name):
         model = EfficientNet(EFFICIENTNETS[name])
         logits = model(torch.empty(2, 3, 64, 64))
     assert logits.shape == (2, 1000)
-    counted = efficientnet_complexity(EFFICIENTNETS[name], 64)
+    counted = total(EFFICIENTNETS[name].layers(64))
     assert sum(p.numel() for p in model.parameters()) == counted.params
 
 

@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from regnet import documents
 from regnet.design.config import ArchitectureConfig
 from regnet.errors import ConfigError, DataError, StudyError
+from regnet.executors.base import Died, InProcess
+from regnet.executors.pool import ProcessPool
+from regnet.spaces.paper import SPACES
+from regnet.spaces.space import Space
 from regnet.studies import population
 from regnet.studies.analysis import analyze, refine, write_table
-from regnet.executors.pool import Died, InProcess, ProcessPool
 from regnet.studies.population import Study
-from regnet.spaces.space import SPACES, Space
 from regnet.studies.store import Store
 from regnet.studies.task import _images
 from regnet.training.recipe import Recipe
@@ -391,7 +394,7 @@ def test_other_images_are_refused(done: Path, tmp_path: Path) -> None:
     write_folder(tmp_path / "other/train", 60)
     write_folder(tmp_path / "other/val", 18)
     document["train"] = document["val"] = str(tmp_path / "other")
-    (folder / "study.json").write_text(json.dumps(document))
+    documents.write(folder / "study.json", document)
     with pytest.raises(DataError, match="the images here are not those that the study began with"):
         population.resume(folder, executor=InProcess())
 
@@ -416,7 +419,7 @@ def test_analysis_and_refinement(done: Path, study: Study) -> None:
         analysis.spaces["anynetx_a"].best["d"].low,
         min(8, analysis.spaces["anynetx_a"].best["d"].high),
     )
-    with pytest.raises(ConfigError, match="regnetx has no 'depth'"):
+    with pytest.raises(ConfigError, match="no metric of regnetx 'depth'"):
         refine(found["regnetx"].space, result, "depth")
 
 
@@ -438,7 +441,7 @@ def test_spaces_can_be_compared_whatever_their_complexity(done: Path) -> None:
     assert plain.comparison.verdict == "better"
     assert normal.comparison.difference == pytest.approx(0, abs=0.3)
     assert normal.comparison.verdict == "not told apart"
-    with pytest.raises(ConfigError, match="anynetx_a has no 'params' to normalize by"):
+    with pytest.raises(ConfigError, match="no metric of anynetx_a 'params'"):
         analyze(found, normalize="params")
     with pytest.raises(ConfigError, match="normalize by flops: no network between"):
         analyze(found, normalize="flops", bins=4000)

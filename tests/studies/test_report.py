@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from regnet.spaces.paper import SPACES, find_space
 from regnet.studies.analysis import analyze
 from regnet.studies.population import Population, Study
 from regnet.studies.report import render, save_plots
-from regnet.spaces.space import SPACES, find_space
 from regnet.studies.store import Row
 from regnet.training.recipe import find_recipe
 

@@ -148,7 +148,7 @@ def test_recipes_survive_json(name):
         ({"warmup_epochs": 100}, "warmup_epochs must be below epochs, got 100 of 100"),
         ({"micro_batch_size": 100}, "micro_batch_size must divide batch_size, got 100 and 1024"),
         ({"crop": "centre"}, "crop must be one of pad, resized, got 'centre'"),
-        ({"epoch": 3}, "a recipe has no field 'epoch'; did you mean 'epochs'"),
+        ({"epoch": 3}, "no field of a recipe 'epoch'; did you mean 'epochs'"),
     ],
 )
 def test_bad_recipes(change, message):

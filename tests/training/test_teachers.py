@@ -1,6 +1,5 @@
 """Learning from trained networks: the loss, what a teacher sees, whose turn it is, bad input."""
 
-import json
 from collections import Counter
 from dataclasses import replace
 
@@ -110,19 +109,6 @@ def test_a_run_with_teachers_goes_on_bit_by_bit_and_repeats(data, taught, tmp_pa
     facts["teachers"][taught[1]] = "0123456789abcdef"
     with pytest.raises(ConfigError, match="its weights are not those of the run"):
         start(run, tmp_path / "changed", facts=facts)
-
-
-def test_runs_of_before_there_were_teachers_are_read(data, tmp_path):
-    train(TINY, data, tmp_path / "old", recipe=replace(SHORT, epochs=1))
-    path = tmp_path / "old/run.json"
-    document = json.loads(path.read_text())
-    del document["run"]["teachers"], document["teachers"]
-    del document["run"]["recipe"]["distill"], document["run"]["recipe"]["temperature"]
-    path.write_text(json.dumps(document))
-    run, facts = read(tmp_path / "old")
-    assert run.teachers == ()
-    start(run, tmp_path / "again", facts=facts)
-    assert same(tmp_path / "old", tmp_path / "again")
 
 
 def test_bad_input(data, taught, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import regnet
+from regnet import documents
 from regnet.errors import ConfigError, DataError, TrainingError
 from regnet.training import checkpoint
 from regnet.training.loop import resume, start, train
@@ -154,7 +155,7 @@ def test_sigterm_saves_and_ends_well(data, tmp_path):
     run = Run(model=TINY, recipe=recipe, train=str(data), val=None)
     document = tmp_path / "document"
     document.mkdir()
-    (document / "run.json").write_text(json.dumps({"run": run.to_dict()}))
+    documents.write(document / "run.json", {"run": run})
     process = child(document, tmp_path / "out")
     assert process.stdout is not None
     for _ in range(6):
@@ -286,7 +287,7 @@ def test_sigterm_to_all_processes_and_their_workers(tmp_path):
     write_folder(tmp_path / "data/train", 96, size=(70, 70))
     recipe = replace(STREAMED, epochs=3, micro_batch_size=6, lr=0.05)
     run = Run(model=TINY, recipe=recipe, train=str(tmp_path / "data"), val=None)
-    (tmp_path / "run.json").write_text(json.dumps({"run": run.to_dict()}))
+    documents.write(tmp_path / "run.json", {"run": run})
     script, out = tmp_path / "script.py", tmp_path / "out"
     script.write_text(TORCHRUN)
     command = torchrun_command(2, script, tmp_path, out, "ddp")

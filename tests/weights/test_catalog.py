@@ -20,8 +20,8 @@ from regnet.weights.catalog import (
     find_checkpoint,
     label_sets,
 )
-from regnet.weights.files import verify
 from regnet.weights.formats import FORMATS
+from regnet.weights.integrity import verify
 from regnet.weights.licenses import LICENSES
 from tests.hub import COMMIT
 

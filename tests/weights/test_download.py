@@ -329,7 +329,7 @@ def test_eight_cold_processes_download_once(served, cache):
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-from regnet.weights import loading  # whatever a download needs is imported before the clock starts
+from regnet.zoo import loading  # whatever a download needs is imported before the clock starts
 from regnet.weights.catalog import find_checkpoint
 from regnet.weights.download import Fetch, fetch
 import huggingface_hub, huggingface_hub.utils, huggingface_hub.file_download

@@ -18,7 +18,8 @@ from safetensors.torch import save, save_file
 from regnet.design.config import RegNetConfig
 from regnet.errors import WeightsError
 from regnet.nn.model import AnyNet
-from regnet.weights.files import read_tensors, sha256_of, verify
+from regnet.weights.files import read_tensors
+from regnet.weights.integrity import sha256_of, verify
 
 CONFIG = RegNetConfig(depth=2, w0=16, wa=0.0, wm=2.0, num_classes=4)
 STATE = AnyNet(CONFIG).state_dict()

@@ -220,7 +220,7 @@ def test_a_url_and_its_channel_order(hub, cache, tmp_path, monkeypatch):
     hub.files["w.pyth"] = (tmp_path / "x").read_bytes()
     served = replace(row, url=hub.url("w.pyth"))
     monkeypatch.setattr(
-        "regnet.zoo.source.find_checkpoint", lambda *_: served
+        "regnet.zoo.resolver.find_checkpoint", lambda *_: served
     )  # the table's own address is not here
     loaded = regnet.create("regnetx_002.pycls", pretrained=True, cache_dir=cache).eval()
     images = torch.randn(1, 3, 64, 64)
@@ -264,7 +264,9 @@ def test_revisions(hub, cache):
 
 
 def test_overlay():
-    model = regnet.create(NAME, pretrained_cfg_overlay={"crop_pct": 0.5, "mine": 1})
-    assert regnet.preprocess(model).crop_pct == 0.5
-    assert model.pretrained_cfg["mine"] == 1
+    model = regnet.create(NAME, pretrained_cfg_overlay={"crop_pct": 0.5})
+    assert regnet.preprocess(model).crop_pct == model.card.preprocess.crop_pct == 0.5
+    assert model.pretrained_cfg["crop_pct"] == 0.5
+    with pytest.raises(ConfigError, match="no entry of a pretrained_cfg_overlay 'mine'"):
+        regnet.create(NAME, pretrained_cfg_overlay={"mine": 1})
     assert regnet.get_pretrained_cfg(NAME)["tag"] == "cifar10"

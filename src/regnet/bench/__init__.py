@@ -1,1 +1,4 @@
-"""The honest benchmark: what is measured, how, and on which machine, in one document."""
+"""The benchmark: which networks, how they are measured, on which machine, in one document.
+
+`selection` measures with it; it compares and reports, and trains nothing.
+"""

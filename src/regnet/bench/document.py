@@ -148,6 +148,16 @@ class Document:
                 best[key] = row
         return tuple(row for row in self.rows if row in best.values())
 
+    @property
+    def latencies(self) -> dict[str, float]:
+        """Milliseconds of each network that ran, with the engine that was fastest for it."""
+        found: dict[str, float] = {}
+        for row in self.fastest:
+            assert row.latency_ms is not None, "it ran"
+            before = found.get(row.case.name, inf)
+            found[row.case.name] = min(row.latency_ms, before)
+        return found
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Document":
         """Return the document of its JSON form.

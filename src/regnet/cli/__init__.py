@@ -1,1 +1,4 @@
-"""The `regnet` command: thin shells over public functions."""
+"""The `regnet` command: one file per subcommand, each a thin shell over a public function.
+
+It may import every room; only `regnet.bench.__main__` imports it.
+"""

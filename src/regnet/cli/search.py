@@ -11,7 +11,7 @@ from regnet.cli.progress import ProgressBar
 from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
-    from regnet.selection import Found, Measured
+    from regnet.selection.limits import Found, Measured
 
 
 def command(
@@ -66,7 +66,8 @@ def command(
     """
     from regnet.atomic import write_bytes
     from regnet.devices import find_device
-    from regnet.selection import Limits, search
+    from regnet.selection.limits import Limits
+    from regnet.selection.search import search
 
     counts = {"flops": flops, "params": params, "activations": activations}
     limits = Limits(

@@ -301,9 +301,7 @@ def refine(
     study = population.read(folder)
     found = analyzed(population.load(folder), seed=seed)
     if space not in found.spaces:
-        raise ConfigError(
-            f"no network of {space!r} is trained; there are {', '.join(found.spaces)}"
-        )
+        raise ConfigError(unknown("space with trained networks", space, found.spaces))
     new = refined(study.space(space), found.spaces[space], *(metric or []), name=name)
     population.extend(folder, new)
     stderr.print(f"{folder}: {study.models} networks of {new.name}; train them by: study run")
@@ -411,7 +409,7 @@ def _executor(
         return SlurmExecutor(
             workers, device=_one(devices), threads=threads or 1, parameters=parameters
         )
-    raise ConfigError(f"--executor must be local, ray or slurm; got {name!r}")
+    raise ConfigError(unknown("executor", name, ("local", "ray", "slurm")))
 
 
 def _parameter(text: str) -> tuple[str, Any]:

@@ -1,1 +1,4 @@
-"""Images in: opening files safely, and turning them into what a model takes."""
+"""Images: opened, preprocessed, labelled in sets, loaded many at once, and augmented.
+
+It knows nothing of models; every room above may import it.
+"""

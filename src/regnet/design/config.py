@@ -62,6 +62,8 @@ Activation = Literal["relu", "silu"]
 PREACTIVATED = ("preact_bottleneck", "normfree_bottleneck")
 """Blocks that begin with an activation, so that the stem ends without one."""
 
+_Architecture = TypeVar("_Architecture", bound="ArchitectureConfig")
+
 _TIERED_STEM = ((3, 8), (1, 2), (1, 1))  # widths as fractions of the stem width
 
 
@@ -220,6 +222,18 @@ class ArchitectureConfig:
     def to_dict(self) -> dict[str, Any]:
         """JSON-serializable form; `config_from_dict` reads it."""
         return {"kind": self.kind, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls: type[_Architecture], values: Mapping[str, Any]) -> _Architecture:
+        """Read what `to_dict` wrote, if it is a config of this kind.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        found = config_from_dict(values)
+        if not isinstance(found, cls):
+            raise ConfigError(f"a config of kind {cls.kind!r} is needed, got {found.kind!r}")
+        return found
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """The config as JSON text; `config_from_json` reads it."""

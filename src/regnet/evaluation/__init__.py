@@ -1,1 +1,4 @@
-"""Accuracy on labelled images: which set it is, what a model says, and what that is worth."""
+"""Accuracy on labelled images, beside the published one.
+
+It runs models of `zoo` on `engines`; only the command line and scripts import it.
+"""

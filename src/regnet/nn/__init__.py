@@ -1,1 +1,4 @@
-"""AnyNet as a PyTorch module: layers, blocks, the model and its feature maps."""
+"""PyTorch modules: layers, blocks, AnyNet with its feature maps, and EfficientNet as the baseline.
+
+Built from `design`; `zoo` and the rooms above import it, `weights` does not.
+"""

@@ -122,7 +122,7 @@ def part_at(
     """
     if final:
         if flops is None:
-            raise ConfigError("the limits of a constrained space depend on flops; pass flops too")
+            raise ConfigError("the limits of a constrained space depend on flops; say how many")
         space = constrained(space, flops)
     if flops is not None:
         if not 0 < tolerance <= 1:

@@ -13,7 +13,7 @@ import numpy as np
 
 from regnet.atomic import write_bytes, writing
 from regnet.design.widths import FloatArray
-from regnet.errors import ConfigError, MissingExtraError
+from regnet.errors import ConfigError, MissingExtraError, unknown
 from regnet.spaces.space import COMPLEXITY, Space
 from regnet.studies import statistics
 from regnet.studies.population import Population
@@ -142,9 +142,7 @@ def _weights(
         return dict.fromkeys(found)
     for name, population in found.items():
         if metric not in population.metrics:
-            raise ConfigError(
-                f"{name} has no {metric!r} to normalize by; it has {', '.join(population.metrics)}"
-            )
+            raise ConfigError(unknown(f"metric of {name}", metric, population.metrics))
     values = {name: population.metrics[metric] for name, population in found.items()}
     low = max(float(v.min()) for v in values.values())
     high = min(float(v.max()) for v in values.values())
@@ -176,9 +174,7 @@ def refine(space: Space, result: SpaceResult, *metrics: str, name: str | None = 
     """
     for metric in metrics:
         if metric not in space.metric_names:
-            raise ConfigError(
-                f"{space.name} has no {metric!r}; it has {', '.join(space.metric_names)}"
-            )
+            raise ConfigError(unknown(f"metric of {space.name}", metric, space.metric_names))
     ranges = {
         metric: (result.best[metric].low, result.best[metric].high)
         for metric in metrics or refinable(space)

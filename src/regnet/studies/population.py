@@ -14,7 +14,7 @@ import numpy as np
 from regnet import runfolder
 from regnet.design.config import config_from_dict
 from regnet.design.widths import FloatArray
-from regnet.errors import ConfigError, DataError, ImageError, StudyError
+from regnet.errors import ConfigError, DataError, ImageError, StudyError, unknown
 from regnet.executors import Died, Executor, ProcessPool
 from regnet.spaces.sampling import sample
 from regnet.spaces.space import Space
@@ -73,9 +73,7 @@ class Study:
         for space in self.spaces:
             if space.name == name:
                 return space
-        raise ConfigError(
-            f"the study has no space {name!r}; it has {', '.join(s.name for s in self.spaces)}"
-        )
+        raise ConfigError(unknown("space in the study", name, [s.name for s in self.spaces]))
 
     def rows(self, space: Space) -> Iterator[Row]:
         """The networks of one of its spaces, to be trained.

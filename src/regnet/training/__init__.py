@@ -1,1 +1,4 @@
-"""Training: recipes as data, runs that can be repeated, checkpoints that go on exactly."""
+"""Training: recipes as data, runs that can be repeated, and checkpoints that resume exactly.
+
+`studies` trains populations with it; no room below imports it.
+"""

@@ -69,7 +69,7 @@ class Run:
         try:
             recipe, model = Recipe.from_dict(fields.pop("recipe")), fields.pop("model")
             named = isinstance(model, str)
-            fields["teachers"] = tuple(fields.get("teachers", ()))
+            fields["teachers"] = tuple(fields["teachers"])
             return cls(recipe=recipe, model=model if named else config_from_dict(model), **fields)
         except (KeyError, TypeError) as error:
             raise ConfigError(f"a run has a wrong or missing field: {error}") from error

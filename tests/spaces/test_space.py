@@ -12,10 +12,11 @@ from regnet.design.complexity import complexity
 from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError
-from regnet.studies import sampling
+from regnet.spaces import sampling
 from regnet.spaces.distributions import Distribution
+from regnet.spaces.paper import SPACES, constrained, find_space
 from regnet.spaces.sampling import draw, sample
-from regnet.spaces.space import SPACES, Space, constrained, find_space
+from regnet.spaces.space import Space
 
 MF400 = 400e6
 
@@ -261,9 +262,9 @@ def test_architectures_are_shared() -> None:
         ),
         (lambda: find_space("regnetx", final=True), "depend on flops; say how many"),
         (lambda: find_space("regnetx", flops=1e6, tolerance=2), r"lie in \(0, 1\], got 2"),
-        (lambda: constrained(SPACES["anynetx_a"], 1e6), "anynetx_a is no RegNet space"),
+        (lambda: constrained(SPACES["anynetx_a"], 1e6), "anynetx_a is not a RegNet space"),
         (lambda: SPACES["regnetx"].restrict(wm=(3.5, 4)), "regnetx, wm: there is no value from"),
-        (lambda: SPACES["regnetx"].restrict(depth=3), "regnetx has no 'depth'"),
+        (lambda: SPACES["regnetx"].restrict(depth=3), "no metric of regnetx 'depth'"),
         (lambda: SPACES["regnetx"].restrict(w1=(9, 8)), "w1 has an empty range: 9 to 8"),
         (lambda: SPACES["regnetx"].relate(d="equal"), "'d' is not drawn for each stage"),
         (lambda: Space(name="x", family="regnet", parameters={}), "'b' is missing"),

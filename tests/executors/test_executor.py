@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from regnet.errors import ConfigError, StudyError
-from regnet.executors.pool import ATTEMPTS, Died, Executor, InProcess, ProcessPool
+from regnet.errors import ConfigError, ExecutorError
+from regnet.executors.base import ATTEMPTS, Died, Executor, InProcess
+from regnet.executors.pool import ProcessPool
 from tests.tasks import die_always, die_at_first, fail, square, write_pid_and_sleep
 
 ROOT = Path(__file__).parents[2]
@@ -97,7 +98,7 @@ def test_what_the_function_raises_is_raised(executor: Executor) -> None:
 
 def test_a_process_that_does_not_come_up_is_no_tasks_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("regnet.executors.pool._work", None)  # which nobody can call
-    with pytest.raises(StudyError, match=r"ended with code \d before it could begin"):
+    with pytest.raises(ExecutorError, match=r"ended with code \d before it could begin"):
         list(ProcessPool(1).run(square, iter([1])))
 
 

@@ -10,7 +10,7 @@ from regnet.data.preprocess import Preprocess
 from regnet.errors import ConfigError, ImageError
 from tests import golden
 
-PHOTO = Path(__file__).parents[1] / "docs/photos/chelsea.png"
+PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
 REFERENCE = np.load(golden.DATA / "preprocess_torchvision.npz")
 
 

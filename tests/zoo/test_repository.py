@@ -13,7 +13,8 @@ from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, LicenseWarning, WeightsError
 from regnet.nn.model import AnyNet
 from regnet.weights.formats import FORMATS, from_native
-from regnet.weights.repository import read_description, save_pretrained
+from regnet.zoo.publish import save_pretrained
+from regnet.zoo.repository import read_repository
 from tests import golden
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -51,7 +52,7 @@ def test_the_card_states_license_source_and_figures(tmp_path, model):
     assert "model-index" not in front, "the figures are those of the weights it began with"
     assert "- License: Apache-2.0 (https://spdx.org/licenses/Apache-2.0.html)" in card
     assert "- Top-1 on cifar-10-jpeg at 32 pixels: " in card
-    assert "(the published weights cifar10, with which it began)" in card
+    assert "(of the published weights cifar10 that training began with)" in card
 
 
 def test_timms_layout(tmp_path):
@@ -98,7 +99,7 @@ def test_configs_of_timm(tmp_path):
         },
         label_names=[f"bird {n}" for n in range(37)],
     )  # fmt: skip
-    found = read_description(path)
+    found = read_repository(path)
     assert found.config == replace(
         VARIANTS["regnety_004"].config, num_classes=37, activation="silu", output_stride=8
     )
@@ -113,7 +114,7 @@ def test_configs_of_transformers(tmp_path):
         depths=[1, 3, 6, 6], hidden_sizes=[48, 104, 208, 440], groups_width=8, layer_type="y",
         id2label={str(n): f"label {n}" for n in range(12)},
     )  # fmt: skip
-    found = read_description(path)
+    found = read_repository(path)
     assert found.architecture == "regnety_004"
     assert found.config.num_classes == 12
     assert found.checkpoint.label_names[11] == "label 11"
@@ -121,7 +122,7 @@ def test_configs_of_transformers(tmp_path):
         tmp_path, model_type="regnet", architectures=["RegNetModel"],
         depths=[1, 2], hidden_sizes=[16, 32], groups_width=8, layer_type="x",
     )  # fmt: skip
-    found = read_description(path)
+    found = read_repository(path)
     stages = (
         StageConfig(depth=1, width=16, group_width=8),
         StageConfig(depth=2, width=32, group_width=8),
@@ -144,7 +145,7 @@ def test_configs_of_transformers(tmp_path):
 )
 def test_configs_that_no_network_can_be_built_from(tmp_path, values):
     with pytest.raises(WeightsError, match="no network can be built from it"):
-        read_description(write_config(tmp_path, **values))
+        read_repository(write_config(tmp_path, **values))
 
 
 def test_folders_and_names_that_are_not_there(tmp_path, hub):
@@ -159,7 +160,7 @@ def test_folders_and_names_that_are_not_there(tmp_path, hub):
 
 
 def test_a_restricted_license_stays(tmp_path, model):
-    model.pretrained_cfg |= {"license": "cc-by-nc-4.0", "tag": "swag_ft_in1k"}
+    model.card = replace(model.card, license="cc-by-nc-4.0", tag="swag_ft_in1k")
     model.reset_classifier(5)
     model.save_pretrained(tmp_path)
     assert 'license: "cc-by-nc-4.0"' in (tmp_path / "README.md").read_text()
@@ -177,7 +178,7 @@ def test_a_restricted_license_stays(tmp_path, model):
 
 
 def test_figures_and_text_of_ones_own(tmp_path, model):
-    save_pretrained(model, tmp_path, metrics={"flowers": 98.5}, card="# Mine")
+    save_pretrained(model, tmp_path, metrics={"flowers": 98.5}, readme="# Mine")
     card = (tmp_path / "README.md").read_text()
     assert '"value": 98.5' in card
     assert card.endswith("---\n# Mine\n")
@@ -254,7 +255,7 @@ def test_a_network_of_known_widths_but_other_activations_is_itself(tmp_path):
         depths=[1, 3, 6, 6], hidden_sizes=[48, 104, 208, 440], groups_width=8, layer_type="y",
         downsample_in_first_stage=False,
     )  # fmt: skip
-    found = read_description(path)
+    found = read_repository(path)
     assert found.architecture == "regnet"
     assert found.config.activation == "silu"
     assert found.config.stages[0].stride == 1
@@ -275,7 +276,7 @@ def test_a_repository_of_restricted_weights_does_not_talk_itself_free(hub, cache
         path = cache / "config.json"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(hub.repos[name]["config.json"])
-        assert read_description(path, repo=name).checkpoint.license == "seer"
+        assert read_repository(path, repo=name).checkpoint.license == "seer"
 
 
 @pytest.mark.parametrize(
@@ -289,4 +290,4 @@ def test_a_repository_of_restricted_weights_does_not_talk_itself_free(hub, cache
 )  # fmt: skip
 def test_configs_of_nonsense(tmp_path, values):
     with pytest.raises(WeightsError, match="no network can be built from it"):
-        read_description(write_config(tmp_path, **values))
+        read_repository(write_config(tmp_path, **values))

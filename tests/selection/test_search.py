@@ -11,25 +11,17 @@ import torch
 
 import regnet
 import regnet.selection.search as searching
-from regnet.bench.document import Case, Row
-from regnet.design.complexity import complexity
-from regnet.design.config import AnyNetConfig, RegNetConfig
-from regnet.engines.base import Target
+from regnet.design.complexity import complexity, memory_bytes, population_memory_bytes
+from regnet.design.config import RegNetConfig
+from regnet.engines.optimize import ENGINES
 from regnet.errors import ConfigError, EngineError
-from regnet.studies import latency
+from regnet.selection.device import Conditions
+from regnet.selection.limits import Found, Limits, Measured
+from regnet.selection.search import EQUAL, NEAR, flops_range, sample_candidates, search
+from regnet.spaces import latency
 from regnet.spaces.latency import LatencyModel, features_of
+from regnet.spaces.paper import search_space
 from regnet.spaces.sampling import sample
-from regnet.selection.search import (
-    EQUAL,
-    NEAR,
-    Found,
-    Limits,
-    Measured,
-    _Search,
-    memory_bytes,
-    search,
-    search_space,
-)
 from regnet.timing import Comparison
 
 
@@ -41,52 +33,45 @@ def law(config: Any, size: int) -> float:
     return 0.15 * len(blocks) + cost.activations / 4e5 + (1 + 0.4 * odd) * cost.flops / 5e7
 
 
+CPU = torch.device("cpu")
+
+
 class Planted:
-    """A benchmark whose latencies follow the law, with 2 % of noise."""
+    """A meter whose latencies follow the law, with 2 % of noise."""
 
-    def __init__(self, device: Any, seconds: float, calls: int) -> None:
-        self.rng = np.random.default_rng(0)
+    def __init__(self, *, rivals_take: float = 1.0) -> None:
+        self.conditions = Conditions(device=CPU, engine="folded")
+        self.problem: str | None = None
+        self.environment: dict[str, Any] = {}
+        self.rng, self.rivals_take = np.random.default_rng(0), rivals_take
 
-    def row_of(self, config: AnyNetConfig | RegNetConfig, case: Case) -> Row:
-        assert case.image_size
-        cost = complexity(config, case.image_size)
-        found = law(config, case.image_size) * float(np.exp(self.rng.normal(0, 0.02)))
-        return Row(
-            case=case, flops=cost.flops, params=cost.params, activations=cost.activations,
-            latency_ms=found, low_ms=0.98 * found, high_ms=1.02 * found,
+    def measure(self, config: Any, name: str = "") -> Measured:
+        cost = complexity(config, 224)
+        found = law(config, 224) * float(np.exp(self.rng.normal(0, 0.02)))
+        memory = memory_bytes(config, 224, batch_size=1, element_bytes=4) / 1e6
+        return Measured(
+            name=name, config=config, flops=cost.flops, params=cost.params,
+            activations=cost.activations, latency_ms=found, low_ms=0.98 * found,
+            high_ms=1.02 * found, memory_mb=memory,
+        )  # fmt: skip
+
+    def compare(self, a: Any, b: Any) -> Comparison:
+        ratio = self.rivals_take * law(b, 224) / law(a, 224)
+        return Comparison(
+            ratios=(ratio,), median=ratio, low=0.99 * ratio, high=1.01 * ratio, control_low=1.0,
+            control_high=1.0,
         )  # fmt: skip
 
 
-def in_turn(self: Any, found: Measured, rival: Measured) -> Comparison:
-    ratio = law(rival.config, 224) / law(found.config, 224)
-    return Comparison(
-        ratios=(ratio,), median=ratio, low=0.99 * ratio, high=1.01 * ratio, control_low=1.0,
-        control_high=1.0,
-    )  # fmt: skip
-
-
-@pytest.fixture
-def planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(searching, "Bench", Planted)
-    monkeypatch.setattr(searching._Search, "_compared", in_turn)
+@pytest.fixture(autouse=True)
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "CANDIDATES", 600)
 
 
-SEARCH: dict[str, Any] = {
-    "space": search_space(),
-    "target": Target(device=torch.device("cpu"), precision="fp32"),
-    "batch_size": 1,
-    "seconds": 0.1,
-    "rng": np.random.default_rng(0),
-    "tell": lambda _what, _done, _total: None,
-}
-
-
 def quick(limits: Limits, **options: Any) -> Found:
-    return search(limits, **{"engine": "folded", **options})
+    return search(limits, **{"engine": "folded", "meter": Planted(), **options})
 
 
-@pytest.mark.usefixtures("planted")
 @pytest.mark.parametrize("seed", range(3))
 def test_under_a_limit_of_flops_it_is_among_the_fastest(seed: int) -> None:
     found = quick(Limits(flops=400e6), seed=seed)
@@ -101,7 +86,6 @@ def test_under_a_limit_of_flops_it_is_among_the_fastest(seed: int) -> None:
     assert found.against_rival.median > 1  # no slower than the published one
 
 
-@pytest.mark.usefixtures("planted")
 @pytest.mark.parametrize("latency_ms", [6.0, 25.0, 120.0])
 def test_under_a_limit_of_latency_it_is_as_large_as_that_allows(latency_ms: float) -> None:
     found = quick(Limits(latency_ms=latency_ms))
@@ -115,25 +99,18 @@ def test_under_a_limit_of_latency_it_is_as_large_as_that_allows(latency_ms: floa
     assert near == sorted(near)
 
 
-@pytest.mark.usefixtures("planted")
 def test_where_latency_is_the_tighter_limit_it_is_met() -> None:
     found = quick(Limits(flops=4e9, latency_ms=12.0))
     assert found.best.latency_ms <= 12.0
     assert found.best.flops < 1e9
 
 
-@pytest.mark.usefixtures("planted")
-def test_a_published_network_that_is_faster_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    def faster(self: Any, found: Measured, rival: Measured) -> Comparison:
-        return replace(in_turn(self, found, rival), median=0.8, low=0.79, high=0.81)
-
-    monkeypatch.setattr(searching._Search, "_compared", faster)
-    found = quick(Limits(flops=402e6))
+def test_a_published_network_that_is_faster_is_the_answer() -> None:
+    found = quick(Limits(flops=402e6), meter=Planted(rivals_take=0.5))
     assert found.best.name == found.rival
     assert found.best.name.endswith("_004")
 
 
-@pytest.mark.usefixtures("planted")
 def test_the_pareto_set_is_one() -> None:
     found = quick(Limits(flops=1e9, latency_ms=30.0))
     for faster, slower in zip(found.pareto[:-1], found.pareto[1:], strict=True):
@@ -143,14 +120,12 @@ def test_the_pareto_set_is_one() -> None:
     assert found.best.flops >= (1 - NEAR) * most - 1 or found.best.name == ""
 
 
-@pytest.mark.usefixtures("planted")
 def test_arithmetic_limits_hold() -> None:
     few = quick(Limits(params=3e6, activations=2e6, memory_mb=20)).best
     assert few.params <= 3e6
     assert few.activations <= 2e6
 
 
-@pytest.mark.usefixtures("planted")
 def test_limits_that_nothing_meets_say_what_came_closest(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"none of \d+ measured networks .* the fastest takes"):
         quick(Limits(flops=400e6, latency_ms=1e-3))
@@ -175,35 +150,36 @@ def test_memory_by_hand() -> None:
         side, width = after, block.width
     assert first.stride == 2
     expected = 4 * (params + 2 * max(maps))
-    stages = [(s.width, s.width // s.bottleneck_ratio, s.stride) for s in config.stages]
-    sizes = {"params": params, "image_size": 224, "batch_size": 2, "element_bytes": 4}
-    assert memory_bytes(stages, config, **sizes) == expected
-    megabytes = expected / 1e6
-    for limit, count in ((megabytes, 1), (megabytes - 1e-3, 0)):
-        looks = _Search(Limits(memory_mb=limit), **SEARCH | {"batch_size": 2})
-        assert looks._fits_memory(networks).sum() == count
+    assert memory_bytes(config, 224, batch_size=2, element_bytes=4) == expected
+    many = population_memory_bytes(
+        networks.population, networks.space.architecture, networks.image_sizes,
+        params=networks.complexity.params, batch_size=2, element_bytes=4,
+    )  # fmt: skip
+    assert many.tolist() == [expected]
 
 
-@pytest.mark.usefixtures("planted")
+def test_memory_is_a_limit_of_the_sample() -> None:
+    conditions = Conditions(device=CPU, engine="folded", batch_size=2)
+    found = sample_candidates(
+        Limits(memory_mb=40, flops=1e9), search_space(), conditions, np.random.default_rng(0)
+    )
+    needed = [
+        memory_bytes(config, 224, batch_size=2, element_bytes=4) for config in found.configs[:50]
+    ]
+    assert 20e6 < max(needed) <= 40e6
+
+
 def test_a_published_network_must_keep_all_limits_too() -> None:
-    looks = _Search(Limits(memory_mb=10), **SEARCH)
-    measured = looks._published(0.2e9)[0]
-    assert measured.memory_mb > 10  # 2.7 million parameters of 4 bytes
-    assert not looks._within(measured)
+    found = quick(Limits(flops=402e6, params=3e6), meter=Planted(rivals_take=0.5))
+    assert found.best.params <= 3e6
+    assert not found.best.name, "the rival has more parameters"
 
 
 def test_flops_are_a_target_only_where_nothing_else_limits() -> None:
-    assert _Search(Limits(flops=4e9), **SEARCH)._range == (3.6e9, 4e9)
-    low, high = _Search(Limits(flops=4e9, params=5e6), **SEARCH)._range
+    assert flops_range(Limits(flops=4e9), 224) == (3.6e9, 4e9)
+    low, high = flops_range(Limits(flops=4e9, params=5e6), 224)
     assert low < 1e9
     assert high == 4e9
-
-
-def test_the_papers_limits_are_those_of_imagenet_whatever_the_images() -> None:
-    """A search for small images looks among the same networks."""
-    small = replace(search_space(), image_size=32)
-    low, high = (sample(space, 400, 1).metric("params") for space in (small, search_space()))
-    assert low.tolist() == high.tolist()
 
 
 def test_the_model_of_latency_recovers_a_law_of_its_kind() -> None:
@@ -237,8 +213,8 @@ def real() -> Found:
     """Small images, and times of which nothing is asked."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(searching, "CANDIDATES", 240)
-        few = tuple(e for e in searching.ENGINES if e.name in ("eager", "folded"))
-        patch.setattr(searching, "ENGINES", few)
+        few = tuple(e for e in ENGINES if e.name in ("eager", "folded"))
+        patch.setattr("regnet.selection.device.ENGINES", few)
         return search(
             Limits(flops=8e6, latency_ms=1e4), image_size=32, probes=8, finalists=2, seconds=0.02,
             engine="auto",
@@ -277,7 +253,7 @@ def test_the_config_of_the_best_is_a_models_name(tmp_path: Path) -> None:
     [
         ({"engine": "cuda_graph"}, EngineError, "cuda_graph cannot be used here: "),
         ({"engine": "eagre"}, ConfigError, "eagre"),
-        ({"precision": "fp64"}, ConfigError, r"precision must be one of fp32, .* got 'fp64'"),
+        ({"precision": "fp64"}, ConfigError, "there is no precision 'fp64'; did you mean 'fp16'"),
         ({"probes": 3}, ConfigError, "probes must be at least 8, got 3"),
         ({"batch_size": 0}, ConfigError, "batch_size must be at least 1, got 0"),
         ({"space": replace(search_space(), num_stages=3)}, ConfigError, "of 4 stages, got 3"),
@@ -289,7 +265,7 @@ def test_what_cannot_run_is_refused(
     options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        quick(Limits(flops=8e6), **options)
+        search(Limits(flops=8e6), **{"engine": "folded", **options})
 
 
 def test_limits_are_checked() -> None:
@@ -297,5 +273,5 @@ def test_limits_are_checked() -> None:
         Limits()
     with pytest.raises(ConfigError, match="latency_ms must be a positive number, got -1"):
         Limits(latency_ms=-1)
-    with pytest.raises(ConfigError, match="regnetx or regnety; got 'regnetz'"):
+    with pytest.raises(ConfigError, match="there is no space to search 'regnetz'"):
         search_space("regnetz")

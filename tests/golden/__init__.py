@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent
 
 _CHUNK = 1 << 16  # elements filled at once, so that temporaries stay in the cache
 
 
 @cache
 def load(name: str) -> Any:
-    """A file of `tests/data`, packed or not."""
+    """A file of this folder, packed or not."""
     path = DATA / name
     data = path.read_bytes()
     return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
