@@ -136,6 +136,7 @@ def photos(count=48):
     return torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INT8)
 def test_int8(model, tmp_path, name):
     path = tmp_path / f"model{FORMATS[name].suffix}"
@@ -147,6 +148,7 @@ def test_int8(model, tmp_path, name):
     assert "of 12 images" in str(done)
 
 
+@pytest.mark.slow
 def test_int8_files_are_small_and_refused_where_classes_change(model, tmp_path):
     path = tmp_path / "model.xml"
     options = {"precision": "int8", "images": photos()}
@@ -179,6 +181,7 @@ def test_what_cannot_be_exported_says_why(small, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["regnetv_040", "regnetz_b16", "regnetz_c16_evos", "nf_regnet_b0"])
 def test_families_are_exported(name, tmp_path):
     torch.manual_seed(0)
@@ -198,6 +201,7 @@ def test_what_is_not_installed_is_named(small, tmp_path, monkeypatch, package):
         regnet.export(small, path)
 
 
+@pytest.mark.slow
 def test_int8_of_another_image_size(model, tmp_path):
     photo = ROOT / "docs/photos/chelsea.png"
     done = regnet.export(
@@ -208,6 +212,7 @@ def test_int8_of_another_image_size(model, tmp_path):
     assert done.judged == 2
 
 
+@pytest.mark.slow
 def test_halo_attention_has_one_size(tmp_path):
     halo = regnet.create("haloregnetz_b")
     with pytest.raises(ConfigError, match=r"halo attention ties .* dynamic=False"):
@@ -234,6 +239,7 @@ def test_bad_requests(small, tmp_path, path, options, words):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_earlier_file(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"earlier")
@@ -250,6 +256,7 @@ regnet.export(regnet.create("regnety_cifar"), {str(path)!r})
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     path = tmp_path / "model.onnx"
     done = command("export", "regnety_cifar", path, "--json")

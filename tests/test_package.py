@@ -153,6 +153,7 @@ def archives(tmp_path_factory):
     return wheel, sdist
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_archives_install_and_predict(archives, kind, tmp_path):
     archive = archives[kind == "sdist"]
@@ -178,6 +179,7 @@ def test_archives_install_and_predict(archives, kind, tmp_path):
     assert "cat" in result.stdout
 
 
+@pytest.mark.slow
 def test_archives_hold_what_they_need(archives):
     wheel, sdist = archives
     row = next(iter(checkpoints().values()))

@@ -154,12 +154,14 @@ def test_the_default_is_the_papers_comparison():
         expand(["vit"])
 
 
+@pytest.mark.slow
 def test_a_p99_needs_a_thousand_calls(config_file):
     [row] = run(cases(config_file), device=CPU, seconds=600, calls=1000).rows
     assert len(row.seconds) == 1000
     assert row.p90_ms <= row.p99_ms
 
 
+@pytest.mark.slow
 def test_auto_and_best_take_what_is_fastest(config_file, monkeypatch):
     ready = [e for e in optimize.ENGINES if e.name in ("eager", "folded", "compiled")]
     tried = []
@@ -180,6 +182,7 @@ def test_auto_and_best_take_what_is_fastest(config_file, monkeypatch):
     assert "compiled" in tried
 
 
+@pytest.mark.slow
 def test_pairs_run_in_turn():
     todo = [
         Case(model=name, image_size=32, engine="folded")
@@ -244,6 +247,7 @@ def test_weights_of_efficientnets_come_from_the_hub(hub, tmp_path):
         load("efficientnet_b1.ft_in1k")
 
 
+@pytest.mark.slow
 def test_peers_stand_beside_ours(monkeypatch):
     """Neither library need be there: what is asked of them is small."""
     timm = types.ModuleType("timm")
@@ -346,6 +350,7 @@ def test_the_command(tmp_path, config_file):
     assert row["latency_ms"] > 0
 
 
+@pytest.mark.slow
 def test_python_m_is_the_same_command(config_file):
     done = subprocess.run(
         [sys.executable, "-m", "regnet.bench", "--models", config_file, "--image-size", "32",
@@ -384,6 +389,7 @@ def test_cuda_without_a_gpu():
     assert line.startswith("error: ")
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_measured(tmp_path, config_file):
     out = tmp_path / "a.json"
     process = subprocess.Popen(

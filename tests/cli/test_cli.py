@@ -177,6 +177,7 @@ def test_version():
     assert re.fullmatch(r"regnet \d+\.\d+\.\d+\S*\n", result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_no_crash(closed):
     command = f"{sys.executable} -m regnet predict {PHOTO} {closed}"
@@ -185,6 +186,7 @@ def test_closed_streams_are_no_crash(closed):
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_names_that_the_terminal_cannot_show(tmp_path):
     path = tmp_path / "ünï\x1b[31m.png"
     shutil.copy(PHOTO, path)

@@ -39,6 +39,7 @@ def study(data, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_study_says_how_far_it_is(study):
     done = regnet("study", "status", study, "--json")
     assert json.loads(done.stdout) == {"anynetx_a": {"done": 2}, "regnetx": {"done": 2}}
@@ -54,6 +55,7 @@ def test_an_analysis_is_a_table_or_a_document(study):
     assert "low" in found["spaces"]["regnetx"]["best"]["wm"]
 
 
+@pytest.mark.slow
 def test_reports_plots_and_tables(study, tmp_path):
     regnet("study", "report", study, "--out", tmp_path / "r.html", "--plots", tmp_path / "plots")
     assert "<svg" in (tmp_path / "r.html").read_text()
@@ -62,6 +64,7 @@ def test_reports_plots_and_tables(study, tmp_path):
     assert done.stdout.endswith("t.csv: 4 networks\n")
 
 
+@pytest.mark.slow
 def test_a_refined_space_is_added_and_trained(study):
     done = regnet("study", "refine", study, "regnetx", "--metric", "b", "--name", "narrower")
     assert "2 networks of narrower" in done.stderr
@@ -72,6 +75,7 @@ def test_a_refined_space_is_added_and_trained(study):
     assert json.loads(regnet("study", "status", study, "--json").stdout) == found
 
 
+@pytest.mark.slow
 def test_networks_that_fail_are_told_and_all_of_them_is_a_failure(data, tmp_path):
     done = regnet(
         "study", "init", tmp_path / "s", "--data", data, "--space", "regnetx", "--models", "2",
@@ -125,6 +129,7 @@ def test_a_folder_without_a_study(tmp_path):
         assert "there is no study.json; name the folder of a study" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_search_prints_and_writes_what_it_found(tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "CANDIDATES", 200)
     best = tmp_path / "best.json"

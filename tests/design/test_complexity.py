@@ -58,6 +58,7 @@ def test_parameters_of_the_module(name):
     assert sum(p.numel() for p in model.parameters()) == reference(name)["params"]
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(anynets(), st.integers(20, 70), st.integers(20, 70))
 def test_arithmetic_equals_what_two_counters_find(config, height, width):

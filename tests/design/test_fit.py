@@ -37,6 +37,7 @@ def test_a_network_with_group_norm_is_recovered():
     assert fit.config.anynet() == config.anynet()
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(regnets())
 def test_random_stages_are_recovered(config):

@@ -104,6 +104,7 @@ def test_optimize_chooses_the_fastest_that_is_right(model):
     assert fast.report.shape == (2, 3, 64, 64)
 
 
+@pytest.mark.slow
 def test_a_race_is_remembered(model, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options = {"engines": ["eager", "folded"], "seconds": 0.1}

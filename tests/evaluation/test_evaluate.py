@@ -253,6 +253,7 @@ Path(sys.argv[3], f"{os.environ['RANK']}.json").write_text(text)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_any_number_of_processes_counts_the_same(tmp_path, count):
     names = regnet.create("regnety_cifar", pretrained=True).pretrained_cfg["label_names"]

@@ -13,6 +13,8 @@ from regnet.studies.population import Study
 from tests.pictures import write_folder
 from tests.studies.test_population import RECIPE, small
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("ray", reason="ray is not installed")
 
 

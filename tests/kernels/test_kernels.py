@@ -18,6 +18,8 @@ from regnet.kernels.launch import HAS_TRITON
 from regnet.kernels.network import fused
 from tests.kernels import cases
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

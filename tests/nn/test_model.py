@@ -46,6 +46,7 @@ def test_every_parameter_gets_a_gradient(config):
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.slow
 @EACH_KIND
 def test_compiles_without_graph_breaks(config):
     model = AnyNet(config).eval()
@@ -54,6 +55,7 @@ def test_compiles_without_graph_breaks(config):
     torch.testing.assert_close(compiled(x), model(x))
 
 
+@pytest.mark.slow
 @EACH_KIND
 def test_exports_with_dynamic_batch_height_and_width(config):
     model = AnyNet(config).eval()

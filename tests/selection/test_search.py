@@ -86,6 +86,7 @@ def test_under_a_limit_of_flops_it_is_among_the_fastest(seed: int) -> None:
     assert found.against_rival.median > 1  # no slower than the published one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latency_ms", [6.0, 25.0, 120.0])
 def test_under_a_limit_of_latency_it_is_as_large_as_that_allows(latency_ms: float) -> None:
     found = quick(Limits(latency_ms=latency_ms))

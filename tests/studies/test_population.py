@@ -160,6 +160,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_drivers_and_workers_killed_at_random_lose_and_repeat_nothing(
     study: Study, tmp_path: Path
 ) -> None:
@@ -360,6 +361,7 @@ def test_an_interrupted_beginning_is_finished_by_resuming(study: Study, tmp_path
     assert population.counts(tmp_path / "s") == {n: {"failed": 4} for n in NAMES}
 
 
+@pytest.mark.slow
 def test_networks_of_large_images_train_in_a_pool(tmp_path: Path) -> None:
     """Their images are decoded by processes of the pool's own, at the size that the space has."""
     write_folder(tmp_path / "data/train", 24, size=(40, 30))

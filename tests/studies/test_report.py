@@ -121,6 +121,7 @@ def test_the_report_holds_what_the_analysis_says(
     assert "{{" not in text
 
 
+@pytest.mark.slow
 def test_plots_are_written(populations: dict[str, Population], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     paths = save_plots(populations, tmp_path / "plots")

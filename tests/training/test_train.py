@@ -116,6 +116,7 @@ def steps(process: subprocess.Popen[str]) -> list[str]:
     return process.communicate()[0].splitlines()
 
 
+@pytest.mark.slow
 def test_killed_at_ten_random_steps_and_resumed_bit_by_bit(data, tmp_path):
     """As the issue asks: kill -9 at ten steps, some of them between checkpoints."""
     recipe = replace(SHORT, epochs=4)
@@ -282,6 +283,7 @@ def torchrun(count: int, script: Path, *arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_sigterm_to_all_processes_and_their_workers(tmp_path):
     """As a cluster sends it, in the middle of an epoch."""
     write_folder(tmp_path / "data/train", 96, size=(70, 70))
@@ -312,6 +314,7 @@ def test_sigterm_to_all_processes_and_their_workers(tmp_path):
     assert same(out, tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_learn_what_one_learns(data, tmp_path, parallel):
     recipe = replace(SHORT, micro_batch_size=6, clip_norm=1.0)
