@@ -19,6 +19,8 @@ settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+ROOT = Path(__file__).parent
+
 # The Hub client reads its environment when it is imported, which no test has done yet.
 _HUB = Hub()
 _HOME = tempfile.TemporaryDirectory(prefix="regnet-tests-")
@@ -56,9 +58,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests that take long as well")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import the tests of rooms that are slow as a whole."""
+    slow = {ROOT / "app", ROOT / "kernels"}
+    return True if collection_path in slow and not with_slow(config) else None
+
+
+def with_slow(config: pytest.Config) -> bool:
+    return bool(config.getoption("--all") or config.getoption("--long"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not (config.getoption("--all") or config.getoption("--long")):
+    if not with_slow(config):
         slow = [item for item in items if is_slow(item)]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in set(slow)]

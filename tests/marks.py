@@ -1,11 +1,17 @@
 """Which tests are slow: those that are marked so, and those that use a slow fixture."""
 
-from collections.abc import Callable
-from typing import TypeVar
+import sys
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypeVar
 
 import pytest
 
+from regnet.design.variants import VARIANTS
+
 Fixture = TypeVar("Fixture", bound=Callable[..., object])
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and limits of POSIX")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs the /proc of Linux")
 
 SLOW_MARKERS = ("slow", "browser", "long", "gpu")
 
@@ -23,3 +29,25 @@ def is_slow(item: pytest.Item) -> bool:
     fixtures = getattr(item, "_fixtureinfo", None)
     definitions = fixtures.name2fixturedefs.values() if fixtures else ()
     return any(getattr(found.func, "slow", False) for many in definitions for found in many)
+
+
+def one_per_family(names: Iterable[str], variant: Callable[[str], str] = str) -> list[Any]:
+    """Give the names as parameters of a test; all but the first of each family are slow.
+
+    Args:
+        names: of variants, or of what belongs to one.
+        variant: gives the variant that a name belongs to.
+    """
+    return first_of_each(((name,) for name in names), lambda name: VARIANTS[variant(name)].family)
+
+
+def first_of_each(rows: Iterable[tuple[Any, ...]], kind: Callable[..., Hashable]) -> list[Any]:
+    """Give rows of parameters of a test; all but the first of each kind are slow."""
+    seen = set()
+    parameters = []
+    for row in rows:
+        found = kind(*row)
+        marks = [pytest.mark.slow] if found in seen else []
+        parameters.append(pytest.param(*row, id="-".join(map(str, row)), marks=marks))
+        seen.add(found)
+    return parameters

@@ -1,6 +1,4 @@
 import os
-import resource
-import signal
 import subprocess
 import sys
 import time
@@ -9,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from regnet.atomic import write_bytes
+from tests.faults import file_sizes_restored, limit_file_size
+from tests.marks import posix
 
 
+@posix
 def test_new_and_replaced_files(tmp_path):
     path = tmp_path / "a.json"
     write_bytes(path, b"one")
@@ -21,6 +22,7 @@ def test_new_and_replaced_files(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@posix
 def test_links_and_pipes_stay_what_they_are(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write_bytes(tmp_path / "link", b"one")
@@ -41,16 +43,14 @@ def test_a_folder_that_is_not_there(tmp_path):
     assert error.value.filename == str(tmp_path / "none/a.json")
 
 
+@posix
 def test_a_write_that_fails_keeps_the_old_content(tmp_path):
     path = tmp_path / "a.json"
     write_bytes(path, b"old")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-    try:
+    with file_sizes_restored():
+        limit_file_size(10)
         with pytest.raises(OSError, match="File too large"):
             write_bytes(path, b"x" * 100)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -71,7 +71,7 @@ def test_a_killed_writer_leaves_the_old_content_or_the_new(tmp_path):
         assert writer.stdout is not None
         writer.stdout.readline()
         time.sleep(0.01)
-        os.kill(writer.pid, signal.SIGKILL)
+        writer.kill()
         writer.communicate()
         data = path.read_bytes()
         assert len(data) == 1_000_000

@@ -20,6 +20,7 @@ from regnet.design import variants
 from regnet.errors import LicenseWarning
 from regnet.weights.catalog import checkpoints
 from regnet.weights.formats import FORMATS, from_native
+from tests.marks import slow_fixture
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "weights").glob("*.md")]
@@ -58,6 +59,7 @@ PRINTED = {
 """What examples print, among other things."""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of exporters and process pools; their own tests see them
 @pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python", "sh")], ids=name_of)
 def test_what_a_page_shows_runs(path, monkeypatch, capsys, tmp_path):
@@ -89,6 +91,7 @@ def test_commands_for_data_of_others_are_ones_that_there_are(path):
 
 
 @pytest.fixture(scope="module")
+@slow_fixture
 def built(tmp_path_factory):
     """The documentation, built as `make docs` does."""
     folder = tmp_path_factory.mktemp("docs")
@@ -155,6 +158,7 @@ def test_the_example_of_the_readme_runs(monkeypatch, capsys):
     assert names["model"].num_classes == 10
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_readme_load(monkeypatch, hub, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))

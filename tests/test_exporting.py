@@ -24,13 +24,20 @@ ROOT = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+
+def marks_of(form, precision):
+    """Compiling takes half a minute; the engines' tests compile the same halves."""
+    if form == "aot_inductor" and precision != "fp32":
+        return [pytest.mark.long]
+    return [] if (form, precision) == ("onnx", "fp32") else [pytest.mark.slow]
+
+
 CASES = [
     pytest.param(
         form,
         precision,
         id=f"{form.name}-{precision}",
-        # Half a minute of compiling each; the engines' tests compile halves as well.
-        marks=[pytest.mark.long] if form.name == "aot_inductor" and precision != "fp32" else [],
+        marks=marks_of(form.name, precision),
     )
     for form in FORMATS.values()
     for precision in form.precisions
@@ -86,6 +93,7 @@ def test_a_file_gives_the_models_answers_at_any_size(model, brief, tmp_path, for
             assert relative_error(runner(x), model(x)) < TOLERANCES[precision]
 
 
+@pytest.mark.slow
 def test_onnx_by_its_own_runtime(model, tmp_path):
     import onnx
     import onnxruntime
@@ -108,6 +116,7 @@ def test_onnx_by_its_own_runtime(model, tmp_path):
     assert relative_error(torch.from_numpy(found), expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_weights_too_large_for_one_file_lie_beside_it(small, tmp_path, monkeypatch):
     monkeypatch.setattr("regnet.engines.onnx_runtime.LARGEST", 1000)
     done = regnet.export(small, tmp_path / "a.onnx", example=torch.zeros(1, 3, 64, 64))
@@ -116,6 +125,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(small, tmp_path, monkeypat
     assert runner(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
 
 
+@pytest.mark.slow
 def test_static_files_take_one_shape(model, tmp_path):
     done = regnet.export(
         model, tmp_path / "a.onnx", dynamic=False, example=torch.zeros(2, 3, 32, 48)

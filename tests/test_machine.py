@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from regnet.machine import GPU_FACTS, environment, gpu_state, what_decides_speed
+from tests.marks import posix
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -35,6 +36,7 @@ def test_the_commit_is_that_of_the_repository():
     assert commit is None if not told else told.startswith(commit.removesuffix("-dirty"))
 
 
+@posix
 @pytest.mark.parametrize(
     ("script", "expected"),
     [

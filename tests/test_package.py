@@ -11,6 +11,7 @@ import pytest
 
 import regnet
 from regnet.weights.catalog import checkpoints, data_dir
+from tests.marks import slow_fixture
 
 ROOT = Path(__file__).parents[1]
 PIP_INSTALL = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "-I"]
@@ -29,6 +30,7 @@ def test_importing_brings_in_nothing_heavy():
     assert python(code) == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
     [
@@ -141,6 +143,7 @@ def test_public_names():
 
 
 @pytest.fixture(scope="module")
+@slow_fixture
 def archives(tmp_path_factory):
     """The wheel, built from the sdist, and the sdist itself."""
     out = tmp_path_factory.mktemp("dist")

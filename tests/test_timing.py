@@ -131,6 +131,7 @@ with peak_memory(torch.device("cpu")) as grown:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
 def test_peak_memory():
     # A process of its own: one that has freed as much before takes that again and does not grow.

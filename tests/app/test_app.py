@@ -24,7 +24,7 @@ PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
 PATIENCE = 60_000
 
 # gradio calls what pandas deprecates; what we do wrong, other tests see.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 def free_port():

@@ -90,6 +90,7 @@ def test_a_row_has_what_a_reader_needs(config_file):
         assert key in document["environment"]
 
 
+@pytest.mark.slow
 def test_a_training_step_can_be_timed(config_file):
     [row] = run(cases(config_file, train=True), device=CPU, seconds=0.1).rows
     assert row.latency_ms > 0
@@ -124,6 +125,7 @@ def test_rows_and_pairs_of_a_gpu(engine):
     assert len(done.pairs) == 1
 
 
+@pytest.mark.slow
 def test_what_fails_is_a_row_and_the_rest_goes_on(config_file, monkeypatch):
     monkeypatch.setattr(optimize, "ENGINES", (Wrong(), *optimize.ENGINES))
     todo = [
@@ -197,6 +199,7 @@ def test_pairs_run_in_turn():
     assert "Alternating" in render(done)
 
 
+@pytest.mark.slow
 def test_the_ratio_of_a_pair_is_a_over_b(monkeypatch):
     order = []
 
@@ -328,6 +331,7 @@ def test_other_files_are_no_documents(tmp_path, text):
 # The command
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path, config_file):
     out, page = tmp_path / "a.json", tmp_path / "a.html"
     args = ("--models", config_file, "--image-size", "32", "--seconds", "0.1", "--engine", "eager")

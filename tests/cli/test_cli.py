@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,8 @@ import pytest
 
 from regnet.cli import info, list_models, predict
 from tests.command import refused, regnet, regnet_process
+from tests.faults import limit_file_size
+from tests.marks import posix
 
 PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
 
@@ -118,16 +119,17 @@ def test_wrong_usage_is_explained(args, words):
 
 
 def test_debug_shows_the_traceback():
-    result = regnet("--debug", "info", "nothing")
+    result = regnet_process("--debug", "info", "nothing")
     assert "Traceback" in result.stderr
     assert "ConfigError" in result.stderr
 
 
+@posix
 def test_a_full_disk_is_said_and_leaves_no_half_file(tmp_path):
-    def no_room():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-
-    result = regnet_process("info", "regnety_016", "--plot", tmp_path / "x.svg", preexec_fn=no_room)
+    result = regnet_process(
+        "info", "regnety_016", "--plot", tmp_path / "x.svg",
+        preexec_fn=lambda: limit_file_size(100),
+    )  # fmt: skip
     refused(result, 1, "x.svg", "File too large")
     assert list(tmp_path.iterdir()) == []
 

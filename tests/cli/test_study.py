@@ -46,6 +46,7 @@ def test_a_study_says_how_far_it_is(study):
     assert "regnetx" in regnet("study", "run", study).stdout  # there is nothing to do
 
 
+@pytest.mark.slow
 def test_an_analysis_is_a_table_or_a_document(study):
     text = regnet("study", "analyze", study).stdout
     assert "95 % of the best" in text
@@ -132,6 +133,7 @@ def test_a_folder_without_a_study(tmp_path):
 @pytest.mark.slow
 def test_a_search_prints_and_writes_what_it_found(tmp_path, monkeypatch):
     monkeypatch.setattr(searching, "CANDIDATES", 200)
+    monkeypatch.setattr("regnet.cli.progress.QUIET_SECONDS", 0.0)
     best = tmp_path / "best.json"
     options = (
         "--flops", "8e6", "--latency-ms", "1e4", "--image-size", "32", "--engine", "folded",

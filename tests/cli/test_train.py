@@ -36,6 +36,7 @@ def run(data, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_what_was_trained_can_be_evaluated(run, data):
     done = regnet("evaluate", data, "--model", f"local-dir:{run / 'model'}", "--json")
     found = json.loads(done.stdout)

@@ -18,12 +18,20 @@ from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet
 
 CONFIG = RegNetConfig(depth=3, w0=24, wa=24.0, wm=2.0, group_width=24, se_ratio=0.25, num_classes=7)
 CPU = torch.device("cpu")
+QUICK = ("eager", "folded", "onnx_runtime")
+
+
+def marks_of(engine, device):
+    slow = [] if engine in QUICK else [pytest.mark.slow]
+    return [*slow, pytest.mark.gpu] if device == "cuda" else slow
+
+
 CASES = [
     pytest.param(
         engine,
         Target(device=torch.device(device), precision=precision, layout=layout),
         id=f"{engine.name}-{device}-{precision}-{layout}",
-        marks=[pytest.mark.gpu] if device == "cuda" else [],
+        marks=marks_of(engine.name, device),
     )
     for device, precisions in (("cpu", ("fp32", "bf16")), ("cuda", ("fp32", "bf16", "fp16")))
     for engine in ENGINES

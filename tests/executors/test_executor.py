@@ -11,9 +11,11 @@ import pytest
 from regnet.errors import ConfigError, ExecutorError
 from regnet.executors.base import ATTEMPTS, Died, Executor, InProcess
 from regnet.executors.pool import ProcessPool
+from tests.marks import posix
 from tests.tasks import die_always, die_at_first, fail, square, write_pid_and_sleep
 
 ROOT = Path(__file__).parents[2]
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("ray", "slurm")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -38,7 +40,7 @@ def ray_cluster() -> Iterator[Any]:
     cluster.shutdown()
 
 
-@pytest.fixture(params=["process", "pool", "ray", "slurm"])
+@pytest.fixture(params=["process", "pool", *OTHERS])
 def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
     if request.param == "process":
         return InProcess()
@@ -76,7 +78,8 @@ def test_every_task_gives_one_result_and_is_taken_when_there_is_room(executor: E
     assert sorted(found) == [(n, (n * n, "cpu")) for n in range(4)]
 
 
-@pytest.mark.parametrize("executor", ["pool", "ray", "slurm"], indirect=True)
+@posix
+@pytest.mark.parametrize("executor", ["pool", *OTHERS], indirect=True)
 def test_a_task_whose_process_is_killed_is_done_again(executor: Executor, tmp_path: Path) -> None:
     tasks = [(tmp_path / "died", number) for number in range(3)]
     found = dict(executor.run(die_at_first, iter(tasks)))
@@ -84,7 +87,8 @@ def test_a_task_whose_process_is_killed_is_done_again(executor: Executor, tmp_pa
     assert (tmp_path / "died").exists()
 
 
-@pytest.mark.parametrize("executor", ["pool", "ray", "slurm"], indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["pool", *OTHERS], indirect=True)
 def test_a_task_that_kills_every_process_ends_alone(executor: Executor) -> None:
     found = dict(executor.run(die_always, iter(range(3))))
     assert isinstance(found[1], Died)
@@ -102,12 +106,14 @@ def test_a_process_that_does_not_come_up_is_no_tasks_fault(monkeypatch: pytest.M
         list(ProcessPool(1).run(square, iter([1])))
 
 
+@pytest.mark.slow
 def test_the_pool_says_how_a_process_died() -> None:
     [(_, result)] = ProcessPool(1).run(die_always, iter([1]))
     assert isinstance(result, Died)
     assert f"SIGKILL (is memory short?), {ATTEMPTS} times" in result.reason
 
 
+@posix
 def test_closing_ends_what_runs(tmp_path: Path) -> None:
     files = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
 

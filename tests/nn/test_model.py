@@ -14,6 +14,7 @@ from regnet.nn.init import init_weights
 from regnet.nn.layers import DropPath, conv2d
 from regnet.nn.model import AnyNet, evaluating
 from tests import golden
+from tests.marks import one_per_family
 
 SMALL = RegNetConfig(depth=6, w0=16, wa=16.0, wm=2.0, group_width=8, se_ratio=0.25, num_classes=5)
 TWO_STAGES = (StageConfig(depth=2, width=16), StageConfig(depth=1, width=32))
@@ -101,7 +102,13 @@ def test_gradient_checkpointing_recomputes_blocks():
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
-@pytest.mark.parametrize("name", ["regnetx_002", "regnetv_064", "regnetz_d8"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "regnetx_002",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("regnetv_064", "regnetz_d8")),
+    ],
+)
 def test_output_stride_limits_the_reduction_and_keeps_the_parameters(name, stride):
     plain = regnet.create(name, device="meta").state_dict()
     model = regnet.create(name, device="meta", output_stride=stride)
@@ -113,7 +120,10 @@ def test_output_stride_limits_the_reduction_and_keeps_the_parameters(name, strid
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, row in golden.load("variants.json").items() if "feature_info" in row]
+    "name",
+    one_per_family(
+        name for name, row in golden.load("variants.json").items() if "feature_info" in row
+    ),
 )
 def test_feature_info_is_that_of_timm(name):
     model = regnet.create(name, device="meta")

@@ -11,6 +11,7 @@ from regnet.design.variants import VARIANTS
 from regnet.nn.model import AnyNet
 from regnet.weights.keys import BYOBNET, NFNET, PYCLS, PYCLS_VANILLA, KeyTable
 from tests import golden
+from tests.marks import one_per_family
 
 IDENTITY = KeyTable(())
 
@@ -41,15 +42,17 @@ def with_overrides(
 
 
 def cases(file: str) -> list[Any]:
-    rows = []
+    rows, seen = [], set()
     for name, records in golden.load(file)["records"].items():
         for record in records:
             size = "x".join(map(str, record["input"][2:]))
             extra = "".join(f"-{k}={v}" for k, v in (record.get("overrides") or {}).items())
             # The largest fills 10 GB in float64, and shows nothing that the others do not.
             giant = VARIANTS[name].name in ("regnety_1280", "regnety_2560")
-            marks = [pytest.mark.long] if giant else []
+            family = VARIANTS[name].family
+            marks = [pytest.mark.long] if giant else [pytest.mark.slow] if family in seen else []
             rows.append(pytest.param(name, record, id=f"{name}-{size}{extra}", marks=marks))
+            seen.add(family)
     return rows
 
 
@@ -116,7 +119,7 @@ def test_outputs_equal_pyclss(name, record):
     assert worst_difference(model.float(), record, names) < 1e-4
 
 
-@pytest.mark.parametrize("name", golden.load("state_dicts_timm.json.gz"))
+@pytest.mark.parametrize("name", one_per_family(golden.load("state_dicts_timm.json.gz")))
 def test_state_dict_is_that_of_timm(name):
     with torch.device("meta"):
         state_dict = AnyNet(VARIANTS[name].config).state_dict()
@@ -124,7 +127,7 @@ def test_state_dict_is_that_of_timm(name):
     assert ours == golden.load("state_dicts_timm.json.gz")[name]
 
 
-@pytest.mark.parametrize("name", golden.load("state_dicts_pycls.json.gz"))
+@pytest.mark.parametrize("name", one_per_family(golden.load("state_dicts_pycls.json.gz")))
 def test_state_dict_has_the_tensors_of_pycls(name):
     with torch.device("meta"):
         state_dict = AnyNet(VARIANTS[name].config).state_dict()

@@ -23,6 +23,7 @@ from regnet.spaces.latency import LatencyModel, features_of
 from regnet.spaces.paper import search_space
 from regnet.spaces.sampling import sample
 from regnet.timing import Comparison
+from tests.marks import slow_fixture
 
 
 def law(config: Any, size: int) -> float:
@@ -72,7 +73,9 @@ def quick(limits: Limits, **options: Any) -> Found:
     return search(limits, **{"engine": "folded", "meter": Planted(), **options})
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 def test_under_a_limit_of_flops_it_is_among_the_fastest(seed: int) -> None:
     found = quick(Limits(flops=400e6), seed=seed)
     assert (1 - EQUAL) * 400e6 <= found.best.flops <= 400e6
@@ -210,6 +213,7 @@ def test_leaving_one_out_is_what_it_says() -> None:
 
 
 @pytest.fixture(scope="module")
+@slow_fixture
 def real() -> Found:
     """Small images, and times of which nothing is asked."""
     with pytest.MonkeyPatch.context() as patch:

@@ -122,6 +122,7 @@ def test_a_narrow_space_may_leave_nothing_of_a_chunk() -> None:
             sample(none, 1)
 
 
+@pytest.mark.slow
 def test_regnets_have_four_stages_none_skipped_none_merged() -> None:
     """The fast way to find them leaves out none: the same draws, one at a time."""
     space, count = SPACES["regnetx"], 3000

@@ -58,6 +58,7 @@ def teachers(names, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.1)):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_teacher_sees_its_own_colors(taught):
     """The learner's images, whatever it subtracted and divided by, look to it as its own do."""
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)
@@ -70,6 +71,7 @@ def test_a_teacher_sees_its_own_colors(taught):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_each_teacher_has_its_turn_the_same_way_each_time(taught):
     images = torch.randn(2, 3, 32, 32)
     turns = [
@@ -79,6 +81,7 @@ def test_each_teacher_has_its_turn_the_same_way_each_time(taught):
     assert min(Counter(turns[0]).values()) > 10
 
 
+@pytest.mark.slow
 def test_what_is_learned_is_what_the_teachers_know(data, taught, tmp_path):
     """With the whole loss a teacher's, labels do not matter: the answers become the teacher's."""
     recipe = replace(SHORT, epochs=12, distill=1.0, lr=2.0, drop_path_rate=0.0, drop_rate=0.0)
@@ -89,6 +92,7 @@ def test_what_is_learned_is_what_the_teachers_know(data, taught, tmp_path):
     assert good.top1 > 80 > 60 > poor.top1
 
 
+@pytest.mark.slow
 def test_a_run_with_teachers_goes_on_bit_by_bit_and_repeats(data, taught, tmp_path):
     recipe = replace(SHORT, distill=0.5, temperature=2.0)
     train(TINY, data, tmp_path / "whole", recipe=recipe, teachers=taught, save_steps=1)

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +20,8 @@ from regnet.training.loop import resume, start, train
 from regnet.training.recipe import RECIPES, Recipe
 from regnet.training.run import Run, read
 from regnet.training.session import Options
+from tests.faults import file_sizes_restored, limit_file_size
+from tests.marks import posix
 from tests.pictures import write_folder
 from tests.training.test_recipe import TINY
 
@@ -135,7 +136,7 @@ def test_killed_at_ten_random_steps_and_resumed_bit_by_bit(data, tmp_path):
             assert line, "the child ended before its time"
             order.append(line.strip())
             done = 4 * int(line.split()[0]) + int(line.split()[1])
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()
         process.communicate()
         saved = checkpoint.load_last(out)
         done = 4 * saved["epoch"] + saved["step"] if saved else 0
@@ -151,6 +152,8 @@ def test_killed_at_ten_random_steps_and_resumed_bit_by_bit(data, tmp_path):
         }
 
 
+@pytest.mark.slow
+@posix
 def test_sigterm_saves_and_ends_well(data, tmp_path):
     recipe = replace(SHORT, epochs=40)
     run = Run(model=TINY, recipe=recipe, train=str(data), val=None)
@@ -185,20 +188,17 @@ def test_a_half_written_checkpoint_is_not_loaded(data, tmp_path, caplog):
         resume(out)
 
 
+@posix
 def test_a_full_disk_loses_nothing(data, tmp_path):
     out = tmp_path / "run"
     rows = []
 
     def limit(row):
         rows.append(row)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        limit_file_size(1000)
 
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        with pytest.raises(OSError, match="is the disk full") as error:
-            train(TINY, data, out, recipe=SHORT, options=Options(on_epoch=limit))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with file_sizes_restored(), pytest.raises(OSError, match="is the disk full") as error:
+        train(TINY, data, out, recipe=SHORT, options=Options(on_epoch=limit))
     assert str(out) in str(error.value.filename)
     assert len(rows) == 1
     resume(out)
@@ -248,9 +248,10 @@ def test_bad_input(data, tmp_path):
     assert not out.exists()
 
 
-def test_an_out_folder_that_cannot_be_written(data):
+def test_an_out_folder_that_cannot_be_written(data, tmp_path):
+    (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Errno"):
-        train(TINY, data, "/proc/nothing", recipe=SHORT)
+        train(TINY, data, tmp_path / "file/out", recipe=SHORT)
 
 
 TORCHRUN = (
@@ -283,6 +284,7 @@ def torchrun(count: int, script: Path, *arguments: object) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@posix
 @pytest.mark.slow
 def test_sigterm_to_all_processes_and_their_workers(tmp_path):
     """As a cluster sends it, in the middle of an epoch."""

@@ -135,6 +135,7 @@ def script(*args):
     )
 
 
+@pytest.mark.slow
 def test_the_files_are_as_the_script_writes_them():
     done = script("--check")
     assert done.returncode == 0, done.stderr

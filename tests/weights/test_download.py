@@ -21,6 +21,7 @@ from regnet.weights.catalog import Checkpoint, find_checkpoint
 from regnet.weights.download import Fetch, cached_files, fetch, verify_cached
 from regnet.weights.files import read_tensors
 from tests.hub import COMMIT, Hub, cached_blobs
+from tests.marks import posix
 
 REPO = "timm/regnetx_002.pycls_in1k"
 ROW = find_checkpoint("regnetx_002")
@@ -95,6 +96,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["hub", "url"])
 @pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
 def test_faults_that_pass_end_in_the_right_bytes(served, cache, faults, source):
@@ -132,6 +134,7 @@ def test_faults_that_stay_are_one_clear_error(served, cache, source, faults, mes
     assert get(cache, row) == DATA, "the cache is not poisoned"
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_sending_is_one_clear_error(served, cache, monkeypatch):
     monkeypatch.setattr(transfer, "ATTEMPTS", 2)
     served.faults = ["stall"] * 30
@@ -317,6 +320,7 @@ def start(cache: Path, *wrapper: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
 
+@pytest.mark.slow
 def test_eight_cold_processes_download_once(served, cache):
     served.seconds_per_chunk = 0.02
     processes = [start(cache) for _ in range(8)]
@@ -356,6 +360,7 @@ print(round)
 """
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_leaves_a_cache_that_works(served, cache):
     served.seconds_per_chunk = 0.01  # 46 chunks: half a second
     done = subprocess.run(
@@ -382,6 +387,7 @@ def in_mount(cache: Path, mount: str) -> tuple[str, ...]:
     return (*wrapper, script, "sh")
 
 
+@posix
 def test_a_full_disk_is_one_clear_error(served, cache):
     process = start(cache, *in_mount(cache, f"mount -t tmpfs -o size=2m tmpfs {cache}"))
     _, error = process.communicate(timeout=60)
@@ -392,6 +398,7 @@ def test_a_full_disk_is_one_clear_error(served, cache):
     assert "HF_HOME or cache_dir= name another place" in last
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_meanwhile_is_one_clear_error(served, cache):
     # The size is unknown until the file is here: no check of the free space helps.
     mount = f"mount -t tmpfs -o size=4m tmpfs {cache} && head -c 2000000 /dev/zero > {cache}/other"
@@ -401,6 +408,7 @@ def test_a_disk_that_fills_up_meanwhile_is_one_clear_error(served, cache):
     assert "No space left" in error or "no space left" in error
 
 
+@pytest.mark.slow
 def test_a_read_only_cache_is_one_clear_error_or_serves_what_it_has(served, cache):
     read_only = f"mount --bind {cache} {cache} && mount -o remount,bind,ro {cache}"
     process = start(cache, *in_mount(cache, read_only))

@@ -3,7 +3,6 @@
 import os
 import pickle
 import random
-import resource
 import time
 import zipfile
 from collections import OrderedDict
@@ -271,6 +270,8 @@ def attempt(path: Path, data: bytes, kind: str) -> None:
     """Reading damaged bytes ends soon, in little memory, and never in something else."""
     path.write_bytes(data)
     began = time.monotonic()
+    import resource  # which Windows lacks
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         found = read_tensors(path)

@@ -1,5 +1,6 @@
 """Weights of other libraries: recognized, converted both ways bit for bit, and right."""
 
+import functools
 import re
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from regnet.design.complexity import complexity
+from regnet.design.config import ArchitectureConfig
 from regnet.design.variants import VARIANTS
 from regnet.errors import WeightsError
 from regnet.nn.model import AnyNet
@@ -17,22 +19,29 @@ from regnet.weights.identify import identify
 from regnet.weights.keys import vissl_table
 from regnet.zoo.loading import load_tensors
 from tests import golden
+from tests.marks import first_of_each, one_per_family
 
 GIANTS = ("regnety_640", "regnety_1280", "regnety_2560", "regnety_2560_classy", "regnety_10b")
 RECORDS = golden.load("golden_formats.json")
 STATE_DICTS = golden.load("state_dicts_formats.json.gz")
 
-LISTED = [(format, name) for format, rows in STATE_DICTS.items() for name in rows]
+LISTED = first_of_each(
+    ((format, name) for format, rows in STATE_DICTS.items() for name in rows),
+    lambda format, name: format,
+)
 
 
 def records() -> list[Any]:
-    rows = []
+    rows: list[Any] = []
     for format, part in RECORDS.items():
+        first = True
         for name, cases in part["records"].items():
             for case in cases:
                 size = "x".join(map(str, case["input"][2:]))
                 parts = "-parts" if "stage_checkpoints" in case else ""
-                marks = [pytest.mark.long] if case["variant"] in GIANTS else []
+                giant = case["variant"] in GIANTS
+                marks = [pytest.mark.long] if giant else [] if first else [pytest.mark.slow]
+                first = first and giant
                 rows.append(
                     pytest.param(
                         format, name, case, id=f"{format}-{name}-{size}{parts}", marks=marks
@@ -126,7 +135,14 @@ def meta(pairs: list[Any]) -> dict[str, Tensor]:
     return {key: torch.empty(shape, device="meta") for key, shape in pairs}
 
 
-@pytest.mark.parametrize(("format", "name"), LISTED, ids=lambda x: x)
+@functools.cache
+def state_dict(config: ArchitectureConfig) -> dict[str, Tensor]:
+    """The tensors of a network, without memory."""
+    with torch.device("meta"):
+        return AnyNet(config).state_dict()
+
+
+@pytest.mark.parametrize(("format", "name"), LISTED)
 def test_every_state_dict_is_recognized_and_renamed_both_ways(format, name):
     row = STATE_DICTS[format][name]
     theirs = meta(row["entries"])
@@ -139,8 +155,7 @@ def test_every_state_dict_is_recognized_and_renamed_both_ways(format, name):
         changes = {"num_classes": 1000 if "head.fc.weight" in ours else 0}
         if "final_conv.conv.weight" not in ours:
             changes["head_width"] = 0
-        with torch.device("meta"):
-            expected = AnyNet(replace(config, **changes)).state_dict()
+        expected = state_dict(replace(config, **changes))
         assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in expected.items()}
         if not changes.get("head_width", 1) and config.head_width:
             return
@@ -149,19 +164,16 @@ def test_every_state_dict_is_recognized_and_renamed_both_ways(format, name):
 
 
 # The parts of SEER 10B's stages are in its own names only; see vissl_back.
-@pytest.mark.parametrize(
-    ("format", "name"), [row for row in LISTED if "10b" not in row[1]], ids=lambda x: x
-)
+@pytest.mark.parametrize(("format", "name"), [row for row in LISTED if "10b" not in row.values[1]])
 def test_the_table_for_the_way_back_is_found_from_our_names(format, name):
     theirs = meta(STATE_DICTS[format][name]["entries"])
     ours, found = to_native(theirs)
     assert from_native(ours, found).keys() == theirs.keys()
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", one_per_family(VARIANTS))
 def test_timms_names_come_back_for_every_variant(variant):
-    with torch.device("meta"):
-        ours = AnyNet(VARIANTS[variant].config).state_dict()
+    ours = state_dict(VARIANTS[variant].config)
     theirs = from_native(ours, FORMATS["timm"])
     assert any(key.startswith("stages.") for key in theirs) == (
         VARIANTS[variant].config.bottleneck_from == "input"
@@ -216,9 +228,8 @@ def test_a_format_that_cannot_hold_the_network_is_refused():
         find_format("keras")
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", one_per_family(VARIANTS))
 def test_shapes_tell_every_variant_apart(variant):
-    with torch.device("meta"):
-        state = AnyNet(VARIANTS[variant].config).state_dict()
+    state = state_dict(VARIANTS[variant].config)
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     assert [row.name for row in identify(shapes)] == [variant]

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from regnet.design.config import RegNetConfig
 from regnet.nn.model import AnyNet
+from tests.marks import linux
 
 # Shaped like SEER's giants, the last stage by far the largest; 190 MB.
 CONFIG = RegNetConfig(depth=8, w0=256, wa=220.0, wm=2.4, group_width=128, se_ratio=0.25)
@@ -52,7 +53,8 @@ def stored(tmp_path, how, tensors):
     return sum(value.nbytes for value in tensors.values())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
+@linux
 @pytest.mark.parametrize(
     ("how", "most"), [("safetensors", 1.15), ("sharded", 1.15), ("zip", 1.15), ("legacy", 1.15)]
 )

@@ -16,6 +16,7 @@ from regnet.weights.catalog import checkpoints, data_dir, find_checkpoint
 from regnet.weights.formats import FORMATS, from_native
 from regnet.zoo.loading import adapt_stem
 from tests.hub import COMMIT
+from tests.marks import linux, one_per_family
 
 NAME = "regnety_cifar"
 FILE = data_dir() / "regnety_cifar.cifar10.safetensors"
@@ -47,6 +48,7 @@ def test_any_format_gives_the_same_model(tmp_path, original, format, suffix):
     assert "tag" not in model.pretrained_cfg, "a file says not where it came from"
 
 
+@linux
 def test_what_a_model_holds_is_no_copy(tmp_path):
     config = RegNetConfig(depth=4, w0=256, wa=0.0, wm=2.0, group_width=256)
     save_file(AnyNet(config).state_dict(), tmp_path / "model.safetensors")
@@ -175,7 +177,7 @@ def test_converters_that_drop_batch_counters_are_forgiven(tmp_path, original):
     equal(regnet.create(NAME, checkpoint_path=path).eval()(IMAGES), original(IMAGES))
 
 
-@pytest.mark.parametrize("id", checkpoints())
+@pytest.mark.parametrize("id", one_per_family(checkpoints(), lambda id: checkpoints()[id].variant))
 def test_every_checkpoint_can_be_named_and_built(id):
     row = checkpoints()[id]
     for name in {id, row.upstream or id}:
@@ -263,6 +265,7 @@ def test_revisions(hub, cache):
         AnyNet.from_pretrained("regnetx_002.pycls", revision="v9")
 
 
+@pytest.mark.slow
 def test_overlay():
     model = regnet.create(NAME, pretrained_cfg_overlay={"crop_pct": 0.5})
     assert regnet.preprocess(model).crop_pct == model.card.preprocess.crop_pct == 0.5

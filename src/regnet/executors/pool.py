@@ -152,8 +152,8 @@ class _Pool(Generic[Task, Result]):
         code = worker.process.exitcode or 0
         if code >= 0:
             return f"ended with code {code}"
-        told = f"was ended by {signal.Signals(-code).name}"
-        return f"{told} (is memory short?)" if code == -signal.SIGKILL else told
+        name = signal.Signals(-code).name
+        return f"was ended by {name}" + (" (is memory short?)" if name == "SIGKILL" else "")
 
     def end(self) -> None:
         """End all processes; what they were doing is lost."""
