@@ -26,8 +26,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def marks_of(form, precision):
-    """Compiling takes half a minute; the engines' tests compile the same halves."""
-    if form == "aot_inductor" and precision != "fp32":
+    """Compiling takes half a minute; the engines' tests compile the same network."""
+    if form == "aot_inductor":
         return [pytest.mark.long]
     return [] if (form, precision) == ("onnx", "fp32") else [pytest.mark.slow]
 
@@ -42,6 +42,10 @@ CASES = [
     for form in FORMATS.values()
     for precision in form.precisions
     if precision != "int8"
+]
+# torch.export, on which all formats stand, is tried with every kind of block in tests/nn.
+LARGE_GRAPHS = [
+    pytest.param(name, marks=pytest.mark.long) for name in ("regnetz_b16", "regnetz_c16_evos")
 ]
 INT8 = [
     pytest.param("openvino", id="openvino"),
@@ -156,19 +160,18 @@ def test_int8(model, tmp_path, name):
     assert done.agreement > 0.9
     assert 0 < done.error < 0.5
     assert "of 12 images" in str(done)
+    if name == "openvino":  # the weights of the others are quantized when they are loaded
+        floats = 4 * sum(p.numel() for p in model.parameters())
+        assert done.size_bytes < 0.5 * floats
 
 
 @pytest.mark.slow
-def test_int8_files_are_small_and_refused_where_classes_change(model, tmp_path):
+def test_int8_is_refused_where_classes_change(model, tmp_path):
     path = tmp_path / "model.xml"
-    options = {"precision": "int8", "images": photos()}
-    done = regnet.export(model, path, **options)
-    wide = regnet.export(model, tmp_path / "wide.xml")
-    assert done.size_bytes < 0.5 * wide.size_bytes
-    before = path.read_bytes()
+    path.write_bytes(b"earlier")
     with pytest.raises(EngineError, match=r"int8 gives .* nothing was written"):
-        regnet.export(model, path, min_agreement=1.01, **options)
-    assert path.read_bytes() == before
+        regnet.export(model, path, precision="int8", images=photos(), min_agreement=1.01)
+    assert path.read_bytes() == b"earlier"
 
 
 def test_what_differs_is_not_written(small, tmp_path, monkeypatch):
@@ -192,7 +195,7 @@ def test_what_cannot_be_exported_says_why(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["regnetv_040", "regnetz_b16", "regnetz_c16_evos", "nf_regnet_b0"])
+@pytest.mark.parametrize("name", ["regnetv_040", "nf_regnet_b0", *LARGE_GRAPHS])
 def test_families_are_exported(name, tmp_path):
     torch.manual_seed(0)
     config = VARIANTS[name].config.anynet()

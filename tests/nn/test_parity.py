@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from regnet.design.complexity import complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.nn.model import AnyNet
@@ -47,8 +48,8 @@ def cases(file: str) -> list[Any]:
         for record in records:
             size = "x".join(map(str, record["input"][2:]))
             extra = "".join(f"-{k}={v}" for k, v in (record.get("overrides") or {}).items())
-            # The largest fills 10 GB in float64, and shows nothing that the others do not.
-            giant = VARIANTS[name].name in ("regnety_1280", "regnety_2560")
+            # The largest fills 10 GB in float64; large ones show nothing that others do not.
+            giant = complexity(VARIANTS[name].config, 224).flops > 10e9
             family = VARIANTS[name].family
             marks = [pytest.mark.long] if giant else [pytest.mark.slow] if family in seen else []
             rows.append(pytest.param(name, record, id=f"{name}-{size}{extra}", marks=marks))

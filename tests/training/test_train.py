@@ -118,14 +118,15 @@ def steps(process: subprocess.Popen[str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_at_ten_random_steps_and_resumed_bit_by_bit(data, tmp_path):
-    """As the issue asks: kill -9 at ten steps, some of them between checkpoints."""
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.long)])
+def test_killed_at_random_steps_and_resumed_bit_by_bit(data, tmp_path, kills):
+    """By SIGKILL, some of them between checkpoints."""
     recipe = replace(SHORT, epochs=4)
     run = Run(model=TINY, recipe=recipe, train=str(data), val=str(data), seed=1, save_steps=1)
     torch.set_num_threads(1)
     start(run, tmp_path / "whole")
     total = recipe.epochs * 4
-    victims = sorted(random.Random(0).sample(range(1, total), 10))
+    victims = sorted(random.Random(0).sample(range(1, total), kills))
     out, order = tmp_path / "killed", []
     done = 0
     for victim in victims:

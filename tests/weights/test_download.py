@@ -321,9 +321,9 @@ def start(cache: Path, *wrapper: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.slow
-def test_eight_cold_processes_download_once(served, cache):
+def test_cold_processes_download_once(served, cache):
     served.seconds_per_chunk = 0.02
-    processes = [start(cache) for _ in range(8)]
+    processes = [start(cache) for _ in range(4)]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
     assert {Path(out.strip()).read_bytes() == DATA for out, _ in outputs} == {True}

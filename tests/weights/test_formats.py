@@ -21,7 +21,6 @@ from regnet.zoo.loading import load_tensors
 from tests import golden
 from tests.marks import first_of_each, one_per_family
 
-GIANTS = ("regnety_640", "regnety_1280", "regnety_2560", "regnety_2560_classy", "regnety_10b")
 RECORDS = golden.load("golden_formats.json")
 STATE_DICTS = golden.load("state_dicts_formats.json.gz")
 
@@ -39,7 +38,7 @@ def records() -> list[Any]:
             for case in cases:
                 size = "x".join(map(str, case["input"][2:]))
                 parts = "-parts" if "stage_checkpoints" in case else ""
-                giant = case["variant"] in GIANTS
+                giant = complexity(VARIANTS[case["variant"]].config, 224).flops > 20e9
                 marks = [pytest.mark.long] if giant else [] if first else [pytest.mark.slow]
                 first = first and giant
                 rows.append(
