@@ -242,7 +242,12 @@ def test_halo_attention_has_one_size(tmp_path):
         ("a.onnx", {"precision": "bf16"}, "onnx files have fp32, fp16; got 'bf16'"),
         ("a.xml", {"precision": "int8"}, "int8' and images to calibrate with go together"),
         ("a.onnx", {"images": torch.zeros(8, 3, 32, 32)}, "go together"),
-        ("a.xml", {"precision": "int8", "images": []}, "needs 2 images or more, better 400; got 0"),
+        pytest.param(
+            "a.xml",
+            {"precision": "int8", "images": []},
+            "needs 2 images or more, better 400; got 0",
+            marks=pytest.mark.slow,  # it needs OpenVINO
+        ),
         ("no/a.onnx", {}, "there is no folder"),
     ],
 )
