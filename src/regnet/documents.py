@@ -87,6 +87,39 @@ def read(path: Path, what: str) -> dict[str, Any]:
     return values
 
 
+def line(values: Any) -> bytes:
+    """Return a document as one line, for files that grow."""
+    return json.dumps(sealed(values)).encode() + b"\n"
+
+
+def lines(path: Path, what: str, *, skip_damaged: bool = False) -> list[dict[str, Any]]:
+    """Return the documents of a file that has one in each line.
+
+    A line without an end was cut short by a kill, and is left out.
+
+    Args:
+        path: the file.
+        what: what a line should be, for messages.
+        skip_damaged: leave damaged lines out instead of refusing the file.
+
+    Raises:
+        ConfigError: a line is not as it was written.
+        OSError: the file cannot be read.
+    """
+    found = []
+    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            values = json.loads(text)
+            if values.pop(DIGEST) != digest.of_json(values):
+                raise ValueError("it is not as it was written")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            if skip_damaged:
+                continue
+            raise ConfigError(f"{path}: line {number} is not {what} as it was written") from error
+        found.append(values)
+    return found
+
+
 def build(kind: Callable[..., T], values: Any, *, name: str = "") -> T:
     """Return the dataclass whose fields a JSON object has.
 

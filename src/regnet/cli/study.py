@@ -485,9 +485,7 @@ class _Networks:
         """Networks that are trained or failed, by whichever process, and all networks."""
         from regnet.studies import population
 
-        counts = population.counts(self.folder).values()
-        ended = sum(of_space.get(state, 0) for of_space in counts for state in ("done", "failed"))
-        return ended, sum(n for of_space in counts for n in of_space.values())
+        return population.progress(self.folder)
 
     def result(self, row: "Row") -> None:
         """Report a network; spaces take turns, so that the pace so far is typical."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from regnet import digest
-from regnet.atomic import write_bytes
+from regnet import digest, documents
+from regnet.errors import RegNetError
 
 _log = logging.getLogger(__name__)
 
@@ -28,19 +28,20 @@ def key_of(model: nn.Module, facts: Mapping[str, Any]) -> str:
 
 
 def recall(key: str) -> list[dict[str, Any]] | None:
-    """Rows that were kept under a key; None if there are none that can be read."""
+    """Return the rows that were saved under a key; None if there are none that can be used."""
     try:
-        rows = json.loads((cache_folder() / f"{key}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = documents.read(cache_folder() / f"{key}.json", "the result of a race")
+    except (OSError, RegNetError):
         return None
+    rows = found.get("rows")
     return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else None
 
 
 def remember(key: str, rows: list[dict[str, Any]]) -> None:
-    """Keep rows; a cache that cannot be written is no failure."""
-    path = cache_folder() / f"{key}.json"
+    """Save rows; a cache that cannot be written is no failure."""
     try:
+        path = cache_folder() / f"{key}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, json.dumps(rows, indent=1).encode())
-    except OSError as error:
-        _log.warning("the choice of engine is not kept: %s", error)
+        documents.write(path, {"rows": rows})
+    except (OSError, RuntimeError) as error:  # no folder, or a user without a home
+        _log.warning("the choice of engine is not saved: %s", error)

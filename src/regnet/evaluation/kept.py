@@ -6,16 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from regnet import digest, runfolder
+from regnet import documents, runfolder
 from regnet.documents import plain
 from regnet.errors import ConfigError
 from regnet.process_group import Group
 
 FILE: Final = "evaluation.json"
 """What was begun in the folder: weights, images and settings."""
-
-_DIGITS: Final = 16
-"""Of the digest at the beginning of each line."""
 
 
 class Kept:
@@ -27,9 +24,10 @@ class Kept:
         """Answers of all processes of earlier evaluations."""
         self.path = folder / f"answers-{group.rank}.jsonl"
         for path in sorted(folder.glob("answers-*.jsonl")):
-            # A kill may have cut the last line short: it has no end.
-            lines = path.read_bytes().split(b"\n")[:-1]
-            self.records += [_record(line, path) for line in lines]
+            try:
+                self.records += documents.lines(path, "an answer")
+            except ConfigError as error:
+                raise ConfigError(f"{error}; remove the file, or name another folder") from error
         group.gather(None)  # all have read before one writes
         self._remove_unfinished_line()
 
@@ -42,7 +40,7 @@ class Kept:
     def add(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Save the answers for some images."""
         with self.path.open("ab") as file:
-            file.writelines(_line(record) for record in records)
+            file.writelines(map(documents.line, records))
 
 
 @contextmanager
@@ -72,16 +70,3 @@ def kept(folder: Path, what: Mapping[str, Any], group: Group) -> Iterator[Kept]:
         if group.leads and not (folder / FILE).exists():
             runfolder.begin(folder, FILE, asked)
         yield Kept(folder, group)
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    text = json.dumps(record).encode()
-    return digest.of_bytes(text)[:_DIGITS].encode() + b" " + text + b"\n"
-
-
-def _record(line: bytes, path: Path) -> dict[str, Any]:
-    written, _, text = line.partition(b" ")
-    if digest.of_bytes(text)[:_DIGITS].encode() != written:
-        raise ConfigError(f"{path} is damaged; remove it, or name another folder")
-    record: dict[str, Any] = json.loads(text)
-    return record

@@ -281,9 +281,33 @@ def counts(folder: str | Path) -> dict[str, dict[str, int]]:
     Raises:
         ConfigError: there is no study.
     """
-    read(folder)
+    study = read(folder)
     with Store(Path(folder)) as store:
+        _check_complete(study, store)
         return store.counts()
+
+
+def progress(folder: str | Path) -> tuple[int, int]:
+    """Return how many networks are trained or failed, and how many there are; not verified."""
+    with Store(Path(folder)) as store:
+        found = store.counts().values()
+    ended = sum(of_space.get(state, 0) for of_space in found for state in ("done", "failed"))
+    return ended, sum(count for of_space in found for count in of_space.values())
+
+
+def _check_complete(study: Study, store: Store) -> list[Row]:
+    """All networks of the store, verified.
+
+    Raises:
+        StudyError: the store is damaged, or lacks networks.
+    """
+    rows = store.rows()
+    if 0 < len(rows) < study.count:
+        raise StudyError(
+            f"{store.path} has {len(rows)} of {study.count} networks; `regnet study run "
+            f"{store.folder}` or `regnet study recover {store.folder}` adds the others"
+        )
+    return rows
 
 
 def load(folder: str | Path) -> dict[str, Population]:
@@ -295,7 +319,7 @@ def load(folder: str | Path) -> dict[str, Population]:
     """
     study = read(folder)
     with Store(Path(folder)) as store:
-        rows = store.rows("done", "failed")
+        rows = [row for row in _check_complete(study, store) if row.outcome is not None]
     found = {}
     for space in study.spaces:
         done = tuple(r for r in rows if r.space == space.name and r.status == "done")

@@ -7,7 +7,6 @@ workers elsewhere report to the process that drives them.
 
 import contextlib
 import json
-import logging
 import shutil
 import sqlite3
 import tempfile
@@ -21,16 +20,13 @@ from filelock import FileLock, Timeout
 
 from regnet import digest
 from regnet.errors import StudyError
+from regnet.studies.journal import Journal
 
 FILE: Final = "study.db"
-COPY: Final = "study-copy.db"
 _PARTS: Final = ("", "-wal", "-shm")
 """Files of a SQLite store: itself, its log, and the index of that."""
 
 OWNERS: Final = "owners"
-
-_COPY_AFTER: Final = 25
-"""Results from one copy of the file to the next."""
 
 Status = Literal["pending", "running", "done", "failed"]
 
@@ -62,8 +58,6 @@ _SELECT: Final = (
 _ROOM: Final = 10_000
 """Ids that recovery looks at beyond those that the study has."""
 
-_logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -89,12 +83,13 @@ class Store:
 
     def __init__(self, folder: Path, *, create: bool = False) -> None:
         self.folder, self.path = folder, folder / FILE
+        self.journal = Journal(folder)
         self._lock: FileLock | None = None
         self.owner = ""
         if not create and not self.path.is_file():
             raise StudyError(
-                f"{self.path} is gone; `regnet study recover {folder}` makes it again, with what "
-                "its copy holds"
+                f"{self.path} is gone; `regnet study recover {folder}` makes it again, with the "
+                f"results of {self.journal.path.name}"
             )
         with self._explained():
             self._connection = sqlite3.connect(
@@ -131,7 +126,7 @@ class Store:
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
                     (r.space, r.number, json.dumps(r.config), json.dumps(r.metrics), r.seed,
-                     r.status, r.attempts, outcome, _digest(r, outcome))
+                     r.status, r.attempts, outcome, _digest(r, r.status, outcome))
                     for r in rows
                     for outcome in [None if r.outcome is None else json.dumps(r.outcome)]
                 ],
@@ -166,31 +161,30 @@ class Store:
             changed = self._connection.execute(
                 "UPDATE networks SET status = ?, owner = NULL, outcome = ?, digest = ? "
                 "WHERE id = ? AND status = 'running' AND owner = ?",
-                (status, text, _digest(row, text), row.id, self.owner),
+                (status, text, _digest(row, status, text), row.id, self.owner),
             ).rowcount
-            [(finished,)] = self._connection.execute(
-                "SELECT count(*) FROM networks WHERE outcome IS NOT NULL"
-            )
         if changed != 1:
             raise StudyError(
                 f"{self.path}: {row.space} number {row.number} is no longer this process's; "
                 "another one took it over"
             )
-        if finished % _COPY_AFTER == 0:
-            self._copy()
+        self.journal.add((row.space, row.number), outcome)
         return replace(row, status=status, attempts=row.attempts + 1, outcome=outcome)
 
     def rows(self, *statuses: Status) -> list[Row]:
-        """Networks by space and number; of some statuses only, if any are named.
+        """Return networks by space and number; of some statuses only, if any are named.
+
+        All are read and checked, whichever are asked for: a damaged row must not hide.
 
         Raises:
-            StudyError: a row is not as it was written; `recover` keeps the others.
+            StudyError: the file is damaged, or lacks results that were there; `recover` restores.
         """
-        where = f"status IN ({', '.join('?' * len(statuses))})" if statuses else "1"
-        return self._rows(f"{where} ORDER BY space, number", statuses)
+        self.check()
+        rows = self._rows("1 ORDER BY space, number")
+        return [row for row in rows if not statuses or row.status in statuses]
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """How many networks of each space have each status."""
+        """Count the networks of each space by status, unchecked: to show how far a study is."""
         found: dict[str, dict[str, int]] = {}
         with self._explained():
             for space, status, count in self._connection.execute(
@@ -216,40 +210,39 @@ class Store:
         return freed
 
     def retry_failed(self) -> int:
-        """Networks whose training failed are to be trained again; returns how many."""
+        """Have networks whose training failed trained again; returns how many."""
         failed = self.rows("failed")
+        for row in failed:
+            self.journal.add((row.space, row.number), None)
         with self._transaction():
             self._connection.executemany(
                 "UPDATE networks SET status = 'pending', outcome = NULL, digest = ? WHERE id = ?",
-                [(_digest(row, None), row.id) for row in failed],
+                [(_digest(row, "pending", None), row.id) for row in failed],
             )
         return len(failed)
 
     def check(self) -> None:
-        """Read everything.
+        """Read everything, and compare it with the journal.
 
         Raises:
-            StudyError: the file is damaged.
+            StudyError: the file is damaged, or lacks results that the journal has.
         """
+        # First the journal: another driver may finish a network meanwhile.
+        results = self.journal.results()
         with self._explained():
-            _check(self._connection)
+            rows = _check(self._connection)
+        finished = {(row.space, row.number): row.outcome for row in rows if row.outcome is not None}
+        lost = [key for key, outcome in results.items() if finished.get(key) != outcome]
+        if lost:
+            raise StudyError(
+                f"{self.path} lacks {len(lost)} of {len(results)} results; `regnet study recover "
+                f"{self.folder}` restores them from {self.journal.path.name}"
+            )
 
     def _rows(self, where: str, values: Sequence[Any] = ()) -> list[Row]:
         with self._explained():
             found = self._connection.execute(f"{_SELECT} WHERE {where}", values).fetchall()
             return [_row(values) for values in found]
-
-    def _copy(self) -> None:
-        """Copy the file, if it is whole; nothing depends on whether this works."""
-        try:
-            with tempfile.TemporaryDirectory(dir=self.folder, prefix=".copy-") as folder:
-                path = Path(folder) / COPY
-                with contextlib.closing(sqlite3.connect(path)) as copy:
-                    self._connection.backup(copy)
-                    _check(copy)
-                path.replace(self.folder / COPY)
-        except (OSError, sqlite3.Error, ValueError) as error:
-            _logger.warning("%s could not be copied: %s", self.path, error)
 
     def _own(self) -> None:
         """From the first claim on this process holds a lock, which goes when the process does."""
@@ -295,7 +288,7 @@ class Store:
 
 
 def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
-    """Make a damaged or lost store anew from what it, and its copy, still hold.
+    """Make a damaged or lost store anew from what it, and its journal, still hold.
 
     Args:
         folder: of the study.
@@ -311,14 +304,15 @@ def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
         with _taken(lock) as gone:
             if not gone:
                 raise StudyError(f"{folder}: a process is training this study; end it first")
-    results: dict[tuple[str, int], Row] = {}
-    for path in (folder / COPY, folder / FILE):
-        results.update({(row.space, row.number): row for row in _readable(path, len(rows))})
-    path, kept = folder / FILE, None
+    path, journal = folder / FILE, Journal(folder)
+    results = {
+        (row.space, row.number): row.outcome for row in _readable(path, len(rows)) if row.outcome
+    } | journal.readable()
+    restored = [_restored(row, results.get((row.space, row.number))) for row in rows]
+    kept = None
     with tempfile.TemporaryDirectory(dir=folder, prefix=".recover-") as new:
         with Store(Path(new), create=True) as store:
-            store.add(results.values())
-            store.add(rows)
+            store.add(restored)
         damaged = folder / f"{FILE}.damaged-{uuid.uuid4().hex[:8]}"
         for suffix in _PARTS:
             part = path.with_name(path.name + suffix)
@@ -326,7 +320,17 @@ def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
                 moved = part.rename(damaged.with_name(damaged.name + suffix))
                 kept = kept or moved
         (Path(new) / FILE).rename(path)
-    return len(results), kept
+    found = [row for row in restored if row.outcome is not None]
+    journal.replace(((row.space, row.number), row.outcome) for row in found if row.outcome)
+    return len(found), kept
+
+
+def _restored(row: Row, outcome: dict[str, Any] | None) -> Row:
+    """A network with the result that it had."""
+    if outcome is None:
+        return row
+    status: Status = "done" if "error" in outcome else "failed"
+    return replace(row, status=status, attempts=1, outcome=outcome)
 
 
 def _readable(path: Path, count: int) -> Iterator[Row]:
@@ -352,13 +356,12 @@ def _readable(path: Path, count: int) -> Iterator[Row]:
                     yield row
 
 
-def _check(connection: sqlite3.Connection) -> None:
-    """Raises sqlite3.DatabaseError or ValueError where a store is not as it was written."""
-    [(told,)] = connection.execute("PRAGMA integrity_check(1)").fetchall()
-    if told != "ok":
-        raise sqlite3.DatabaseError(told)
-    for values in connection.execute(_SELECT):
-        _row(values)
+def _check(connection: sqlite3.Connection) -> list[Row]:
+    """All rows; sqlite3.DatabaseError or ValueError where a store is not as it was written."""
+    [(answer,)] = connection.execute("PRAGMA integrity_check(1)").fetchall()
+    if answer != "ok":
+        raise sqlite3.DatabaseError(answer)
+    return [_row(values) for values in connection.execute(_SELECT)]
 
 
 @contextlib.contextmanager
@@ -392,12 +395,16 @@ def _row(values: Sequence[Any]) -> Row:
         attempts=attempts,
         outcome=json.loads(outcome) if outcome is not None else None,
     )
-    if _digest(row, outcome) != written:
+    if _digest(row, status, outcome) != written:
         raise ValueError(f"{space} number {number} is not as it was written")
     return row
 
 
-def _digest(row: Row, outcome: str | None) -> str:
-    """Of a network and its result: SQLite itself does not notice a changed byte."""
-    what = json.dumps([row.space, row.number, row.config, row.metrics, row.seed, outcome])
+def _digest(row: Row, status: str, outcome: str | None) -> str:
+    """Of a network and its result: SQLite itself does not notice a changed byte.
+
+    Whether a network is waiting or running decides nothing, and changes without a new digest.
+    """
+    final = "open" if status in ("pending", "running") else status
+    what = json.dumps([row.space, row.number, row.config, row.metrics, row.seed, final, outcome])
     return digest.of_bytes(what.encode())

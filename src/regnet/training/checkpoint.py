@@ -6,18 +6,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from regnet import digest
 from regnet.atomic import write_bytes, writing
 from regnet.errors import TrainingError
 from regnet.process_group import Group
 from regnet.training.average import Average
 
-FOLDER = "checkpoints"
+FOLDER: Final = "checkpoints"
+
+DIGITS: Final = 16
+"""Of the SHA-256 in the name of a checkpoint."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -99,15 +104,18 @@ def save(saved: dict[str, Any], out: Path, *, newest: int) -> Path:
     """
     folder = out / FOLDER
     folder.mkdir(exist_ok=True)
-    path = folder / f"{saved['epoch']:04d}-{saved['step']:06d}.pt"
-    with writing(path) as temporary:
+    draft = folder / ".draft.pt"
+    with writing(draft) as temporary:
         try:
             torch.save(saved, temporary)
         except RuntimeError as error:  # what torch makes of a disk that is full
             raise OSError(errno.EIO, f"cannot be written, is the disk full? ({error})") from error
+    # torch does not check what it reads: the digest is part of the name.
+    name = f"{saved['epoch']:04d}-{saved['step']:06d}-{digest.of_file(draft)[:DIGITS]}.pt"
+    path = draft.replace(folder / name)
     for old in saved_paths(out)[:-newest]:
         old.unlink(missing_ok=True)
-    for left in folder.glob(".*.pt.*"):  # of a process that was killed while it wrote
+    for left in folder.glob(".*.pt*"):  # of a process that was killed while it wrote
         left.unlink(missing_ok=True)
     return path
 
@@ -122,27 +130,33 @@ def save_weights(saved: dict[str, Any], path: Path) -> None:
 def saved_paths(out: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
     found = (out / FOLDER).glob("*.pt")
-    named = [path for path in found if re.fullmatch(r"\d+-\d+\.pt", path.name)]
-    return sorted(named, key=lambda path: [int(number) for number in path.stem.split("-")])
+    named = [path for path in found if re.fullmatch(r"\d+-\d+(-\w+)?\.pt", path.name)]
+    return sorted(named, key=lambda path: [int(number) for number in path.stem.split("-")[:2]])
 
 
 def load_last(out: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read; None where there is none at all.
+    """Return the newest checkpoint that is as it was written; None where there is none at all.
 
     Raises:
-        TrainingError: there are some, and none can be read.
+        TrainingError: there are some, and all are damaged.
     """
     paths = saved_paths(out)
     for path in reversed(paths):
         try:
+            written = path.stem.split("-")[2:]
+            if written != [digest.of_file(path)[:DIGITS]]:
+                raise ValueError("it is not as it was written")
             saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001 - a damaged pickle raises anything
             [reason, *_] = str(error).splitlines() or [""]
-            _log.warning("%s cannot be read (%s); the one before is taken", path, reason)
+            _log.warning("%s cannot be used (%s); the checkpoint before it is", path, reason)
         else:
             return saved
     if paths:
-        raise TrainingError(f"{out / FOLDER}: none of the {len(paths)} checkpoints can be read")
+        raise TrainingError(
+            f"{out / FOLDER}: all {len(paths)} checkpoints are damaged; put back a copy of one, or "
+            "begin a new run"
+        )
     return None
 
 

@@ -4,7 +4,7 @@ That holds on a CPU with a fixed number of threads; GPUs add in another order ea
 number of processes with the same `micro_batch_size`, losses are the same up to rounding.
 """
 
-import json
+import logging
 import signal
 import threading
 import time
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from regnet import runfolder
+from regnet import documents, runfolder
 from regnet.atomic import write_bytes
 from regnet.data.sets import open_set
 from regnet.design.config import AnyNetConfig, RegNetConfig
@@ -31,6 +31,8 @@ from regnet.training.recipe import Recipe, find_recipe
 from regnet.training.run import Run
 from regnet.training.session import Options, Progress, Session
 from regnet.zoo.resolver import find_source
+
+_log = logging.getLogger(__name__)
 
 LOG = "log.jsonl"
 MODEL = "model"
@@ -189,6 +191,10 @@ def resume(out: str | Path, *, options: Options | None = None) -> Trained:
         session = Session(run, group, options)
         _check_facts(facts, session)
         saved = checkpoint.load_last(folder)
+        if group.leads:
+            _check_conditions(facts, session, saved=saved is not None)
+            if saved is None and (folder / LOG).exists():
+                _log.warning("%s: no checkpoint is left; training begins again", folder)
         places = group.gather(saved and (saved["epoch"], saved["step"]))
         if len(set(places)) > 1:
             raise TrainingError(
@@ -249,10 +255,38 @@ def _check_facts(facts: Mapping[str, Any] | None, session: Session) -> None:
 
 
 def _rows(out: Path, epochs: int) -> list[dict[str, Any]]:
-    """The log up to an epoch; what a killed process may have written after it goes."""
-    path = out / LOG
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines[:epochs]]
+    """The log up to an epoch; what a killed process may have written after it goes.
+
+    Raises:
+        TrainingError: a row is not as it was written.
+    """
+    try:
+        rows = documents.lines(out / LOG, "a row of a log") if (out / LOG).exists() else []
+    except ConfigError as error:
+        raise TrainingError(f"{error}; remove {LOG} to go on without it") from error
+    if len(rows) < epochs:
+        _log.warning("%s has %d of %d epochs; the others are lost", out / LOG, len(rows), epochs)
+    return rows[:epochs]
+
+
+def _check_conditions(facts: Mapping[str, Any], session: Session, *, saved: bool) -> None:
+    """Say in which conditions a resumed run differs from those that it began under."""
+    before, now = facts["environment"], session.facts["environment"]
+    changes = [
+        f"{name}: {old}, now {new}"
+        for name, old, new in (
+            ("threads", before["threads"], now["threads"]),
+            ("torch", before["packages"]["torch"], now["packages"]["torch"]),
+            ("device", before["device"], now["device"]),
+            ("processes", facts["processes"], session.group.size),
+        )
+        if old != new
+    ]
+    if changes and saved:
+        _log.warning(
+            "the run began under other conditions (%s): its weights will not be bit-identical to "
+            "those of an uninterrupted run", "; ".join(changes),
+        )  # fmt: skip
 
 
 class _Loop:
@@ -345,8 +379,7 @@ class _Loop:
         state.best = score if best and score is not None else state.best
         self.log.append(row)
         if self.group.leads and self.out is not None:
-            text = "".join(json.dumps(row) + "\n" for row in self.log)
-            write_bytes(self.out / LOG, text.encode())
+            write_bytes(self.out / LOG, b"".join(map(documents.line, self.log)))
         self._save(best=best)
         if self.board:
             for name in SHOWN & row.keys():

@@ -1,0 +1,82 @@
+"""The second place where results are: a line for each, written after the store has committed it.
+
+SQLite notices neither a changed byte of a value nor a damaged log: it drops what does not fit, and
+with it results that were committed. The journal says how many there were, and holds them.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from regnet import documents
+from regnet.atomic import write_bytes
+from regnet.errors import ConfigError, StudyError
+
+FILE: Final = "results.jsonl"
+
+Key = tuple[str, int]
+"""Space and number of a network."""
+
+
+class Journal:
+    """Results of a study, by space and number, in the order in which they came."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.path = folder, folder / FILE
+
+    def add(self, key: Key, outcome: dict[str, Any] | None) -> None:
+        """Write what came out of a network; None: it is to be trained again.
+
+        Raises:
+            OSError: it cannot be written; the store has the result.
+        """
+        space, number = key
+        line = documents.line({"space": space, "number": number, "outcome": outcome})
+        with self.path.open("a+b", buffering=0) as file:
+            # A line that a kill has cut short must not spoil the next one.
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            cut = file.read(1) not in (b"", b"\n")
+            file.write(b"\n" + line if cut else line)
+            os.fsync(file.fileno())
+
+    def results(self) -> dict[Key, dict[str, Any]]:
+        """Return the newest outcome of each network that has one.
+
+        Raises:
+            StudyError: the journal is damaged.
+        """
+        try:
+            return _newest(documents.lines(self.path, "a result"))
+        except FileNotFoundError:
+            return {}
+        except (ConfigError, KeyError, TypeError) as error:
+            raise StudyError(
+                f"{error}; `regnet study recover {self.folder}` writes it again from what is whole"
+            ) from error
+
+    def readable(self) -> dict[Key, dict[str, Any]]:
+        """Return the outcomes in those lines that are as they were written."""
+        try:
+            return _newest(documents.lines(self.path, "a result", skip_damaged=True))
+        except OSError:
+            return {}
+
+    def replace(self, results: Iterable[tuple[Key, dict[str, Any]]]) -> None:
+        """Begin the journal anew with these results."""
+        lines = [
+            documents.line({"space": space, "number": number, "outcome": outcome})
+            for (space, number), outcome in results
+        ]
+        write_bytes(self.path, b"".join(lines))
+
+
+def _newest(lines: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
+    found: dict[Key, dict[str, Any]] = {}
+    for line in lines:
+        key = line["space"], line["number"]
+        found.pop(key, None)
+        if line["outcome"] is not None:
+            found[key] = line["outcome"]
+    return found
