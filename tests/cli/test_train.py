@@ -52,8 +52,7 @@ def test_what_was_trained_can_be_evaluated(run, data):
 
 def test_replay_and_resume(run, tmp_path):
     regnet("train", "--replay", run / "run.json", "--out", tmp_path / "again", "--threads", 1)
-    name = "checkpoints/0002-000000.pt"
-    assert (tmp_path / "again" / name).exists()
+    assert list((tmp_path / "again/checkpoints").glob("0002-000000-*.pt"))
     weights = [folder / "model/model.safetensors" for folder in (run, tmp_path / "again")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     done = json.loads(regnet("train", "--resume", run, "--json").stdout)

@@ -1,8 +1,8 @@
 """Whole runs on small pictures: exact resume, faults, several processes."""
 
-import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +15,8 @@ import torch
 import regnet
 from regnet import documents
 from regnet.errors import ConfigError, DataError, TrainingError
-from regnet.training import checkpoint
+from regnet.training import checkpoint, loop
+from regnet.training import run as runs
 from regnet.training.loop import resume, start, train
 from regnet.training.recipe import RECIPES, Recipe
 from regnet.training.run import Run, read
@@ -60,9 +61,7 @@ def test_a_run_learns_and_its_model_opens(data, tmp_path):
     assert done.stopped_by is None
     assert done.top1 == 100
     assert list(done.log) == rows
-    assert rows == [
-        json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()
-    ]
+    assert rows == documents.lines(tmp_path / "run/log.jsonl", "a row")
     assert rows[-1]["loss"] < rows[0]["loss"]
     model = regnet.create(f"local-dir:{tmp_path / 'run/model'}", pretrained=True)
     assert model.pretrained_cfg["label_names"] == ("blue", "green", "red")
@@ -145,8 +144,8 @@ def test_killed_at_random_steps_and_resumed_bit_by_bit(data, tmp_path, kills):
     last.communicate()
     assert last.returncode == 0
     assert same(tmp_path / "whole", out)
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    whole = [json.loads(line) for line in (tmp_path / "whole/log.jsonl").read_text().splitlines()]
+    rows = documents.lines(out / "log.jsonl", "a row")
+    whole = documents.lines(tmp_path / "whole/log.jsonl", "a row")
     for row, expected in zip(rows, whole, strict=True):
         assert {k: row[k] for k in ("epoch", "lr", "loss", "top1", "average_top1")} == {
             k: expected[k] for k in ("epoch", "lr", "loss", "top1", "average_top1")
@@ -185,8 +184,115 @@ def test_a_half_written_checkpoint_is_not_loaded(data, tmp_path, caplog):
     assert saved is not None
     assert saved["epoch"] == expected["epoch"] == 1
     before.write_bytes(b"")
-    with pytest.raises(TrainingError, match="none of the 2 checkpoints can be read"):
+    with pytest.raises(TrainingError, match="all 2 checkpoints are damaged; put back a copy"):
         resume(out)
+
+
+@pytest.fixture(scope="module")
+def interrupted(data, tmp_path_factory):
+    """A run that was stopped in its second epoch, with two checkpoints."""
+    out = tmp_path_factory.mktemp("interrupted") / "run"
+
+    def stop(at):
+        if (at.epoch, at.step) == (1, 2):
+            signal.raise_signal(signal.SIGTERM)
+
+    done = train(TINY, data, out, recipe=SHORT, save_steps=2, options=Options(on_step=stop))
+    assert done.stopped_by == signal.SIGTERM
+    assert len(checkpoint.saved_paths(out)) == 2
+    return out
+
+
+def flips(path, count, what):
+    """Calls a function with each of some single bits of a file flipped."""
+    whole, rng = path.read_bytes(), random.Random(0)
+    for _ in range(count):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        what()
+    path.write_bytes(whole)
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_named_and_the_one_before_taken(
+    interrupted, tmp_path, caplog
+):
+    out = tmp_path / "run"
+    shutil.copytree(interrupted, out)
+    before, last = checkpoint.saved_paths(out)
+    expected = torch.load(before, weights_only=True)
+
+    def check():
+        caplog.clear()
+        saved = checkpoint.load_last(out)
+        assert saved is not None
+        assert (saved["epoch"], saved["step"]) == (expected["epoch"], expected["step"])
+        assert f"{last} cannot be used" in caplog.text
+
+    flips(last, 50, check)
+
+
+def test_a_resumed_run_says_what_is_not_as_it_was(interrupted, tmp_path, caplog):
+    threads = torch.get_num_threads()
+    out = tmp_path / "threads"
+    shutil.copytree(interrupted, out)
+    try:
+        torch.set_num_threads(threads + 1)
+        resume(out)
+    finally:
+        torch.set_num_threads(threads)
+    assert f"threads: {threads}, now {threads + 1}" in caplog.text
+    assert "will not be bit-identical" in caplog.text
+    caplog.clear()
+    out = tmp_path / "same"
+    shutil.copytree(interrupted, out)
+    resume(out)
+    assert caplog.text == ""
+    out = tmp_path / "no-log"
+    shutil.copytree(interrupted, out)
+    (out / "log.jsonl").unlink()
+    assert len(resume(out).log) == SHORT.epochs - 1
+    assert "log.jsonl has 0 of 1 epochs; the others are lost" in caplog.text
+    out = tmp_path / "no-checkpoints"
+    shutil.copytree(interrupted, out)
+    shutil.rmtree(out / "checkpoints")
+    resume(out)
+    assert "no checkpoint is left; training begins again" in caplog.text
+    assert same(out, tmp_path / "same")
+
+
+@pytest.mark.parametrize("name", ["run.json", "log.jsonl"])
+def test_flipped_bits_of_a_run_are_refused(interrupted, tmp_path, name):
+    """Each is refused with one line, or says the same (white space, an unfinished last line)."""
+    out = tmp_path / "run"
+    shutil.copytree(interrupted, out)
+    rows = documents.lines(out / "log.jsonl", "a row")
+
+    def check():
+        try:
+            run, _ = runs.read(out)
+            found = loop._rows(out, 1)
+        except (ConfigError, TrainingError) as error:
+            assert name in str(error)  # noqa: PT017 - either outcome is right
+        else:
+            assert run == expected
+            assert found in (rows, [])
+
+    expected, _ = runs.read(out)
+    flips(out / name, 100, check)
+
+
+def test_two_trainings_in_one_folder_are_one(data, tmp_path):
+    """The second one says who owns the folder, whichever comes first."""
+    recipe = replace(SHORT, epochs=20)
+    documents.write(
+        tmp_path / "run.json", {"run": Run(model=TINY, recipe=recipe, train=str(data), val=None)}
+    )
+    processes = [child(tmp_path, tmp_path / "out") for _ in range(2)]
+    errors = [process.communicate()[0] for process in processes]
+    codes = sorted(process.returncode for process in processes)
+    assert codes == [0, 1], errors
+    assert len(documents.lines(tmp_path / "out/log.jsonl", "a row")) == 20
 
 
 @posix
@@ -329,10 +435,7 @@ def test_two_processes_learn_what_one_learns(data, tmp_path, parallel):
     for name, tensor in one.items():
         if not name.endswith("num_batches_tracked"):
             torch.testing.assert_close(two[name], tensor, rtol=1e-2, atol=1e-3)
-    rows = [
-        [json.loads(line) for line in (tmp_path / which / "log.jsonl").read_text().splitlines()]
-        for which in ("one", "two")
-    ]
+    rows = [documents.lines(tmp_path / which / "log.jsonl", "a row") for which in ("one", "two")]
     for a, b in zip(*rows, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["lr"] == b["lr"]
