@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from math import isfinite
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -75,8 +76,14 @@ def read(path: Path, what: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not {what} ({error})") from error
+    return unsealed(values, path, what)
+
+
+def unsealed(values: Any, path: Path, what: str) -> dict[str, Any]:
+    """Return the fields of a document that has been parsed, as `read` does."""
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: not {what} (it is not a JSON object)")
+    values = dict(values)
     expected = values.pop(DIGEST, None)
     if expected is None:
         raise ConfigError(f"{path}: not {what} (it has no {DIGEST})")
@@ -186,7 +193,10 @@ def _value(kind: Any, given: Any, name: str) -> Any:
     elif isinstance(given, bool) and kind is not bool:
         pass  # a truth value is no number
     elif isinstance(given, _NUMBERS.get(kind, kind)):
-        return float(given) if kind is float else given
+        if kind is not float:
+            return given
+        if isfinite(given):
+            return float(given)
     raise ConfigError(f"{name} cannot be {_shown(given)}")
 
 

@@ -6,10 +6,16 @@ says what was wrong, with which value, and what to do about it.
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from math import inf, isinf
+from numbers import Real
 
 
 class RegNetError(Exception):
     """Base of every error that this package raises on purpose."""
+
+    def __str__(self) -> str:
+        # Names and texts from outside are quoted in it; a terminal would obey what they hold.
+        return printable(super().__str__())
 
 
 class ConfigError(RegNetError, ValueError):
@@ -28,7 +34,11 @@ class DataError(RegNetError, ValueError):
     """A set of images that cannot be used."""
 
 
-class NoSplitError(DataError):
+class NotFoundError(ConfigError, DataError, ImageError, WeightsError):
+    """A file, a folder or a name that was given, and that is not there."""
+
+
+class NoSplitError(NotFoundError):
     """A set of images that holds other splits, and not the one asked for."""
 
 
@@ -81,6 +91,38 @@ def unknown(
     return f"there is no {kind} {name!r}{hint}; {rest}"
 
 
+def check_number(
+    name: str, value: object, *, least: float = -inf, most: float = inf, finite: bool = True
+) -> None:
+    """Refuse what is no number, not a number (NaN), or out of range; no comparison notices a NaN.
+
+    Args:
+        name: of the option, for the message.
+        value: what was given.
+        least: the smallest value that is allowed.
+        most: the largest.
+        finite: whether infinity is refused; else it stands for "no limit".
+
+    Raises:
+        ConfigError: the value cannot be used.
+    """
+    good = isinstance(value, Real) and not isinstance(value, bool) and least <= value <= most
+    if not good or (finite and isinf(value)):  # type: ignore[arg-type]  # a number, if good
+        ends = [f"at least {least:g}"] * (least > -inf) + [f"at most {most:g}"] * (most < inf)
+        needed = " and ".join(ends)
+        raise ConfigError(f"{name} must be a number{needed and ', ' + needed}, got {value!r}")
+
+
 def in_one_line(error: BaseException, *, most: int | None = None) -> str:
     """Return the type and the message of another library's error as one line, cut to `most`."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:most]
+
+
+def printable(text: str) -> str:
+    """Return a text with its control characters, which a terminal would obey, written out.
+
+    Whatever comes from outside (files, servers, names) goes through it before it is shown.
+    """
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )

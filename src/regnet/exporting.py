@@ -29,6 +29,7 @@ from regnet.errors import (
     EngineError,
     MissingExtraError,
     RegNetError,
+    check_number,
     in_one_line,
     unknown,
 )
@@ -214,6 +215,7 @@ def export(
         OSError: the file cannot be written.
     """
     start, path = time.monotonic(), Path(path)
+    check_number("min_agreement", min_agreement, least=0)
     form = _format(path, format, precision)
     if (precision == "int8") != (images is not None):
         raise ConfigError("precision 'int8' and images to calibrate with go together")

@@ -1,6 +1,5 @@
 """The processes of one job, as `torchrun` starts them."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from regnet.devices import launched
 from regnet.errors import ConfigError
 
 
@@ -61,14 +61,16 @@ def joined(device: torch.device) -> Iterator[Group]:
             its local rank.
 
     Raises:
-        ConfigError: `torchrun` started more processes than there are GPUs.
+        ConfigError: `torchrun` started more processes than there are GPUs, or its variables are not
+            all there.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not dist.is_initialized():
+    place = launched()
+    if place.size == 1 and not dist.is_initialized():
         yield Group(rank=0, size=1, device=device)
         return
     own = device
     if device.type == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        local = place.local_rank
         if local >= torch.cuda.device_count():
             raise ConfigError(
                 f"process {local} has no GPU of its own, there are {torch.cuda.device_count()}; "

@@ -1,20 +1,48 @@
 """Other libraries kept from talking while we call them."""
 
 import logging
+import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+_EVERYTHING: Final = "(?#regnet.quiet)"
+"""A pattern that every message fits, and by which our filter is known among those of others."""
+
+_lock = threading.Lock()
+_inside: Counter[str] = Counter()
+_levels: dict[str, int] = {}
 
 
 @contextmanager
 def quiet(logger: str) -> Iterator[None]:
-    """Errors only from a logger, and no warnings; the level is restored afterwards."""
+    """Let through errors only from a logger, and no warnings.
+
+    Filters and levels belong to the whole process: the first thread that enters sets them, the last
+    one that leaves takes back what was set, and nothing else.
+    """
     other = logging.getLogger(logger)
-    level = other.level
-    other.setLevel(logging.ERROR)
+    with _lock:
+        if not _inside.total():
+            warnings.filterwarnings("ignore", message=_EVERYTHING)
+        if not _inside[logger]:
+            _levels[logger] = other.level
+            other.setLevel(logging.ERROR)
+        _inside[logger] += 1
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        other.setLevel(level)
+        with _lock:
+            _inside[logger] -= 1
+            if not _inside[logger]:
+                other.setLevel(_levels.pop(logger))
+            if not _inside.total():
+                _take_back_filter()
+
+
+def _take_back_filter() -> None:
+    filters = warnings.filters
+    assert isinstance(filters, list)  # typeshed calls it a sequence
+    filters[:] = [f for f in filters if getattr(f[1], "pattern", None) != _EVERYTHING]

@@ -73,23 +73,23 @@ def test_paths_come_from_stdin(folder):
 
 def test_a_folder_without_images_is_said(tmp_path):
     result = regnet("predict", tmp_path)
-    refused(result, 1, f"{tmp_path}: no image files in this folder")
+    refused(result, 2, f"{tmp_path}: no image files in this folder")
 
 
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["predict", "none.jpg"], 1, ["none.jpg: no such file or directory"]),
+        (["predict", "none.jpg"], 2, ["none.jpg: no such file or directory"]),
         (["predict", PHOTO, "--model", "regnety_16"], 2, ["'regnety_16'", "did you mean"]),
-        (["predict", PHOTO, "--model", "resnet50"], 1, ["no weights of resnet50"]),
+        (["predict", PHOTO, "--model", "resnet50"], 2, ["no weights of resnet50"]),
         (["predict", PHOTO, "--topk", "11"], 2, ["between 1 and the number of classes, 10"]),
         (["info", "regnet_y_1_6g"], 2, ["there is no variant 'regnet_y_1_6g'"]),
-        (["info", "regnety_016", "--plot", "/none/x.svg"], 1, ["/none/x.svg", "No such file"]),
+        (["info", "regnety_016", "--plot", "/none/x.svg"], 2, ["/none/x.svg", "No such file"]),
         (["info", "regnety_016", "--plot", "x.doc"], 2, ["x.doc", ".svg, .png, .pdf"]),
         (["info", "regnety_016", "--plot", "x.pgf"], 2, ["x.pgf"]),
         (["list", "nothing*"], 1, ["nothing fits 'nothing*'"]),
-        (["predict", "-"], 1, ["no paths on stdin"]),
-        (["predict", ""], 1, ["path is empty"]),
+        (["predict", "-"], 2, ["no paths on stdin"]),
+        (["predict", ""], 2, ["path is empty"]),
         (["list", "--family", "vit"], 2, ["there is no family 'vit'"]),
     ],
 )
@@ -213,3 +213,12 @@ def test_examples_in_the_help_run(module, folder):
     (folder / "deep").rename(folder / "holiday")
     result = regnet(*(word.strip("'") for word in example.split()), cwd=folder)
     assert result.returncode == 0, result.stderr
+
+
+@posix
+@pytest.mark.parametrize("words", ["list --json", "list", "info regnety_016 --json"])
+def test_a_reader_that_leaves_is_no_failure(words):
+    """As `head -1` does."""
+    command = f"set -o pipefail; {sys.executable} -m regnet {words} | head -c 1 > /dev/null"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -62,15 +62,15 @@ def test_a_training_checkpoint_with_objects_becomes_safetensors(tmp_path):
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["convert", "none.pth", "out.safetensors"], 1, ["none.pth: No such file"]),
+        (["convert", "none.pth", "out.safetensors"], 2, ["none.pth: No such file"]),
         (["convert", FILE, "out.pth"], 1, ["weights are written as safetensors; name it so"]),
         (
             ["convert", FILE, "out.safetensors", "--to", "keras"],
-            1,
+            2,
             ["no format 'keras'; there are"],
         ),
-        (["convert", FILE, "none/out.safetensors"], 1, ["none"]),
-        (["inspect", "none"], 1, ["none: No such file"]),
+        (["convert", FILE, "none/out.safetensors"], 2, ["none"]),
+        (["inspect", "none"], 2, ["none: No such file"]),
         (["verify", "regnety_017"], 2, ["there is no variant 'regnety_017'"]),
         (
             ["verify", "regnety_016"],

@@ -1,12 +1,16 @@
+import logging
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from regnet.data.images import open_image
+from regnet.data.images import decode_image, open_image
 from regnet.errors import ImageError
+from tests.marks import posix
 
 
 def save(path, image, **options):
@@ -103,23 +107,60 @@ def test_a_pillow_image_that_breaks_while_it_loads(tmp_path):
         open_image(image)
 
 
-def bomb(path, side):
-    """A valid PNG header that announces side x side pixels."""
+def bomb(path, side, color=2, depth=8):
+    """A valid PNG header that announces side x side pixels: RGB, or another kind."""
 
     def chunk(kind, data):
         crc = zlib.crc32(kind + data)
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
 
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", side, side, depth, color, 0, 0, 0)
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"0" * 64)) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
     return path
 
 
-@pytest.mark.parametrize("side", [10_000, 60_000])
-def test_a_decompression_bomb_is_refused(tmp_path, side):
-    with pytest.raises(ImageError, match=r"too many pixels to open safely .* scale it down first"):
-        open_image(bomb(tmp_path / "bomb.png", side))
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("side", "color", "depth"),
+    [(10_000, 2, 8), (60_000, 2, 8), (7_000, 6, 8), (7_000, 4, 16), (8_000, 0, 16)],
+)
+def test_a_decompression_bomb_is_refused(tmp_path, side, color, depth):
+    with pytest.raises(ImageError, match=r"too much memory to open safely .* scale it down first"):
+        open_image(bomb(tmp_path / "bomb.png", side, color, depth))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+
+
+@posix
+@pytest.mark.parametrize("name", ["a.eps", "a.jpg"])
+def test_no_image_starts_another_program(tmp_path, monkeypatch, name):
+    program = tmp_path / "gs"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    (tmp_path / name).write_bytes(EPS)
+    with pytest.raises(ImageError, match="of another kind than BMP, GIF, JPEG"):
+        open_image(tmp_path / name)
+    with pytest.raises(ImageError, match="of another kind than BMP, GIF, JPEG"):
+        decode_image(EPS, name)
+    assert not (tmp_path / "started").exists()
+
+
+def test_threads_leave_filters_and_loggers_as_they_were(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"these are words, not pixels")
+    before = list(warnings.filters), logging.getLogger("PIL").disabled
+
+    def work(_):
+        for _ in range(50):
+            with pytest.raises(ImageError):
+                open_image(path)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    assert (list(warnings.filters), logging.getLogger("PIL").disabled) == before
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "gif", "tif", "bmp"])
@@ -135,7 +176,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix):
     ("content", "message"),
     [
         (b"", "the file is empty; fetch or export it again"),
-        (b"these are words, not pixels", "not an image that Pillow can read"),
+        (b"these are words, not pixels", "not an image, or of another kind than BMP, GIF, JPEG"),
         (b"\x89PNG\r\n\x1a\n", "a.jpg: "),
         (b"\xff\xd8\xff\xe0" + b"\0" * 100, "a.jpg: "),
     ],

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save
 
 import regnet
+from regnet import documents
 from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, LicenseWarning, WeightsError
@@ -227,7 +228,7 @@ def test_strictness(tmp_path, model):
     model.save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     values["regnet_config"]["se_ratio"] = 0.0
-    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "config.json").write_text(json.dumps(documents.sealed(values)))
     with pytest.raises(WeightsError, match=r"unexpected s1\.b1\.se"):
         AnyNet.from_pretrained(str(tmp_path))
 

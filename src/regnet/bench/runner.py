@@ -17,7 +17,7 @@ from regnet.design.complexity import total
 from regnet.engines.base import Precision, Runner, Target
 from regnet.engines.check import INPUT_SETS, answers, build_checked, worst_error, wrong
 from regnet.engines.optimize import ENGINES, find_engine, optimize
-from regnet.errors import in_one_line
+from regnet.errors import check_number, in_one_line
 from regnet.machine import environment, gpu_state
 from regnet.timing import (
     Samples,
@@ -58,7 +58,11 @@ def run(
 
     Returns:
         The rows; after Ctrl-C those that there are, with `complete` false.
+
+    Raises:
+        ConfigError: `seconds` cannot be used.
     """
+    check_number("seconds", seconds, least=0)
     bench = Bench(device, seconds, calls)
     facts = environment(device)
     rows: list[Row] = []

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from regnet.cli.arguments import AsJson, Device, check_choice, check_folder_of
-from regnet.cli.output import print_json, print_table, printable, stderr, stdout
+from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -60,14 +60,13 @@ def command(
     Example: regnet evaluate imagenet/val --model regnety_016.tv2_in1k --keep runs/evaluation
     """
     import json
-    import os
     import warnings
     from dataclasses import asdict
     from typing import get_args
 
     from regnet.atomic import write_bytes
     from regnet.data.sets import SPLITS
-    from regnet.devices import core_count, find_device
+    from regnet.devices import core_count, find_device, launched
     from regnet.engines.base import Precision
     from regnet.evaluation.evaluate import evaluate
 
@@ -75,7 +74,7 @@ def command(
     check_choice("split", split, tuple(SPLITS))
     check_folder_of(out)
     where = find_device(device)
-    leads = os.environ.get("RANK", "0") == "0"
+    leads = launched().rank == 0
     if not leads:
         warnings.simplefilter("ignore")  # the leader shows them
     with ProgressBar("evaluating", hidden=not leads) as bar:
@@ -151,6 +150,6 @@ def _print(done: "Evaluation", *, per_class: bool) -> None:
     for warning in done.warnings:
         stderr.print(f"warning: {warning}")
     for reason in done.unreadable[:LISTED]:
-        stderr.print(f"unreadable: {printable(reason)}")
+        stderr.print(f"unreadable: {reason}")
     if len(done.unreadable) > LISTED:
         stderr.print(f"and {len(done.unreadable) - LISTED} more; --json has all")

@@ -1,9 +1,11 @@
 """Entry point: the commands, and what happens when one fails."""
 
+import logging
 import os
 import sys
+import warnings
 from io import TextIOWrapper
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -69,20 +71,34 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
+    # Pillow's remarks on damaged images; what is wrong with an image is said in an error.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a pipe that nobody reads is expected
     except (RegNetError, OSError, MemoryError) as error:
         if "--debug" in sys.argv[1:]:
             raise
         if isinstance(error, BrokenPipeError):
-            # The reader of our output is gone, as with `regnet list | head`: nothing to report.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
+            _end_unread()
         print_error(_message(error))
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(2 if isinstance(error, ConfigError | FileNotFoundError) else 1)
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # click makes exit code 1 of it
+            _end_unread()
+        raise
     except KeyboardInterrupt:
         print_error("interrupted")
         sys.exit(130)
+
+
+def _end_unread() -> NoReturn:
+    """End well where the reader of our output is gone, as with `regnet list | head -1`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not yet written
+    sys.exit(0)
 
 
 def _message(error: BaseException) -> str:

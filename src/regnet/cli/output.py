@@ -11,21 +11,30 @@ from rich.console import Console
 from rich.table import Table
 
 from regnet.documents import plain
+from regnet.errors import printable
 
 for _name in ("stdin", "stdout", "stderr"):
     if getattr(sys, _name) is None:  # closed by who started us
         setattr(sys, _name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - for good
 
+
 # Names of files may hold what looks like markup: print every text as it is. Output that goes to a
 # file or another program keeps its lines whole.
-stdout = Console(
+class _SafeConsole(Console):
+    """Prints texts from outside without obeying them."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+
+stdout = _SafeConsole(
     highlight=False,
     markup=False,
     emoji=False,
     soft_wrap=True,
     width=None if sys.stdout.isatty() else 160,
 )
-stderr = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+stderr = _SafeConsole(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
@@ -35,12 +44,7 @@ def print_json(value: Any) -> None:
 
 def print_error(message: str) -> None:
     """One line on stderr."""
-    stderr.print("error:", printable(" ".join(message.split())))
-
-
-def printable(text: str) -> str:
-    """The text with control characters, which a terminal would obey, written out."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    stderr.print("error:", " ".join(message.split()))
 
 
 def print_table(

@@ -1,5 +1,6 @@
 """`regnet predict`: classify files, folders, or a list on stdin."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,6 +30,7 @@ def command(
     from regnet.prediction import predict_each
 
     paths, failures = find_images(images)
+    listed_wrong = bool(failures)
     for failure in failures:
         print_error(failure)
     results = []
@@ -48,4 +50,5 @@ def command(
     if as_json:
         print_json(results)
     if failures:
-        raise typer.Exit(1)
+        wrong = listed_wrong or any(not Path(path).exists() for path in paths)
+        raise typer.Exit(2 if wrong else 1)

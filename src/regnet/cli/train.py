@@ -1,6 +1,5 @@
 """`regnet train`: begin, resume or repeat a training run."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -105,6 +104,7 @@ def command(
     import torch
 
     from regnet.allocator import keep_freed_memory
+    from regnet.devices import launched
     from regnet.figures import check_plot_file
 
     if plot:
@@ -134,7 +134,7 @@ def command(
     )
     if options.device == torch.device("cpu"):
         keep_freed_memory()
-    leads = os.environ.get("RANK", "0") == "0"
+    leads = launched().rank == 0
     with ProgressBar("reading images", hidden=not leads) as bar:
         done = _run(
             data,

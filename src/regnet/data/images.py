@@ -1,22 +1,27 @@
 """Open an image file as RGB, whatever it holds, or say why not."""
 
 import io
-import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from regnet.errors import ImageError
+from regnet.errors import ImageError, NotFoundError
+
+FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is opened, whatever a file is called. Others, such as EPS, can start a program."""
+MAX_BYTES: Final = 2**30
+"""Most memory that opening one image may take; 89 megapixels in colour."""
 
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 )
 """Files with these endings count as images when a folder is read."""
+
+_TOO_LARGE: Final = "it takes too much memory to open safely (more than 1 GiB); scale it down first"
 
 ImageSource: TypeAlias = str | Path | Image.Image
 """A path, or an image that Pillow has opened."""
@@ -29,8 +34,8 @@ def open_image(source: ImageSource) -> Image.Image:
         source: a path, or an image that Pillow has opened.
 
     Raises:
-        ImageError: the file is missing, unreadable, empty, damaged, not an image, or so large when
-            unpacked that it may be an attack on memory (Pillow's limit, 89 megapixels).
+        ImageError: the file is missing, unreadable, empty, damaged, of no format in `FORMATS`, or
+            so large when unpacked that it may be an attack on memory (`MAX_BYTES`).
     """
     if isinstance(source, Image.Image):
         with _explained(image_name(source) or "image"):
@@ -43,7 +48,7 @@ def open_image(source: ImageSource) -> Image.Image:
             raise ImageError("is a folder, not an image file")
         if path.stat().st_size == 0:
             raise ImageError("the file is empty; fetch or export it again")
-        with Image.open(path) as image:
+        with Image.open(path, formats=_formats()) as image:
             return _to_rgb(image)
 
 
@@ -52,8 +57,14 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     with _explained(name):
         if not data:
             raise ImageError("there are no bytes")
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
             return _to_rgb(image)
+
+
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow can read."""
+    Image.init()  # or it knows the most common ones only
+    return [format for format in FORMATS if format in Image.OPEN]
 
 
 def image_name(source: str | Path | Image.Image) -> str:
@@ -65,41 +76,28 @@ def image_name(source: str | Path | Image.Image) -> str:
 def _explained(name: str) -> Iterator[None]:
     """Whatever goes wrong inside becomes one line that begins with the name of the image."""
     try:
-        with _quiet():
-            yield
+        yield
     except ImageError as error:
-        raise ImageError(f"{name}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ImageError(
-            f"{name}: too many pixels to open safely (limit {Image.MAX_IMAGE_PIXELS:,}); "
-            "scale it down first"
-        ) from error
+        raise ImageError(f"{name}: {_TOO_LARGE}") from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not an image that Pillow can read") from error
+        kinds = ", ".join(FORMATS)
+        raise ImageError(f"{name}: not an image, or of another kind than {kinds}") from error
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ImageError(f"{name}: {reason[:1].lower()}{reason[1:]}") from error
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        kind = NotFoundError if missing else ImageError
+        raise kind(f"{name}: {reason[:1].lower()}{reason[1:]}") from error
     except MemoryError as error:
         raise ImageError(f"{name}: not enough memory for it; scale it down first") from error
     except Exception as error:  # on damaged data, decoders raise whatever they hit
         raise ImageError(f"{name}: damaged image data ({type(error).__name__}: {error})") from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Refuse from Pillow's first warning of too many pixels on; drop its other remarks."""
-    logger = logging.getLogger("PIL")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield
-    finally:
-        logger.disabled = disabled
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.width * image.height * _bytes_per_pixel(image) > MAX_BYTES:
+        raise ImageError(_TOO_LARGE)
     image.load()
     stored_as = image.format
     if 0 in image.size:
@@ -117,9 +115,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
+def _bytes_per_pixel(image: Image.Image) -> int:
+    """Memory that `_to_rgb` takes: Pillow keeps 4 bytes of a colour, and each step is a copy."""
+    if "A" in image.mode or "transparency" in image.info:
+        return 24
+    if image.mode.startswith("I") or image.mode == "F":
+        return 20
+    return 12
+
+
 def _to_8_bits(image: Image.Image) -> Image.Image:
     """A grayscale image of 16 or 32 bits as 8 bits; floats up to 1 count as parts of white."""
-    pixels = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    pixels = np.nan_to_num(np.array(image, dtype=np.float64), copy=False)
     brightest = pixels.max()
     if image.mode == "F" and brightest <= 1.01:  # resampling overshoots a little
         scale = 255.0
@@ -131,7 +138,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
         raise ImageError(
             f"gray values up to {brightest:g} are too many; convert it to 16 bits first"
         )
-    gray = Image.fromarray(np.clip(np.rint(pixels * scale), 0, 255).astype(np.uint8))
+    pixels *= scale
+    np.clip(np.rint(pixels, out=pixels), 0, 255, out=pixels)
+    gray = Image.fromarray(pixels.astype(np.uint8))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         gray.info["transparency"] = round(transparent * scale)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from regnet.data.images import image_name, open_image
-from regnet.errors import ConfigError, ImageError
+from regnet.errors import ConfigError, ImageError, check_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,11 +50,16 @@ class Preprocess:
             if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
                 raise ConfigError(f"{name} needs {count} values, got {values!r}")
             values = tuple(values)
+            for value in values:
+                check_number(name, value)
             object.__setattr__(self, name, values)
         if not min(self.std) > 0:
             raise ConfigError(f"std must be positive, got {self.std}")
         if min(self.size) < 1:
             raise ConfigError(f"size must be at least 1 pixel each way, got {self.size}")
+        if any(side % 1 for side in self.size):
+            raise ConfigError(f"size must be whole pixels, got {self.size}")
+        check_number("crop_pct", self.crop_pct)
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct must lie in (0, 1], got {self.crop_pct!r}")
         if self.interpolation not in _RESAMPLING:

@@ -23,7 +23,8 @@ from PIL import Image
 from regnet import digest
 from regnet.data import shapes
 from regnet.data.images import IMAGE_SUFFIXES, decode_image, open_image
-from regnet.errors import DataError, ImageError, MissingExtraError, NoSplitError
+from regnet.errors import DataError, ImageError, MissingExtraError, NoSplitError, NotFoundError
+from regnet.paths import expanded
 
 Split = Literal["train", "val"]
 
@@ -144,11 +145,11 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
         return _drawn(split)
     if str(source).startswith(HUB_PREFIX):
         return _open_parquet(_fetch(str(source).removeprefix(HUB_PREFIX), split), str(source))
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         return _open_folder(path, split)
     if not path.exists():
-        raise DataError(
+        raise NotFoundError(
             f"{path}: there is no such file or folder; name one, hf:owner/name, or shapes"
         )
     if path.suffix == ".parquet":

@@ -11,13 +11,14 @@ from torch import nn
 
 from regnet import digest, documents
 from regnet.errors import RegNetError
+from regnet.paths import expanded
 
 _log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
     """Where the files are: `regnet/choices` in XDG_CACHE_HOME, or in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "regnet" / "choices"
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "regnet" / "choices"
 
 
 def key_of(model: nn.Module, facts: Mapping[str, Any]) -> str:
@@ -41,7 +42,9 @@ def remember(key: str, rows: list[dict[str, Any]]) -> None:
     """Save rows; a cache that cannot be written is no failure."""
     try:
         path = cache_folder() / f"{key}.json"
+        if not path.is_absolute():
+            raise FileNotFoundError("this user has no home folder; set XDG_CACHE_HOME")
         path.parent.mkdir(parents=True, exist_ok=True)
         documents.write(path, {"rows": rows})
-    except (OSError, RuntimeError) as error:  # no folder, or a user without a home
+    except OSError as error:
         _log.warning("the choice of engine is not saved: %s", error)

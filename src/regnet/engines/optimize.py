@@ -28,7 +28,7 @@ from regnet.engines.fused import Fused
 from regnet.engines.onnx_runtime import ONNXRuntime
 from regnet.engines.openvino import OpenVINO
 from regnet.engines.tensorrt import TensorRT
-from regnet.errors import ConfigError, EngineError, in_one_line, unknown
+from regnet.errors import ConfigError, EngineError, check_number, in_one_line, unknown
 from regnet.machine import what_decides_speed
 from regnet.nn.model import AnyNet, evaluating
 from regnet.timing import compare, measure, peak_memory
@@ -169,6 +169,7 @@ def optimize(
         ConfigError: an engine, a precision or a goal is not known.
         EngineError: none of the engines asked for works; the message says why.
     """
+    check_number("seconds", seconds, least=0)
     chosen = _chosen(engines)
     for kind, value, known in (
         ("precision", precision, ("auto", *PRECISIONS)),

@@ -20,7 +20,7 @@ from regnet.design.variants import PLAIN, VARIANTS
 from regnet.design.widths import FloatArray
 from regnet.devices import find_device
 from regnet.engines.base import DTYPES, Precision
-from regnet.errors import ConfigError, EngineError, unknown
+from regnet.errors import ConfigError, EngineError, check_number, unknown
 from regnet.selection.device import (
     Conditions,
     DeviceMeter,
@@ -99,6 +99,7 @@ def search(
         ConfigError: no network is within the limits, or an option cannot be used.
         EngineError: the engine cannot run these networks here.
     """
+    check_number("seconds", seconds, least=0)
     _check_options(
         precision=precision,
         batch_size=batch_size,

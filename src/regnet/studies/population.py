@@ -289,6 +289,7 @@ def counts(folder: str | Path) -> dict[str, dict[str, int]]:
 
 def progress(folder: str | Path) -> tuple[int, int]:
     """Return how many networks are trained or failed, and how many there are; not verified."""
+    read(folder)
     with Store(Path(folder)) as store:
         found = store.counts().values()
     ended = sum(of_space.get(state, 0) for of_space in found for state in ("done", "failed"))

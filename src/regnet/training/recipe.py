@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, get_args, get_origin
 
 from regnet.engines.base import Precision
-from regnet.errors import ConfigError, unknown
+from regnet.errors import ConfigError, check_number, unknown
 
 Crop = Literal["pad", "resized"]
 """Crop from the image with a border of 4 pixels, as for CIFAR; or a random area, resized."""
@@ -141,8 +141,8 @@ class Recipe:
             elif int in kinds:
                 fits, needed = type(value) is int, "a whole number"
             else:
-                number = isinstance(value, int | float) and not isinstance(value, bool)
-                fits, needed = number, "a number"
+                check_number(name, value)
+                continue
             if not fits:
                 raise ConfigError(f"{name} must be {needed}, got {value!r}")
 

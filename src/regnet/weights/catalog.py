@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from regnet.data.preprocess import Preprocess
-from regnet.errors import WeightsError
+from regnet.errors import NotFoundError, WeightsError
 from regnet.weights.card import Card, Metric
 from regnet.weights.licenses import License, license_of
 
@@ -193,12 +193,12 @@ def find_checkpoint(variant: str, tag: str | None = None) -> Checkpoint:
         if tag is not None and row.tag.lower() == tag.lower():
             return row
     if not of_variant:
-        raise WeightsError(
+        raise NotFoundError(
             f"no weights of {variant} have been published; `regnet list --pretrained` lists all"
         )
     tags = ", ".join(f"{row.tag} ({row.license_terms.name})" for row in of_variant)
     if tag is not None:
-        raise WeightsError(f"{variant} has no weights tagged {tag!r}; it has {tags}")
+        raise NotFoundError(f"{variant} has no weights tagged {tag!r}; it has {tags}")
     raise WeightsError(
         f"all weights of {variant} restrict their use, so that none is the default; if the license "
         f"suits you, name one: {variant}.TAG with {tags}"

@@ -21,6 +21,7 @@ from regnet.atomic import writing
 from regnet.errors import WeightsError
 from regnet.weights import inert
 from regnet.weights.inert import LEGACY_MAGIC
+from regnet.weights.integrity import unreadable
 
 ZIP_MAGIC: Final = b"PK\x03\x04"
 
@@ -57,7 +58,7 @@ def _start_of(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(len(LEGACY_MAGIC))
     except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 def _read_file(path: Path, *, ignore_objects: bool) -> dict[str, Tensor]:

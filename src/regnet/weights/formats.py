@@ -11,7 +11,7 @@ from typing import Final
 
 from torch import Tensor
 
-from regnet.errors import WeightsError, unknown
+from regnet.errors import NotFoundError, WeightsError, unknown
 from regnet.weights.identify import identify
 from regnet.weights.keys import (
     BYOBNET,
@@ -66,11 +66,11 @@ def find_format(name: str) -> Format:
     """The format with this name; `swag` is `classy`.
 
     Raises:
-        WeightsError: there is none.
+        NotFoundError: there is none.
     """
     if found := FORMATS.get({"swag": "classy"}.get(name.lower(), name.lower())):
         return found
-    raise WeightsError(unknown("format", name, (*FORMATS, "swag")))
+    raise NotFoundError(unknown("format", name, (*FORMATS, "swag")))
 
 
 def detect(keys: Iterable[str]) -> tuple[Format, KeyTable]:

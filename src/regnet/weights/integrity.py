@@ -13,7 +13,7 @@ from typing import Any
 
 from regnet import digest
 from regnet.atomic import write_bytes
-from regnet.errors import WeightsError
+from regnet.errors import NotFoundError, WeightsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +28,12 @@ class Verified:
     """What the SHA-256 was compared with, or "nothing"."""
 
 
+def unreadable(path: Path, error: OSError) -> WeightsError:
+    """Return the error for a file that cannot be read: whether it is there makes the difference."""
+    kind = NotFoundError if isinstance(error, FileNotFoundError) else WeightsError
+    return kind(f"{path}: {error.strerror or error}")
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file.
 
@@ -37,7 +43,7 @@ def sha256_of(path: Path) -> str:
     try:
         return digest.of_file(path)
     except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 def verify(path: Path, sha256: str) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from regnet.errors import ConfigError, LicenseWarning, unknown
+from regnet.errors import ConfigError, LicenseWarning, printable, unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ def warn_if_restricted(checkpoint_id: str, license: License, *, source: str) -> 
         return
     link = license.link or source
     warnings.warn(
-        f"{checkpoint_id}: {license.name}; read {link} before you use these weights",
+        printable(f"{checkpoint_id}: {license.name}; read {link} before you use these weights"),
         LicenseWarning,
         stacklevel=2,
     )

@@ -15,6 +15,7 @@ from regnet.errors import ConfigError, WeightsError
 from regnet.nn.features import FeatureNet
 from regnet.nn.init import NoInit
 from regnet.nn.model import AnyNet, GlobalPool
+from regnet.paths import expanded
 from regnet.weights.card import Card
 from regnet.weights.catalog import find_upstream
 from regnet.weights.download import Fetch, fetch
@@ -145,7 +146,7 @@ def create(
             "weights cannot be loaded on the device 'meta'; use pretrained=False there"
         )
     how = Fetch(
-        cache_dir=Path(cache_dir).expanduser() if cache_dir else None,
+        cache_dir=expanded(cache_dir) if cache_dir else None,
         local_files_only=local_files_only,
         token=token,
     )
@@ -213,7 +214,7 @@ def _load(
     if row and not (row.is_local and row.license == "unknown"):
         warn_if_restricted(row.id, row.license_terms, source=row.source)
     if checkpoint_path is not None:
-        path, name = Path(checkpoint_path).expanduser(), str(checkpoint_path)
+        path, name = expanded(checkpoint_path), str(checkpoint_path)
     else:
         assert row is not None, "a name without weights has been refused"
         path, name = fetch(row, how), row.id
@@ -222,7 +223,7 @@ def _load(
         bgr = row.bgr if row and checkpoint_path is None else None
         tensors, _ = to_native(read_tensors(path), bgr=bgr or None)
     except WeightsError as error:
-        raise WeightsError(f"{name}: {error}") from error
+        raise type(error)(f"{name}: {error}") from error
     load_tensors(
         model,
         tensors,
@@ -236,7 +237,7 @@ def _load(
 def create_pretrained(name: str, **options: Any) -> AnyNet:
     """`create` with weights, where `owner/name` is a repository and a path is a folder."""
     if find_upstream(name) is None and ":" not in name:
-        if Path(name).expanduser().is_dir():
+        if expanded(name).is_dir():
             name = f"{FOLDER_PREFIX}{name}"
         elif name.count("/") == 1:
             name = f"{HUB_PREFIXES[0]}{name}"

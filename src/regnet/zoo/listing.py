@@ -10,7 +10,7 @@ from typing import Any, Final, Literal
 from regnet.design.complexity import Complexity, complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS, Variant
-from regnet.errors import ConfigError, RegNetError, unknown
+from regnet.errors import ConfigError, RegNetError, check_number, unknown
 from regnet.weights.catalog import Checkpoint, checkpoints_of, default_checkpoint
 from regnet.weights.licenses import find_license
 from regnet.zoo.resolver import find_model, find_source, is_config_file
@@ -112,7 +112,7 @@ def list_models(
         sort: "name" in natural order; "top1", the best first; "flops" or "params", the least first.
 
     Raises:
-        ConfigError: there is no such family, license or order.
+        ConfigError: there is no such family, license or order, or a limit is not a number.
     """
     families = sorted({variant.family for variant in VARIANTS.values()})
     if family is not None and family not in families:
@@ -121,6 +121,10 @@ def list_models(
         raise ConfigError(unknown("order to sort by", sort, _SORTS))
     if license not in (None, "commercial"):
         find_license(license)
+    check_number("max_flops", max_flops, least=0, finite=False)
+    check_number("max_params", max_params, least=0, finite=False)
+    if min_top1 is not None:
+        check_number("min_top1", min_top1, most=100)
     of_weights = pretrained or license is not None or min_top1 is not None or sort == "top1"
     names: list[tuple[Any, str]] = []
     for variant in VARIANTS.values():

@@ -144,7 +144,13 @@ def _check(
     original: Mapping[str, Tensor],
 ) -> None:
     expected = model.state_dict()
-    problems = [f"missing {name}" for name in expected if name not in tensors and name not in fresh]
+    problems = [
+        f"{name} has values that are not finite"
+        for name, value in tensors.items()
+        if not _finite(value)
+    ]
+    present = {*tensors, *fresh}
+    problems += [f"missing {name}" for name in expected if name not in present]
     problems += [f"unexpected {name}" for name in tensors if name not in expected]
     for name, value in tensors.items():
         if name not in expected:
@@ -162,6 +168,13 @@ def _check(
             f"{source} does not fit the model{_cause(model, original)}: "
             f"{', '.join(problems[:3])}{more}"
         )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether there is no NaN and no infinity; without a copy, which `isfinite` makes."""
+    if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
+        return True
+    return bool(torch.linalg.vector_norm(tensor, ord=torch.inf).isfinite())
 
 
 def _cause(model: AnyNet, tensors: Mapping[str, Tensor]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from regnet import digest, documents
 from regnet.atomic import write_bytes
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, WeightsError
@@ -19,9 +20,8 @@ from regnet.weights.card import OWN, Card, Metric
 from regnet.weights.files import write_safetensors
 from regnet.weights.formats import FORMATS, from_native
 from regnet.weights.licenses import License, license_of
-from regnet.zoo.repository import CONFIG_FILE
+from regnet.zoo.repository import CONFIG_FILE, WEIGHTS_DIGEST, WEIGHTS_FILE
 
-WEIGHTS_FILE: Final = "model.safetensors"
 README: Final = "README.md"
 
 _NOT_IN_TIMM: Final = frozenset(
@@ -63,7 +63,9 @@ def save_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(stored, folder / WEIGHTS_FILE)
-    text = json.dumps(_describe(model, card), indent=2)
+    # What the two files say belongs together; see `regnet.zoo.repository`.
+    described = _describe(model, card) | {WEIGHTS_DIGEST: digest.of_file(folder / WEIGHTS_FILE)}
+    text = json.dumps(documents.sealed(described), indent=2)
     write_bytes(folder / CONFIG_FILE, f"{text}\n".encode())
     write_bytes(folder / README, _readme(model, card, terms, readme).encode())
 

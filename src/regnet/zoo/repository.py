@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from regnet import documents
 from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig, config_from_dict
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, RegNetError, WeightsError, unknown
@@ -19,6 +20,9 @@ from regnet.weights.identify import signature_of_config
 from regnet.zoo.source import Source
 
 CONFIG_FILE: Final = "config.json"
+WEIGHTS_FILE: Final = "model.safetensors"
+WEIGHTS_DIGEST: Final = "regnet_weights_sha256"
+"""In a `config.json` of this library, the digest of the weights beside it."""
 
 Config = AnyNetConfig | RegNetConfig
 
@@ -38,6 +42,8 @@ def read_repository(path: Path, *, repo: str | None = None, revision: str | None
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise TypeError("not an object")
+        if any(key.startswith("regnet_") for key in values):  # of this library
+            values = documents.unsealed(values, path, "a model of this library")
         return _source(values, path, repo, revision)
     except (
         *(OSError, ValueError, TypeError, LookupError, AttributeError),
@@ -62,6 +68,7 @@ def _source(
     if known and (license == "unknown" or not known.license_terms.permissive):
         license = known.license  # a repository cannot lift the restrictions of known weights
     pool = {**values, **(values.get("model_args") or {})}.get("global_pool")
+    sha256 = values.get(WEIGHTS_DIGEST)
     checkpoint = Checkpoint(
         variant=architecture,
         tag=card.tag or "weights",
@@ -69,7 +76,8 @@ def _source(
         upstream=repo or str(path.parent),
         repo=repo,
         revision=revision,
-        file=None if repo else str(path.parent.resolve()),
+        file=None if repo else str(path.parent.resolve() / (WEIGHTS_FILE if sha256 else "")),
+        sha256=sha256,
         format="timm",
         license=license,
         num_classes=config.num_classes,

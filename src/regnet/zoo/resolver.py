@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_json
 from regnet.design.variants import VARIANTS, Variant
-from regnet.errors import ConfigError, WeightsError
+from regnet.errors import ConfigError, NotFoundError, WeightsError
+from regnet.paths import expanded
 from regnet.weights.catalog import Checkpoint, find_checkpoint, find_upstream
 from regnet.zoo.names import find_variant
 from regnet.zoo.repository import CONFIG_FILE, read_repository
@@ -62,7 +63,7 @@ def find_source(
     if name.lower().startswith(FOLDER_PREFIX):
         if revision is not None:
             raise ConfigError("a folder has no revisions; leave revision out")
-        return _folder(Path(name[len(FOLDER_PREFIX) :]).expanduser())
+        return _folder(expanded(name[len(FOLDER_PREFIX) :]))
     variant, row = find_model(name)
     if row is None and pretrained:
         row = find_checkpoint(variant.name)
@@ -95,7 +96,7 @@ def is_config_file(name: str) -> bool:
 
 def _read_config(name: str) -> AnyNetConfig | RegNetConfig:
     try:
-        return config_from_json(Path(name).expanduser().read_text(encoding="utf-8"))
+        return config_from_json(expanded(name).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
 
@@ -113,5 +114,5 @@ def _repository(name: str, revision: str | None, how: "Fetch | None") -> Source:
 
 def _folder(folder: Path) -> Source:
     if not folder.is_dir():
-        raise WeightsError(f"there is no folder {folder}")
+        raise NotFoundError(f"there is no folder {folder}")
     return read_repository(folder / CONFIG_FILE)

@@ -1,0 +1,65 @@
+"""A saved model's files belong together: what is not as it was written is refused."""
+
+import random
+import shutil
+
+import pytest
+import torch
+
+import regnet
+from regnet.errors import RegNetError, WeightsError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("models") / "m"
+    regnet.create("regnety_cifar", pretrained=True).save_pretrained(out)
+    return out
+
+
+def opened(folder):
+    return regnet.create(f"local-dir:{folder}", pretrained=True)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_every_flipped_bit_is_noticed(folder, tmp_path, name):
+    """Or harmless: white space between the values of a JSON file."""
+    expected = opened(folder)
+    copy, rng = tmp_path / "m", random.Random(0)
+    shutil.copytree(folder, copy)
+    whole = (copy / name).read_bytes()
+    noticed = 0
+    for _ in range(40):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        (copy / name).write_bytes(data)
+        try:
+            found = opened(copy)
+        except RegNetError:
+            noticed += 1
+        else:
+            assert found.config == expected.config
+            assert found.card == expected.card
+            for ours, theirs in zip(
+                found.state_dict().values(), expected.state_dict().values(), strict=True
+            ):
+                assert torch.equal(ours, theirs)
+    assert noticed >= 20
+
+
+def test_weights_of_another_model_are_refused(folder, tmp_path):
+    copy = tmp_path / "m"
+    shutil.copytree(folder, copy)
+    regnet.create("regnety_cifar").save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "other/model.safetensors", copy)
+    with pytest.raises(WeightsError, match="is damaged: its SHA-256 begins with"):
+        opened(copy)
+
+
+def test_a_config_that_was_changed_by_hand_is_refused(folder, tmp_path):
+    copy = tmp_path / "m"
+    shutil.copytree(folder, copy)
+    path = copy / "config.json"
+    path.write_text(path.read_text().replace('"num_classes": 10', '"num_classes": 11'))
+    with pytest.raises(WeightsError, match="not as it was written"):
+        opened(copy)
