@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from tests.hub import Hub
+from tests.hub_server import Hub
 from tests.marks import is_slow, slow_fixture
 
 # A time limit would judge the machine, not the code; in CI the same examples are drawn every time.

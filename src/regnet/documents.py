@@ -83,15 +83,15 @@ def unsealed(values: Any, path: Path, what: str) -> dict[str, Any]:
     """Return the fields of a document that has been parsed, as `read` does."""
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: not {what} (it is not a JSON object)")
-    values = dict(values)
-    expected = values.pop(DIGEST, None)
+    body: dict[str, Any] = dict(values)
+    expected = body.pop(DIGEST, None)
     if expected is None:
         raise ConfigError(f"{path}: not {what} (it has no {DIGEST})")
-    if expected != digest.of_json(values):
+    if expected != digest.of_json(body):
         raise ConfigError(
             f"{path}: not as it was written: its {DIGEST} does not fit; take a copy of the original"
         )
-    return values
+    return body
 
 
 def line(values: Any) -> bytes:

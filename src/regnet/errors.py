@@ -6,8 +6,9 @@ says what was wrong, with which value, and what to do about it.
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from math import inf, isinf
+from math import inf, nan
 from numbers import Real
+from typing import cast
 
 
 class RegNetError(Exception):
@@ -106,8 +107,9 @@ def check_number(
     Raises:
         ConfigError: the value cannot be used.
     """
-    good = isinstance(value, Real) and not isinstance(value, bool) and least <= value <= most
-    if not good or (finite and isinf(value)):  # type: ignore[arg-type]  # a number, if good
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    number = cast("float", value) if real else nan
+    if not least <= number <= most or (finite and number in (inf, -inf)):
         ends = [f"at least {least:g}"] * (least > -inf) + [f"at most {most:g}"] * (most < inf)
         needed = " and ".join(ends)
         raise ConfigError(f"{name} must be a number{needed and ', ' + needed}, got {value!r}")

@@ -23,7 +23,7 @@ from regnet.weights.catalog import (
 from regnet.weights.formats import FORMATS
 from regnet.weights.integrity import verify
 from regnet.weights.licenses import LICENSES
-from tests.hub import COMMIT
+from tests.hub_server import COMMIT
 
 ROOT = Path(__file__).parents[2]
 ROWS = list(checkpoints().values())

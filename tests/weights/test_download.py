@@ -15,12 +15,12 @@ from safetensors.torch import save
 import regnet
 from regnet.design.config import RegNetConfig
 from regnet.errors import LicenseWarning, WeightsError
+from regnet.hub import transfer
 from regnet.nn.model import AnyNet
-from regnet.weights import transfer
 from regnet.weights.catalog import Checkpoint, find_checkpoint
 from regnet.weights.download import Fetch, cached_files, fetch, verify_cached
 from regnet.weights.files import read_tensors
-from tests.hub import COMMIT, Hub, cached_blobs
+from tests.hub_server import COMMIT, Hub, cached_blobs
 from tests.marks import posix
 
 REPO = "timm/regnetx_002.pycls_in1k"

@@ -15,7 +15,7 @@ from regnet.nn.model import AnyNet
 from regnet.weights.catalog import checkpoints, data_dir, find_checkpoint
 from regnet.weights.formats import FORMATS, from_native
 from regnet.zoo.loading import adapt_stem
-from tests.hub import COMMIT
+from tests.hub_server import COMMIT
 from tests.marks import linux, one_per_family
 
 NAME = "regnety_cifar"

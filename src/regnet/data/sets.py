@@ -24,6 +24,8 @@ from regnet import digest
 from regnet.data import shapes
 from regnet.data.images import IMAGE_SUFFIXES, decode_image, open_image
 from regnet.errors import DataError, ImageError, MissingExtraError, NoSplitError, NotFoundError
+from regnet.hub.files import Repository
+from regnet.hub.transfer import retrying
 from regnet.paths import expanded
 
 Split = Literal["train", "val"]
@@ -302,7 +304,7 @@ def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> l
 
 def _fetch(asked: str, split: Split) -> list[Path]:
     """The Parquet files of a split, from a data set of the Hub."""
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError
 
     source = f"{HUB_PREFIX}{asked}"
@@ -310,6 +312,7 @@ def _fetch(asked: str, split: Split) -> list[Path]:
     owner, _, rest = named.partition("/")
     name, _, folder = rest.partition("/")
     repository, commit = f"{owner}/{name}", revision or None
+    at: Repository | None = None
     try:
         if constants.HF_HUB_OFFLINE:
             root = Path(
@@ -319,17 +322,21 @@ def _fetch(asked: str, split: Split) -> list[Path]:
             )
             held = [path.relative_to(root) for path in sorted(root.rglob("*.parquet"))]
         else:
-            info = HfApi().dataset_info(repository, revision=commit)
+            info = retrying(lambda: HfApi().dataset_info(repository, revision=commit))
             commit = info.sha
+            at = Repository(
+                name=repository, type="dataset", revision=commit or "",
+                cache=Path(constants.HF_HUB_CACHE),
+            )  # fmt: skip
             names = sorted(s.rfilename for s in info.siblings or ())
             held = [Path(n) for n in names if n.endswith(".parquet")]
         held = [path for path in held if Path(folder) in path.parents]
         if not held:
             raise DataError(f"{source}: it holds no Parquet files; try @refs/convert/parquet")
-        return [
-            Path(hf_hub_download(repository, path.as_posix(), repo_type="dataset", revision=commit))
-            for path in _of_split(held, split, Path(folder), source)
-        ]
+        chosen = _of_split(held, split, Path(folder), source)
+        if at is None:
+            return [root / path for path in chosen]
+        return [at.cached(path.as_posix()) or at.fetch(path.as_posix()) for path in chosen]
     except GatedRepoError as error:
         raise DataError(
             f"{source}: its owner lets in only whom they accept; ask on "

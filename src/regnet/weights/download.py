@@ -15,18 +15,18 @@ from urllib.parse import urlsplit
 
 from regnet import digest
 from regnet.errors import WeightsError
+from regnet.hub.files import SMALL, Repository
+from regnet.hub.transfer import Check, anything, http_client, locked, retry_after, transfer
 from regnet.weights.catalog import Checkpoint, data_dir
-from regnet.weights.files import INDEX_SUFFIX, USUAL_NAMES, shard_names
+from regnet.weights.files import INDEX_SUFFIX, USUAL_NAMES, look_whole, shard_names
 from regnet.weights.integrity import (
     Verified,
-    as_sha256,
     declared_sha256,
     forget,
     intact,
     verify,
     verify_file,
 )
-from regnet.weights.transfer import http_client, locked, retry_after, retrying, transfer
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +60,12 @@ class Fetch:
         from huggingface_hub import constants
 
         return Path(self.cache_dir or constants.HF_HUB_CACHE)
+
+    def repository(self, name: str, revision: str | None) -> Repository:
+        """Return a repository of models, at a revision; None: main."""
+        return Repository(
+            name=name, revision=revision or "main", cache=self.hub_cache, token=self.token
+        )
 
     @property
     def url_cache(self) -> Path:
@@ -95,32 +101,21 @@ def fetch_file(repo: str, name: str, revision: str | None, how: Fetch | None = N
     with _explained(repo, f"https://huggingface.co/{repo}", how, revision=revision):
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+        repository = how.repository(repo, revision)
+        if how.offline:
+            if path := repository.cached(name):
+                return path
+            raise WeightsError(
+                f"{name} is not in the cache {how.hub_cache}, and the network is not to be used"
+            )
         try:
-            return _by_hub_client(repo, name, revision, how)
-        except LocalEntryNotFoundError:
-            raise
+            return repository.fetch(name, most=SMALL)
+        except LocalEntryNotFoundError as error:  # no answer from the network
+            if path := repository.cached(name):
+                return path
+            raise error
         except EntryNotFoundError as error:
             raise WeightsError(f"the repository has no {name}") from error
-        except ValueError as error:  # not a name of a repository
-            raise WeightsError(" ".join(str(error).split())) from error
-
-
-def _by_hub_client(repo: str, name: str, revision: str | None, how: Fetch) -> Path:
-    """A file as the Hub client gives it: from its cache if it is there, downloaded if not."""
-    from huggingface_hub import hf_hub_download
-
-    def download() -> str:
-        return hf_hub_download(
-            repo,
-            name,
-            revision=revision,
-            cache_dir=how.hub_cache,
-            token=how.token,
-            local_files_only=how.offline,
-            library_name="regnet",
-        )
-
-    return Path(retrying(download))
 
 
 def cached_files(row: Checkpoint, how: Fetch | None = None) -> list[Path]:
@@ -187,12 +182,7 @@ def _with_shards(row: Checkpoint, path: Path, how: Fetch) -> Path:
 
 
 def _cached(row: Checkpoint, name: str, how: Fetch) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(
-        row.repo or "", name, cache_dir=how.hub_cache, revision=row.revision or "main"
-    )
-    return Path(found) if isinstance(found, str) else None
+    return _repository(row, how).cached(name)
 
 
 def _usable(path: Path, sha256: str | None, row: Checkpoint, how: Fetch) -> bool:
@@ -214,36 +204,20 @@ def _usable(path: Path, sha256: str | None, row: Checkpoint, how: Fetch) -> bool
 
 
 def _download(row: Checkpoint, name: str, sha256: str | None, how: Fetch) -> Path:
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.file_download import repo_folder_name
-    from huggingface_hub.utils import build_hf_headers
-
-    repo, revision = row.repo or "", row.revision or "main"
-    url = hf_hub_url(repo, name, revision=revision)
-    found = retrying(lambda: get_hf_file_metadata(url, token=how.token, library_name="regnet"))
-    declared = as_sha256(found.etag)
-    if declared and sha256 and not declared.startswith(sha256):
-        raise WeightsError(
-            f"{url} is another file than was published: its SHA-256 begins with {declared[:12]}, "
-            f"not {sha256[:12]}"
-        )
-    if declared:
-        # The Hub client would download a blob of this name if it were not there. Ours resumes,
-        # and verifies before the blob appears.
-        folder = how.hub_cache / repo_folder_name(repo_id=repo, repo_type="model")
-        transfer(
-            url,
-            folder / "blobs" / declared,
-            size=found.size,
-            sha256=sha256 or declared,
-            headers=build_hf_headers(token=how.token, library_name="regnet"),
-            name=row.id,
-        )
-    path = _by_hub_client(repo, name, revision, how)
+    path = _repository(row, how).fetch(name, sha256=sha256, check=_check_of(name), label=row.id)
     if not intact(path, sha256 or declared_sha256(path)):
         path.resolve().unlink(missing_ok=True)
-        raise WeightsError(f"{url} sent other bytes than were published")
+        raise WeightsError(f"{path} has changed while it was read")
     return path
+
+
+def _check_of(name: str) -> Check:
+    """The layout of weights; an index of shards, which is JSON, is checked where it is read."""
+    return anything if name.endswith(INDEX_SUFFIX) else look_whole
+
+
+def _repository(row: Checkpoint, how: Fetch) -> Repository:
+    return how.repository(row.repo or "", row.revision)
 
 
 # Other places
@@ -263,7 +237,7 @@ def _from_url(row: Checkpoint, how: Fetch) -> Path:
         return path
     if how.offline:
         raise WeightsError(f"it is not in the cache: {path}, and the network is not to be used")
-    transfer(row.url or "", path, size=row.size, sha256=row.sha256, name=row.id)
+    transfer(row.url or "", path, size=row.size, sha256=row.sha256, name=row.id, check=look_whole)
     if not intact(path, row.sha256):
         raise WeightsError(f"{path} has changed while it was read")
     return path

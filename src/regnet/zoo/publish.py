@@ -106,7 +106,7 @@ def push_to_hub(
 
     from huggingface_hub import HfApi
 
-    from regnet.weights.transfer import http_client
+    from regnet.hub.transfer import http_client
 
     api = HfApi(token=token, library_name="regnet")
     with tempfile.TemporaryDirectory() as folder:

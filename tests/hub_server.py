@@ -24,7 +24,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """The server; a fault is truncate, reset, stall, swap, wrong, drip, or a status."""
+    """The server; a fault is truncate, reset, stall, swap, wrong, drip, endless, or a status.
+
+    `metadata` holds headers that replace true ones, for one request after another.
+    """
 
     def __init__(self) -> None:
         self.server = _Server(("127.0.0.1", 0), _Handler)
@@ -44,6 +47,7 @@ class Hub:
         self.tokens: dict[str, str] = {}
         self.faults: list[Any] = []
         self.head_faults: list[Any] = []
+        self.metadata: list[dict[str, str]] = []
         self.seconds_per_chunk = 0.0
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.uploads: dict[str, bytes] = {}
@@ -152,9 +156,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self.fail(404, "EntryNotFound")
         data = hub.repos[repo][name]
         sha256 = _sha256(data)
+        lies = hub.metadata.pop(0) if hub.metadata else {}
         if name.endswith((".json", ".md")):
-            etag = hashlib.sha1(data).hexdigest()
-            return self.send_bytes(data, body=body, etag=etag, headers={"X-Repo-Commit": COMMIT})
+            etag = lies.pop("ETag", hashlib.sha1(data).hexdigest())
+            headers = {"X-Repo-Commit": COMMIT} | lies
+            return self.send_bytes(data, body=body, etag=etag, headers=headers)
         self.send_response(302)
         for key, value in {
             "Location": f"http://localhost:{hub.port}/cdn/{sha256}",
@@ -163,6 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Linked-Size": str(len(data)),
             "ETag": f'"{sha256[:32]}"',
             "Content-Length": "0",
+            **lies,
         }.items():
             self.send_header(key, value)
         self.end_headers()
@@ -248,6 +255,13 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in (headers or {}).items():
             self.send_header(key, value)
         self.send_header("ETag", tag)
+        if fault == "endless":  # of no length, until the client has enough
+            self.close_connection = True
+            self.end_headers()
+            with suppress(ConnectionError):
+                for _ in range(10_000):
+                    self.wfile.write(bytes(100_000))
+            return None
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
         if body:

@@ -1,21 +1,24 @@
 """Bring a file from a URL to the disk: resumed, verified, then moved into place in one step.
 
 The bytes collect in a hidden file beside the target, under a lock, so that processes which want
-the same file wait for one download, and one that was killed goes on where it stopped.
+the same file wait for one download, and one that was killed goes on where it stopped. Where locks
+mean nothing, as on some network file systems, each process collects in a file of its own.
 """
 
 import logging
+import os
 import shutil
+import stat
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, BinaryIO, Final, Literal, TypeAlias, TypeVar
 
-from regnet.errors import WeightsError
-from regnet.weights.files import look_whole
-from regnet.weights.integrity import sha256_of
+from regnet import digest
+from regnet.errors import WeightsError, printable
 
 Result = TypeVar("Result")
 
@@ -28,9 +31,28 @@ BACKOFF: Final = 1.0
 LONGEST_WAIT: Final = 60.0
 """Seconds; a server that asks for more is reported instead."""
 
+LEAST_SPEED: Final = 1000
+"""Bytes per second, beyond what had arrived before; what is slower is no progress."""
+
+PATIENCE: Final = 30.0
+"""Seconds over which the speed is taken."""
+
+MOST: Final = 64 * 2**30
+"""Bytes of a file, where nobody has said how many there are."""
+
+RESERVE: Final = 2**30
+"""Bytes of the disk that a file of unknown length leaves free."""
+
+Check: TypeAlias = Callable[[Path], None]
+"""Raises WeightsError where a file is not of the kind that was wanted."""
+
 _TRANSIENT: Final = (408, 425, 429, 500, 502, 503, 504)
 
 _log = logging.getLogger(__name__)
+
+
+def anything(_path: Path) -> None:
+    """Accept every file: the check of files of which only a SHA-256 could tell."""
 
 
 class Damaged(WeightsError):
@@ -95,6 +117,8 @@ def transfer(
     sha256: str | None = None,
     headers: Mapping[str, str] | None = None,
     name: str | None = None,
+    most: int | None = None,
+    check: Check = anything,
 ) -> None:
     """Fetch a file, unless it is there by the time it is our turn.
 
@@ -105,6 +129,8 @@ def transfer(
         sha256: its SHA-256, or first digits of it, if known.
         headers: for the request; `Authorization` stays with the host of the URL.
         name: what the progress bar shows.
+        most: bytes that it may have.
+        check: called with what has arrived where no SHA-256 is known.
 
     Raises:
         WeightsError: it is not what was announced, twice in a row.
@@ -112,21 +138,21 @@ def transfer(
         httpx.HTTPError: the server does not answer, or with an error.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with locked(target):
+    with locked(target), _part_of(target) as part:
         if target.exists():
-            if not sha256 or sha256_of(target).startswith(sha256):
+            if not sha256 or digest.of_file(target).startswith(sha256):
                 return
             target.unlink()  # damaged, and nobody has noticed before
-        part = target.with_name(f".{target.name}.part")
         if not sha256:
             part.unlink(missing_ok=True)  # nothing could tell whether the rest belongs to it
         for last in (False, True):
             try:
                 fetched = _Fetched(
-                    url, part, size=size, provable=sha256 is not None, headers=headers or {}
-                )
+                    url, part, size=size, provable=sha256 is not None, headers=headers or {},
+                    most=MOST if most is None else most,
+                )  # fmt: skip
                 fetched.fill(name or target.name)
-                _check(part, url, size=size, sha256=sha256)
+                _check(part, url, size=size, sha256=sha256, check=check)
                 break
             except Damaged as error:
                 part.unlink(missing_ok=True)
@@ -137,29 +163,64 @@ def transfer(
 
 
 @contextmanager
+def _part_of(target: Path) -> Iterator[Path]:
+    """The file that bytes collect in; one that others could have put there is none of ours."""
+    part = target.with_name(f".{target.name}.part")
+    if _lock_holds(target):
+        with suppress(FileNotFoundError):
+            found = part.lstat()
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                part.unlink()  # a link to a file elsewhere
+        yield part
+        return
+    part = part.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        yield part
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _lock_holds(target: Path) -> bool:
+    """Whether the lock that we have keeps out a second comer."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(_lock_file(target), timeout=0):
+            return False
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+
+
+def _lock_file(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
+@contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Alone with a file and its download, among processes."""
     from huggingface_hub.utils import WeakFileLock
 
-    with WeakFileLock(target.with_name(f".{target.name}.lock")):
+    with WeakFileLock(_lock_file(target)):
         yield
 
 
-def _check(part: Path, url: str, *, size: int | None, sha256: str | None) -> None:
+def _check(part: Path, url: str, *, size: int | None, sha256: str | None, check: Check) -> None:
     found = part.stat().st_size
     if size is not None and found != size:
         raise Damaged(f"{url} sent {found:,} bytes instead of {size:,}")
     if not sha256:
-        # No one has published what it should be; it must at least be a file of weights.
+        # No one has published what it should be; it must at least be of the kind that was wanted.
         try:
-            look_whole(part)
+            check(part)
         except WeightsError as error:
             reason = str(error).removeprefix(f"{part}: ")
             raise Damaged(f"{url} sent no file of weights: {reason}") from error
-    elif not (digest := sha256_of(part)).startswith(sha256):
+    elif not (sent := digest.of_file(part)).startswith(sha256):
         raise Damaged(
             f"{url} sent other bytes than were published: their SHA-256 begins with "
-            f"{digest[:12]}, not {sha256[:12]}"
+            f"{sent[:12]}, not {sha256[:12]}"
         )
 
 
@@ -174,8 +235,12 @@ class _Fetched:
         size: int | None,
         provable: bool,
         headers: Mapping[str, str],
+        most: int,
     ) -> None:
         self.url, self.part, self.size, self.headers = url, part, size, headers
+        self.most = most
+        self.furthest = self.arrived
+        """Bytes from the beginning that have arrived at any time."""
         self.provable = provable
         """Whether a SHA-256 will tell if the pieces belong together."""
         self.etag: str | None = None
@@ -200,7 +265,7 @@ class _Fetched:
             name="regnet.weights",
         ) as bar:
             while True:
-                before = self.arrived
+                before, began = self.arrived, time.monotonic()
                 if self.size is not None and before > self.size:
                     self.part.unlink()
                     before = 0
@@ -210,7 +275,12 @@ class _Fetched:
                     self._stream(before, bar)
                     return
                 except httpx.HTTPError as error:
-                    failures = 1 if self.arrived > before else failures + 1
+                    # What has arrived before, or arrives in drips, is no progress: it could go on
+                    # for ever.
+                    gained = self.arrived - self.furthest
+                    progress = gained > LEAST_SPEED * (time.monotonic() - began)
+                    self.furthest = max(self.furthest, self.arrived)
+                    failures = 1 if progress else failures + 1
                     wait = _wait(error, failures)
                     if wait is None or failures >= ATTEMPTS:
                         raise
@@ -244,13 +314,26 @@ class _Fetched:
             resumed = response.status_code == 206
             self._check_headers(response, offset if resumed else 0)
             arrived = bar.n = offset if resumed else 0
-            with self.part.open("ab" if resumed else "wb") as file:
+            with self._open("ab" if resumed else "wb") as file:
+                pace = _Pace(arrived)
                 for chunk in response.iter_bytes():  # as they come: nothing waits in a buffer
                     file.write(chunk)
                     arrived += len(chunk)
                     bar.update(len(chunk))
-                    if self.size is not None and arrived > self.size:
-                        raise Damaged(f"{self.url} sends more than {self.size:,} bytes")
+                    if arrived > (self.most if self.size is None else self.size):
+                        raise Damaged(f"{self.url} sends more than {arrived - 1:,} bytes")
+                    if pace.too_slow(arrived):
+                        raise http_client().ReadTimeout(
+                            f"less than {LEAST_SPEED:,} bytes per second arrive"
+                        )
+                    if self.size is None:
+                        _check_space(self.part, RESERVE)
+
+    def _open(self, mode: Literal["ab", "wb"]) -> BinaryIO:
+        """The part, which must be no link to another file by now."""
+        flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if mode == "ab" else os.O_TRUNC)
+        flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        return os.fdopen(os.open(self.part, flags, 0o666), mode)
 
     def _check_headers(self, response: Any, offset: int) -> None:
         """Take down what the answer says of the file; refuse what does not go with the request."""
@@ -264,11 +347,30 @@ class _Fetched:
             if self.size is None and not self.provable:
                 raise Damaged(f"{self.url} does not say how long the file is")
             return
+        if not length.isascii() or not length.isdecimal() or len(length) > 15:
+            raise Damaged(f"{self.url} announces a length of {printable(length[:40])!r} bytes")
         total = int(length) + offset
+        if total > self.most:
+            raise Damaged(f"{self.url} announces {total:,} bytes; {self.most:,} are the most here")
         if self.size is not None and total != self.size:
             raise Damaged(f"{self.url} announces {total:,} bytes instead of {self.size:,}")
         self.size = total
         _check_space(self.part, int(length))
+
+
+class _Pace:
+    """Whether bytes come fast enough, window by window."""
+
+    def __init__(self, arrived: int) -> None:
+        self.arrived, self.began = arrived, time.monotonic()
+
+    def too_slow(self, arrived: int) -> bool:
+        seconds = time.monotonic() - self.began
+        if seconds < PATIENCE:
+            return False
+        slow = arrived - self.arrived < LEAST_SPEED * seconds
+        self.arrived, self.began = arrived, time.monotonic()
+        return slow
 
 
 def _check_space(part: Path, needed: int) -> None:

@@ -1,0 +1,159 @@
+"""Files of repositories of the Hub, in the Hub client's cache, where other libraries find them.
+
+A server's answer decides where a file goes: under which commit, and under which name of a blob. The
+Hub client takes both as they come; here the answer that is used is the answer that was judged, and
+whatever is not of the form that the Hub gives never becomes part of a path.
+"""
+
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final, Literal
+
+from regnet import digest
+from regnet.atomic import write_bytes
+from regnet.errors import WeightsError, printable
+from regnet.hub.transfer import Check, anything, retrying, transfer
+
+RepoType = Literal["model", "dataset"]
+
+SMALL: Final = 64 * 2**20
+"""Most bytes of a file that is not weights, such as a `config.json`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """A repository of the Hub, at a revision, and the cache that its files go to."""
+
+    name: str
+    """`owner/name`."""
+    type: RepoType = "model"
+    revision: str = "main"
+    cache: Path
+    token: str | bool | None = field(default=None, repr=False)
+    """For private and gated ones; None: of the user who is logged in."""
+
+    def __post_init__(self) -> None:
+        check_name(self.revision, "revision")
+
+    @property
+    def folder(self) -> Path:
+        """Its folder in the cache.
+
+        Raises:
+            ValueError: the name is not one of a repository.
+        """
+        from huggingface_hub.file_download import repo_folder_name
+        from huggingface_hub.utils import validate_repo_id
+
+        validate_repo_id(self.name)
+        return self.cache / repo_folder_name(repo_id=self.name, repo_type=self.type)
+
+    def cached(self, name: str) -> Path | None:
+        """Return a file that is in the cache; None if it is not there."""
+        from huggingface_hub import try_to_load_from_cache
+
+        check_name(name, "file")
+        found = try_to_load_from_cache(
+            self.name, name, cache_dir=self.cache, revision=self.revision, repo_type=self.type
+        )
+        return Path(found) if isinstance(found, str) else None
+
+    def fetch(
+        self,
+        name: str,
+        *,
+        sha256: str | None = None,
+        most: int | None = None,
+        check: Check = anything,
+        label: str | None = None,
+    ) -> Path:
+        """Fetch a file, unless this very version is in the cache.
+
+        Args:
+            name: of the file, inside the repository.
+            sha256: which it must have, or first digits of it; None: what the Hub declares.
+            most: bytes that it may have; None: any number.
+            check: called with the file before it enters the cache, if no SHA-256 is known.
+            label: what a progress bar shows.
+
+        Raises:
+            WeightsError: the server's answer cannot be used, or the bytes are not those announced.
+            HfHubHTTPError: the server does not answer, or says no.
+            OSError: the disk is full or cannot be written.
+        """
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        from huggingface_hub.utils import build_hf_headers
+
+        check_name(name, "file")
+        folder = self.folder
+        url = hf_hub_url(self.name, name, repo_type=self.type, revision=self.revision)
+        found = retrying(lambda: get_hf_file_metadata(url, token=self.token, library_name="regnet"))
+        commit, etag = found.commit_hash or "", found.etag or ""
+        if not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise WeightsError(f"{url}: the server names no commit, but {_shown(commit)}")
+        declared = etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None
+        if declared and sha256 and not declared.startswith(sha256):
+            raise WeightsError(
+                f"{url} is another file than was published: its SHA-256 begins with "
+                f"{declared[:12]}, not {sha256[:12]}"
+            )
+        if most is not None and (found.size or 0) > most:
+            raise WeightsError(f"{url} has {found.size:,} bytes; {most:,} are the most here")
+        # The Hub names blobs by SHA-256, or by git's SHA-1; other names get one of our own.
+        known = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag)
+        blob = folder / "blobs" / (etag if known else digest.of_bytes(f"{url} {etag}".encode()))
+        transfer(
+            url,
+            blob,
+            size=found.size,
+            sha256=sha256 or declared,
+            headers=build_hf_headers(token=self.token, library_name="regnet"),
+            name=label or name,
+            most=most,
+            check=check,
+        )
+        path = folder / "snapshots" / commit / name
+        _point(path, blob)
+        if self.revision != commit:
+            reference = folder / "refs" / self.revision
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(reference, commit.encode())
+        return path
+
+
+def check_name(name: str, kind: str) -> None:
+    """Refuse a name that would lead out of the folder it is for.
+
+    Args:
+        name: of a file or a revision, as a server or a user gives it; `/` parts folders.
+        kind: of what it is, for the message.
+
+    Raises:
+        WeightsError: it is not a plain relative path.
+    """
+    parts = PurePosixPath(name).parts
+    plain = parts and name == "/".join(parts) and not any(c in name for c in "\\:\0")
+    if not plain or name.startswith("/") or ".." in parts:
+        raise WeightsError(f"no {kind} can be called {_shown(name)}")
+
+
+def _shown(name: str) -> str:
+    text = repr(printable(name))
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _point(path: Path, blob: Path) -> None:
+    """Let a file of a snapshot be a blob: a link, or a copy where the system makes no links."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.resolve() == blob.resolve():
+        return
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    try:
+        draft.symlink_to(os.path.relpath(blob, path.parent))
+    except OSError:
+        shutil.copyfile(blob, draft)
+    draft.replace(path)

@@ -1,0 +1,183 @@
+"""A hostile server: what it says never leads out of the cache, and never for ever."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from regnet.data.sets import open_set
+from regnet.errors import DataError, RegNetError, WeightsError
+from regnet.hub import transfer
+from regnet.hub.files import Repository, check_name
+from regnet.weights.catalog import find_checkpoint
+from regnet.weights.download import Fetch, fetch, fetch_file
+from regnet.zoo.resolver import find_source
+from tests.hub_server import COMMIT, Hub
+from tests.marks import posix
+
+REPO = "owner/name"
+NAME = "config.json"
+OUT = ["../../../../x", "../x", "/tmp/regnet-x", "a/../../x", "..", "C:\\x", "a\0b", ""]
+
+
+@pytest.fixture
+def served(hub: Hub) -> Hub:
+    hub.repos[REPO] = {NAME: b"{}", "data.bin": b"x" * 5000}
+    return hub
+
+
+def inside(cache: Path) -> list[str]:
+    """Everything below the folder that holds the cache, links followed to what they mean."""
+    found = []
+    for path in cache.parent.rglob("*"):
+        assert path.resolve().is_relative_to(cache), path
+        found.append(path.name)
+    return found
+
+
+@pytest.mark.parametrize("name", [NAME, "data.bin"])
+@pytest.mark.parametrize("text", ["../../../../x", "/tmp/regnet-x", "..", "a/b", "x" * 300, "W/x"])
+def test_no_etag_becomes_a_path(served, cache, name, text):
+    repository = Repository(name=REPO, cache=cache)
+    served.metadata = [{"ETag": text, "X-Linked-Etag": text}] * 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "BACKOFF", 0.01)
+        path = repository.fetch(name)
+    assert path.read_bytes() == served.repos[REPO][name]
+    inside(cache)
+    assert not Path("/tmp/regnet-x").exists()
+
+
+@pytest.mark.parametrize("text", [*OUT, "0" * 39, "0" * 41, "main", COMMIT.upper()])
+def test_no_commit_becomes_a_path(served, cache, text):
+    if "\0" in text:
+        pytest.skip("no header can hold it")
+    served.metadata = [{"X-Repo-Commit": text}]
+    with pytest.raises(WeightsError, match="names no commit"):
+        Repository(name=REPO, cache=cache).fetch(NAME)
+    assert not cache.exists() or not inside(cache)
+
+
+def test_an_answer_that_turns_hostile_is_not_asked_again(served, cache):
+    """The first is judged, and is the one that decides; what later ones say is not used."""
+    good: dict[str, str] = {}
+    hostile = {"ETag": "../../../../x", "X-Linked-Etag": "../../x", "X-Repo-Commit": "../../y"}
+    served.metadata = [good, *[hostile] * 5]
+    path = Repository(name=REPO, cache=cache).fetch(NAME)
+    assert path == cache / "models--owner--name/snapshots" / COMMIT / NAME
+    inside(cache)
+
+
+def test_small_files_and_data_sets_come_the_same_way(served, cache, monkeypatch):
+    hostile = {"ETag": "../../../../x", "X-Linked-Etag": "../../../../x"}
+    served.metadata = [dict(hostile) for _ in range(4)]
+    assert fetch_file(REPO, NAME, None, Fetch(cache_dir=cache)).read_bytes() == b"{}"
+    inside(cache)
+    served.repos["datasets/owner/name"] = {"data/train.parquet": b"PAR1"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    served.metadata = [dict(hostile) for _ in range(4)]
+    with pytest.raises(DataError):
+        open_set("hf:owner/name", "train")
+    inside(cache)
+    served.repos["datasets/owner/name"] = {"../../../train.parquet": b"PAR1"}
+    with pytest.raises(DataError):
+        open_set("hf:owner/name", "train")
+    inside(cache)
+
+
+@pytest.mark.parametrize("name", OUT)
+def test_no_name_leads_out(cache, name):
+    with pytest.raises(WeightsError, match="no file can be called"):
+        check_name(name, "file")
+    with pytest.raises(WeightsError, match="no revision can be called"):
+        Repository(name=REPO, revision=name, cache=cache)
+
+
+@pytest.mark.parametrize("revision", ["../../x", "/x"])
+def test_no_revision_leads_out(served, cache, revision):
+    with pytest.raises(RegNetError):
+        find_source(
+            f"hf-hub:{REPO}", revision=revision, pretrained=True, how=Fetch(cache_dir=cache)
+        )
+    assert not cache.exists() or not inside(cache)
+
+
+def test_the_hub_client_finds_what_was_fetched(served, cache):
+    from huggingface_hub import hf_hub_download
+
+    path = Repository(name=REPO, revision="main", cache=cache).fetch(NAME)
+    before = len(served.requests)
+    assert hf_hub_download(REPO, NAME, cache_dir=cache, local_files_only=True) == str(path)
+    assert Repository(name=REPO, cache=cache).cached(NAME) == path
+    assert len(served.requests) == before
+
+
+def test_a_small_file_is_small(served, cache):
+    with pytest.raises(WeightsError, match="has 5,000 bytes; 100 are the most here"):
+        Repository(name=REPO, cache=cache).fetch("data.bin", most=100)
+
+
+@posix
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_in_a_shared_cache_overwrites_nothing(served, tmp_path, link):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    target = tmp_path / "cache/file"
+    target.parent.mkdir()
+    link(victim, target.with_name(".file.part"))
+    served.files["file"] = b"x" * 5000
+    transfer.transfer(served.url("file"), target)
+    assert victim.read_bytes() == b"precious"
+    assert target.read_bytes() == b"x" * 5000
+
+
+def test_locks_that_mean_nothing_do_not_let_two_share_a_file(served, tmp_path, monkeypatch):
+    parts = []
+    monkeypatch.setattr(transfer, "_lock_holds", lambda _: False)
+    for _ in range(2):
+        with transfer._part_of(tmp_path / "file") as part:
+            part.touch()
+            parts.append(part)
+    assert parts[0] != parts[1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_is_known_to_hold(tmp_path):
+    with transfer.locked(tmp_path / "file"):
+        assert transfer._lock_holds(tmp_path / "file")
+
+
+def test_a_download_that_is_always_cut_ends(served, tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "BACKOFF", 0.001)
+    served.files["file"] = b"x" * 500_000
+    served.faults = ["truncate"] * 100
+    with pytest.raises(Exception, match=r"(?i)peer closed|incomplete|reset|closed"):
+        transfer.transfer(served.url("file"), tmp_path / "file")
+    assert len(served.faults) > 80
+
+
+def test_a_slow_drip_ends(served, tmp_path, monkeypatch):
+    for name, value in {"PATIENCE": 0.2, "BACKOFF": 0.001, "LEAST_SPEED": 10**7}.items():
+        monkeypatch.setattr(transfer, name, value)
+    served.files["file"] = b"x" * 5_000_000
+    served.seconds_per_chunk = 0.05
+    with pytest.raises(transfer.http_client().ReadTimeout, match="bytes per second arrive"):
+        transfer.transfer(served.url("file"), tmp_path / "file", sha256="0" * 64)
+
+
+def test_a_body_without_end_ends(served, tmp_path):
+    served.files["file"] = b"x" * 5000
+    served.faults = ["endless"] * 3
+    with pytest.raises(transfer.Damaged, match="sends more than"):
+        transfer.transfer(served.url("file"), tmp_path / "file", sha256="0" * 64, most=10**6)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_offline_takes_what_is_there(served, cache):
+    fetch_file(REPO, NAME, None, Fetch(cache_dir=cache))
+    offline = Fetch(cache_dir=cache, local_files_only=True)
+    assert fetch_file(REPO, NAME, None, offline).read_bytes() == b"{}"
+    with pytest.raises(WeightsError, match="not in the cache"):
+        fetch_file(REPO, "other.json", None, offline)
+    with pytest.raises(WeightsError, match="not in the cache"):
+        fetch(find_checkpoint("regnetx_002"), offline)
