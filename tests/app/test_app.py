@@ -1,10 +1,17 @@
 """The explorer, driven in a real browser as a person would."""
 
+import contextlib
 import functools
+import http.client
+import http.server
+import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +26,7 @@ from regnet.bench.runner import run
 from regnet.design.config import RegNetConfig
 from regnet.errors import ConfigError
 from regnet.selection.device import learn
+from tests.marks import posix
 
 PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
 PATIENCE = 60_000
@@ -212,6 +220,122 @@ def listeners(port):
     ]
     local = [line[1].split(":") for line in lines if line[3] == "0A"]
     return {address for address, where in local if int(where, 16) == port}
+
+
+def ask(address, **headers):
+    """The status that a request with these headers gets."""
+    with contextlib.closing(http.client.HTTPConnection(address.split("/")[2])) as connection:
+        connection.request("GET", "/", headers=headers)
+        return connection.getresponse()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "127.0.0.1"},
+        {"Host": "127.0.0.1:1"},
+        {"Host": "127.0.0.1.evil.example:7860"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1"},
+        {"Origin": "http://localhost:1"},
+        {"Origin": ""},
+    ],
+)
+def test_other_hosts_and_origins_are_refused(explorer, headers):
+    assert ask(explorer, **headers).status == 403
+
+
+def test_pages_of_its_own_are_served_with_a_policy(explorer):
+    answer = ask(explorer, Origin=explorer.rstrip("/"))
+    assert answer.status == 200
+    assert "frame-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert (
+        ask(explorer, Host=explorer.split("/")[2].replace("127.0.0.1", "localhost")).status == 200
+    )
+
+
+@pytest.fixture
+def beacon():
+    """The address of a server, and what it was asked for."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Access-Control-Allow-Origin", "*")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "<img src='{}/img'>",
+        "<script src='{}/script'></script>",
+        "<script>fetch('{}/fetch')</script>",
+        "<script>navigator.sendBeacon('{}/beacon')</script>",
+        "<script>location = '{}/location'</script>",
+        "<script>new Image().src = '{}/image'</script>",
+        "<script>open('{}/open')</script>",
+        "<meta http-equiv='refresh' content='0; url={}/refresh'>",
+        "<link rel='stylesheet' href='{}/style'>",
+        "<link rel='prefetch' href='{}/prefetch'>",
+        "<form action='{}/form'></form><script>document.forms[0].submit()</script>",
+        "<iframe src='{}/frame'></iframe>",
+    ],
+)
+def test_a_report_reaches_no_server(explorer, chromium, beacon, tmp_path, attack):
+    address, asked = beacon
+    path = tmp_path / "r.html"
+    path.write_text(f"<html><head>{reports.GENERATOR}</head>{attack.format(address)}<p>end</p>")
+    page = chromium.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(explorer)
+    tab(page, "Reports")
+    page.set_input_files("#report-file input", path)
+    page.wait_for_selector("#report iframe")
+    page.wait_for_timeout(700)
+    page.close()
+    assert asked == []
+
+
+@pytest.mark.browser
+def test_a_message_is_text_and_no_page(page, beacon, tmp_path):
+    address, asked = beacon
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(documents.sealed({f"<img src='{address}/x'>": 1, "schema": 3})))
+    tab(page, "Reports")
+    page.set_input_files("#report-file input", path)
+    warning(page)
+    page.wait_for_timeout(300)
+    assert asked == []
+
+
+@posix
+def test_what_it_keeps_is_removed_on_sigterm(tmp_path):
+    port = free_port()
+    command = [sys.executable, "-m", "regnet", "app", "--no-open", "--port", str(port)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as run:
+        run.stdout.readline()
+        assert list(tmp_path.glob("regnet-explorer-*"))
+        run.terminate()
+        run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM
+    assert not list(tmp_path.glob("regnet-explorer-*"))
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's list of sockets")

@@ -3,7 +3,11 @@
 Needs gradio (`pip install 'regnet[app]'`); `regnet app` starts it.
 """
 
+import atexit
 import os
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from regnet.errors import ConfigError, MissingExtraError
@@ -14,6 +18,14 @@ if TYPE_CHECKING:
 HOST: Final = "127.0.0.1"
 PORT: Final = 7860
 UPLOAD_MB: Final = 32
+
+
+@cache
+def temporary_folder() -> Path:
+    """The folder of everything that this process keeps for a while; no one else can read it."""
+    folder = TemporaryDirectory(prefix="regnet-explorer-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 def launch(*, port: int = PORT, upload_mb: int = UPLOAD_MB, open_browser: bool = False) -> "Blocks":
@@ -35,7 +47,9 @@ def launch(*, port: int = PORT, upload_mb: int = UPLOAD_MB, open_browser: bool =
         raise ConfigError(
             f"port must be 1 to 65535 and upload_mb at least 1; got {port} and {upload_mb}"
         )
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # gradio reads it when it is imported
+    # gradio reads them when it is imported. Photos that are shown to it stay where we remove them.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(temporary_folder() / "uploads")
     try:
         import gradio  # noqa: F401 - whether they are there
         import matplotlib  # noqa: F401
@@ -43,6 +57,9 @@ def launch(*, port: int = PORT, upload_mb: int = UPLOAD_MB, open_browser: bool =
         raise MissingExtraError(
             f"the explorer needs {error.name}, which is not installed; pip install 'regnet[app]'"
         ) from error
+    from starlette.middleware import Middleware
+
+    from regnet.app.guard import Guard
     from regnet.app.page import CSS, THEME, build
 
     page = build()
@@ -57,6 +74,7 @@ def launch(*, port: int = PORT, upload_mb: int = UPLOAD_MB, open_browser: bool =
             ssr_mode=False,
             quiet=True,
             footer_links=[],
+            app_kwargs={"middleware": [Middleware(Guard, port=port)]},
             theme=THEME,
             css=CSS,
         )

@@ -1,16 +1,14 @@
 """The explorer's page, on gradio."""
 
-import atexit
-from functools import cache
 from html import escape
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import gradio as gr
 
 from regnet import digest
-from regnet.app import explore, reports
+from regnet.app import explore, reports, temporary_folder
+from regnet.app.guard import framed
 from regnet.data.images import open_image
 from regnet.design.config import RegNetConfig
 from regnet.design.variants import VARIANTS
@@ -156,7 +154,7 @@ def _shown(
         )
         tables = (explore.stage_table(config), explore.cost_table(config, size))
     except ConfigError as error:
-        return (f"⚠ {error}", "", [], [], "", [], "", None)
+        return (f"⚠ {escape(str(error))}", "", [], [], "", [], "", None)
     return (
         f"{len(config.depths)} stages, widths {list(config.widths)}, depths {list(config.depths)}",
         explore.drawing(config),
@@ -184,21 +182,13 @@ def _learned(size: float, progress: gr.Progress = gr.Progress()) -> Learned:  # 
     try:
         return learn(round(size), on_step=lambda *steps: progress(steps, desc="measuring networks"))
     except RegNetError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-
-
-@cache
-def _folder() -> Path:
-    """Where this process keeps the configs to download; no one else can write there."""
-    folder = TemporaryDirectory(prefix="regnet-configs-")
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
+        raise gr.Error(escape(str(error)), print_exception=False) from error
 
 
 def _file(config: RegNetConfig) -> Path:
     """The config as a file of its own, for the download."""
     text = config.to_json()
-    path = _folder() / f"regnet-{digest.of_bytes(text.encode())[:10]}.json"
+    path = temporary_folder() / f"regnet-{digest.of_bytes(text.encode())[:10]}.json"
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -242,7 +232,8 @@ def _classified(photo: str | None, name: str) -> tuple[Any, Any]:
 
 def _warn(message: str) -> None:
     # Not an Error: that would leave the last answer on the page as if it were of this file.
-    gr.Warning(message, title="This did not work", duration=None)
+    # gradio shows it as HTML, and it quotes what files hold.
+    gr.Warning(escape(message), title="This did not work", duration=None)
 
 
 def _reports() -> None:
@@ -262,8 +253,8 @@ def _opened(path: str) -> str:
     except (RegNetError, OSError) as error:
         _warn(str(error))
         return ""
-    # A frame of an origin of its own: the scripts in it reach nothing of this page.
+    # A frame of an origin of its own: the scripts in it reach nothing of this page, and no server.
     return (
         '<iframe title="report" sandbox="allow-scripts" '
-        f'style="width:100%;height:80vh;border:0" srcdoc="{escape(page)}"></iframe>'
+        f'style="width:100%;height:80vh;border:0" srcdoc="{escape(framed(page))}"></iframe>'
     )

@@ -1,6 +1,8 @@
 """regnet app: the explorer."""
 
-from typing import Annotated
+import signal
+import sys
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -25,4 +27,11 @@ def command(
     page = launch(port=port, upload_mb=upload_mb, open_browser=open_browser)
     stdout.print(page.local_url)
     stderr.print("Ctrl-C ends it")
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what it keeps for a while is removed
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _end)
     page.block_thread()
+
+
+def _end(number: int, _frame: object) -> NoReturn:
+    sys.exit(128 + number)

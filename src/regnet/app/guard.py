@@ -1,0 +1,68 @@
+"""Who may ask the explorer, and what its pages may ask: this machine's own pages, and nothing else.
+
+A page of another site can send requests to 127.0.0.1, and can make a name of its own point there
+(DNS rebinding). Browsers say in `Host` and `Origin` whom they think they talk to, and for whom.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+PAGE_POLICY: Final = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-src 'none'; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+"""gradio needs scripts of its own in the page; nothing comes from, or goes to, another server."""
+
+REPORT_POLICY: Final = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+)
+"""A report has all that it shows inside."""
+
+
+class Guard:
+    """ASGI middleware: refuses other hosts and origins, and sends the policy of pages."""
+
+    def __init__(self, app: App, *, port: int) -> None:
+        self.app = app
+        self.hosts = {f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost")}
+        self.origins = {b"http://" + host for host in self.hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = scope["headers"]
+        hosts = [value for name, value in headers if name == b"host"]
+        origins = [value for name, value in headers if name == b"origin"]
+        if not (len(hosts) == 1 and hosts[0] in self.hosts and {*origins} <= self.origins):
+            await _refuse(scope, send)
+            return
+
+        async def with_policy(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", PAGE_POLICY.encode())
+                message["headers"] = [*message.get("headers", ()), policy]
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+async def _refuse(scope: Scope, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    text = b"This page is for the browser of its own machine.\n"
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
+    await send({"type": "http.response.start", "status": 403, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+def framed(page: str) -> str:
+    """Return a report with its policy in front of everything that could load something."""
+    meta = f'<meta http-equiv="Content-Security-Policy" content="{REPORT_POLICY}">'
+    return f"<!doctype html>{meta}{page}"
