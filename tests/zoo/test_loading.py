@@ -26,6 +26,7 @@ def peak():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
 
+regnet.create("regnety_cifar", pretrained=True)  # whatever is imported on the way
 before = peak()
 model = regnet.create(config_from_json(sys.argv[1]), checkpoint_path=sys.argv[2])
 for value in model.state_dict().values():
