@@ -155,7 +155,7 @@ def test_a_cache_that_cannot_be_written_is_no_failure(model, monkeypatch, tmp_pa
         found = regnet.optimize(model, images(), engines=["eager"], seconds=0.1)
         assert found.report.winner.engine == "eager"
         assert not found.report.remembered
-    assert "the choice of engine is not kept" in caplog.text
+    assert "the choice of engine is not saved" in caplog.text
 
 
 def test_any_module_can_be_optimized():
