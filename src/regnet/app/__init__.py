@@ -1,6 +1,7 @@
 """The explorer: design a RegNet, classify a photo, read reports, in a browser.
 
-Needs gradio (`pip install 'regnet[app]'`); `regnet app` starts it.
+Needs gradio (`pip install 'regnet[app]'`); `regnet app` starts it. It stands on `selection`, and
+only the command line imports it.
 """
 
 import atexit

@@ -1,7 +1,7 @@
 """The paper's method: train populations of design spaces, compare them, and refine a space.
 
 A study's truth is one SQLite file. This room may import `training`, `selection`, `executors`,
-`spaces` and the rooms below; only the explorer and the command line import it.
+`spaces` and the rooms below; only the command line imports it.
 """
 
 from regnet.studies import statistics
