@@ -60,7 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Do not even import the tests of rooms that are slow as a whole."""
-    slow = {ROOT / "app", ROOT / "kernels", ROOT.parent / "src/regnet/app"}
+    slow = {ROOT / "app", ROOT / "kernels"}
     return True if collection_path in slow and not with_slow(config) else None
 
 
