@@ -125,6 +125,4 @@ def printable(text: str) -> str:
 
     Whatever comes from outside (files, servers, names) goes through it before it is shown.
     """
-    return "".join(
-        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

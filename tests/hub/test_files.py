@@ -181,3 +181,21 @@ def test_offline_takes_what_is_there(served, cache):
         fetch_file(REPO, "other.json", None, offline)
     with pytest.raises(WeightsError, match="not in the cache"):
         fetch(find_checkpoint("regnetx_002"), offline)
+
+
+@pytest.mark.parametrize("fault", [(500, {}), (429, {"Retry-After": "3600"})])
+def test_a_server_that_does_not_answer_leaves_what_the_cache_has(served, cache, monkeypatch, fault):
+    monkeypatch.setattr(transfer, "BACKOFF", 0.001)
+    fetch_file(REPO, NAME, None, Fetch(cache_dir=cache))
+    served.head_faults = [fault] * 9
+    assert fetch_file(REPO, NAME, None, Fetch(cache_dir=cache)).read_bytes() == b"{}"
+    served.head_faults = [fault] * 9
+    with pytest.raises(WeightsError, match=f"the server answers {fault[0]}"):
+        fetch_file(REPO, "other.json", None, Fetch(cache_dir=cache))
+
+
+def test_a_repository_that_is_gone_is_not_taken_from_the_cache(served, cache):
+    fetch_file(REPO, NAME, None, Fetch(cache_dir=cache))
+    del served.repos[REPO]
+    with pytest.raises(WeightsError, match="does not exist, or is private"):
+        fetch_file(REPO, NAME, None, Fetch(cache_dir=cache))

@@ -23,7 +23,7 @@ UPLOAD_MB: Final = 32
 
 @cache
 def temporary_folder() -> Path:
-    """The folder of everything that this process keeps for a while; no one else can read it."""
+    """The folder for uploads and downloads, which only this user can read; removed at the end."""
     folder = TemporaryDirectory(prefix="regnet-explorer-")
     atexit.register(folder.cleanup)
     return Path(folder.name)
@@ -48,7 +48,7 @@ def launch(*, port: int = PORT, upload_mb: int = UPLOAD_MB, open_browser: bool =
         raise ConfigError(
             f"port must be 1 to 65535 and upload_mb at least 1; got {port} and {upload_mb}"
         )
-    # gradio reads them when it is imported. Photos that are shown to it stay where we remove them.
+    # gradio reads both when it is imported. The folder is removed at the end, with all uploads.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(temporary_folder() / "uploads")
     try:

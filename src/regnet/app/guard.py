@@ -1,7 +1,8 @@
-"""Who may ask the explorer, and what its pages may ask: this machine's own pages, and nothing else.
+"""Which requests the explorer answers, and which its own pages may send.
 
 A page of another site can send requests to 127.0.0.1, and can make a name of its own point there
-(DNS rebinding). Browsers say in `Host` and `Origin` whom they think they talk to, and for whom.
+(DNS rebinding). The headers `Host` and `Origin` of a request show both, and such requests are
+refused. A content security policy keeps our pages, and the reports they show, from other servers.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -16,12 +17,12 @@ PAGE_POLICY: Final = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-src 'none'; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
-"""gradio needs scripts of its own in the page; nothing comes from, or goes to, another server."""
+"""gradio writes scripts and styles into its page; other servers are not reached."""
 
 REPORT_POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 )
-"""A report has all that it shows inside."""
+"""A report needs no server: its scripts, styles and pictures are part of it."""
 
 
 class Guard:
@@ -63,6 +64,6 @@ async def _refuse(scope: Scope, send: Send) -> None:
 
 
 def framed(page: str) -> str:
-    """Return a report with its policy in front of everything that could load something."""
+    """Return a report that begins with its policy, so that the policy covers all of it."""
     meta = f'<meta http-equiv="Content-Security-Policy" content="{REPORT_POLICY}">'
     return f"<!doctype html>{meta}{page}"

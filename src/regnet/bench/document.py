@@ -180,9 +180,10 @@ def read(path: Path) -> Document:
         ConfigError: there is none, or it is damaged or of another schema.
     """
     try:
-        return Document.from_dict(documents.read(path, "a document of `regnet bench --out`"))
+        values = documents.read(path, "a document of `regnet bench --out`")
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
+    try:
+        return Document.from_dict(values)
     except ConfigError as error:
-        message = str(error)
-        raise ConfigError(message if str(path) in message else f"{path}: {message}") from error
+        raise ConfigError(f"{path}: {error}") from error

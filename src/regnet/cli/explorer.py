@@ -27,7 +27,7 @@ def command(
     page = launch(port=port, upload_mb=upload_mb, open_browser=open_browser)
     stdout.print(page.local_url)
     stderr.print("Ctrl-C ends it")
-    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C: what it keeps for a while is removed
+    for name in ("SIGTERM", "SIGHUP"):  # end as with Ctrl-C: temporary files are removed
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _end)
     page.block_thread()

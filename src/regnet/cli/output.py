@@ -18,15 +18,19 @@ for _name in ("stdin", "stdout", "stderr"):
         setattr(sys, _name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - for good
 
 
-# Names of files may hold what looks like markup: print every text as it is. Output that goes to a
-# file or another program keeps its lines whole.
 class _SafeConsole(Console):
-    """Prints texts from outside without obeying them."""
+    """Prints control characters of a text as text; only the ends of its lines stay."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+        super().print(*map(_safe, objects), **options)
 
 
+def _safe(item: Any) -> Any:
+    return "\n".join(map(printable, item.split("\n"))) if isinstance(item, str) else item
+
+
+# Names of files may hold what looks like markup: print every text as it is. Output that goes to a
+# file or another program keeps its lines whole.
 stdout = _SafeConsole(
     highlight=False,
     markup=False,

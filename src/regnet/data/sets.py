@@ -10,7 +10,7 @@ to other processes.
 import json
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -312,7 +312,6 @@ def _fetch(asked: str, split: Split) -> list[Path]:
     owner, _, rest = named.partition("/")
     name, _, folder = rest.partition("/")
     repository, commit = f"{owner}/{name}", revision or None
-    at: Repository | None = None
     try:
         if constants.HF_HUB_OFFLINE:
             root = Path(
@@ -321,22 +320,19 @@ def _fetch(asked: str, split: Split) -> list[Path]:
                 )
             )
             held = [path.relative_to(root) for path in sorted(root.rglob("*.parquet"))]
+            get: Callable[[str], Path] = root.joinpath
         else:
             info = retrying(lambda: HfApi().dataset_info(repository, revision=commit))
-            commit = info.sha
-            at = Repository(
-                name=repository, type="dataset", revision=commit or "",
+            get = Repository(
+                name=repository, type="dataset", revision=info.sha or "",
                 cache=Path(constants.HF_HUB_CACHE),
-            )  # fmt: skip
+            ).get  # fmt: skip
             names = sorted(s.rfilename for s in info.siblings or ())
             held = [Path(n) for n in names if n.endswith(".parquet")]
         held = [path for path in held if Path(folder) in path.parents]
         if not held:
             raise DataError(f"{source}: it holds no Parquet files; try @refs/convert/parquet")
-        chosen = _of_split(held, split, Path(folder), source)
-        if at is None:
-            return [root / path for path in chosen]
-        return [at.cached(path.as_posix()) or at.fetch(path.as_posix()) for path in chosen]
+        return [get(path.as_posix()) for path in _of_split(held, split, Path(folder), source)]
     except GatedRepoError as error:
         raise DataError(
             f"{source}: its owner lets in only whom they accept; ask on "

@@ -15,7 +15,7 @@ from typing import Final, Literal
 from regnet import digest
 from regnet.atomic import write_bytes
 from regnet.errors import WeightsError, printable
-from regnet.hub.transfer import Check, anything, retrying, transfer
+from regnet.hub.transfer import MOST, Check, anything, retrying, transfer
 
 RepoType = Literal["model", "dataset"]
 
@@ -61,12 +61,16 @@ class Repository:
         )
         return Path(found) if isinstance(found, str) else None
 
+    def get(self, name: str) -> Path:
+        """Return a file from the cache, or fetch it; for revisions that never change."""
+        return self.cached(name) or self.fetch(name)
+
     def fetch(
         self,
         name: str,
         *,
         sha256: str | None = None,
-        most: int | None = None,
+        most: int = MOST,
         check: Check = anything,
         label: str | None = None,
     ) -> Path:
@@ -75,7 +79,7 @@ class Repository:
         Args:
             name: of the file, inside the repository.
             sha256: which it must have, or first digits of it; None: what the Hub declares.
-            most: bytes that it may have; None: any number.
+            most: bytes that it may have.
             check: called with the file before it enters the cache, if no SHA-256 is known.
             label: what a progress bar shows.
 
@@ -100,7 +104,7 @@ class Repository:
                 f"{url} is another file than was published: its SHA-256 begins with "
                 f"{declared[:12]}, not {sha256[:12]}"
             )
-        if most is not None and (found.size or 0) > most:
+        if (found.size or 0) > most:
             raise WeightsError(f"{url} has {found.size:,} bytes; {most:,} are the most here")
         # The Hub names blobs by SHA-256, or by git's SHA-1; other names get one of our own.
         known = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag)

@@ -1,8 +1,8 @@
 """Bring a file from a URL to the disk: resumed, verified, then moved into place in one step.
 
 The bytes collect in a hidden file beside the target, under a lock, so that processes which want
-the same file wait for one download, and one that was killed goes on where it stopped. Where locks
-mean nothing, as on some network file systems, each process collects in a file of its own.
+the same file wait for one download, and one that was killed goes on where it stopped. On file
+systems that ignore locks, as some network file systems do, each process has a file of its own.
 """
 
 import logging
@@ -23,7 +23,7 @@ from regnet.errors import WeightsError, printable
 Result = TypeVar("Result")
 
 ATTEMPTS: Final = 5
-"""Tries in a row that bring no byte before a transfer fails."""
+"""Tries in a row without progress before a transfer fails."""
 
 BACKOFF: Final = 1.0
 """Seconds to wait after the first failure; twice as long after each further one."""
@@ -32,19 +32,19 @@ LONGEST_WAIT: Final = 60.0
 """Seconds; a server that asks for more is reported instead."""
 
 LEAST_SPEED: Final = 1000
-"""Bytes per second, beyond what had arrived before; what is slower is no progress."""
+"""Bytes per second below which a transfer makes no progress. Bytes count once only."""
 
 PATIENCE: Final = 30.0
-"""Seconds over which the speed is taken."""
+"""Seconds over which the speed is measured."""
 
 MOST: Final = 64 * 2**30
-"""Bytes of a file, where nobody has said how many there are."""
+"""Bytes that a file may have, unless the caller gives another limit."""
 
 RESERVE: Final = 2**30
-"""Bytes of the disk that a file of unknown length leaves free."""
+"""Bytes of the disk that stay free while a file of unknown length is written."""
 
 Check: TypeAlias = Callable[[Path], None]
-"""Raises WeightsError where a file is not of the kind that was wanted."""
+"""Raises WeightsError, which says what was sent, where a file is not of the wanted kind."""
 
 _TRANSIENT: Final = (408, 425, 429, 500, 502, 503, 504)
 
@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 def anything(_path: Path) -> None:
-    """Accept every file: the check of files of which only a SHA-256 could tell."""
+    """Accept every file."""
 
 
 class Damaged(WeightsError):
@@ -117,7 +117,7 @@ def transfer(
     sha256: str | None = None,
     headers: Mapping[str, str] | None = None,
     name: str | None = None,
-    most: int | None = None,
+    most: int = MOST,
     check: Check = anything,
 ) -> None:
     """Fetch a file, unless it is there by the time it is our turn.
@@ -130,7 +130,7 @@ def transfer(
         headers: for the request; `Authorization` stays with the host of the URL.
         name: what the progress bar shows.
         most: bytes that it may have.
-        check: called with what has arrived where no SHA-256 is known.
+        check: called with the file before it is moved into place, if no SHA-256 is known.
 
     Raises:
         WeightsError: it is not what was announced, twice in a row.
@@ -149,7 +149,7 @@ def transfer(
             try:
                 fetched = _Fetched(
                     url, part, size=size, provable=sha256 is not None, headers=headers or {},
-                    most=MOST if most is None else most,
+                    most=most,
                 )  # fmt: skip
                 fetched.fill(name or target.name)
                 _check(part, url, size=size, sha256=sha256, check=check)
@@ -164,7 +164,7 @@ def transfer(
 
 @contextmanager
 def _part_of(target: Path) -> Iterator[Path]:
-    """The file that bytes collect in; one that others could have put there is none of ours."""
+    """The file that bytes collect in. A link that somebody else put there is removed first."""
     part = target.with_name(f".{target.name}.part")
     if _lock_holds(target):
         with suppress(FileNotFoundError):
@@ -211,12 +211,11 @@ def _check(part: Path, url: str, *, size: int | None, sha256: str | None, check:
     if size is not None and found != size:
         raise Damaged(f"{url} sent {found:,} bytes instead of {size:,}")
     if not sha256:
-        # No one has published what it should be; it must at least be of the kind that was wanted.
+        # No one has published its SHA-256; it must at least be of the kind that was wanted.
         try:
             check(part)
         except WeightsError as error:
-            reason = str(error).removeprefix(f"{part}: ")
-            raise Damaged(f"{url} sent no file of weights: {reason}") from error
+            raise Damaged(f"{url} sent {error}") from error
     elif not (sent := digest.of_file(part)).startswith(sha256):
         raise Damaged(
             f"{url} sent other bytes than were published: their SHA-256 begins with "
@@ -275,8 +274,8 @@ class _Fetched:
                     self._stream(before, bar)
                     return
                 except httpx.HTTPError as error:
-                    # What has arrived before, or arrives in drips, is no progress: it could go on
-                    # for ever.
+                    # Only new bytes at a fair speed count. Otherwise a server that always cuts the
+                    # file short, or sends a byte now and then, would keep us here for ever.
                     gained = self.arrived - self.furthest
                     progress = gained > LEAST_SPEED * (time.monotonic() - began)
                     self.furthest = max(self.furthest, self.arrived)

@@ -99,23 +99,26 @@ def fetch_file(repo: str, name: str, revision: str | None, how: Fetch | None = N
     """
     how = how or Fetch()
     with _explained(repo, f"https://huggingface.co/{repo}", how, revision=revision):
-        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub import errors
 
         repository = how.repository(repo, revision)
+        held = repository.cached(name)
         if how.offline:
-            if path := repository.cached(name):
-                return path
+            if held:
+                return held
             raise WeightsError(
                 f"{name} is not in the cache {how.hub_cache}, and the network is not to be used"
             )
         try:
             return repository.fetch(name, most=SMALL)
-        except LocalEntryNotFoundError as error:  # no answer from the network
-            if path := repository.cached(name):
-                return path
-            raise error
-        except EntryNotFoundError as error:
+        except errors.EntryNotFoundError as error:
             raise WeightsError(f"the repository has no {name}") from error
+        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
+            raise  # an answer, and it says no
+        except http_client().HTTPError:
+            if held is None:
+                raise
+            return held
 
 
 def cached_files(row: Checkpoint, how: Fetch | None = None) -> list[Path]:
@@ -157,12 +160,10 @@ def _from_hub(row: Checkpoint, how: Fetch) -> Path:
 
 
 def _download_if_there(row: Checkpoint, name: str, how: Fetch) -> Path | None:
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
 
     try:
         return _download(row, name, row.sha256, how)
-    except LocalEntryNotFoundError:  # no answer from the network; it is an EntryNotFoundError too
-        raise
     except EntryNotFoundError:
         return None
 
@@ -213,7 +214,15 @@ def _download(row: Checkpoint, name: str, sha256: str | None, how: Fetch) -> Pat
 
 def _check_of(name: str) -> Check:
     """The layout of weights; an index of shards, which is JSON, is checked where it is read."""
-    return anything if name.endswith(INDEX_SUFFIX) else look_whole
+    return anything if name.endswith(INDEX_SUFFIX) else _look_whole
+
+
+def _look_whole(path: Path) -> None:
+    try:
+        look_whole(path)
+    except WeightsError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise WeightsError(f"no file of weights: {reason}") from error
 
 
 def _repository(row: Checkpoint, how: Fetch) -> Repository:
@@ -237,7 +246,7 @@ def _from_url(row: Checkpoint, how: Fetch) -> Path:
         return path
     if how.offline:
         raise WeightsError(f"it is not in the cache: {path}, and the network is not to be used")
-    transfer(row.url or "", path, size=row.size, sha256=row.sha256, name=row.id, check=look_whole)
+    transfer(row.url or "", path, size=row.size, sha256=row.sha256, name=row.id, check=_look_whole)
     if not intact(path, row.sha256):
         raise WeightsError(f"{path} has changed while it was read")
     return path
@@ -270,10 +279,6 @@ def _explained(name: str, where: str, how: Fetch, *, revision: str | None = None
         ) from error
     except errors.RevisionNotFoundError as error:
         raise WeightsError(f"{name}: {where} has no revision {revision}") from error
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        raise WeightsError(
-            f"{name}: it is not in the cache {how.hub_cache}, and {_cause(error)}; {WAYS_OUT}"
-        ) from error
     except httpx.HTTPError as error:
         raise WeightsError(f"{name}: {where}: {_reason(error)}; {WAYS_OUT}") from error
     except (ValueError, UnicodeError) as error:  # a proxy or a token that cannot be
@@ -285,13 +290,6 @@ def _explained(name: str, where: str, how: Fetch, *, revision: str | None = None
         ) from error
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}; {WAYS_OUT}") from error
-
-
-def _cause(error: BaseException) -> str:
-    """Why the Hub client fell back to its cache."""
-    if error.__cause__ is not None and getattr(error.__cause__, "response", None) is not None:
-        return _reason(error.__cause__)
-    return "the network is off or cannot be reached"
 
 
 def _reason(error: Any) -> str:
