@@ -348,6 +348,24 @@ def walk(document: Document) -> Iterator[str]:
         yield "```"
 
 
+def checks(document: Document) -> Iterator[str]:
+    """What the two test targets cost."""
+    names = {"first": "with set-up", "again": "set up already"}
+    rows = [
+        [
+            f"`{row['target']}`, {names[row['run']]}",
+            f"{row['passed']:,}",
+            f"{row['seconds'] / 60:.1f}",
+            f"{row['processor_seconds']:,.0f}",
+        ]
+        for row in document["rows"]
+    ]
+    yield from table(["", "tests", "minutes", "processor seconds"], rows)
+    yield ""
+    facts = document["environment"]
+    yield f"{facts['date'][:10]}, {facts['device']}, {document['cores']} cores."
+
+
 TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
     function.__name__: function
     for function in (
@@ -366,6 +384,7 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         zoo_note,
         zoo_pairs,
         walk,
+        checks,
     )
 }
 

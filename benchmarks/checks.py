@@ -1,0 +1,65 @@
+"""What `make test` and `make test-all` cost, in a fresh clone of what is committed: writes JSON.
+
+    python benchmarks/checks.py --out benchmarks/results/checks.json
+
+The first run of each target installs what it needs into the clone. `make test` then runs a second
+time without that.
+"""
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from regnet.devices import core_count
+from regnet.machine import environment
+
+ROOT = Path(__file__).parents[1]
+STEPS: Final = (("make test", "first"), ("make test", "again"), ("make test-all", "first"))
+
+
+def main() -> None:
+    """Run the targets one after another, and write the document after each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    out = parser.parse_args().out.absolute()
+    facts = environment(torch.device("cpu"))
+    document: dict[str, Any] = {"environment": facts, "cores": core_count(), "rows": []}
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder) / "regnet"
+        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+        for target, turn in STEPS:
+            row = run(target.split(), clone)
+            document["rows"].append({"target": target, "run": turn, **row})
+            out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            print(row, file=sys.stderr)
+            if row["exit_code"]:
+                sys.exit(f"{target} failed; its output is above")
+
+
+def run(command: list[str], folder: Path) -> dict[str, Any]:
+    """Run a command; return seconds of the clock and of all its processes, and tests passed."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        print(done.stdout[-6000:], done.stderr[-2000:], file=sys.stderr)
+    passed = re.findall(r"(\d+) passed", done.stdout)
+    return {
+        "exit_code": done.returncode,
+        "seconds": time.monotonic() - start,
+        "processor_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "passed": int(passed[-1]) if passed else None,
+    }
+
+
+if __name__ == "__main__":
+    main()
