@@ -11,7 +11,7 @@ from regnet.design.variants import VARIANTS
 Fixture = TypeVar("Fixture", bound=Callable[..., object])
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and limits of POSIX")
-linux = pytest.mark.skipif(sys.platform != "linux", reason="needs the /proc of Linux")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs what Linux has, such as /proc")
 
 SLOW_MARKERS = ("slow", "browser", "long", "gpu")
 

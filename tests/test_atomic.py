@@ -8,7 +8,7 @@ import pytest
 
 from regnet.atomic import write_bytes
 from tests.faults import file_sizes_restored, limit_file_size
-from tests.marks import posix
+from tests.marks import linux, posix
 
 
 @posix
@@ -22,7 +22,7 @@ def test_new_and_replaced_files(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@posix
+@linux
 def test_links_and_pipes_stay_what_they_are(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write_bytes(tmp_path / "link", b"one")

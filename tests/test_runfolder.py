@@ -10,6 +10,7 @@ import pytest
 
 from regnet import runfolder
 from regnet.errors import ConfigError
+from tests.marks import posix
 
 HOLD = """
 import os, sys, time
@@ -46,6 +47,7 @@ def holder(tmp_path):
         process.communicate()
 
 
+@posix
 @pytest.mark.parametrize("options", [(), ("fork",)])
 def test_a_second_comer_learns_who_owns_the_folder_and_gets_it_after_a_kill(
     tmp_path, holder, options

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from regnet.timing import Comparison, bootstrap_median, compare, measure, time_queued
+from tests.marks import linux
 
 INPUTS = [torch.zeros(1) for _ in range(3)]
 
@@ -132,7 +133,7 @@ with peak_memory(torch.device("cpu")) as grown:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+@linux
 def test_peak_memory():
     # A process of its own: one that has freed as much before takes that again and does not grow.
     run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)

@@ -26,7 +26,7 @@ from regnet.bench.runner import run
 from regnet.design.config import RegNetConfig
 from regnet.errors import ConfigError
 from regnet.selection.device import learn
-from tests.marks import posix
+from tests.marks import linux, posix
 
 PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
 PATIENCE = 60_000
@@ -338,7 +338,7 @@ def test_what_it_keeps_is_removed_on_sigterm(tmp_path):
     assert not list(tmp_path.glob("regnet-explorer-*"))
 
 
-@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's list of sockets")
+@linux
 def test_only_this_machine_is_served():
     port = free_port()
     command = [sys.executable, "-m", "regnet.cli.main", "app", "--no-open", "--port", str(port)]

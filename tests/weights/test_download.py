@@ -21,7 +21,7 @@ from regnet.weights.catalog import Checkpoint, find_checkpoint
 from regnet.weights.download import Fetch, cached_files, fetch, verify_cached
 from regnet.weights.files import read_tensors
 from tests.hub_server import COMMIT, Hub, cached_blobs
-from tests.marks import posix
+from tests.marks import linux
 
 REPO = "timm/regnetx_002.pycls_in1k"
 ROW = find_checkpoint("regnetx_002")
@@ -387,7 +387,7 @@ def in_mount(cache: Path, mount: str) -> tuple[str, ...]:
     return (*wrapper, script, "sh")
 
 
-@posix
+@linux
 def test_a_full_disk_is_one_clear_error(served, cache):
     process = start(cache, *in_mount(cache, f"mount -t tmpfs -o size=2m tmpfs {cache}"))
     _, error = process.communicate(timeout=60)

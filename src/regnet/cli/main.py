@@ -5,7 +5,7 @@ import os
 import sys
 import warnings
 from io import TextIOWrapper
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -24,6 +24,9 @@ from regnet.cli import (
 )
 from regnet.cli.output import print_error
 from regnet.errors import ConfigError, RegNetError
+
+WRONG_INPUT: Final = (ConfigError, FileNotFoundError, NotADirectoryError)
+"""Errors that end with exit code 2, as wrong usage does."""
 
 app = typer.Typer(
     name="regnet",
@@ -85,7 +88,7 @@ def main() -> None:
         if isinstance(error, BrokenPipeError):
             _end_unread()
         print_error(_message(error))
-        sys.exit(2 if isinstance(error, ConfigError | FileNotFoundError) else 1)
+        sys.exit(2 if isinstance(error, WRONG_INPUT) else 1)
     except SystemExit as ended:
         if isinstance(ended.__context__, BrokenPipeError):  # click makes exit code 1 of it
             _end_unread()
