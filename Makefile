@@ -18,8 +18,8 @@ test: .venv/test ## formatter, linter, types, import contracts, and the tests th
 	$(BIN)/lint-imports
 	$(PYTEST)
 
-test-all: .venv/dev ## all tests that need neither a GPU nor hours
-	$(PYTEST) --all
+test-all: test .venv/dev ## the same, then all other tests that need neither a GPU nor hours
+	$(PYTEST) --slow
 
 docs: .venv/dev ## the documentation, in build/docs
 	$(BIN)/sphinx-build -W --keep-going -q docs build/docs

@@ -54,7 +54,8 @@ def chromium():
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="run the slow tests too: make test-all")
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
+    parser.addoption("--slow", action="store_true", help="run the slow tests alone")
     parser.addoption("--long", action="store_true", help="run the tests that take long as well")
 
 
@@ -65,15 +66,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def with_slow(config: pytest.Config) -> bool:
-    return bool(config.getoption("--all") or config.getoption("--long"))
+    return any(config.getoption(name) for name in ("--all", "--slow", "--long"))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not with_slow(config):
-        slow = [item for item in items if is_slow(item)]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in set(slow)]
+    if config.getoption("--slow") or not with_slow(config):
+        wanted = bool(config.getoption("--slow"))
+        left_out = [item for item in items if is_slow(item) != wanted]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if is_slow(item) == wanted]
     skipped = {}
     if not config.getoption("--long"):
         skipped["long"] = "takes long; pytest --long runs it"

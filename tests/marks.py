@@ -31,23 +31,33 @@ def is_slow(item: pytest.Item) -> bool:
     return any(getattr(found.func, "slow", False) for many in definitions for found in many)
 
 
-def one_per_family(names: Iterable[str], variant: Callable[[str], str] = str) -> list[Any]:
-    """Give the names as parameters of a test; all but the first of each family are slow.
+def one_per_family(
+    names: Iterable[str],
+    variant: Callable[[str], str] = str,
+    rest: pytest.MarkDecorator = pytest.mark.slow,
+) -> list[Any]:
+    """Give the names as parameters of a test; all but the first of each family carry a marker.
 
     Args:
         names: of variants, or of what belongs to one.
         variant: gives the variant that a name belongs to.
+        rest: the marker.
     """
-    return first_of_each(((name,) for name in names), lambda name: VARIANTS[variant(name)].family)
+    rows = ((name,) for name in names)
+    return first_of_each(rows, lambda name: VARIANTS[variant(name)].family, rest)
 
 
-def first_of_each(rows: Iterable[tuple[Any, ...]], kind: Callable[..., Hashable]) -> list[Any]:
-    """Give rows of parameters of a test; all but the first of each kind are slow."""
+def first_of_each(
+    rows: Iterable[tuple[Any, ...]],
+    kind: Callable[..., Hashable],
+    rest: pytest.MarkDecorator = pytest.mark.slow,
+) -> list[Any]:
+    """Give rows of parameters of a test; all but the first of each kind carry a marker."""
     seen = set()
     parameters = []
     for row in rows:
         found = kind(*row)
-        marks = [pytest.mark.slow] if found in seen else []
+        marks = [rest] if found in seen else []
         parameters.append(pytest.param(*row, id="-".join(map(str, row)), marks=marks))
         seen.add(found)
     return parameters

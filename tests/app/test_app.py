@@ -277,23 +277,24 @@ def beacon():
         server.shutdown()
 
 
+LOADS = """
+<img src='{0}/img'><script src='{0}/script'></script><script>fetch('{0}/fetch')</script>
+<script>navigator.sendBeacon('{0}/beacon')</script><script>new Image().src = '{0}/image'</script>
+<script>open('{0}/open')</script><link rel='stylesheet' href='{0}/style'>
+<link rel='prefetch' href='{0}/prefetch'><iframe src='{0}/frame'></iframe>
+"""
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize(
     "attack",
     [
-        "<img src='{}/img'>",
-        "<script src='{}/script'></script>",
-        "<script>fetch('{}/fetch')</script>",
-        "<script>navigator.sendBeacon('{}/beacon')</script>",
-        "<script>location = '{}/location'</script>",
-        "<script>new Image().src = '{}/image'</script>",
-        "<script>open('{}/open')</script>",
-        "<meta http-equiv='refresh' content='0; url={}/refresh'>",
-        "<link rel='stylesheet' href='{}/style'>",
-        "<link rel='prefetch' href='{}/prefetch'>",
-        "<form action='{}/form'></form><script>document.forms[0].submit()</script>",
-        "<iframe src='{}/frame'></iframe>",
+        LOADS,
+        "<script>location = '{0}/location'</script>",
+        "<meta http-equiv='refresh' content='0; url={0}/refresh'>",
+        "<form action='{0}/form'></form><script>document.forms[0].submit()</script>",
     ],
+    ids=["loads", "location", "refresh", "form"],
 )
 def test_a_report_reaches_no_server(explorer, chromium, beacon, tmp_path, attack):
     address, asked = beacon

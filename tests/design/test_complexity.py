@@ -87,7 +87,7 @@ def pooled(config, height, width):
     return config.stem_width * -(-height // 4) * -(-width // 4)
 
 
-@pytest.mark.parametrize("name", one_per_family(MEASURED))
+@pytest.mark.parametrize("name", one_per_family(MEASURED, rest=pytest.mark.long))
 def test_torchs_counter_agrees_on_published_networks(name):
     config = VARIANTS[name].config
     with torch.device("meta"):
@@ -115,32 +115,40 @@ def attention_products(config):
     return flops, outputs
 
 
-def counted_by_fvcore():
-    """fvcore runs a network to count it; torch's counter, above, sees the largest on no device."""
-    names = [name for name, row in golden.load("variants.json").items() if "fvcore" in row]
-    return [
-        pytest.param(*row.values, marks=[pytest.mark.long])
-        if reference(row.values[0])["flops"] > 5e9
-        else row
-        for row in one_per_family(names)
-    ]
+COUNTED_BY_FVCORE = [name for name, row in golden.load("variants.json").items() if "fvcore" in row]
 
 
-@pytest.mark.xdist_group("giants")
-@pytest.mark.parametrize("name", counted_by_fvcore())
-def test_fvcore_counts_are_those_recorded(name):
-    row = reference(name)
-    recorded = row["fvcore"]
+def recorded_by_fvcore(name):
+    """The flops and activations that fvcore found, and the size of the image."""
+    recorded = reference(name)["fvcore"]
     by_operator = recorded["flops_by_operator"]
-    model = empty(VARIANTS[name].config)
-    counted = count(model, tuple(recorded["input_size"][1:]))
-    assert counted.flops == by_operator["conv"] + by_operator["linear"]
-    size = tuple(recorded["input_size"][1:])
-    ours = complexity(VARIANTS[name].config, size)
-    assert counted.flops == ours.flops - bias_additions(VARIANTS[name].config, size)
-    assert counted.activations == ours.activations + attention_products(VARIANTS[name].config)[1]
+    flops = by_operator["conv"] + by_operator["linear"]
+    return flops, recorded["activations"], tuple(recorded["input_size"][1:])
+
+
+@pytest.mark.parametrize("name", COUNTED_BY_FVCORE)
+def test_arithmetic_equals_what_fvcore_recorded(name):
+    config = VARIANTS[name].config
+    flops, activations, size = recorded_by_fvcore(name)
+    ours = complexity(config, size)
+    assert flops == ours.flops - bias_additions(config, size)
     if not name.startswith("halo"):  # timm multiplies positions in another way
-        assert counted.activations == recorded["activations"]
+        assert activations == ours.activations
+
+
+# fvcore runs a network to count it, which takes minutes for all of them.
+@pytest.mark.parametrize("name", one_per_family(COUNTED_BY_FVCORE, rest=pytest.mark.long))
+def test_fvcore_counts_are_those_recorded(name):
+    config = VARIANTS[name].config
+    flops, activations, size = recorded_by_fvcore(name)
+    counted = count(empty(config), size)
+    assert counted.flops == flops
+    assert (
+        counted.activations
+        == complexity(config, size).activations + (attention_products(config)[1])
+    )
+    if not name.startswith("halo"):
+        assert counted.activations == activations
 
 
 @settings(max_examples=25)

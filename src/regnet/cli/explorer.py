@@ -24,12 +24,12 @@ def command(
 
     Example: regnet app --port 7861
     """
-    page = launch(port=port, upload_mb=upload_mb, open_browser=open_browser)
-    stdout.print(page.local_url)
-    stderr.print("Ctrl-C ends it")
     for name in ("SIGTERM", "SIGHUP"):  # end as with Ctrl-C: temporary files are removed
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _end)
+    page = launch(port=port, upload_mb=upload_mb, open_browser=open_browser)
+    stdout.print(page.local_url)
+    stderr.print("Ctrl-C ends it")
     page.block_thread()
 
 
