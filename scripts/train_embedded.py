@@ -166,7 +166,7 @@ def publish(out: Path, data: Path, *, command: str) -> None:
         "command": command,
     }  # fmt: skip
     (WEIGHTS / "embedded.json").write_text(f"[\n{json.dumps(row)}\n]\n", encoding="utf-8")
-    machine = runs.read(out)[1]["environment"]
+    machine = runs.read(out)[1].environment
     log = [json.loads(line) for line in (out / LOG).read_text(encoding="utf-8").splitlines()]
     card = CARD.format(
         id=f"{VARIANT}.{TAG}",

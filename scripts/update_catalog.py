@@ -1,28 +1,49 @@
 """Bring the tables of published weights in `weights/` up to date.
 
     python scripts/update_catalog.py --pin
+    python scripts/update_catalog.py --pin 'regnety_016.*' --keep
     python scripts/update_catalog.py --timm-results PATH/pytorch-image-models/results
     python scripts/update_catalog.py --check
 
---pin asks the Hub for the newest commit of each repository, the name, size and SHA-256 of its
-weights and its license, and writes them into the tables; a license that differs from ours stops
-it. --timm-results takes accuracies from timm's result files. --check writes nothing and fails if
-the files are not as this script writes them. New weights are a new row, by hand, then --pin.
+--pin fetches each file of weights, and writes its commit, name, size and SHA-256 into the tables.
+Each is loaded, and its logits on a photo are compared with those of its publisher's own library,
+where that is installed (timm, torchvision, transformers). A row that differs in license, does not
+load or gives other logits stays as it was and is reported. What is done is kept in
+build/pin.jsonl: begun again after any end, it goes on. Files are removed once they are verified,
+unless they were in the cache before or --keep is given; the largest has 38 GB.
+
+--timm-results takes accuracies from timm's result files. --check writes nothing and fails if the
+files are not as this script writes them. New weights are a new row, by hand, then --pin.
 """
 
 import argparse
 import csv
 import json
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub.errors import HfHubHTTPError
 from rich.progress import track
 
+from regnet import create, documents
+from regnet.errors import RegNetError
+from regnet.weights.catalog import Checkpoint, from_row
+from regnet.weights.download import Fetch, cached_files, fetch, fetch_file
 from regnet.weights.files import USUAL_NAMES
+from regnet.weights.integrity import sha256_of
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
+PHOTO = WEIGHTS.parent / "docs/photos/chelsea.png"
+
+SAME = 1e-4
+"""Logits that differ by less, as a part of the largest, are the same: both are float32."""
+
 COLLECTIONS = ("embedded", "timm", "torchvision", "pycls", "transformers", "vissl", "swag")
 
 FIELDS = (
@@ -66,7 +87,11 @@ def render(rows: list[Row]) -> str:
 
 
 def pinned(row: Row, api: Any) -> Row:
-    """The row with what the Hub says of its repository."""
+    """The row with what the Hub says of its repository.
+
+    Raises:
+        LookupError: it has no weights, or states another license than we do.
+    """
     found = api.model_info(row["repo"], files_metadata=True)
     files = {file.rfilename: file for file in found.siblings}
     name = row.get("file") or next((name for name in USUAL_NAMES if name in files), None)
@@ -81,6 +106,155 @@ def pinned(row: Row, api: Any) -> Row:
     lfs = files[name].lfs
     sha256 = lfs.sha256 if lfs else None
     return row | {"revision": found.sha, "file": name, "sha256": sha256, "size": files[name].size}
+
+
+# Pinning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pin:
+    """What came of a row."""
+
+    id: str
+    row: Row
+    """As it is pinned; as it was where there is a problem."""
+    problem: str | None = None
+    library: str | None = None
+    """That the logits were compared with."""
+    difference: float | None = None
+    """The largest between two logits, as a part of the largest logit."""
+    seconds: float
+
+
+def pin(row: Row, collection: str, api: Any, *, cache: Path | None, keep: bool) -> Pin:
+    """Fetch, verify, load and compare the weights of a row."""
+    began, before = time.monotonic(), row
+    fetched: list[Path] = []
+    library, difference, problem = None, None, None
+    how = Fetch(cache_dir=cache)
+    try:
+        held = cached_files(from_row(row, collection), how)
+        row = pinned(row, api) if row.get("repo") else row
+        checkpoint = from_row(row, collection)
+        path = fetch(checkpoint, how)
+        fetched = [file for file in cached_files(checkpoint, how) if file not in held]
+        if not row.get("repo"):
+            row = row | {"sha256": sha256_of(path), "size": path.stat().st_size}
+        images = _photo(checkpoint)
+        ours = _logits(create(row["variant"], checkpoint_path=path, num_classes=None), images)
+        library, theirs = publishers_logits(checkpoint, path, images, how)
+        if theirs is not None:
+            difference = float((ours - theirs).abs().max() / theirs.abs().max())
+            if not difference < SAME:
+                problem = f"logits differ from those of {library} by {difference:.2g}"
+    except (LookupError, HfHubHTTPError, RegNetError, OSError, MemoryError) as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+    if not keep:
+        for file in fetched:
+            file.resolve().unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+    return Pin(
+        id=id_of(row), row=before if problem else row, problem=problem, library=library,
+        difference=difference, seconds=round(time.monotonic() - began, 1),
+    )  # fmt: skip
+
+
+def id_of(row: Row) -> str:
+    """What we call the weights."""
+    return f"{row['variant']}.{row['tag']}"
+
+
+def _photo(checkpoint: Checkpoint) -> torch.Tensor:
+    return checkpoint.preprocess(PHOTO)[None]
+
+
+def _logits(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        found = model.eval()(images)
+    return getattr(found, "logits", found)
+
+
+def publishers_logits(
+    checkpoint: Checkpoint, path: Path, images: torch.Tensor, how: Fetch
+) -> tuple[str | None, torch.Tensor | None]:
+    """The logits of the publisher's own library, where it is installed."""
+    build = LIBRARIES.get(checkpoint.format)
+    if build is None or not checkpoint.num_classes:
+        return None, None
+    try:
+        return checkpoint.format, _logits(build(checkpoint, path, how), images)
+    except ImportError:
+        return None, None
+
+
+def _timm(checkpoint: Checkpoint, path: Path, how: Fetch) -> Any:
+    del how
+    import timm
+
+    return timm.create_model(
+        checkpoint.variant, num_classes=checkpoint.num_classes, checkpoint_path=str(path)
+    )
+
+
+def _torchvision(checkpoint: Checkpoint, path: Path, how: Fetch) -> Any:
+    del how
+    from torchvision.models import get_model
+
+    model = get_model((checkpoint.upstream or "").partition(".")[0], weights=None)
+    model.load_state_dict(torch.load(path, weights_only=True))
+    return model
+
+
+def _transformers(checkpoint: Checkpoint, path: Path, how: Fetch) -> Any:
+    from transformers import RegNetForImageClassification
+
+    fetch_file(checkpoint.repo or "", "config.json", checkpoint.revision, how)
+    return RegNetForImageClassification.from_pretrained(path.parent, local_files_only=True)
+
+
+LIBRARIES: Mapping[str, Callable[[Checkpoint, Path, Fetch], Any]] = {
+    "timm": _timm,
+    "torchvision": _torchvision,
+    "transformers": _transformers,
+}
+"""How to build the publisher's own network, by the format of its files."""
+
+
+def pin_tables(tables: dict[str, list[Row]], args: argparse.Namespace) -> list[Pin]:
+    """Pin the rows that are asked for, and keep what came of each at once."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="regnet")
+    args.state.parent.mkdir(parents=True, exist_ok=True)
+    known = documents.lines(args.state, "a pin") if args.state.exists() else []
+    done = {p["id"]: Pin(**p) for p in known if not p["problem"]}
+    pins = []
+    for collection, rows in tables.items():
+        for number, row in enumerate(track(rows, collection, disable=not sys.stderr.isatty())):
+            name = id_of(row)
+            if from_row(row, collection).is_local or not fnmatch(name, args.pin):
+                continue
+            found = done.get(name)
+            if found is None:
+                found = pin(row, collection, api, cache=args.cache, keep=args.keep)
+                with args.state.open("ab") as file:
+                    file.write(documents.line(asdict(found)))
+            pins.append(found)
+            rows[number] = row | found.row
+    return pins
+
+
+def report(pins: list[Pin]) -> str:
+    """What came of all rows, in lines."""
+    compared = [p for p in pins if p.difference is not None and not p.problem]
+    lines = [f"{p.id}: {p.problem}" for p in pins if p.problem]
+    worst = max((p.difference or 0.0 for p in compared), default=0.0)
+    lines.append(
+        f"{len(pins)} rows: {sum(not p.problem for p in pins)} pinned and loaded, "
+        f"{len(compared)} compared with their publisher's library (largest difference "
+        f"{worst:.1e}), {sum(bool(p.problem) for p in pins)} with problems"
+    )
+    return "\n".join(lines)
 
 
 def timm_metrics(folder: Path) -> dict[str, list[Row]]:
@@ -116,7 +290,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--pin", action="store_true")
+    parser.add_argument("--pin", nargs="?", const="*", metavar="PATTERN")
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--cache", type=Path, help="where the files go, the Hub client's cache")
+    parser.add_argument("--state", type=Path, default=WEIGHTS.parent / "build/pin.jsonl")
     parser.add_argument("--timm-results", type=Path)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
@@ -124,20 +301,7 @@ def main() -> None:
     if args.timm_results:
         metrics = timm_metrics(args.timm_results)
         tables["timm"] = [measured(row, metrics) for row in tables["timm"]]
-    if args.pin:
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HfHubHTTPError
-
-        api = HfApi(library_name="regnet")
-        problems = []
-        for collection, rows in tables.items():
-            for number, row in enumerate(track(rows, collection)):
-                try:
-                    rows[number] = pinned(row, api) if row.get("repo") else row
-                except (LookupError, HfHubHTTPError) as error:
-                    problems.append(str(error))
-        if problems:
-            sys.exit("nothing was written:\n" + "\n".join(problems))
+    pins = pin_tables(tables, args) if args.pin else []
     stale = []
     for collection, rows in tables.items():
         path, text = WEIGHTS / f"{collection}.json", render(rows)
@@ -148,6 +312,10 @@ def main() -> None:
     if args.check and stale:
         sys.exit(f"{', '.join(stale)}: not as this script writes them; run it without --check")
     print(f"{sum(map(len, tables.values()))} rows, {len(stale)} files changed")
+    if pins:
+        print(report(pins))
+    if any(p.problem for p in pins):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         skipped["gpu"] = "needs a CUDA GPU; scripts/gpu_check.sh runs it where there is one"
     for item in items:
+        if "chromium" in getattr(item, "fixturenames", ()):  # one process starts the browser
+            item.add_marker(pytest.mark.xdist_group("browser"))
         for marker, reason in skipped.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,7 +1,11 @@
 """Faults of the machine, as tests bring them about."""
 
 import contextlib
+import json
+import random
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
 
 
 def limit_file_size(size: int) -> None:
@@ -22,3 +26,45 @@ def file_sizes_restored() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def flipped_bits(path: Path, count: int) -> Iterator[int]:
+    """Flip a single bit of a file, `count` times, each time another of the whole file."""
+    whole, rng = path.read_bytes(), random.Random(0)
+    try:
+        for number in range(count):
+            data = bytearray(whole)
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            path.write_bytes(data)
+            yield number
+    finally:
+        path.write_bytes(whole)
+
+
+ODD_VALUES: Final = (
+    None, True, -1, 0, 10**30, -0.5, float("nan"), float("inf"), "", "x", "../../x", "\x1b[2J",
+    [], {}, [[]], [None], {"a": {}}, [1] * 1000,
+)  # fmt: skip
+
+
+def changed_by_hand(values: Any, rng: random.Random) -> Any:
+    """Return a JSON value with one place changed, taken away or added, as a person might."""
+    values = json.loads(json.dumps(values))
+    places = list(_places(values))
+    inside, key = rng.choice(places)
+    how = rng.random()
+    if how < 0.2:
+        del inside[key]
+    elif how < 0.3 and isinstance(inside, dict):
+        inside["added"] = rng.choice(ODD_VALUES)
+    else:
+        inside[key] = rng.choice(ODD_VALUES)
+    return values
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every object or list inside a JSON value, with each of its keys."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield value, key
+            yield from _places(inner)

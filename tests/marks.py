@@ -61,3 +61,8 @@ def first_of_each(
         parameters.append(pytest.param(*row, id="-".join(map(str, row)), marks=marks))
         seen.add(found)
     return parameters
+
+
+def times(quick: int, long: int) -> pytest.MarkDecorator:
+    """Repeat a fault `count` times: a few in each run, and at length with --long."""
+    return pytest.mark.parametrize("count", [quick, pytest.param(long, marks=pytest.mark.long)])

@@ -1,5 +1,5 @@
 """`python -m regnet`: the same as `regnet`, also for `torchrun -m regnet`."""
 
-from regnet.cli.main import main
+from regnet.cli import run
 
-main()
+run()

@@ -1,13 +1,9 @@
-"""SHA-256 digests of what must not change unnoticed: bytes, files, JSON values and tensors."""
+"""SHA-256 digests of what must not change unnoticed: bytes, files and JSON values."""
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import Any, Final
 
 CHUNK: Final = 1 << 20
 """Bytes that are read from a file at once."""
@@ -37,15 +33,3 @@ def of_file(path: Path) -> str:
 def of_json(value: Any) -> str:
     """Return the SHA-256 of a JSON value; the order of its keys and its layout do not matter."""
     return of_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
-
-
-def of_tensors(tensors: "Mapping[str, Tensor]") -> str:
-    """Return the SHA-256 over names and values of tensors, in the order of the mapping."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(name.encode())
-        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        digest.update(flat.numpy().data)
-    return digest.hexdigest()

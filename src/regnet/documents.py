@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 DIGEST: Final = "sha256"
 
+MOST_BYTES: Final = 64 * 2**20
+"""No JSON file that this library reads is larger; one that is, or never ends, is not read."""
+
 _NUMBERS: Final = {int: (int,), float: (int, float)}
 
 
@@ -68,15 +71,44 @@ def read(path: Path, what: str) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         ConfigError: the file cannot be read, is not such a document, or is not as it was written.
     """
+    return unsealed(load(path, what), path, what)
+
+
+def text_of(path: Path, what: str) -> str:
+    """Return the text of a file that someone else may have written.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: the file cannot be read, is no text, or is too large.
+    """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"{path}: not {what} (it has more than {MOST_BYTES:,} bytes)")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not {what} ({error})") from error
+
+
+def load(path: Path, what: str) -> Any:
+    """Return what a JSON file holds, whoever wrote it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConfigError: the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(text_of(path, what))
+    except ConfigError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not {what} ({error})") from error
-    return unsealed(values, path, what)
 
 
 def unsealed(values: Any, path: Path, what: str) -> dict[str, Any]:
@@ -180,11 +212,13 @@ def _value(kind: Any, given: Any, name: str) -> Any:
     elif origin is tuple:
         return _tuple(inner, given, name)
     elif origin is not None and issubclass(origin, Sequence):
-        if isinstance(given, list):
+        if isinstance(given, list | tuple):
             return [_value(inner[0], one, f"{name}[{at}]") for at, one in enumerate(given)]
     elif origin is not None and issubclass(origin, Mapping):
         if isinstance(given, Mapping):
             return {key: _value(inner[1], one, f"{name}.{key}") for key, one in given.items()}
+    elif is_dataclass(kind) and isinstance(given, kind):  # type: ignore[arg-type]  # a class
+        return given
     elif hasattr(kind, "from_dict"):
         if isinstance(given, Mapping):
             return kind.from_dict(given)
@@ -214,7 +248,7 @@ def _any_of(kinds: Sequence[Any], given: Any, name: str) -> Any:
 
 
 def _tuple(kinds: Sequence[Any], given: Any, name: str) -> tuple[Any, ...]:
-    if not isinstance(given, list):
+    if not isinstance(given, list | tuple):
         raise ConfigError(f"{name} must be a list, got {_shown(given)}")
     if len(kinds) == 2 and kinds[1] is ...:
         kinds = (kinds[0],) * len(given)

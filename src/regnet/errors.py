@@ -115,6 +115,15 @@ def check_number(
         raise ConfigError(f"{name} must be a number{needed and ', ' + needed}, got {value!r}")
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was not enough; on a CPU, PyTorch has no type for it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
 def in_one_line(error: BaseException, *, most: int | None = None) -> str:
     """Return the type and the message of another library's error as one line, cut to `most`."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:most]

@@ -190,7 +190,7 @@ def test_documents_become_reports(bench_document, tmp_path):
     ("name", "content", "reason"),
     [
         ("page.html", b"<html></html>", "page.html: neither a report"),
-        ("photo.png", b"\x89PNG\xff", "photo.png: this is no text file"),
+        ("photo.png", b"\x89PNG\xff", "^photo.png: not a report"),
         ("other.json", b"{}", "not a document of `regnet bench --out`"),
     ],
 )
@@ -342,7 +342,7 @@ def test_what_it_keeps_is_removed_on_sigterm(tmp_path):
 @linux
 def test_only_this_machine_is_served():
     port = free_port()
-    command = [sys.executable, "-m", "regnet.cli.main", "app", "--no-open", "--port", str(port)]
+    command = [sys.executable, "-m", "regnet", "app", "--no-open", "--port", str(port)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as run:

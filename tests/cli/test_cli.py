@@ -1,10 +1,13 @@
 """The command as people run it, seen from outside."""
 
 import json
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ import pytest
 from regnet.cli import info, list_models, predict
 from tests.command import refused, regnet, regnet_process
 from tests.faults import limit_file_size
-from tests.marks import posix
+from tests.marks import linux, posix
+from tests.pictures import write_folder
 
 PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
 
@@ -222,3 +226,36 @@ def test_a_reader_that_leaves_is_no_failure(words):
     command = f"set -o pipefail; {sys.executable} -m regnet {words} | head -c 1 > /dev/null"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [6, pytest.param(60, marks=pytest.mark.long)])
+def test_ctrl_c_in_the_first_seconds_is_one_line(count):
+    """Also while Python imports: what it interrupts there would print a traceback."""
+    rng = random.Random(0)
+    for _ in range(count):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "regnet", "predict", str(PHOTO)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        time.sleep(rng.uniform(0.1, 3))
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode in (0, 130, -signal.SIGINT)
+        assert told in ("", "error: interrupted\n")
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_little_memory_is_one_line(tmp_path, workers):
+    import resource  # which Windows lacks
+
+    write_folder(tmp_path, 48, names=("cat", "dog", "frog"))
+    done = regnet_process(
+        "evaluate", tmp_path, "--image-size", 4000, "--batch-size", 16, "--workers", workers,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (5 * 10**9, 5 * 10**9)),
+    )  # fmt: skip
+    [line] = refused(done, 1, "memory is not enough")
+    assert line.startswith("error: ")

@@ -9,6 +9,8 @@ from regnet.spaces import find_space
 from tests.command import regnet
 from tests.pictures import write_folder
 
+pytestmark = pytest.mark.xdist_group("study")  # one process trains the study
+
 SMALL = (
     "--flops", "3e5", "--tolerance", "1", "--restrict", "d=:8", "--stem", "cifar",
     "--stem-width", "8", "--recipe", "cifar", "--set", "epochs=1", "--set", "warmup_epochs=0",

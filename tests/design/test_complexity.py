@@ -60,7 +60,7 @@ def test_parameters_of_the_module(name):
 
 
 @pytest.mark.slow
-@settings(max_examples=50)
+@settings(max_examples=15)
 @given(anynets(), st.integers(20, 70), st.integers(20, 70))
 def test_arithmetic_equals_what_two_counters_find(config, height, width):
     expected = complexity(config, (height, width))

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from regnet.errors import ConfigError, ExecutorError
-from regnet.executors.base import ATTEMPTS, Died, Executor, InProcess
+from regnet.executors.base import ATTEMPTS, Clock, Died, Executor, InProcess
 from regnet.executors.pool import ProcessPool
 from tests.marks import posix
-from tests.tasks import die_always, die_at_first, fail, square, write_pid_and_sleep
+from tests.tasks import die_always, die_at_first, fail, sleep, square, write_pid_and_sleep
 
 ROOT = Path(__file__).parents[2]
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("ray", "slurm")]
+RAY = pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.xdist_group("ray")])
+OTHERS = [RAY, pytest.param("slurm", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,6 +112,48 @@ def test_the_pool_says_how_a_process_died() -> None:
     [(_, result)] = ProcessPool(1).run(die_always, iter([1]))
     assert isinstance(result, Died)
     assert f"SIGKILL (is memory short?), {ATTEMPTS} times" in result.reason
+
+
+@posix
+@pytest.mark.parametrize("make", ["pool", RAY])
+def test_a_task_that_takes_too_long_is_ended(make: str, request: pytest.FixtureRequest) -> None:
+    """Also one whose process was stopped, and does not hear a polite signal."""
+    executor: Executor = ProcessPool(2, threads=1, time_limit=15)
+    if make == "ray":
+        request.getfixturevalue("ray_cluster")
+        from regnet.executors.ray import RayExecutor
+
+        executor = RayExecutor(2, time_limit=15)
+    began = time.monotonic()
+    found = dict(executor.run(sleep, iter([0.1, 600.0, 0.2, 0.3])))
+    assert time.monotonic() - began < 120
+    late = found.pop(600.0)
+    assert isinstance(late, Died)
+    assert late.reason == "it took longer than the time limit of 15 s"
+    assert found == {seconds: seconds for seconds in (0.1, 0.2, 0.3)}
+
+
+def test_a_task_that_is_overdue_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("regnet.executors.base.time.monotonic", lambda: now)
+    clock = Clock()
+    for number in range(3):
+        clock.start(number, f"task {number}")
+        now += 4
+        clock.end(number)
+    clock.start(3, "task 3")
+    for _ in range(13):
+        now += 4
+        assert clock.late() == []
+    now += 1000  # the machine slept
+    clock.late()
+    assert caplog.text == ""
+    for _ in range(3):
+        now += 4
+        clock.late()
+    assert caplog.text.count("task 3 is overdue: it has taken 61 s, others took 4;") == 1
 
 
 @posix

@@ -99,7 +99,7 @@ def test_a_run_with_teachers_goes_on_bit_by_bit_and_repeats(data, taught, tmp_pa
     train(TINY, data, tmp_path / "whole", recipe=recipe, teachers=taught, save_steps=1)
     run, facts = read(tmp_path / "whole")
     assert run.teachers == taught
-    assert set(facts["teachers"]) == set(taught)
+    assert set(facts.teachers) == set(taught)
 
     def stop(at):
         if (at.epoch, at.step) == (1, 2):
@@ -111,7 +111,7 @@ def test_a_run_with_teachers_goes_on_bit_by_bit_and_repeats(data, taught, tmp_pa
     assert same(tmp_path / "whole", tmp_path / "cut")
     start(replace(run, teachers=taught[:1]), tmp_path / "other")
     assert not same(tmp_path / "whole", tmp_path / "other")
-    facts["teachers"][taught[1]] = "0123456789abcdef"
+    facts = replace(facts, teachers={taught[1]: "0123456789abcdef"})
     with pytest.raises(ConfigError, match="its weights are not those of the run"):
         start(run, tmp_path / "changed", facts=facts)
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,10 +20,10 @@ from regnet.training import checkpoint, loop
 from regnet.training import run as runs
 from regnet.training.loop import resume, start, train
 from regnet.training.recipe import RECIPES, Recipe
-from regnet.training.run import Run, read
+from regnet.training.run import Facts, Run, SavedOptions, read
 from regnet.training.session import Options
-from tests.faults import file_sizes_restored, limit_file_size
-from tests.marks import posix
+from tests.faults import file_sizes_restored, flipped_bits, limit_file_size
+from tests.marks import posix, times
 from tests.pictures import write_folder
 from tests.training.test_recipe import TINY
 
@@ -31,6 +32,15 @@ SHORT = Recipe(
     mixup=0.2, cutmix=1.0, label_smoothing=0.1, ema_alpha=0.05, ema_period=2, precise_bn=24,
     drop_path_rate=0.2, drop_rate=0.1,
 )  # fmt: skip
+
+FACTS = Facts(images={}, teachers={}, processes=1, options=SavedOptions(), environment={})
+
+
+@pytest.fixture(autouse=True)
+def _threads_restored():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +82,8 @@ def test_a_run_learns_and_its_model_opens(data, tmp_path):
 def test_a_run_document_repeats_it(data, tmp_path):
     train(TINY, data, tmp_path / "a", recipe=SHORT, seed=3)
     run, facts = read(tmp_path / "a")
-    assert facts["images"]["train"]["count"] == 48
-    assert facts["environment"]["packages"]["torch"] == torch.__version__
+    assert facts.images["train"].count == 48
+    assert facts.environment["packages"]["torch"] == torch.__version__
     start(run, tmp_path / "b", facts=facts)
     assert same(tmp_path / "a", tmp_path / "b")
     start(replace(run, seed=4), tmp_path / "c")
@@ -159,7 +169,7 @@ def test_sigterm_saves_and_ends_well(data, tmp_path):
     run = Run(model=TINY, recipe=recipe, train=str(data), val=None)
     document = tmp_path / "document"
     document.mkdir()
-    documents.write(document / "run.json", {"run": run})
+    runs.write(document, run, FACTS)
     process = child(document, tmp_path / "out")
     assert process.stdout is not None
     for _ in range(6):
@@ -171,6 +181,65 @@ def test_sigterm_saves_and_ends_well(data, tmp_path):
     assert saved is not None
     last = seen[-1] if seen else "1 2"
     assert [saved["epoch"], saved["step"]] == [int(n) for n in last.split()]
+
+
+SLOW_TO_STOP = """
+import sys, time
+from pathlib import Path
+from regnet.training.loop import start
+from regnet.training.run import read
+from regnet.training.session import Options
+
+def step(at):
+    print(at.epoch, at.step, flush=True)
+    time.sleep(float(sys.argv[3]))
+
+run, _ = read(Path(sys.argv[1]))
+done = start(run, sys.argv[2], options=Options(on_step=step))
+sys.exit(done.stopped_by or 0)
+"""
+
+
+def stopping(data, tmp_path, seconds, prefix=()):
+    """A run that sleeps for so long in each step, after its first step."""
+    run = Run(model=TINY, recipe=replace(SHORT, epochs=40), train=str(data), val=None)
+    (tmp_path / "document").mkdir()
+    runs.write(tmp_path / "document", run, FACTS)
+    process = subprocess.Popen(
+        [*prefix, sys.executable, "-c", SLOW_TO_STOP, tmp_path / "document", tmp_path / "out",
+         str(seconds)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "0 1\n"
+    return process
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_other_signals_save_too(data, tmp_path, name):
+    number = getattr(signal, name)
+    process = stopping(data, tmp_path, 0.5)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == number
+    assert checkpoint.load_last(tmp_path / "out") is not None
+
+
+@posix
+@pytest.mark.slow
+def test_a_second_signal_ends_at_once_and_an_ignored_one_does_nothing(data, tmp_path):
+    process = stopping(data, tmp_path, 600, prefix=("nohup",))
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_a_half_written_checkpoint_is_not_loaded(data, tmp_path, caplog):
@@ -203,33 +272,21 @@ def interrupted(data, tmp_path_factory):
     return out
 
 
-def flips(path, count, what):
-    """Calls a function with each of some single bits of a file flipped."""
-    whole, rng = path.read_bytes(), random.Random(0)
-    for _ in range(count):
-        data = bytearray(whole)
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        path.write_bytes(data)
-        what()
-    path.write_bytes(whole)
-
-
+@times(50, 1000)
 def test_a_checkpoint_with_a_flipped_bit_is_named_and_the_one_before_taken(
-    interrupted, tmp_path, caplog
+    interrupted, tmp_path, caplog, count
 ):
     out = tmp_path / "run"
     shutil.copytree(interrupted, out)
     before, last = checkpoint.saved_paths(out)
     expected = torch.load(before, weights_only=True)
 
-    def check():
+    for _ in flipped_bits(last, count):
         caplog.clear()
         saved = checkpoint.load_last(out)
         assert saved is not None
         assert (saved["epoch"], saved["step"]) == (expected["epoch"], expected["step"])
         assert f"{last} cannot be used" in caplog.text
-
-    flips(last, 50, check)
 
 
 def test_a_resumed_run_says_what_is_not_as_it_was(interrupted, tmp_path, caplog):
@@ -261,16 +318,18 @@ def test_a_resumed_run_says_what_is_not_as_it_was(interrupted, tmp_path, caplog)
     assert same(out, tmp_path / "same")
 
 
+@times(100, 500)
 @pytest.mark.parametrize("name", ["run.json", "log.jsonl"])
-def test_flipped_bits_of_a_run_are_refused(interrupted, tmp_path, name):
+def test_flipped_bits_of_a_run_are_refused(interrupted, tmp_path, name, count):
     """Each is refused with one line, or says the same (white space, an unfinished last line)."""
     out = tmp_path / "run"
     shutil.copytree(interrupted, out)
     rows = documents.lines(out / "log.jsonl", "a row")
 
-    def check():
+    expected = runs.read(out)
+    for _ in flipped_bits(out / name, count):
         try:
-            run, _ = runs.read(out)
+            run = runs.read(out)
             found = loop._rows(out, 1)
         except (ConfigError, TrainingError) as error:
             assert name in str(error)  # noqa: PT017 - either outcome is right
@@ -278,16 +337,11 @@ def test_flipped_bits_of_a_run_are_refused(interrupted, tmp_path, name):
             assert run == expected
             assert found in (rows, [])
 
-    expected, _ = runs.read(out)
-    flips(out / name, 100, check)
-
 
 def test_two_trainings_in_one_folder_are_one(data, tmp_path):
     """The second one says who owns the folder, whichever comes first."""
     recipe = replace(SHORT, epochs=20)
-    documents.write(
-        tmp_path / "run.json", {"run": Run(model=TINY, recipe=recipe, train=str(data), val=None)}
-    )
+    runs.write(tmp_path, Run(model=TINY, recipe=recipe, train=str(data), val=None), FACTS)
     processes = [child(tmp_path, tmp_path / "out") for _ in range(2)]
     errors = [process.communicate()[0] for process in processes]
     codes = sorted(process.returncode for process in processes)
@@ -398,7 +452,7 @@ def test_sigterm_to_all_processes_and_their_workers(tmp_path):
     write_folder(tmp_path / "data/train", 96, size=(70, 70))
     recipe = replace(STREAMED, epochs=3, micro_batch_size=6, lr=0.05)
     run = Run(model=TINY, recipe=recipe, train=str(tmp_path / "data"), val=None)
-    documents.write(tmp_path / "run.json", {"run": run})
+    runs.write(tmp_path, run, FACTS)
     script, out = tmp_path / "script.py", tmp_path / "out"
     script.write_text(TORCHRUN)
     command = torchrun_command(2, script, tmp_path, out, "ddp")
@@ -426,6 +480,7 @@ def test_sigterm_to_all_processes_and_their_workers(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_learn_what_one_learns(data, tmp_path, parallel):
+    torch.set_num_threads(1)  # as torchrun does: rounding grows from step to step
     recipe = replace(SHORT, micro_batch_size=6, clip_norm=1.0)
     run = Run(model=TINY, recipe=recipe, train=str(data), val=str(data))
     start(run, tmp_path / "one")

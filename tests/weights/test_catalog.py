@@ -1,15 +1,16 @@
 """The table of published weights."""
 
+import hashlib
 import json
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import regnet
 from regnet.design.variants import VARIANTS
 from regnet.errors import WeightsError
 from regnet.weights.catalog import (
@@ -20,6 +21,8 @@ from regnet.weights.catalog import (
     find_checkpoint,
     label_sets,
 )
+from regnet.weights.convert import convert_file
+from regnet.weights.files import write_safetensors
 from regnet.weights.formats import FORMATS
 from regnet.weights.integrity import verify
 from regnet.weights.licenses import LICENSES
@@ -126,22 +129,6 @@ def test_embedded_checkpoint_reaches_90_percent():
 # The script
 
 
-def script(*args):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts/update_catalog.py"), *args],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-@pytest.mark.slow
-def test_the_files_are_as_the_script_writes_them():
-    done = script("--check")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "185 rows, 0 files changed\n"
-
-
 @pytest.fixture
 def update(tmp_path, monkeypatch):
     """The script's functions, at work on a copy of the tables."""
@@ -160,28 +147,114 @@ def update(tmp_path, monkeypatch):
             for row in json.loads((tmp_path / f"{name}.json").read_text())
         }
 
+    run.script = functions
     return run
 
 
-def test_pinning_asks_the_hub(update, hub, tmp_path):
-    for row in ROWS:
-        if row.repo and row.license in ("mit", "unknown"):
-            hub.repos[row.repo] = {"model.safetensors": row.id.encode()}
-    for name in ("timm", "transformers"):
-        rows = json.loads((tmp_path / f"{name}.json").read_text())
-        rows = [row for row in rows if row["license"] in ("mit", "unknown")]
-        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
-    row = update("--pin")["regnetx_002.pycls_in1k"]
-    assert row["revision"] == COMMIT
-    assert row["size"] == len("regnetx_002.pycls_in1k")
-    assert len(row["sha256"]) == 64
-    assert update("--check")["regnetx_002.transformers"]["license"] == "mit"
+def test_the_files_are_as_the_script_writes_them(update, capsys):
+    update("--check")
+    assert capsys.readouterr().out == "185 rows, 0 files changed\n"
 
 
-def test_a_license_that_differs_stops_the_script(update, hub):
-    hub.repos |= {row.repo: {"model.safetensors": b"x"} for row in ROWS if row.repo}
-    with pytest.raises(SystemExit, match=r"states the license 'mit', we 'apache-2\.0'"):
-        update("--pin")
+@pytest.fixture
+def published(hub, tmp_path, monkeypatch):
+    """The tables cut down to a small row of each publisher, and a server that has their files."""
+    state = regnet.create("regnetx_002").state_dict()
+    write_safetensors(state, tmp_path / "timm.safetensors")
+    tables = {}
+    for collection, format, host in (
+        ("timm", "timm", "repo"), ("transformers", "transformers", "repo"),
+        ("torchvision", "torchvision", "url"), ("pycls", "pycls", "url"),
+        ("vissl", "vissl", "url"), ("swag", "classy", "url"),
+    ):  # fmt: skip
+        path = tmp_path / f"{collection}.safetensors"
+        convert_file(tmp_path / "timm.safetensors", path, to=format)
+        row = {
+            "variant": "regnetx_002", "tag": collection, "format": format, "license": "mit",
+            "num_classes": 0 if format in ("vissl", "classy") else 1000, "preprocess": {},
+            "bgr": format == "pycls",
+        }  # fmt: skip
+        if host == "repo":
+            row["repo"] = f"owner/{collection}"
+            hub.repos[row["repo"]] = {"model.safetensors": path.read_bytes()}
+        else:
+            row["url"] = hub.url(f"{collection}.pth")
+            hub.files[f"{collection}.pth"] = path.read_bytes()
+        tables[collection] = [row]
+        (tmp_path / f"{collection}.json").write_text(json.dumps([row]))
+    (tmp_path / "embedded.json").write_text("[]")
+    return tables
+
+
+def test_pinning_fetches_verifies_loads_and_goes_on(update, published, hub, tmp_path, capsys):
+    args = ["--pin", "--state", str(tmp_path / "pin.jsonl"), "--cache", str(tmp_path / "cache")]
+    hub.faults = ["truncate", (503, {})]
+    rows = update(*args)
+    assert "6 rows: 6 pinned and loaded" in capsys.readouterr().out
+    for collection in published:
+        row = rows[f"regnetx_002.{collection}"]
+        assert (row.get("revision") == COMMIT) == ("repo" in row)
+        data = {**hub.files, **hub.repos.get(row.get("repo"), {})}
+        held = data.get(f"{collection}.pth") or data["model.safetensors"]
+        assert row["sha256"] == hashlib.sha256(held).hexdigest()
+        assert row["size"] == len(held)
+    assert not [
+        p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.stat().st_size > 1e6
+    ]
+    asked = len(hub.requests)
+    assert update(*args) == rows
+    assert len(hub.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (lambda hub, row: row.update(license="apache-2.0"), "states the license 'mit', we"),
+        (lambda hub, row: hub.repos.clear(), "401"),
+        (lambda hub, row: hub.repos.update({row["repo"]: {"x.bin": b"x"}}), "none of model.safe"),
+        (
+            lambda hub, row: hub.repos[row["repo"]].update({"model.safetensors": b"no"}),
+            "not a safetensors file",
+        ),
+        (lambda hub, row: row.update(variant="regnety_002"), "regnety_002"),
+    ],
+    ids=["license", "gone", "no weights", "no tensors", "another network"],
+)
+def test_a_row_that_cannot_be_pinned_stays_as_it_was(
+    update, published, hub, tmp_path, capsys, damage, problem
+):
+    [row] = published["timm"]
+    damage(hub, row)
+    (tmp_path / "timm.json").write_text(json.dumps([row]))
+    args = ["--pin", f"{row['variant']}.t[io]*", "--state", str(tmp_path / "pin.jsonl"),
+            "--cache", str(tmp_path / "cache")]  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        update(*args)
+    assert ended.value.code == 1
+    [told] = [line for line in capsys.readouterr().out.splitlines() if ".timm: " in line]
+    assert problem in told
+    assert json.loads((tmp_path / "timm.json").read_text()) == [
+        {k: v for k, v in row.items() if v is not False}
+    ]
+
+
+def test_logits_are_compared_with_the_publishers(update, published, tmp_path, monkeypatch, capsys):
+    """Those of a stand-in here; the publishers' libraries are not installed."""
+    libraries = update.script["pin"].__globals__["LIBRARIES"]
+    changed = regnet.create("regnetx_002", pretrained=False)
+    monkeypatch.setitem(libraries, "timm", lambda row, path, how: load(row, path))
+    monkeypatch.setitem(libraries, "torchvision", lambda row, path, how: changed)
+    args = ["--pin", "*.t[io]*", "--state", str(tmp_path / "pin.jsonl"),
+            "--cache", str(tmp_path / "cache")]  # fmt: skip
+    with pytest.raises(SystemExit):
+        update(*args)
+    out = capsys.readouterr().out
+    assert "regnetx_002.torchvision: logits differ from those of torchvision by" in out
+    assert "2 rows: 1 pinned and loaded, 1 compared with their publisher's library (largest" in out
+
+
+def load(row, path):
+    return regnet.create(row.variant, checkpoint_path=path)
 
 
 def test_results_of_timm(update, tmp_path):

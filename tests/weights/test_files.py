@@ -1,5 +1,7 @@
 """Files of weights: read whole or refused, and never run."""
 
+import contextlib
+import json
 import os
 import pickle
 import random
@@ -17,7 +19,9 @@ from safetensors.torch import save, save_file
 from regnet.design.config import RegNetConfig
 from regnet.errors import WeightsError
 from regnet.nn.model import AnyNet
-from regnet.weights.files import read_tensors
+from regnet.weights.convert import inspect
+from regnet.weights.files import look_whole, read_tensors
+from regnet.weights.inert import LEGACY_MAGIC
 from regnet.weights.integrity import sha256_of, verify
 
 CONFIG = RegNetConfig(depth=2, w0=16, wa=0.0, wm=2.0, num_classes=4)
@@ -226,6 +230,56 @@ def test_a_pickle_cannot_change_torchs_functions(tmp_path):
     assert torch._utils._rebuild_tensor_v2.__defaults__ == before
 
 
+def test_a_pickle_cannot_make_memory_of_a_number(tmp_path):
+    path = tmp_path / "model.pth"
+    claims = (10**10).to_bytes(8, "little")
+    for made in (b"\x96", b"\x8e", b"\x8d"):  # BYTEARRAY8, BINBYTES8, BINUNICODE8
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("model/data.pkl", b"\x80\x05" + made + claims + b".")
+            archive.writestr("model/version", "3")
+        attempt(path, path.read_bytes(), "claims", ignore_objects=True)
+        attempt(
+            path, LEGACY_MAGIC + b"\x80\x05" + made + claims + b".", "claims", ignore_objects=True
+        )
+
+
+def test_names_of_a_million_characters_are_refused_at_once(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a" * 1_000_000: torch.zeros(2)}, path)
+    began = time.monotonic()
+    for read in (read_tensors, look_whole, inspect):
+        with pytest.raises(WeightsError, match="name of a tensor is 1,000,000 characters long"):
+            read(path)
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63], [2**63], [-1], [1.5], [2**32, 2**32]])
+def test_shapes_that_cannot_be_are_refused(tmp_path, shape):
+    header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    for read in (read_tensors, look_whole):
+        with pytest.raises(WeightsError):
+            read(path)
+
+
+def test_zips_that_are_odd_are_refused(tmp_path):
+    """Encrypted, of a later version, with names in no encoding: by every way to open one."""
+    torch.save(STATE, tmp_path / "plain.pth")
+    whole = (tmp_path / "plain.pth").read_bytes()
+    central = whole.index(b"PK\x01\x02")
+    path = tmp_path / "odd.pth"
+    for at, value in ((8, 1), (8, 0x21), (6, 99), (9, 8), (10, 99), (24, 255), (20, 255)):
+        data = bytearray(whole)
+        data[central + at] = value
+        if at < 12:
+            data[at - 2] = value  # likewise where the part itself begins
+        path.write_bytes(data)
+        for read in (read_tensors, look_whole):
+            with contextlib.suppress(WeightsError):
+                read(path)
+
+
 def test_a_tensor_of_nothing_but_claims_is_refused(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"a": torch.zeros(1).expand(10_000_000)}, path)
@@ -266,7 +320,7 @@ for _zipped in (True, False):
     SEEDS["zip" if _zipped else "legacy"] = _path.read_bytes()
 
 
-def attempt(path: Path, data: bytes, kind: str) -> None:
+def attempt(path: Path, data: bytes, kind: str, **options: bool) -> None:
     """Reading damaged bytes ends soon, in little memory, and never in something else."""
     path.write_bytes(data)
     began = time.monotonic()
@@ -274,7 +328,9 @@ def attempt(path: Path, data: bytes, kind: str) -> None:
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        found = read_tensors(path)
+        with contextlib.suppress(WeightsError):
+            look_whole(path)
+        found = read_tensors(path, **options)
     except WeightsError:
         pass
     else:

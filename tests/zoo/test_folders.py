@@ -1,6 +1,5 @@
 """A saved model's files belong together: what is not as it was written is refused."""
 
-import random
 import shutil
 
 import pytest
@@ -8,6 +7,8 @@ import torch
 
 import regnet
 from regnet.errors import RegNetError, WeightsError
+from tests.faults import flipped_bits
+from tests.marks import times
 
 
 @pytest.fixture(scope="module")
@@ -21,18 +22,15 @@ def opened(folder):
     return regnet.create(f"local-dir:{folder}", pretrained=True)
 
 
+@times(40, 500)
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_every_flipped_bit_is_noticed(folder, tmp_path, name):
+def test_every_flipped_bit_is_noticed(folder, tmp_path, name, count):
     """Or harmless: white space between the values of a JSON file."""
     expected = opened(folder)
-    copy, rng = tmp_path / "m", random.Random(0)
+    copy = tmp_path / "m"
     shutil.copytree(folder, copy)
-    whole = (copy / name).read_bytes()
     noticed = 0
-    for _ in range(40):
-        data = bytearray(whole)
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        (copy / name).write_bytes(data)
+    for _ in flipped_bits(copy / name, count):
         try:
             found = opened(copy)
         except RegNetError:
@@ -44,7 +42,7 @@ def test_every_flipped_bit_is_noticed(folder, tmp_path, name):
                 found.state_dict().values(), expected.state_dict().values(), strict=True
             ):
                 assert torch.equal(ours, theirs)
-    assert noticed >= 20
+    assert noticed >= count // 2
 
 
 def test_weights_of_another_model_are_refused(folder, tmp_path):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Final
 
+from regnet import documents
 from regnet.bench import document, report
 from regnet.errors import ConfigError
 
@@ -19,14 +20,14 @@ def page(path: Path) -> str:
         OSError: it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path.name}: this is no text file, and so no report") from error
+        text = documents.text_of(path, "a report")
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(str(path), path.name)) from error
     if GENERATOR in text[:1000]:
         return text
     try:
         json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path.name}: neither a report (.html) that `regnet bench --html` or "
             "`regnet study report` wrote, nor a document (.json) of `regnet bench --out`"

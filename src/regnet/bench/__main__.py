@@ -2,7 +2,7 @@
 
 import sys
 
-from regnet.cli.main import main
+from regnet.cli import run
 
 sys.argv[1:1] = ["bench"]
-main()
+run()

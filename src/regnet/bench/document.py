@@ -39,6 +39,10 @@ class Case:
     train: bool = False
     """Forward and backward, eager, instead of inference."""
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, got {self.batch_size}")
+
     @property
     def name(self) -> str:
         """The network, for tables."""
@@ -89,6 +93,11 @@ class Row:
     floor_fused_ms: float | None = None
     seconds: tuple[float, ...] = field(default=(), repr=False)
     """Every call that counts."""
+
+    def __post_init__(self) -> None:
+        for name in ("latency_ms", "low_ms", "high_ms", "queued_ms"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ConfigError(f"{name} must be positive, got {value}")
 
     @property
     def ran_as(self) -> str:

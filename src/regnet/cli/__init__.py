@@ -1,4 +1,17 @@
 """The `regnet` command: one file per subcommand, each a thin shell over a public function.
 
-It may import every room; only `regnet.bench.__main__` imports it.
+It may import every room; only `regnet.__main__` and `regnet.bench.__main__` import it.
 """
+
+import sys
+
+
+def run() -> None:
+    """Run the command. Ctrl-C ends it with one line, also while its modules are imported."""
+    try:
+        from regnet.cli.main import main
+
+        main()
+    except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted\n")
+        sys.exit(130)

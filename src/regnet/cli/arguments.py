@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from regnet import documents
 from regnet.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def read_recipe(name: str, changes: list[str]) -> "Recipe":
             values[field] = None if text == "none" and field != "policy" else text
     if not name.endswith(".json"):
         return find_recipe(name, **values)
-    text = Path(name).read_text(encoding="utf-8")
+    text = documents.text_of(Path(name), "a recipe")
     try:
         base = recipe_from_json(text)
     except ConfigError as error:

@@ -23,10 +23,14 @@ from regnet.cli import (
     weights,
 )
 from regnet.cli.output import print_error
-from regnet.errors import ConfigError, RegNetError
+from regnet.errors import ConfigError, RegNetError, out_of_memory
 
 WRONG_INPUT: Final = (ConfigError, FileNotFoundError, NotADirectoryError)
 """Errors that end with exit code 2, as wrong usage does."""
+
+_SHORT_OF_MEMORY: Final = (
+    "memory is not enough; a smaller batch, smaller images or a smaller model need less"
+)
 
 app = typer.Typer(
     name="regnet",
@@ -82,20 +86,19 @@ def main() -> None:
             app()
         finally:
             sys.stdout.flush()  # here, where a pipe that nobody reads is expected
-    except (RegNetError, OSError, MemoryError) as error:
-        if "--debug" in sys.argv[1:]:
+    except (RegNetError, OSError, MemoryError, RuntimeError) as error:
+        memory = out_of_memory(error)
+        expected = memory or isinstance(error, (RegNetError, OSError))
+        if not expected or "--debug" in sys.argv[1:]:
             raise
         if isinstance(error, BrokenPipeError):
             _end_unread()
-        print_error(_message(error))
+        print_error(_SHORT_OF_MEMORY if memory else _message(error))
         sys.exit(2 if isinstance(error, WRONG_INPUT) else 1)
     except SystemExit as ended:
         if isinstance(ended.__context__, BrokenPipeError):  # click makes exit code 1 of it
             _end_unread()
         raise
-    except KeyboardInterrupt:
-        print_error("interrupted")
-        sys.exit(130)
 
 
 def _end_unread() -> NoReturn:

@@ -1,16 +1,17 @@
 """regnet study: the paper's method."""
 
-import json
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from regnet import documents
 from regnet.cli.arguments import AsJson, parse_count, read_recipe
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
-from regnet.errors import ConfigError, unknown
+from regnet.errors import ConfigError, check_number, unknown
 
 if TYPE_CHECKING:
     from regnet.executors import Executor
@@ -40,6 +41,10 @@ Threads = Annotated[
 ]
 Gpus = Annotated[
     float | None, typer.Option(help="Part of a GPU for each network on a Ray cluster: 0.25.")
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(help="Minutes that a network may train; one that takes longer has failed."),
 ]
 Slurm = Annotated[
     list[str] | None, typer.Option(help="submitit's parameters: slurm_partition=gpu; repeat.")
@@ -93,6 +98,7 @@ def init(
     executor: ExecutorName = "local",
     gpus: Gpus = None,
     slurm: Slurm = None,
+    time_limit: TimeLimit = None,
     as_json: AsJson = False,
 ) -> None:
     """Begin a study: sample its networks. With --run also train them, compare and report.
@@ -129,7 +135,7 @@ def init(
         recipe=read_recipe(recipe, set_ or []),
         seed=seed,
     )
-    chosen = _executor(executor, workers, device, threads, gpus, slurm)
+    chosen = _executor(executor, workers, device, threads, gpus, slurm, time_limit)
     study = population.init(folder, study)
     stderr.print(f"{folder}: {study.count} networks of {len(study.spaces)} spaces")
     if run:
@@ -150,6 +156,7 @@ def run(
     executor: ExecutorName = "local",
     gpus: Gpus = None,
     slurm: Slurm = None,
+    time_limit: TimeLimit = None,
     retry_failed: Retry = False,
     as_json: AsJson = False,
 ) -> None:
@@ -159,7 +166,7 @@ def run(
 
     Example: regnet study run runs/study --workers 2
     """
-    chosen = _executor(executor, workers, device, threads, gpus, slurm)
+    chosen = _executor(executor, workers, device, threads, gpus, slurm, time_limit)
     _train(folder, chosen, retry_failed=retry_failed)
     status(folder, as_json=as_json)
     _fail_if_all_failed(folder)
@@ -390,22 +397,30 @@ def _executor(
     threads: int | None,
     gpus: float | None,
     slurm: list[str] | None,
+    time_limit: float | None,
 ) -> "Executor":
     from regnet.devices import find_device
     from regnet.executors import ProcessPool
 
+    if time_limit is not None:
+        check_number("--time-limit", time_limit, least=1e-3)
+    seconds = None if time_limit is None else 60 * time_limit
     if name == "local":
         for device in devices or []:
             find_device(device)
-        return ProcessPool(workers, devices=devices or ["cpu"], threads=threads)
+        return ProcessPool(workers, devices=devices or ["cpu"], threads=threads, time_limit=seconds)
     if name == "ray":
         from regnet.executors.ray import RayExecutor
 
-        return RayExecutor(workers, device=_one(devices), threads=threads or 1, gpus=gpus)
+        return RayExecutor(
+            workers, device=_one(devices), threads=threads or 1, gpus=gpus, time_limit=seconds
+        )
     if name == "slurm":
         from regnet.executors.slurm import SlurmExecutor
 
         parameters = dict(_parameter(text) for text in slurm or [])
+        if time_limit is not None:
+            parameters.setdefault("timeout_min", ceil(time_limit))
         return SlurmExecutor(
             workers, device=_one(devices), threads=threads or 1, parameters=parameters
         )
@@ -433,10 +448,7 @@ def _space(name: str, **options: Any) -> "Space":
 
     if not name.endswith(".json"):
         return find_space(name, **options)
-    try:
-        values = json.loads(Path(name).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{name}: not JSON: {error}") from error
+    values = documents.load(Path(name), "a space")
     try:
         return part_at(Space.from_dict(values), **options)
     except ConfigError as error:

@@ -201,9 +201,9 @@ def _options(resumed: Path | None, **asked: Any) -> "Options":
     from regnet.training import run as runs
     from regnet.training.session import Options
 
-    began = runs.read(resumed)[1]["options"] if resumed else {}
-    chosen = began | {name: value for name, value in asked.items() if value is not None}
-    return Options(**chosen | {"device": find_device(chosen.get("device", "cpu"))})
+    given = {name: value for name, value in asked.items() if value is not None}
+    options = Options.of_run(runs.read(resumed)[1], **given) if resumed else Options(**given)
+    return replace(options, device=find_device(options.device))
 
 
 def _watched(options: "Options", bar: ProgressBar) -> "Options":

@@ -48,8 +48,7 @@ def open_image(source: ImageSource) -> Image.Image:
             raise ImageError("is a folder, not an image file")
         if path.stat().st_size == 0:
             raise ImageError("the file is empty; fetch or export it again")
-        with Image.open(path, formats=_formats()) as image:
-            return _to_rgb(image)
+        return _read(path)
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -57,8 +56,20 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     with _explained(name):
         if not data:
             raise ImageError("there are no bytes")
-        with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            return _to_rgb(image)
+        return _read(data)
+
+
+def _read(source: Path | bytes) -> Image.Image:
+    with _opened(source) as image:
+        if image.format == "PNG":  # Pillow decodes without a look at the checksums
+            with _opened(source) as unread:
+                unread.verify()
+        return _to_rgb(image)
+
+
+def _opened(source: Path | bytes) -> Image.Image:
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    return Image.open(file, formats=_formats())
 
 
 def _formats() -> list[str]:

@@ -38,6 +38,9 @@ SPLITS: Final[dict[Split, tuple[str, ...]]] = {
 
 SPLIT_NAMES: Final = frozenset(name for names in SPLITS.values() for name in names)
 
+MOST_CLASSES: Final = 100_000
+"""Labels may have gaps up to here, where nothing names the classes."""
+
 HUB_PREFIX: Final = "hf:"
 
 IMAGE_COLUMNS: Final = ("image", "img", "jpg")
@@ -347,7 +350,6 @@ def _fetch(asked: str, split: Split) -> list[Path]:
 
 def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
     try:
-        import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise MissingExtraError(
@@ -360,7 +362,7 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
     classes: tuple[str, ...] | None = None
     for path in files:
         try:
-            with parquet.ParquetFile(path) as file:
+            with parquet.ParquetFile(path, page_checksum_verification=True) as file:
                 columns = file.schema_arrow.names
                 image, label = (_column(columns, known) for known in (IMAGE_COLUMNS, LABEL_COLUMNS))
                 if image is None or label is None:
@@ -378,7 +380,9 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
                     first = len(labels)
                     names += [p or f"row {first + n}" for n, p in enumerate(paths)]
                     labels += rows[label].to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # on damaged files, pyarrow raises whatever it hits
             [reason, *_] = str(error).splitlines() or [type(error).__name__]
             raise DataError(f"{path}: not a Parquet file that can be read ({reason})") from error
     if not labels:
@@ -389,9 +393,14 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
         labels = [numbers[label] for label in labels]
     if any(not isinstance(label, int) for label in labels):
         raise DataError(f"{source}: labels must be whole numbers or names, and some are missing")
-    known = classes or tuple(str(number) for number in range(max(labels) + 1))
     if max(labels) < 0:
         raise NoSplitError(f"{source}: its labels are kept secret, all are {max(labels)}")
+    if max(labels) >= max(len(labels), MOST_CLASSES):
+        raise DataError(
+            f"{source}: a label is {max(labels)}, of {len(labels):,} rows; labels are numbers from "
+            "0 up, one per class"
+        )
+    known = classes or tuple(str(number) for number in range(max(labels) + 1))
     if min(labels) < 0 or max(labels) >= len(known):
         raise DataError(
             f"{source}: labels run from {min(labels)} to {max(labels)}, but there are "
@@ -415,9 +424,11 @@ def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str,
     """What the Hub's description of a file calls the classes."""
     try:
         described = json.loads((metadata or {})[b"huggingface"])
-        return tuple(described["info"]["features"][column]["names"])
-    except (KeyError, TypeError, ValueError):
+        names = described["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
+    listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return tuple(names) if listed and names else None
 
 
 @dataclass(frozen=True)
@@ -456,13 +467,11 @@ class _Rows:
         self._last: tuple[int, Any] | None = None
 
     def open(self, index: int) -> Image.Image:
-        import pyarrow
-
         group = int(np.searchsorted(self._starts, index, side="right")) - 1
         path, _, start = self.groups[group]
         try:
             cell = self._rows(group)[index - start].as_py()
-        except (pyarrow.ArrowException, OSError) as error:
+        except Exception as error:  # on damaged files, pyarrow raises whatever it hits
             [reason, *_] = str(error).splitlines() or [type(error).__name__]
             raise ImageError(f"{path} row {index}: damaged file ({reason})") from error
         data = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -474,7 +483,7 @@ class _Rows:
 
             path, number, _ = self.groups[group]
             self._last = None
-            with parquet.ParquetFile(path) as file:
+            with parquet.ParquetFile(path, page_checksum_verification=True) as file:
                 self._last = group, file.read_row_group(number, [self.column])[self.column]
         return self._last[1]
 

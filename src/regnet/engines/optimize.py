@@ -11,6 +11,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from regnet.documents import build
 from regnet.engines.base import (
     Engine,
     Layout,
@@ -252,8 +253,8 @@ def _candidate(engine: Engine, target: Target, **facts: Any) -> Candidate:
 def _known(key: str) -> dict[tuple[str, str, str], Candidate]:
     """Candidates of earlier races."""
     try:
-        rows = [Candidate(**row) for row in recall(key) or ()]
-    except TypeError:  # of another version, or damaged
+        rows = [build(Candidate, row) for row in recall(key) or ()]
+    except ConfigError:  # of another version
         return {}
     return {(row.engine, row.precision, row.layout): row for row in rows}
 

@@ -1,6 +1,5 @@
 """Accuracy of a model on labelled images, beside the published one."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regnet import digest
-from regnet.data.loading import load
+from regnet import documents
+from regnet.data.loading import load, lost_workers
 from regnet.data.preprocess import Preprocess
 from regnet.data.sets import ImageSet, Split, open_set
 from regnet.devices import find_device
@@ -26,7 +25,7 @@ from regnet.evaluation.datasets import Match, identify, match_classes
 from regnet.evaluation.kept import Kept, kept
 from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
 from regnet.machine import environment
-from regnet.nn.model import AnyNet, evaluating
+from regnet.nn.model import AnyNet, digest_of, evaluating
 from regnet.prediction import DEFAULT_MODEL
 from regnet.process_group import Group, joined
 from regnet.weights.card import Card
@@ -143,7 +142,7 @@ def evaluate(
     names: Sequence[str] = network.card.labels if network.card else ()
     match = match_classes(images, names, network.num_classes)
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
-    weights, home = digest.of_tensors(network.state_dict())[:16], next(network.parameters()).device
+    weights, home = digest_of(network), next(network.parameters()).device
     with joined(find_device(device) if device is not None else home) as group:
         what = {
             "weights": weights,
@@ -152,7 +151,9 @@ def evaluate(
             "engine": engine,
             "precision": precision,
         }
-        folder = nullcontext() if keep is None else kept(Path(keep), what, group)
+        folder = (
+            nullcontext() if keep is None else kept(Path(keep), what, group, images=len(images))
+        )
         try:
             with folder as saved, evaluating(network):
                 network.to(group.device)
@@ -258,7 +259,7 @@ def _answers(
     own: list[dict[str, Any]] = []
     present = sorted(match.outputs[label] for label in images.present)
     competing = torch.tensor(present) if match.restricted else None
-    with torch.inference_mode():
+    with torch.inference_mode(), lost_workers():
         for loaded in load(images, missing, look, batch_size=batch_size, workers=workers):
             new: list[dict[str, Any]] = [
                 {"image": index, "error": reason} for index, reason in loaded.failures
@@ -318,7 +319,7 @@ def _merged(records: Sequence[Mapping[str, Any]], count: int) -> tuple[Answers, 
 def _real(path: Path, images: ImageSet) -> list[frozenset[int]]:
     """Allowed answers of each image, by the number in the names of ImageNet's validation images."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = documents.load(path, "the real.json of ImageNet-ReaL")
         sets = [frozenset(int(label) for label in labels) for labels in list(table)]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not the real.json of ImageNet-ReaL ({error})") from error

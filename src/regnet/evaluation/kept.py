@@ -3,29 +3,51 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from regnet import documents, runfolder
 from regnet.documents import plain
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, check_number
 from regnet.process_group import Group
 
 FILE: Final = "evaluation.json"
 """What was begun in the folder: weights, images and settings."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a line says of an image: the best outputs, or why there are none."""
+
+    image: int
+    top: tuple[int, ...] = ()
+    confidence: float = 0.0
+    error: str | None = None
+
+    def check(self, images: int) -> None:
+        """Raise ConfigError where it is none for one of so many images."""
+        check_number("image", self.image, least=0, most=images - 1)
+        check_number("confidence", self.confidence, least=0, most=1)
+        if not (self.top or self.error) or min(self.top, default=0) < 0:
+            raise ConfigError(f"image {self.image} has no answer")
+
+
 class Kept:
     """Answers of one evaluation: a file per process, a line per image."""
 
-    def __init__(self, folder: Path, group: Group) -> None:
-        """Read the answers in a folder that this process, or its leader, owns."""
+    def __init__(self, folder: Path, group: Group, images: int) -> None:
+        """Read the answers for so many images; this process, or its leader, owns the folder."""
         self.records: list[dict[str, Any]] = []
         """Answers of all processes of earlier evaluations."""
         self.path = folder / f"answers-{group.rank}.jsonl"
         for path in sorted(folder.glob("answers-*.jsonl")):
             try:
-                self.records += documents.lines(path, "an answer")
+                found = documents.lines(path, "an answer")
+                for number, record in enumerate(found, 1):
+                    answer = documents.build(Answer, record, name=f"{path}: line {number}")
+                    answer.check(images)
+                self.records += found
             except ConfigError as error:
                 raise ConfigError(f"{error}; remove the file, or name another folder") from error
         group.gather(None)  # all have read before one writes
@@ -44,13 +66,14 @@ class Kept:
 
 
 @contextmanager
-def kept(folder: Path, what: Mapping[str, Any], group: Group) -> Iterator[Kept]:
+def kept(folder: Path, what: Mapping[str, Any], group: Group, *, images: int) -> Iterator[Kept]:
     """Own a folder of answers.
 
     Args:
         folder: made if need be.
         what: weights, images and settings, which decide the answers.
         group: the processes that share the images.
+        images: how many there are.
 
     Raises:
         ConfigError: another process owns the folder, it holds the answers of another evaluation, or
@@ -69,4 +92,4 @@ def kept(folder: Path, what: Mapping[str, Any], group: Group) -> Iterator[Kept]:
         group.gather(None)  # all have looked before one writes
         if group.leads and not (folder / FILE).exists():
             runfolder.begin(folder, FILE, asked)
-        yield Kept(folder, group)
+        yield Kept(folder, group, images)

@@ -15,7 +15,16 @@ from typing import Any, Generic
 
 from regnet.devices import core_count
 from regnet.errors import ConfigError, ExecutorError
-from regnet.executors.base import ATTEMPTS, Died, Result, Results, Task, with_threads
+from regnet.executors.base import (
+    ATTEMPTS,
+    POLL_SECONDS,
+    Clock,
+    Died,
+    Result,
+    Results,
+    Task,
+    with_threads,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +43,7 @@ class ProcessPool:
         *,
         devices: Sequence[str] = ("cpu",),
         threads: int | None = None,
+        time_limit: float | None = None,
     ) -> None:
         """Set up; nothing is started yet.
 
@@ -42,9 +52,10 @@ class ProcessPool:
                 GPU. With more processes than GPUs, several share one.
             devices: where they work; process n takes device n modulo their number.
             threads: PyTorch's threads in each process; None: the cores divided among the processes.
+            time_limit: seconds after which a task is ended and given back as `Died`.
 
         Raises:
-            ConfigError: there is nothing to work with.
+            ConfigError: there is nothing to work with, or no time.
         """
         if not devices:
             raise ConfigError("there are no devices to work on")
@@ -56,12 +67,14 @@ class ProcessPool:
             raise ConfigError(f"workers must be at least 1, got {workers}")
         self.devices = [devices[number % len(devices)] for number in range(self.workers)]
         self.threads = threads or max(1, cores // self.workers)
+        self.time_limit = time_limit
+        Clock(time_limit)
 
     def run(
         self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
     ) -> Results[Task, Result]:
         """See `Executor.run`."""
-        pool = _Pool(function, self.devices, self.threads)
+        pool = _Pool(function, self.devices, self.threads, Clock(self.time_limit))
         try:
             yield from pool.run(tasks)
         finally:
@@ -81,9 +94,13 @@ class _Worker(Generic[Task]):
 
 class _Pool(Generic[Task, Result]):
     def __init__(
-        self, function: Callable[[Task, str], Result], devices: Sequence[str], threads: int
+        self,
+        function: Callable[[Task, str], Result],
+        devices: Sequence[str],
+        threads: int,
+        clock: Clock,
     ) -> None:
-        self.function, self.threads = function, threads
+        self.function, self.threads, self.clock = function, threads, clock
         self.context = multiprocessing.get_context("spawn")
         self.devices = list(devices)
         self.workers: list[_Worker[Task]] = []
@@ -101,7 +118,16 @@ class _Pool(Generic[Task, Result]):
             busy = {worker.pipe: worker for worker in self.workers if worker.task is not None}
             if not busy:
                 return
-            for pipe in wait(list(busy)):
+            for process in self.clock.late():
+                worker = next(w for w in busy.values() if w.process is process)
+                assert worker.task is not None
+                late = worker.task
+                process.kill()
+                self._buried(worker)
+                free.append(worker.device)
+                yield late, Died(self.clock.reason)
+                del busy[worker.pipe]
+            for pipe in wait(list(busy), timeout=POLL_SECONDS):
                 worker = busy[pipe]  # type: ignore[index]  # only pipes were asked about
                 assert worker.task is not None
                 task = worker.task
@@ -123,6 +149,7 @@ class _Pool(Generic[Task, Result]):
                     if not worker.ready:
                         worker.ready = True
                         continue
+                    self.clock.end(worker.process)
                     worker.task = None
                     if isinstance(result, _Raised):
                         raise result.error
@@ -141,11 +168,13 @@ class _Pool(Generic[Task, Result]):
 
     def _give(self, worker: _Worker[Task], task: Task, attempt: int = 1) -> None:
         worker.task, worker.attempt = task, attempt
+        self.clock.start(worker.process, task)
         with contextlib.suppress(OSError):  # it died meanwhile, which waiting for it finds out
             worker.pipe.send(task)
 
     def _buried(self, worker: _Worker[Task]) -> str:
         """How a process ended."""
+        self.clock.forget(worker.process)
         worker.process.join()
         worker.pipe.close()
         self.workers.remove(worker)

@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from regnet.errors import MissingExtraError, in_one_line
-from regnet.executors.base import ATTEMPTS, Died, Result, Results, Task, with_threads
+from regnet.executors.base import (
+    ATTEMPTS,
+    POLL_SECONDS,
+    Clock,
+    Died,
+    Result,
+    Results,
+    Task,
+    with_threads,
+)
 
 
 class RayExecutor:
@@ -23,6 +32,7 @@ class RayExecutor:
         threads: int = 1,
         gpus: float | None = None,
         address: str | None = None,
+        time_limit: float | None = None,
     ) -> None:
         """Set up; the cluster is joined, or one of this machine alone started, by `run`.
 
@@ -32,6 +42,7 @@ class RayExecutor:
             threads: PyTorch's threads for each task, and the cores that it reserves.
             gpus: the part of a GPU that a task reserves; None: a whole one with `cuda`.
             address: of the cluster; None: that of RAY_ADDRESS, or of this machine.
+            time_limit: seconds after which a task is ended and given back as `Died`.
 
         Raises:
             MissingExtraError: Ray is not installed.
@@ -45,7 +56,8 @@ class RayExecutor:
         self._ray: Any = ray
         self.address, self.device, self.threads = address, device, threads
         self.gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
-        self._most = workers
+        self._most, self.time_limit = workers, time_limit
+        Clock(time_limit)
 
     def _room(self) -> int:
         """How many tasks the cluster takes at once, as it is now."""
@@ -67,7 +79,7 @@ class RayExecutor:
             with_threads
         )
         running: dict[Any, Task] = {}
-        left = True
+        left, clock = True, Clock(self.time_limit)
         try:
             while left or running:
                 while left and len(running) < self._room():
@@ -77,11 +89,16 @@ class RayExecutor:
                         break
                     reference = remote.remote(function, task, self.device, self.threads)
                     running[reference] = task
+                    clock.start(reference, task)
                 # Now and then the room is looked at again: nodes come and go.
-                ready, _ = ray.wait(list(running), timeout=10) if running else ([], [])
+                ready, _ = ray.wait(list(running), timeout=POLL_SECONDS) if running else ([], [])
                 for reference in ready:
-                    task = running.pop(reference)
-                    yield task, self._result(reference)
+                    clock.end(reference)
+                    yield running.pop(reference), self._result(reference)
+                for reference in clock.late():
+                    clock.forget(reference)
+                    ray.cancel(reference, force=True)
+                    yield running.pop(reference), Died(clock.reason)
         finally:
             for reference in running:
                 with contextlib.suppress(ray.exceptions.RayError):

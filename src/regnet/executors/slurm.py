@@ -41,7 +41,8 @@ class SlurmExecutor:
             folder: of the jobs' files and logs, which all nodes see.
             cluster: what submitit calls it: `slurm`, or `local` for processes of this machine;
                 None: as submitit finds.
-            parameters: further ones of submitit, such as `slurm_partition` or `timeout_min`.
+            parameters: further ones of submitit, such as `slurm_partition` or `timeout_min`, after
+                which a job is ended.
 
         Raises:
             MissingExtraError: submitit is not installed.

@@ -1,5 +1,6 @@
 """AnyNet: stem, stages, head, built from a config."""
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -205,6 +206,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def digest_of(model: nn.Module) -> str:
+    """Return the SHA-256 over names and values of a model's tensors, 16 digits."""
+    found = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        found.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        found.update(flat.numpy().data)
+    return found.hexdigest()[:16]
 
 
 class Head(nn.Module):

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from regnet.design.widths import FloatArray
+from regnet.documents import build
 from regnet.errors import ConfigError
 
 Kind = Literal[
@@ -168,8 +169,12 @@ class Distribution:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Distribution":
-        """The distribution of `to_dict`."""
-        return cls(**dict(values) | {"values": tuple(values.get("values", ()))})
+        """The distribution of `to_dict`.
+
+        Raises:
+            ConfigError: it is not one.
+        """
+        return build(cls, values)
 
 
 def _whole(value: float) -> bool:

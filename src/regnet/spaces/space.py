@@ -9,18 +9,16 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from regnet.design.config import ArchitectureConfig
 from regnet.design.widths import is_ratio
+from regnet.documents import build
 from regnet.errors import ConfigError, unknown
 from regnet.spaces.distributions import Distribution
-
-if TYPE_CHECKING:
-    from regnet.spaces.sampling import Sample
 
 Family = Literal["anynet", "regnet"]
 
@@ -30,8 +28,8 @@ Relation = Literal["free", "equal", "increasing", "decreasing"]
 Range: TypeAlias = tuple[float | None, float | None]
 """A closed range; None where it is open."""
 
-Predicate: TypeAlias = "Callable[[Sample], NDArray[np.bool_]]"
-"""Which of the networks of a sample count, as an array (n,)."""
+Predicate: TypeAlias = Callable[[Any], NDArray[np.bool_]]
+"""Which of the networks of a `Sample` count, as an array (n,)."""
 
 PARAMETERS: Final[Mapping[Family, tuple[str, ...]]] = {
     "anynet": ("d_i", "w_i", "b_i", "g_i"),
@@ -238,17 +236,9 @@ class Space:
             ConfigError: it is not one.
         """
         try:
-            changes = {
-                "parameters": {
-                    name: Distribution.from_dict(found)
-                    for name, found in values["parameters"].items()
-                },
-                "limits": {
-                    name: (limit[0], limit[1]) for name, limit in values.get("limits", {}).items()
-                },
-                "architecture": ArchitectureConfig(**values.get("architecture", {})),
-            }
-            return cls(**{**values, **changes})
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            why = f"{error} is missing" if isinstance(error, KeyError) else error
-            raise ConfigError(f"not a design space: {why}") from error
+            if "predicates" in values:
+                raise ConfigError("conditions in Python cannot be saved")
+            shared = build(ArchitectureConfig, values.get("architecture", {}), name="architecture")
+            return build(cls, {**values, "architecture": shared})
+        except (ConfigError, TypeError, AttributeError) as error:
+            raise ConfigError(f"not a design space: {error}") from error

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from regnet import runfolder
+from regnet import documents, runfolder
 from regnet.design.config import config_from_dict
 from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, DataError, ImageError, StudyError, unknown
@@ -115,10 +115,8 @@ class Study:
             ConfigError: it is not one.
         """
         try:
-            fields = dict(values)
-            spaces = tuple(Space.from_dict(space) for space in fields.pop("spaces"))
-            return cls(spaces=spaces, recipe=Recipe.from_dict(fields.pop("recipe")), **fields)
-        except (KeyError, TypeError) as error:
+            return documents.build(cls, values)
+        except ConfigError as error:
             raise ConfigError(f"not a study: {error}") from error
 
 

@@ -29,6 +29,9 @@ class Task:
     row: Row
     run: Run
 
+    def __str__(self) -> str:
+        return f"network {self.row.number} of {self.row.space}"
+
 
 def train_network(task: Task, device: str) -> dict[str, Any]:
     """Train a network and say what came out: an error, or a reason why there is none.

@@ -12,10 +12,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from regnet.data import augment
-from regnet.data.loading import ignore_signals, load_pixels
+from regnet.data.loading import load_pixels, read
 from regnet.data.sets import ImageSet, open_set
 from regnet.errors import ConfigError, DataError, ImageError
 from regnet.process_group import Group
@@ -217,15 +217,15 @@ class Streamed:
             [(index, seed_of(*parts, place)) for place, index in enumerate(indices.tolist())]
             for indices, parts in zip(order, seeds, strict=True)
         )
-        loader: DataLoader[Any] = DataLoader(
+        batches = read(
             self.crops,
-            batch_sampler=asked,
-            worker_init_fn=ignore_signals,
-            num_workers=self.workers,
-            collate_fn=_collate,
+            asked,
+            _collate,
+            workers=self.workers,
+            batch_bytes=order.shape[1] * 3 * self.crops.size**2,
             pin_memory=self.device.type == "cuda",
         )
-        for indices, pixels, labels, unreadable, lost in loader:
+        for indices, pixels, labels, unreadable, lost in batches:
             if lost:
                 raise DataError(lost)
             yield (

@@ -18,6 +18,7 @@ import torch
 
 from regnet import documents, runfolder
 from regnet.atomic import write_bytes
+from regnet.data.loading import lost_workers
 from regnet.data.sets import open_set
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.devices import find_device
@@ -28,7 +29,7 @@ from regnet.training import checkpoint
 from regnet.training import run as runs
 from regnet.training.input import Images
 from regnet.training.recipe import Recipe, find_recipe
-from regnet.training.run import Run
+from regnet.training.run import Facts, Run
 from regnet.training.session import Options, Progress, Session
 from regnet.zoo.resolver import find_source
 
@@ -41,6 +42,9 @@ BEST = "best.safetensors"
 ASKS = 10
 """Steps after which processes on GPUs ask each other whether a signal came."""
 
+STOPS = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, n)]
+"""Signals that end a run, which can be resumed."""
+
 SHOWN = {"loss", "lr", "train_top1", "top1", "average_top1"}
 """What TensorBoard is given of a row of the log."""
 
@@ -51,7 +55,7 @@ class Trained:
 
     out: Path | None
     stopped_by: int | None
-    """The signal that ended it before its time, SIGTERM or SIGINT; `resume` goes on."""
+    """The signal that ended it before its time, one of `STOPS`; `resume` goes on."""
     top1: float | None
     """Accuracy of the network in model/, in percent; None where nothing was measured."""
     best: float | None
@@ -126,7 +130,7 @@ def start(
     run: Run,
     out: str | Path | None,
     *,
-    facts: Mapping[str, Any] | None = None,
+    facts: Facts | None = None,
     options: Options | None = None,
     images: Images | None = None,
 ) -> Trained:
@@ -159,7 +163,8 @@ def start(
             if held:
                 raise ConfigError(f"{folder} holds other files; name a new folder")
         session = Session(run, group, options, images)
-        _check_facts(facts, session)
+        if facts is not None:
+            _check_facts(facts, session.facts)
         if folder is not None and group.leads:
             runs.write(folder, run, session.facts)
         return _Loop(session, folder, []).go()
@@ -183,16 +188,17 @@ def resume(out: str | Path, *, options: Options | None = None) -> Trained:
         _own_randomness(group.device),
         _owned(folder, group),
     ):
-        if run.recipe.micro_batch_size is None and facts["processes"] != group.size:
+        if run.recipe.micro_batch_size is None and facts.processes != group.size:
             raise ConfigError(
-                f"{folder} is a run of {facts['processes']} processes, which is what batch norm "
+                f"{folder} is a run of {facts.processes} processes, which is what batch norm "
                 f"depends on without micro_batch_size; start as many, not {group.size}"
             )
         session = Session(run, group, options)
-        _check_facts(facts, session)
+        _check_facts(facts, session.facts)
         saved = checkpoint.load_last(folder)
         if group.leads:
-            _check_conditions(facts, session, saved=saved is not None)
+            if saved is not None:
+                _check_conditions(facts, session.facts)
             if saved is None and (folder / LOG).exists():
                 _log.warning("%s: no checkpoint is left; training begins again", folder)
         places = group.gather(saved and (saved["epoch"], saved["step"]))
@@ -239,18 +245,17 @@ def _val_beside(data: str | Path) -> str | None:
     return None
 
 
-def _check_facts(facts: Mapping[str, Any] | None, session: Session) -> None:
+def _check_facts(before: Facts, now: Facts) -> None:
     """Whether images and teachers are those of an earlier run."""
-    for name, found in session.image_facts.items() if facts else ():
-        known = facts["images"].get(name)  # type: ignore[index]  # there are facts
-        if known and known["fingerprint"] != found["fingerprint"]:
+    for name, found in now.images.items():
+        known = before.images.get(name)
+        if known and known.fingerprint != found.fingerprint:
             raise DataError(
-                f"{found['source']}: not the images of the run: {found['count']} with fingerprint "
-                f"{found['fingerprint']}, were {known['count']} with {known['fingerprint']}"
+                f"{found.source}: not the images of the run: {found.count} with fingerprint "
+                f"{found.fingerprint}, were {known.count} with {known.fingerprint}"
             )
-    known = facts.get("teachers", {}) if facts else {}
-    for name, digest in session.teachers.digests.items() if session.teachers else ():
-        if known.get(name, digest) != digest:
+    for name, digest in now.teachers.items():
+        if before.teachers.get(name, digest) != digest:
             raise ConfigError(f"teacher {name}: its weights are not those of the run")
 
 
@@ -269,20 +274,14 @@ def _rows(out: Path, epochs: int) -> list[dict[str, Any]]:
     return rows[:epochs]
 
 
-def _check_conditions(facts: Mapping[str, Any], session: Session, *, saved: bool) -> None:
+def _check_conditions(before: Facts, now: Facts) -> None:
     """Say in which conditions a resumed run differs from those that it began under."""
-    before, now = facts["environment"], session.facts["environment"]
     changes = [
-        f"{name}: {old}, now {new}"
-        for name, old, new in (
-            ("threads", before["threads"], now["threads"]),
-            ("torch", before["packages"]["torch"], now["packages"]["torch"]),
-            ("device", before["device"], now["device"]),
-            ("processes", facts["processes"], session.group.size),
-        )
-        if old != new
+        f"{name}: {before.conditions[name]}, now {value}"
+        for name, value in now.conditions.items()
+        if before.conditions[name] != value
     ]
-    if changes and saved:
+    if changes:
         _log.warning(
             "the run began under other conditions (%s): its weights will not be bit-identical to "
             "those of an uninterrupted run", "; ".join(changes),
@@ -302,7 +301,7 @@ class _Loop:
 
     def go(self) -> Trained:
         """Train to the end, or until a signal."""
-        with self._signals():
+        with self._signals(), lost_workers():
             while self.state.epoch < self.session.recipe.epochs:
                 if not self._epoch():
                     self._save()
@@ -420,16 +419,20 @@ class _Loop:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the run after the step that is being done, where it can go on."""
+        """The first signal ends the run after the step that is being done; the second at once."""
         if self.out is None or threading.current_thread() is not threading.main_thread():
             yield
             return
+        # What was told to be ignored, as `nohup` does with SIGHUP, stays so.
+        before = {s: h for s in STOPS if (h := signal.getsignal(s)) is not signal.SIG_IGN}
 
         def note(number: int, _: object) -> None:
             self.stopped_by = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one is at once
+            for stop in before:
+                signal.signal(stop, signal.SIG_DFL)
 
-        before = {s: signal.signal(s, note) for s in (signal.SIGTERM, signal.SIGINT)}
+        for number in before:
+            signal.signal(number, note)
         try:
             yield
         finally:

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from regnet import runfolder
-from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
+import torch
+
+from regnet import documents, runfolder
+from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.documents import build
 from regnet.errors import ConfigError
 from regnet.training.recipe import Recipe
 
@@ -65,22 +68,64 @@ class Run:
         Raises:
             ConfigError: a field is missing, not known, or has a value that cannot be used.
         """
-        fields = dict(values)
-        try:
-            recipe, model = Recipe.from_dict(fields.pop("recipe")), fields.pop("model")
-            named = isinstance(model, str)
-            fields["teachers"] = tuple(fields["teachers"])
-            return cls(recipe=recipe, model=model if named else config_from_dict(model), **fields)
-        except (KeyError, TypeError) as error:
-            raise ConfigError(f"a run has a wrong or missing field: {error}") from error
+        return build(cls, values)
 
 
-def write(out: Path, run: Run, facts: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetFacts:
+    """Which images these are."""
+
+    source: str
+    count: int
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedOptions:
+    """Options that a run is resumed with, unless others are asked for."""
+
+    device: torch.device | str = "cpu"
+    workers: int | None = None
+    """Processes that decode large images; None: as many as this one may use cores."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Each process holds the whole network, or a part of every tensor (FSDP2)."""
+    compile: bool = False
+    grad_checkpointing: bool = False
+    checkpoints: int = 2
+    """How many of the newest checkpoints stay on disk."""
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """Where and on what a run ran."""
+
+    images: Mapping[str, SetFacts]
+    """By what they are for, `train` and `val`."""
+    teachers: Mapping[str, str]
+    """Digests of their weights."""
+    processes: int
+    options: SavedOptions
+    environment: dict[str, Any]
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What the bits of the weights depend on, beside the run itself."""
+        packages = self.environment.get("packages")
+        return {
+            "threads": self.environment.get("threads"),
+            "torch": packages.get("torch") if isinstance(packages, dict) else None,
+            "device": self.environment.get("device"),
+            "processes": self.processes,
+        }
+
+
+def write(out: Path, run: Run, facts: Facts) -> None:
     """Write run.json: the run, and facts about where and on what it ran."""
-    runfolder.begin(out, FILE, {"run": run, **facts})
+    runfolder.begin(out, FILE, {"run": run, **documents.plain(facts)})
 
 
-def read(path: Path) -> tuple[Run, dict[str, Any]]:
+def read(path: Path) -> tuple[Run, Facts]:
     """Return the run of a run.json, or of a folder that holds one, and the facts beside it.
 
     Raises:
@@ -88,6 +133,7 @@ def read(path: Path) -> tuple[Run, dict[str, Any]]:
     """
     document = runfolder.begun(path, FILE, "a run of `regnet train`")
     try:
-        return Run.from_dict(document.pop("run")), document
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        run = Run.from_dict(document.pop("run", None))
+        return run, build(Facts, document)
+    except ConfigError as error:
         raise ConfigError(f"{path}: not the description of a run ({error})") from error

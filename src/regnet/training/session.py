@@ -4,9 +4,9 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from regnet.devices import core_count
 from regnet.engines.base import DTYPES
-from regnet.errors import ConfigError, TrainingError
+from regnet.errors import ConfigError, TrainingError, out_of_memory
 from regnet.machine import environment
 from regnet.nn.blocks import Stage
 from regnet.nn.model import AnyNet
@@ -25,7 +25,7 @@ from regnet.training.average import Average
 from regnet.training.checkpoint import State
 from regnet.training.input import Batch, Images, Input, Plan, Resident, Streamed, seed_of
 from regnet.training.optimizer import build_optimizer, set_learning_rate
-from regnet.training.run import Run
+from regnet.training.run import Facts, Run, SavedOptions, SetFacts
 from regnet.training.teachers import Teachers, distillation_loss
 from regnet.training.testing import Test
 from regnet.weights.card import Card
@@ -45,26 +45,10 @@ class Progress:
     steps: int
 
 
-_SAVED_OPTIONS: Final = (
-    "workers", "parallel", "compile", "grad_checkpointing", "checkpoints", "tensorboard",
-)  # fmt: skip
-"""Options that run.json saves beside the device, for a run that is resumed."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(SavedOptions):
     """How a run is done: what decides how fast it is, and not what comes out."""
 
-    device: torch.device | str = "cpu"
-    workers: int | None = None
-    """Processes that decode large images; None: as many as this one may use cores."""
-    parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Each process holds the whole network, or a part of every tensor (FSDP2)."""
-    compile: bool = False
-    grad_checkpointing: bool = False
-    checkpoints: int = 2
-    """How many of the newest checkpoints stay on disk."""
-    tensorboard: bool = False
     on_step: Callable[[Progress], None] | None = None
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None
 
@@ -75,14 +59,23 @@ class Options:
             raise ConfigError(f"checkpoints must be at least 1, got {self.checkpoints}")
 
     @classmethod
-    def of_run(cls, facts: Mapping[str, Any]) -> "Options":
-        """Those that a run began with, from its run.json."""
-        return cls(**facts["options"])
+    def of_run(cls, facts: Facts, **asked: Any) -> "Options":
+        """Those that a run began with, from its run.json, but for what is asked for."""
+        return cls(**{field.name: getattr(facts.options, field.name) for field in _SAVED} | asked)
+
+    @property
+    def saved(self) -> SavedOptions:
+        """Those that run.json keeps."""
+        values = {field.name: getattr(self, field.name) for field in _SAVED}
+        return SavedOptions(**values | {"device": str(self.device)})
 
     @property
     def worker_count(self) -> int:
         """Processes that decode."""
         return core_count() if self.workers is None else self.workers
+
+
+_SAVED: Final = fields(SavedOptions)
 
 
 class Session:
@@ -125,30 +118,22 @@ class Session:
         )
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """What is worth knowing of a run beside what it is: images, machine, versions."""
-        return {
-            "images": self.image_facts,
-            "teachers": self.teachers.digests if self.teachers else {},
-            "processes": self.group.size,
-            "options": {
-                "device": str(self.options.device),
-                **{name: getattr(self.options, name) for name in _SAVED_OPTIONS},
-            },
-            "environment": environment(self.group.device),
-        }
-
-    @property
-    def image_facts(self) -> dict[str, dict[str, Any]]:
-        """Which images these are."""
         sets = (("train", self.images.train), ("val", self.images.val))
-        return {
-            name: {
-                "source": images.source, "count": len(images), "fingerprint": images.fingerprint
-            }
-            for name, images in sets
-            if images is not None
-        }  # fmt: skip
+        return Facts(
+            images={
+                name: SetFacts(
+                    source=images.source, count=len(images), fingerprint=images.fingerprint
+                )
+                for name, images in sets
+                if images is not None
+            },
+            teachers=self.teachers.digests if self.teachers else {},
+            processes=self.group.size,
+            options=self.options.saved,
+            environment=environment(self.group.device),
+        )
 
     def _build(self) -> AnyNet:
         run, recipe = self.run, self.recipe
@@ -295,7 +280,9 @@ class Session:
     def _enough_memory(self) -> Iterator[None]:
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
             size = self.plan.micro_size
             raise TrainingError(
                 f"memory is not enough for {size} images per pass; try micro_batch_size="

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regnet import digest
 from regnet.engines.transforms import folded
 from regnet.errors import ConfigError
-from regnet.nn.model import AnyNet
+from regnet.nn.model import AnyNet, digest_of
 from regnet.training.input import seed_of
 from regnet.zoo.create import create, preprocess
 
@@ -57,7 +56,7 @@ class Teachers:
                     f"teacher {name}: not the classes of the images, in their order; name one that "
                     f"was trained on {', '.join(classes[:3])}, ... ({len(classes)} classes)"
                 )
-            self.digests[name] = digest.of_tensors(network.state_dict())[:16]
+            self.digests[name] = digest_of(network)
             look = preprocess(network)
             factor = torch.tensor(std) / torch.tensor(look.std)
             shift = (torch.tensor(mean) - torch.tensor(look.mean)) / torch.tensor(look.std)

@@ -216,12 +216,18 @@ def _read(collection: str) -> Iterator[Checkpoint]:
     rows: list[dict[str, Any]] = json.loads(
         (data_dir() / f"{collection}.json").read_text(encoding="utf-8")
     )
-    for values in rows:
-        preprocess: dict[str, Any] = values.pop("preprocess")
-        test: dict[str, Any] | None = values.pop("test", None)
-        yield Checkpoint(
-            **values | {"metrics": tuple(Metric(**m) for m in values.get("metrics", ()))},
-            collection=collection,
-            preprocess=Preprocess(**preprocess),
-            test=Preprocess(**preprocess | test) if test else None,
-        )
+    for row in rows:
+        yield from_row(row, collection)
+
+
+def from_row(row: Mapping[str, Any], collection: str) -> Checkpoint:
+    """Return the checkpoint of a row of a table."""
+    values = dict(row)
+    preprocess: dict[str, Any] = values.pop("preprocess")
+    test: dict[str, Any] | None = values.pop("test", None)
+    return Checkpoint(
+        **values | {"metrics": tuple(Metric(**m) for m in values.get("metrics", ()))},
+        collection=collection,
+        preprocess=Preprocess(**preprocess),
+        test=Preprocess(**preprocess | test) if test else None,
+    )

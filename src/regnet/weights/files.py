@@ -4,7 +4,6 @@ Files are safetensors, alone or in shards with an index, or what `torch.save` wr
 with `weights_only=True`: tensors and plain containers, nothing that executes.
 """
 
-import json
 import pickle
 import re
 import zipfile
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from regnet import documents
 from regnet.atomic import writing
 from regnet.errors import WeightsError
 from regnet.weights import inert
@@ -79,13 +79,15 @@ def look_whole(path: Path) -> None:
     start = _start_of(path)
     try:
         if start[8:9] == b"{":
-            _read_safetensors(path)
+            _checked(_read_safetensors(path), path)
         elif start[:4] == ZIP_MAGIC:
             _check_zip(path)
         elif start != LEGACY_MAGIC:
             raise WeightsError(f"{path}: not a safetensors file and not one of torch.save")
-    except (OSError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"{path}: {error}") from error
+    except (MemoryError, WeightsError):
+        raise
+    except Exception as error:  # encrypted, of a later version, with names in no encoding, ...
+        raise WeightsError(f"{path}: not a readable torch file ({_line(error)})") from error
 
 
 def _checked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -128,9 +130,8 @@ def shard_names(index: Path) -> list[str]:
         WeightsError: it is no index, or names files outside its folder.
     """
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        names = sorted(set(_weight_map(index).values()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise WeightsError(f"{index}: not an index of a sharded checkpoint ({error})") from error
     for name in names:
         if (
@@ -142,6 +143,12 @@ def shard_names(index: Path) -> list[str]:
     return names
 
 
+def _weight_map(index: Path) -> dict[str, Any]:
+    """The file of each tensor."""
+    found: dict[str, Any] = documents.load(index, "an index of a sharded checkpoint")["weight_map"]
+    return found
+
+
 def _read_shards(index: Path, *, ignore_objects: bool) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in shard_names(index):
@@ -149,8 +156,7 @@ def _read_shards(index: Path, *, ignore_objects: bool) -> dict[str, Tensor]:
         if twice := tensors.keys() & part.keys():
             raise WeightsError(f"{index}: {min(twice)} is in two shards")
         tensors |= part
-    listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    if missing := listed.keys() - tensors.keys():
+    if missing := _weight_map(index).keys() - tensors.keys():
         raise WeightsError(f"{index}: {min(missing)} is in none of the shards")
     return tensors
 
@@ -160,7 +166,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         # The mapped memory lives as long as the tensors do.
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # sizes beyond 64 bits, for example, are a TypeError
         raise WeightsError(f"{path}: not a readable safetensors file ({_line(error)})") from error
 
 

@@ -11,7 +11,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -96,12 +96,41 @@ _KNOWN: Final = {
 } | {("torch", name): _Named(dtype=dtype) for name, dtype in _DTYPES.items()}
 
 
+class _Bounded:
+    """A file, of which nothing is read that is longer than it."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.size = file, size
+        self.readline = file.readline
+
+    def read(self, count: int) -> bytes:
+        if count > self.size:
+            raise pickle.UnpicklingError(f"a value of {count:,} bytes in a file of {self.size:,}")
+        return self.file.read(count)
+
+
 class _Reader(pickle._Unpickler):  # in Python: its memo is a dict
     """A pickle reader that finds nothing but what tensors are made of."""
 
-    def __init__(self, file: BinaryIO, storage: Callable[[str, torch.dtype, int], Any]) -> None:
-        super().__init__(file, encoding="utf-8")
+    def __init__(
+        self, file: BinaryIO, storage: Callable[[str, torch.dtype, int], Any], size: int
+    ) -> None:
+        """Set up.
+
+        Args:
+            file: the pickle.
+            storage: gives the memory of a tensor by key, type and number of values.
+            size: bytes in the file; no text in it is longer, whatever it says.
+        """
+        super().__init__(_Bounded(file, size), encoding="utf-8")
         self.storage = storage
+
+    # A number makes memory of itself here; no file of `torch.save` has one.
+    dispatch: ClassVar = {
+        code: load
+        for code, load in pickle._Unpickler.dispatch.items()
+        if code != pickle.BYTEARRAY8[0]
+    }
 
     def find_class(self, module: str, name: str) -> Any:
         return _KNOWN.get((module, name), Ignored)
@@ -153,10 +182,12 @@ def _read_zip(path: Path, part: Callable[[int, torch.dtype, int], Tensor]) -> An
             return part(start, dtype, count)
 
         with archive.open(pickled) as file:
-            return _Reader(file, storage).load()  # type: ignore[arg-type]  # binary, for reading
+            size = archive.getinfo(pickled).file_size
+            return _Reader(file, storage, size).load()  # type: ignore[arg-type]  # binary
 
 
 def _read_legacy(path: Path, part: Callable[[int, torch.dtype, int], Tensor]) -> Any:
+    size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(len(LEGACY_MAGIC))
         sizes: dict[str, int] = {}
@@ -166,13 +197,13 @@ def _read_legacy(path: Path, part: Callable[[int, torch.dtype, int], Tensor]) ->
             return Ignored()
 
         for _ in range(2):  # protocol version, byte order and sizes of the machine
-            _Reader(file, first).load()
+            _Reader(file, first, size).load()
         start = file.tell()
-        _Reader(file, first).load()
-        keys = [str(key) for key in _Reader(file, first).load()]
+        _Reader(file, first, size).load()
+        keys = [str(key) for key in _Reader(file, first, size).load()]
         places, position = {}, file.tell()
         for key in keys:
             places[key] = position + 8  # behind its count
             position = places[key] + sizes[key]
         file.seek(start)
-        return _Reader(file, lambda key, dtype, count: part(places[key], dtype, count)).load()
+        return _Reader(file, lambda key, dtype, count: part(places[key], dtype, count), size).load()

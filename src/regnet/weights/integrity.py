@@ -109,9 +109,9 @@ def declared_sha256(path: Path) -> str | None:
     return as_sha256(path.resolve().name)
 
 
-def as_sha256(text: str | None) -> str | None:
+def as_sha256(text: object) -> str | None:
     """The text, if it is a SHA-256."""
-    return text if text and re.fullmatch(r"[0-9a-f]{64}", text) else None
+    return text if isinstance(text, str) and re.fullmatch(r"[0-9a-f]{64}", text) else None
 
 
 def _record(path: Path) -> Path:

@@ -4,7 +4,6 @@
 Read are the layouts of this library, of timm, and of transformers' RegNets.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from regnet.errors import ConfigError, RegNetError, WeightsError, unknown
 from regnet.weights.card import OWN, Card
 from regnet.weights.catalog import Checkpoint, checkpoints
 from regnet.weights.identify import signature_of_config
+from regnet.weights.integrity import as_sha256
 from regnet.zoo.source import Source
 
 CONFIG_FILE: Final = "config.json"
@@ -39,7 +39,7 @@ def read_repository(path: Path, *, repo: str | None = None, revision: str | None
         WeightsError: the file cannot be read, or describes a network that cannot be built here.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = documents.load(path, "the config of a model")
         if not isinstance(values, dict):
             raise TypeError("not an object")
         if any(key.startswith("regnet_") for key in values):  # of this library
@@ -68,7 +68,9 @@ def _source(
     if known and (license == "unknown" or not known.license_terms.permissive):
         license = known.license  # a repository cannot lift the restrictions of known weights
     pool = {**values, **(values.get("model_args") or {})}.get("global_pool")
-    sha256 = values.get(WEIGHTS_DIGEST)
+    sha256 = as_sha256(values[WEIGHTS_DIGEST]) if WEIGHTS_DIGEST in values else None
+    if WEIGHTS_DIGEST in values and sha256 is None:
+        raise ConfigError(f"{WEIGHTS_DIGEST} is no SHA-256")
     checkpoint = Checkpoint(
         variant=architecture,
         tag=card.tag or "weights",

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from regnet import documents
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_json
 from regnet.design.variants import VARIANTS, Variant
 from regnet.errors import ConfigError, NotFoundError, WeightsError
@@ -95,8 +96,9 @@ def is_config_file(name: str) -> bool:
 
 
 def _read_config(name: str) -> AnyNetConfig | RegNetConfig:
+    text = documents.text_of(expanded(name), "a config")
     try:
-        return config_from_json(expanded(name).read_text(encoding="utf-8"))
+        return config_from_json(text)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
 
