@@ -163,18 +163,19 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("wanted", [2, pytest.param(10, marks=pytest.mark.long)])
 def test_drivers_and_workers_killed_at_random_lose_and_repeat_nothing(
-    study: Study, tmp_path: Path
+    study: Study, tmp_path: Path, wanted: int
 ) -> None:
     """Kill -9 of the driver, or of one of its workers, until the study is done; then count."""
     folder, script = tmp_path / "s", tmp_path / "driver.py"
     script.write_text(DRIVER)
-    slower = replace(study, models=5, recipe=replace(RECIPE, epochs=10))
+    slower = replace(study, models=1 + 2 * wanted, recipe=replace(RECIPE, epochs=10))
     count = population.init(folder, slower).count
     rng = random.Random(0)
     trained: list[str] = []
     kills = workers_killed = 0
-    for attempt in range(40):
+    for attempt in range(20 * wanted):
         command = [sys.executable, str(script), str(folder)]
         # Another driver at the same time, from which one may die under the other's eyes.
         other = subprocess.Popen(command, stdout=subprocess.DEVNULL) if attempt % 3 == 2 else None
@@ -182,9 +183,9 @@ def test_drivers_and_workers_killed_at_random_lose_and_repeat_nothing(
         assert driver.stdout is not None
         for number, line in enumerate(driver.stdout):
             trained.append(line.strip())
-            if attempt < 2 and number == 0:
+            if attempt < wanted and number == 0:
                 workers_killed += _kill_a_worker(driver.pid, rng)
-            elif attempt < 2:
+            elif attempt < wanted:
                 time.sleep(rng.uniform(0, 0.3))
                 driver.kill()
                 kills += 1
@@ -192,15 +193,20 @@ def test_drivers_and_workers_killed_at_random_lose_and_repeat_nothing(
         workers = _children(driver.pid)
         driver.stdout.close()
         ended = driver.wait() == 0
-        if other is not None:
+        if other is not None and attempt < wanted:
+            other.kill()
+            other.wait()
+            kills += 1
+        elif other is not None:
             assert other.wait() == 0
         if ended:
             break
         for pid in workers:  # they end with the driver
             _gone(pid)
-    assert kills >= 2
-    assert workers_killed >= 2
-    assert population.counts(folder) == {"anynetx_a": {"done": 5}, "regnetx": {"done": 5}}
+    assert kills >= wanted
+    assert workers_killed >= wanted
+    every = {"done": slower.models}
+    assert population.counts(folder) == {"anynetx_a": every, "regnetx": every}
     # A driver can be killed between keeping a result and telling of it.
     assert len(trained) == len(set(trained))
     rows = [row for of_space in population.load(folder).values() for row in of_space.rows]

@@ -95,9 +95,9 @@ class Row:
     """Every call that counts."""
 
     def __post_init__(self) -> None:
-        for name in ("latency_ms", "low_ms", "high_ms", "queued_ms"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ConfigError(f"{name} must be positive, got {value}")
+        times = [self.latency_ms, self.low_ms, self.high_ms, self.p90_ms, self.images_per_second]
+        if any(time is not None for time in times) and not all(time and time > 0 for time in times):
+            raise ConfigError("a row has all of its times, and all positive, or none")
 
     @property
     def ran_as(self) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ AHEAD: Final = 2
 
 SHARED_MEMORY: Final = "/dev/shm"
 """Where Linux keeps what a worker sends; containers often have only 64 MB of it."""
+
+_KILLED: Final = (
+    "a process that reads images was killed (is memory short?); fewer --workers need less memory"
+)
 
 SMALL: Final = 64
 """Images up to this many pixels a side are small: a whole set of them fits into memory."""
@@ -147,14 +152,24 @@ def _next(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Any:
     try:
         return next(iterator, None)
     except (RuntimeError, OSError, EOFError) as error:
-        if not late.is_set():
-            raise
-        raise DataError(
-            f"a process that reads images has sent nothing for {PATIENCE:.0f} s; can the disk be "
-            "reached? With --workers 0 this process reads them itself"
-        ) from error
+        if late.is_set():
+            raise DataError(
+                f"a process that reads images has sent nothing for {PATIENCE:.0f} s; can the disk "
+                "be reached? With --workers 0 this process reads them itself"
+            ) from error
+        if not isinstance(error, RuntimeError) and _any_ended(processes):
+            raise DataError(_KILLED) from error
+        raise
     finally:
         timer.cancel()
+
+
+def _any_ended(processes: Sequence[BaseProcess]) -> bool:
+    """Whether a worker has ended; of one that was killed, its connection ends first."""
+    end = time.monotonic() + 2
+    while all(process.is_alive() for process in processes) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not all(process.is_alive() for process in processes)
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:
@@ -178,10 +193,7 @@ def lost_workers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if "DataLoader worker (pid" in str(error) and "Caught" not in str(error):
-            raise DataError(
-                "a process that reads images was killed (is memory short?); fewer --workers need "
-                "less memory"
-            ) from error
+            raise DataError(_KILLED) from error
         raise
 
 
