@@ -133,3 +133,13 @@ def test_paths_and_devices_have_a_form():
     assert documents.sealed({"p": Path("a/b"), "d": torch.device("cpu")})["p"] == "a/b"
     with pytest.raises(TypeError, match="object has no JSON form"):
         documents.sealed({"x": object()})
+
+
+def test_a_file_that_is_too_large_or_never_ends_is_not_read(tmp_path):
+    large = tmp_path / "config.json"
+    with large.open("wb") as file:
+        file.truncate(300 * 2**20)
+    for path in (large, Path("/dev/zero")):
+        if path.exists():
+            with pytest.raises(ConfigError, match="more than 67,108,864 bytes"):
+                documents.load(path, "a config")

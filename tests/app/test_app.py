@@ -45,7 +45,7 @@ def free_port():
 def explorer():
     """Its address; it learns a device from few networks, and takes files of up to 1 MB."""
     patch = pytest.MonkeyPatch()
-    patch.setattr("regnet.app.page.learn", functools.partial(learn, probes=12))
+    patch.setattr("regnet.app.page.learn", functools.partial(learn, probes=6))
     page = app.launch(port=free_port(), upload_mb=1)
     yield page.local_url
     page.close()

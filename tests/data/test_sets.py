@@ -250,3 +250,20 @@ def test_a_shape_covers_what_its_class_should():
     assert area["circle"] > area["square"] > area["triangle"]
     assert area["square"] > area["star"]
     assert area["circle"] > area["ring"]
+
+
+@pytest.mark.parametrize("label", [2**62, 2**31, 200_000])
+def test_a_label_beyond_the_rows_is_refused(tmp_path, label):
+    path = write_parquet(tmp_path / "a.parquet", 4, names=(), labels=[0, 1, 2, label])
+    with pytest.raises(DataError, match=f"a label is {label}, of 4 rows"):
+        open_set(path)
+
+
+@pytest.mark.parametrize(
+    "described", ["[" * 100_000, '{"info": []}', '{"info": {"features": {"label": {"names": 3}}}}']
+)
+def test_descriptions_that_are_none_are_left_out(tmp_path, described):
+    path = write_parquet(tmp_path / "a.parquet", 4, names=())
+    table = parquet.read_table(path).replace_schema_metadata({"huggingface": described})
+    parquet.write_table(table, path)
+    assert open_set(path).classes == ("0", "1", "2")

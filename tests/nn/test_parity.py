@@ -49,7 +49,7 @@ def cases(file: str) -> list[Any]:
             size = "x".join(map(str, record["input"][2:]))
             extra = "".join(f"-{k}={v}" for k, v in (record.get("overrides") or {}).items())
             # The largest fills 10 GB in float64; large ones show nothing that others do not.
-            giant = complexity(VARIANTS[name].config, 224).flops > 5e9
+            giant = complexity(VARIANTS[name].config, 224).flops > 4e9
             family = VARIANTS[name].family
             marks = [pytest.mark.long] if giant else [pytest.mark.slow] if family in seen else []
             rows.append(pytest.param(name, record, id=f"{name}-{size}{extra}", marks=marks))

@@ -170,7 +170,7 @@ def test_drivers_and_workers_killed_at_random_lose_and_repeat_nothing(
     """Kill -9 of the driver, or of one of its workers, until the study is done; then count."""
     folder, script = tmp_path / "s", tmp_path / "driver.py"
     script.write_text(DRIVER)
-    slower = replace(study, models=1 + 2 * wanted, recipe=replace(RECIPE, epochs=10))
+    slower = replace(study, models=1 + 2 * wanted, recipe=replace(RECIPE, epochs=6))
     count = population.init(folder, slower).count
     rng = random.Random(0)
     trained: list[str] = []

@@ -127,7 +127,7 @@ def steps(process: subprocess.Popen[str]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])
 def test_killed_at_random_steps_and_resumed_bit_by_bit(data, tmp_path, kills):
     """By SIGKILL, some of them between checkpoints."""
     recipe = replace(SHORT, epochs=4)

@@ -57,9 +57,10 @@ def stored(tmp_path, how, tensors):
 @pytest.mark.slow
 @linux
 @pytest.mark.parametrize(
-    ("how", "most"), [("safetensors", 1.15), ("sharded", 1.15), ("zip", 1.15), ("legacy", 1.15)]
+    "how",
+    ["safetensors", "sharded", "zip", pytest.param("legacy", marks=pytest.mark.long)],
 )
-def test_loading_takes_the_memory_of_one_checkpoint(tmp_path, how, most):
+def test_loading_takes_the_memory_of_one_checkpoint(tmp_path, how):
     size = stored(tmp_path, how, AnyNet(CONFIG).state_dict())
     done = subprocess.run(
         [sys.executable, "-c", WORKER, CONFIG.to_json(), str(tmp_path)],
@@ -68,4 +69,4 @@ def test_loading_takes_the_memory_of_one_checkpoint(tmp_path, how, most):
     )
     assert done.returncode == 0, done.stderr
     grown = int(done.stdout) / size
-    assert 0.9 < grown < most, f"{grown:.2f} times the file"
+    assert 0.9 < grown < 1.15, f"{grown:.2f} times the file"

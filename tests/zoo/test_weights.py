@@ -15,6 +15,7 @@ from regnet.nn.model import AnyNet
 from regnet.weights.catalog import checkpoints, data_dir, find_checkpoint
 from regnet.weights.formats import FORMATS, from_native
 from regnet.zoo.loading import adapt_stem
+from regnet.zoo.resolver import find_source
 from tests.hub_server import COMMIT
 from tests.marks import linux, one_per_family
 
@@ -180,10 +181,11 @@ def test_converters_that_drop_batch_counters_are_forgiven(tmp_path, original):
 @pytest.mark.parametrize("id", one_per_family(checkpoints(), lambda id: checkpoints()[id].variant))
 def test_every_checkpoint_can_be_named_and_built(id):
     row = checkpoints()[id]
+    model = regnet.create(id, device="meta")
+    assert model.num_classes == row.num_classes
+    assert "tag" not in model.pretrained_cfg, "it has no weights yet"
     for name in {id, row.upstream or id}:
-        model = regnet.create(name, device="meta")
-        assert model.num_classes == row.num_classes
-        assert "tag" not in model.pretrained_cfg, "it has no weights yet"
+        assert find_source(name, pretrained=True).checkpoint == row
 
 
 @pytest.mark.parametrize(
