@@ -94,6 +94,7 @@ def test_folders_without_known_names_are_taken_in_order(model, tmp_path):
     write_folder(tmp_path, 25, names=("c0", "c1", "c2", "c3", "c4"))
     done = evaluate(model, tmp_path)
     assert done.matched_by.startswith("their order")
+    assert "none of the folders has the name" in done.warnings[0]
     assert done.top1 == 100
 
 

@@ -97,22 +97,24 @@ def parse_count(option: str, text: str | None) -> float:
 
 def find_images(images: list[str]) -> tuple[list[str], list[str]]:
     """Return the image files among files, folders and lists on stdin, and what is wrong."""
-    from regnet.data.images import IMAGE_SUFFIXES
+    from regnet.data.layout import listed
 
     paths: list[str] = []
     failures = []
     for image in images:
         if image == "-":
-            listed = sys.stdin.read().removeprefix("\ufeff").splitlines()
-            found, failed = find_images([line for line in listed if line.strip() and line != "-"])
-            paths += found
-            failures += failed if listed else ["there are no paths on stdin"]
+            lines = sys.stdin.read().removeprefix("\ufeff").splitlines()
+            named, failed = find_images([line for line in lines if line.strip() and line != "-"])
+            paths += named
+            failures += failed if lines else ["there are no paths on stdin"]
         elif not image:
             failures.append("an image's path is empty")
         elif (folder := Path(image)).is_dir():
-            inside = [path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-            paths += [str(path) for path in sorted(inside)]
-            failures += [] if inside else [f"{image}: no image files in this folder"]
+            found = listed(folder)
+            paths += [str(folder.joinpath(*parts)) for parts in found.files]
+            if not found.files:
+                skipped = f" (skipped: {found.told})" if found.skipped else ""
+                failures.append(f"{image}: no image files in this folder{skipped}")
         else:
             paths.append(image)
     return paths, failures

@@ -65,7 +65,8 @@ def command(
     from typing import get_args
 
     from regnet.atomic import write_bytes
-    from regnet.data.sets import SPLITS
+    from regnet.data.layout import SPLITS
+    from regnet.data.sets import open_set
     from regnet.devices import core_count, find_device, launched
     from regnet.engines.base import Precision
     from regnet.evaluation.evaluate import evaluate
@@ -78,10 +79,11 @@ def command(
     if not leads:
         warnings.simplefilter("ignore")  # the leader shows them
     with ProgressBar("evaluating", hidden=not leads) as bar:
+        images = open_set(data, split)  # type: ignore[arg-type]  # checked above
+        bar.line(images.summary)
         done = evaluate(
             model,
-            data,
-            split=split,  # type: ignore[arg-type]  # checked above
+            images,
             engine=engine,
             precision=precision,  # type: ignore[arg-type]  # checked above
             batch_size=batch_size,

@@ -1,6 +1,6 @@
 """`regnet train`: begin, resume or repeat a training run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -212,7 +212,13 @@ def _watched(options: "Options", bar: ProgressBar) -> "Options":
     def step(at: "Progress") -> None:
         bar.step(f"epoch {at.epoch + 1} of {at.epochs}", at.step, at.steps)
 
-    return replace(options, on_step=step, on_epoch=lambda row: bar.line(epoch_line(row)))
+    def begin(lines: Sequence[str]) -> None:
+        for line in lines:
+            bar.line(line)
+
+    return replace(
+        options, on_begin=begin, on_step=step, on_epoch=lambda row: bar.line(epoch_line(row))
+    )
 
 
 def _print_recipes(*, as_json: bool) -> None:

@@ -17,7 +17,10 @@ MAX_BYTES: Final = 2**30
 """Most memory that opening one image may take; 89 megapixels in colour."""
 
 IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".jfif", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+    (
+        *(".bmp", ".gif", ".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".apng"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp"),
+    )
 )
 """Files with these endings count as images when a folder is read."""
 

@@ -10,11 +10,11 @@ to other processes.
 import json
 import re
 import tarfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,23 +23,26 @@ from PIL import Image
 from regnet import digest
 from regnet.data import shapes
 from regnet.data.images import IMAGE_SUFFIXES, decode_image, open_image
+from regnet.data.layout import (
+    SPLITS,
+    Arranged,
+    Listing,
+    Parts,
+    Split,
+    arrange,
+    is_hidden,
+    listed,
+    told,
+)
 from regnet.errors import DataError, ImageError, MissingExtraError, NoSplitError, NotFoundError
 from regnet.hub.files import Repository
 from regnet.hub.transfer import retrying
 from regnet.paths import expanded
 
-Split = Literal["train", "val"]
-
-SPLITS: Final[dict[Split, tuple[str, ...]]] = {
-    "train": ("train",),
-    "val": ("val", "validation", "valid", "test"),
-}
-"""What folders and files of each split are called, the first that exists."""
-
-SPLIT_NAMES: Final = frozenset(name for names in SPLITS.values() for name in names)
-
 MOST_CLASSES: Final = 100_000
 """Labels may have gaps up to here, where nothing names the classes."""
+
+SPLIT_NAMES: Final = frozenset(name for names in SPLITS.values() for name in names)
 
 HUB_PREFIX: Final = "hf:"
 
@@ -70,6 +73,36 @@ class ImageSet:
     reader: Reader
     sizes: Sequence[int] = ()
     """Bytes of the images' files, or of groups of rows, for the fingerprint."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Files that lie there and are no images of it, by reason."""
+
+    @property
+    def summary(self) -> str:
+        """What was found, in a line."""
+        parts = [f"{len(self):,} images of {len(self.present):,} classes"]
+        if empty := [c for n, c in enumerate(self.classes) if n not in set(self.present)]:
+            shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+            parts.append(f"{len(empty):,} classes without images ({shown})")
+        if self.skipped:
+            parts.append(f"skipped: {told(self.skipped)}")
+        return f"{self.source}: {'; '.join(parts)}"
+
+    def relabelled(self, classes: Sequence[str]) -> "ImageSet":
+        """The same images, where the classes are among others, in another order.
+
+        Raises:
+            DataError: a class with images is not among them.
+        """
+        numbers = {name: number for number, name in enumerate(classes)}
+        if odd := [
+            self.classes[label] for label in self.present if self.classes[label] not in numbers
+        ]:
+            raise DataError(
+                f"{self.source}: {len(odd)} of its classes are not among those that are trained: "
+                f"{', '.join(odd[:5])}"
+            )
+        new = np.array([numbers.get(name, -1) for name in self.classes], dtype=np.int64)
+        return replace(self, labels=new[self.labels], classes=tuple(classes))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -179,98 +212,73 @@ def _drawn(split: Split) -> ImageSet:
 
 
 def _open_folder(path: Path, split: Split) -> ImageSet:
-    inside = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     # A checkout of a data set of the Hub has them in folders.
     for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"):
         if files := sorted(path.glob(pattern)):
             return _open_parquet(_of_split(files, split, path, str(path)), str(path))
-    folders = [entry for entry in inside if entry.is_dir()]
-    # A class may be called "train" too, but its folder holds images, not folders.
-    splits = [
-        f.name for f in folders if f.name in SPLIT_NAMES and any(e.is_dir() for e in f.iterdir())
-    ]
-    if splits:
-        return _open_folder(path / _named(splits, split, str(path)), split)
-    if not folders:
-        held = "is empty" if not inside else "holds no folders"
+    listing = listed(path)
+    if not listing.folders:
+        held = "holds no folders" if listing.files or listing.skipped else "is empty"
         raise DataError(f"{path}: {held}; images must lie in one folder per class")
-    images = [
-        (folder.name, file)
-        for folder in folders
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
-    ]
-    paths = tuple(file for _, file in images)
+    found = arrange(listing, split, str(path))
+    places = [listing.files[number] for number in found.chosen]
+    paths = tuple(path.joinpath(*parts) for parts in places)
     return _labelled(
         str(path),
-        names=[file.relative_to(path).as_posix() for file in paths],
-        folders=[name for name, _ in images],
-        classes=[folder.name for folder in folders],
+        found,
+        names=["/".join(parts) for parts in places],
         sizes=[file.stat().st_size if file.exists() else 0 for file in paths],
         reader=_Files(paths),
     )
 
 
 def _open_tar(path: Path, split: Split) -> ImageSet:
+    listing = Listing()
+    held: dict[Parts, tuple[int, int]] = {}
     try:
         with tarfile.open(path, "r:") as archive:
-            members = [
-                (PurePosixPath(m.name), held.offset_data, held.size)
-                for m in archive
-                if PurePosixPath(m.name).suffix.lower() in IMAGE_SUFFIXES
-                and not PurePosixPath(m.name).name.startswith(".")
+            for member in archive:
+                parts = PurePosixPath(member.name).parts
                 # A second link to a file has no bytes of its own.
-                for held in [archive.getmember(m.linkname) if m.islnk() else m]
-                if held.isfile()
-            ]
+                file = archive.getmember(member.linkname) if member.islnk() else member
+                if member.isdir() and not is_hidden(parts):
+                    listing.folders.add(parts)
+                elif file.isfile() and listing.add(parts):
+                    held[parts] = file.offset_data, file.size
     except (tarfile.TarError, OSError, KeyError) as error:
         raise DataError(f"{path}: not a tar file that can be read ({error})") from error
-    members.sort()
-    places = [name.parts for name, _, _ in members]
-    # Folders around all of them, then the folder of a split, then one folder per class.
-    while places and len({p[0] for p in places}) == 1 and min(map(len, places)) > 2:
-        places = [p[1:] for p in places]
-    chosen: Sequence[int] = range(len(members))
-    tops = {p[0] for p in places} & SPLIT_NAMES
-    if splits := sorted(t for t in tops if all(len(p) > 2 for p in places if p[0] == t)):
-        top = _named(splits, split, str(path))
-        chosen = [n for n, p in enumerate(places) if p[0] == top]
-        places = [p[1:] for p in places]
-    if any(len(places[n]) < 2 for n in chosen):
-        raise DataError(f"{path}: images must lie in one folder per class; some are in none")
-    listed = tuple((str(members[n][0]), *members[n][1:]) for n in chosen)
-    folders = [places[n][0] for n in chosen]
+    listing.files[:] = sorted(held)
+    found = arrange(listing, split, str(path))
+    members = tuple(
+        ("/".join(parts), *held[parts]) for parts in map(listing.files.__getitem__, found.chosen)
+    )
     return _labelled(
         str(path),
-        names=[name for name, _, _ in listed],
-        folders=folders,
-        classes=sorted(set(folders)),
-        sizes=[size for _, _, size in listed],
-        reader=_Archive(path, listed),
+        found,
+        names=[name for name, _, _ in members],
+        sizes=[size for _, _, size in members],
+        reader=_Archive(path, members),
     )
 
 
 def _labelled(
-    source: str,
-    *,
-    names: list[str],
-    folders: list[str],
-    classes: list[str],
-    sizes: list[int],
-    reader: Reader,
+    source: str, found: Arranged, *, names: list[str], sizes: list[int], reader: Reader
 ) -> ImageSet:
     if not names:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
-        raise DataError(f"{source}: there are no images in it ({endings})")
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = np.array([numbers[folder] for folder in folders], dtype=np.int64)
+        left_out = f"; skipped: {told(found.skipped)}" if found.skipped else ""
+        raise DataError(
+            f"{source}: there are no images in folders of classes ({endings}){left_out}"
+        )
+    numbers = {name: number for number, name in enumerate(found.classes)}
     return ImageSet(
         source=source,
         names=names,
-        labels=labels,
-        classes=tuple(classes),
+        labels=np.array([numbers[name] for name in found.names], dtype=np.int64),
+        classes=tuple(found.classes),
         sizes=sizes,
         reader=reader,
+        skipped=dict(found.skipped),
     )
 
 
@@ -289,9 +297,9 @@ def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> l
         NoSplitError: there are other splits only.
         DataError: there are several data sets.
     """
-    words = {file: {re.split(r"[-_.]", file.name)[0]} for file in files}
+    words = {file: {re.split(r"[-_.]", file.name.lower())[0]} for file in files}
     for file in files:
-        words[file] |= {file.parent.name} if file.parent != root else set()
+        words[file] |= {file.parent.name.lower()} if file.parent != root else set()
     chosen = list(files)
     if held := set().union(*words.values()) & SPLIT_NAMES:
         name = _named(sorted(held), split, source)

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from regnet.data.layout import normal
 from regnet.data.sets import ImageSet
 from regnet.errors import DataError, ImageError
 from regnet.weights.catalog import data_dir, label_sets
@@ -132,7 +133,7 @@ def _ways(
     names: Sequence[str], num_classes: int
 ) -> Iterator[tuple[str, Mapping[str, int], Callable[[str], str]]]:
     """Ways to match, the best first: what it is, outputs by key, and the key of a class."""
-    yield "names", {name: number for number, name in enumerate(names)}, str
+    yield "names", {normal(name): number for number, name in enumerate(names)}, normal
     if num_classes == 1000:
         synsets = {name: number for number, name in enumerate(imagenet()["synsets"])}
         yield "WordNet names", synsets, str
@@ -169,4 +170,5 @@ def _name(output: int, names: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower().partition(",")[0] if letter.isalnum())
+    name = normal(name).lower().partition(",")[0]
+    return "".join(letter for letter in name if letter.isalnum())

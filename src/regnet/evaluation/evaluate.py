@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from regnet import documents
+from regnet.data.layout import Split
 from regnet.data.loading import load, lost_workers
 from regnet.data.preprocess import Preprocess
-from regnet.data.sets import ImageSet, Split, open_set
+from regnet.data.sets import ImageSet, open_set
 from regnet.devices import find_device
 from regnet.engines.base import DTYPES, Precision, Target, for_any_batch
 from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.optimize import find_engine
 from regnet.errors import ConfigError, DataError, EngineError, in_one_line, unknown
 from regnet.evaluation import scores
-from regnet.evaluation.datasets import Match, identify, match_classes
+from regnet.evaluation.datasets import BY_ORDER, Match, identify, match_classes
 from regnet.evaluation.kept import Kept, kept
 from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
 from regnet.machine import environment
@@ -381,7 +382,9 @@ def _judged(
         published_real=published("imagenet-real", real),
         matched_by=match.how,
         restricted=match.restricted,
-        warnings=_warnings(match, scores.find_shuffle(answers, labels, names), failures),
+        warnings=_warnings(
+            match, scores.find_shuffle(answers, labels, names), failures, named=bool(names)
+        ),
         unreadable=tuple(failures.values()),
         preprocess=asdict(look),
         engine=engine,
@@ -396,9 +399,14 @@ def _judged(
 
 
 def _warnings(
-    match: Match, shuffle: Shuffle | None, failures: Mapping[int, str]
+    match: Match, shuffle: Shuffle | None, failures: Mapping[int, str], *, named: bool
 ) -> tuple[str, ...]:
     found = []
+    if match.how == BY_ORDER and named:
+        found.append(
+            "none of the folders has the name of one of the model's classes: they were taken in "
+            "their order, which may be wrong"
+        )
     if match.missing:
         some = ", ".join(match.missing[:3])
         found.append(f"{len(match.missing)} of the model's classes have no folder here: {some}")

@@ -141,16 +141,25 @@ class Images:
             )
         tests = open_set(val, "val") if val is not None else None
         if tests is not None and tests.classes != trained.classes:
-            odd = sorted(set(tests.classes) ^ set(trained.classes))[:3]
-            raise DataError(
-                f"{tests.source}: not the classes of {trained.source}: {len(tests.classes)} and "
-                f"{len(trained.classes)}, {', '.join(odd) or 'in another order'}"
-            )
+            tests = tests.relabelled(trained.classes)
         if train_images is not None:
             trained = trained.part(train_images)
         if tests is not None and val_images is not None:
             tests = tests.part(val_images)
         return cls(train=trained, val=tests)
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """What was found, in lines."""
+        lines = [f"train: {self.train.summary}"]
+        if self.val is None:
+            return (*lines, "no test set: accuracy is not measured")
+        lines.append(f"test: {self.val.summary}")
+        without = sorted({self.train.classes[n] for n in self.train.present}
+                         - {self.val.classes[n] for n in self.val.present})  # fmt: skip
+        if without:
+            lines.append(f"classes without test images: {', '.join(without[:10])}")
+        return tuple(lines)
 
     def resident(self, device: torch.device) -> "Resident":
         """The training images in memory."""

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,6 +163,7 @@ def start(
             if held:
                 raise ConfigError(f"{folder} holds other files; name a new folder")
         session = Session(run, group, options, images)
+        _tell(session)
         if facts is not None:
             _check_facts(facts, session.facts)
         if folder is not None and group.leads:
@@ -194,6 +195,7 @@ def resume(out: str | Path, *, options: Options | None = None) -> Trained:
                 f"depends on without micro_batch_size; start as many, not {group.size}"
             )
         session = Session(run, group, options)
+        _tell(session)
         _check_facts(facts, session.facts)
         saved = checkpoint.load_last(folder)
         if group.leads:
@@ -239,10 +241,18 @@ def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
 def _val_beside(data: str | Path) -> str | None:
     """The source itself, where it holds other images to test on."""
     trained_on = open_set(data, "train")
-    with suppress(NoSplitError):
-        if open_set(data, "val").fingerprint != trained_on.fingerprint:
-            return str(data)
-    return None
+    try:
+        beside = open_set(data, "val")
+    except NoSplitError as error:
+        _log.warning("%s; accuracy is not measured", error)
+        return None
+    return str(data) if beside.fingerprint != trained_on.fingerprint else None
+
+
+def _tell(session: Session) -> None:
+    """Tell what was found."""
+    if session.options.on_begin and session.group.leads:
+        session.options.on_begin(session.images.summary)
 
 
 def _check_facts(before: Facts, now: Facts) -> None:

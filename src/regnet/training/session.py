@@ -49,6 +49,8 @@ class Progress:
 class Options(SavedOptions):
     """How a run is done: what decides how fast it is, and not what comes out."""
 
+    on_begin: Callable[[Sequence[str]], None] | None = None
+    """Called with what was found, in lines, before the first step."""
     on_step: Callable[[Progress], None] | None = None
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None
 

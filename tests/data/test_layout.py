@@ -1,0 +1,152 @@
+"""Folders as they lie on people's disks, and the same in tar files."""
+
+import tarfile
+import unicodedata
+
+import pytest
+from PIL import Image
+
+from regnet.data.layout import split_of
+from regnet.data.sets import open_set
+from regnet.errors import DataError, NoSplitError
+from regnet.training.input import Images
+from tests.marks import posix
+from tests.pictures import write_folder
+
+
+@pytest.fixture(params=["folder", "tar"])
+def opened(request, tmp_path):
+    """Opens what lies in a folder, there and in a tar file."""
+
+    def open_it(folder, split="val"):
+        if request.param == "folder":
+            return open_set(folder, split)
+        archive = tmp_path / f"{folder.name}.tar"
+        with tarfile.open(archive, "w", dereference=True) as file:
+            file.add(folder, folder.name)
+        return open_set(archive, split)
+
+    return open_it
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train", "val"), ("Training", "Testing"), ("Train", "Val"), ("TRAIN", "TEST"),
+        ("train", "Validation"), ("training", "dev"), ("train2017", "val2017"),
+        ("seg_train", "seg_test"), ("train_set", "valid-set"), ("Train Images", "Test Images"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("around", ["", "archive", "a/b"])
+def test_splits_are_known_by_their_names(tmp_path, opened, train, val, around):
+    folder = tmp_path / "photos"
+    write_folder(folder / around / train, 6)
+    write_folder(folder / around / val, 3)
+    for split, count in (("train", 6), ("val", 3)):
+        images = opened(folder, split)
+        assert images.classes == ("blue", "green", "red")
+        assert len(images) == count
+
+
+def test_the_usual_name_comes_first(tmp_path, opened):
+    for number, name in enumerate(("val", "test", "train", "train_old"), 1):
+        write_folder(tmp_path / "photos" / name, 3 * number)
+    assert len(opened(tmp_path / "photos", "val")) == 3
+    assert len(opened(tmp_path / "photos", "train")) == 9
+    write_folder(tmp_path / "other/train_a", 3)
+    write_folder(tmp_path / "other/train_b", 3)
+    with pytest.raises(DataError, match="train_a and train_b could be 'train'"):
+        opened(tmp_path / "other", "train")
+
+
+def test_a_flat_test_folder_is_told(tmp_path, opened):
+    folder = tmp_path / "photos"
+    write_folder(folder / "train", 6)
+    (folder / "test").mkdir()
+    Image.new("RGB", (4, 4)).save(folder / "test/1.png")
+    assert len(opened(folder, "train")) == 6
+    with pytest.raises(NoSplitError, match="test holds images without class folders"):
+        opened(folder, "val")
+
+
+def test_classes_that_hold_the_splits_are_refused(tmp_path, opened):
+    for name in ("cat", "dog"):
+        write_folder(tmp_path / "photos" / name, 4, names=("train", "test"))
+    with pytest.raises(DataError, match=r"every class \(cat, dog\) holds the folders test, train"):
+        opened(tmp_path / "photos")
+
+
+def test_classes_that_all_hold_the_same_folders_are_refused(tmp_path, opened):
+    for name in ("part1", "part2"):
+        write_folder(tmp_path / "photos" / name, 4, names=("cat", "dog"))
+    with pytest.raises(DataError, match=r"part1, part2 all hold folders of the same names \(cat"):
+        opened(tmp_path / "photos")
+
+
+def test_folders_inside_classes_are_allowed(tmp_path, opened):
+    write_folder(tmp_path / "photos/cat", 4, names=("indoors", "outdoors"))
+    write_folder(tmp_path / "photos/dog", 3, names=("puppies",))
+    images = opened(tmp_path / "photos")
+    assert images.classes == ("cat", "dog")
+    assert len(images) == 7
+
+
+def test_what_systems_leave_is_skipped_at_any_depth_and_told(tmp_path, opened):
+    folder = write_folder(tmp_path / "photos", 6)
+    image = (folder / "red/0000.png").read_bytes()
+    left = ("__MACOSX/red/._0.png", ".ipynb_checkpoints/a.png", "red/.ipynb_checkpoints/0.png",
+            "red/.hidden.png", "red/@eaDir/0.png", "Thumbs.db", "red/Thumbs.db")  # fmt: skip
+    for name in (*left, "red/new.avif", "red/new.jp2", "red/notes", "stray.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(image)
+    images = opened(folder)
+    assert images.classes == ("blue", "green", "red")
+    assert len(images) == 6
+    told = images.summary
+    for part in ("1 .avif", "1 .jp2", "1 without an ending", "1 in no class folder", "hidden"):
+        assert part in told
+
+
+def test_classes_without_images_are_told(tmp_path, opened):
+    folder = write_folder(tmp_path / "photos", 6)
+    (folder / "yellow").mkdir()
+    images = opened(folder)
+    assert images.classes == ("blue", "green", "red", "yellow")
+    assert "6 images of 3 classes; 1 classes without images (yellow)" in images.summary
+
+
+@posix
+def test_links_to_folders_are_followed_and_circles_end(tmp_path):
+    write_folder(tmp_path / "elsewhere", 4, names=("more",))
+    folder = write_folder(tmp_path / "photos", 6)
+    (folder / "red/linked").symlink_to(tmp_path / "elsewhere/more")
+    (folder / "red/circle").symlink_to(folder)
+    images = open_set(folder)
+    assert len(images) == 10
+    assert images.labels.tolist().count(images.classes.index("red")) == 6
+
+
+def test_accents_are_one_name_however_they_are_written(tmp_path, opened):
+    name = "café"
+    write_folder(tmp_path / "photos/train", 4, names=(unicodedata.normalize("NFD", name), "bar"))
+    write_folder(tmp_path / "photos/val", 4, names=(unicodedata.normalize("NFC", name), "bar"))
+    train, val = (opened(tmp_path / "photos", split) for split in ("train", "val"))
+    assert train.classes == val.classes == ("bar", unicodedata.normalize("NFC", name))
+
+
+def test_a_class_may_have_no_test_images_but_no_other_may_be_there(tmp_path):
+    write_folder(tmp_path / "train", 9)
+    write_folder(tmp_path / "val", 4, names=("blue", "red"))
+    images = Images.open(str(tmp_path / "train"), str(tmp_path / "val"))
+    assert images.val is not None
+    assert images.val.classes == images.train.classes
+    assert {images.val.classes[label] for label in images.val.labels} == {"blue", "red"}
+    assert images.summary[-1] == "classes without test images: green"
+    write_folder(tmp_path / "val", 2, names=("pink",))
+    with pytest.raises(DataError, match="not among those that are trained: pink"):
+        Images.open(str(tmp_path / "train"), str(tmp_path / "val"))
+
+
+@pytest.mark.parametrize("name", ["cat", "trainer", "latest", "contest", "devil", "evaluation"])
+def test_names_that_only_look_alike(name):
+    assert split_of(name) is None
