@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from regnet.data.images import decode_image, open_image
 from regnet.errors import ImageError
@@ -66,15 +66,32 @@ def test_cmyk(tmp_path):
     [
         (np.float32, 0.2, 51),
         (np.float32, 1.0001, 255),
-        (np.float32, 80.0, 80),
         (np.float32, float("nan"), 0),
-        (np.int32, 65535, 255),
-        (np.int32, 99, 99),
+        (np.uint16, 65535, 255),
+        (np.uint16, 99, 0),
     ],
 )
 def test_32_bit_grayscale(tmp_path, dtype, value, expected):
     image = Image.fromarray(np.full((4, 4), value, dtype=dtype))
     assert pixel(save(tmp_path / "a.tif", image)) == (expected,) * 3
+
+
+@pytest.mark.parametrize(("dtype", "value"), [(np.float32, 80), (np.int32, 65535), (np.int32, 9)])
+def test_32_bits_without_a_range_are_refused_and_with_one_taken(tmp_path, dtype, value):
+    image = Image.fromarray(np.full((4, 4), value, dtype=dtype))
+    with pytest.raises(ImageError, match="does not say what white is; save it with 8 or 16 bits"):
+        pixel(save(tmp_path / "a.tif", image))
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[340], info[341] = 0.0, 2.0 * value
+    assert pixel(save(tmp_path / "b.tif", image, tiffinfo=info)) == (128,) * 3
+
+
+def test_one_bright_pixel_changes_no_other(tmp_path):
+    values = np.full((16, 16), 0.5, dtype=np.float32)
+    values[3, 3] = 1.2
+    image = open_image(save(tmp_path / "a.tif", Image.fromarray(values)))
+    assert image.getpixel((0, 0)) == (128, 128, 128)
+    assert image.getpixel((3, 3)) == (255, 255, 255)
 
 
 def test_pillow_images_are_converted_too():
@@ -91,7 +108,7 @@ def test_transparent_gray_of_16_bits(tmp_path):
     [
         (np.zeros((3, 3, 3)), "must be a path or a Pillow image, got ndarray"),
         (Image.new("RGB", (0, 5)), "an image must have pixels, got 0 x 5"),
-        (Image.fromarray(np.full((4, 4), 1e9, dtype=np.float32)), "gray values up to 1e"),
+        (Image.fromarray(np.full((4, 4), 1e9, dtype=np.float32)), "gray values run from 1e"),
     ],
 )
 def test_what_cannot_be_used_is_refused(source, message):

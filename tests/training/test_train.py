@@ -200,6 +200,12 @@ sys.exit(done.stopped_by or 0)
 """
 
 
+def _signals_as_usual():
+    """Also where these tests run in the background, and their shell ignores some."""
+    for name in ("SIGINT", "SIGHUP"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
 def stopping(data, tmp_path, seconds, prefix=()):
     """A run that sleeps for so long in each step, after its first step."""
     run = Run(model=TINY, recipe=replace(SHORT, epochs=40), train=str(data), val=None)
@@ -208,7 +214,7 @@ def stopping(data, tmp_path, seconds, prefix=()):
     process = subprocess.Popen(
         [*prefix, sys.executable, "-c", SLOW_TO_STOP, tmp_path / "document", tmp_path / "out",
          str(seconds)],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, text=True, preexec_fn=_signals_as_usual,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "0 1\n"
@@ -398,7 +404,7 @@ def test_bad_input(data, tmp_path):
     with pytest.raises(DataError, match="48 training images do not fill one batch of 1024"):
         train(TINY, data, out, recipe=replace(SHORT, batch_size=1024))
     write_folder(tmp_path / "other/val", 6, names=("red", "pink", "blue"))
-    with pytest.raises(DataError, match=r"not the classes of .*green, pink"):
+    with pytest.raises(DataError, match="not among those that are trained: pink"):
         train(TINY, data, out, recipe=SHORT, val=tmp_path / "other")
     with pytest.raises(DataError, match="no such file or folder"):
         train(TINY, tmp_path / "none", out, recipe=SHORT)
@@ -630,3 +636,37 @@ def test_on_a_gpu(data, tmp_path, precision):
     assert done.top1 is not None
     assert done.top1 > 90
     assert resume(tmp_path / "run").top1 == done.top1
+
+
+def test_images_that_have_moved_are_found_and_known_again(interrupted, data, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(interrupted, out)
+    shutil.copytree(data, tmp_path / "moved")
+    run, _ = runs.read(out)
+    assert run.train == str(data)
+    resume(out, data=tmp_path / "moved")
+    moved, _ = runs.read(out)
+    assert (moved.train, moved.val) == (str(tmp_path / "moved"), str(tmp_path / "moved"))
+    other = tmp_path / "other"
+    shutil.copytree(interrupted, other)
+    write_folder(tmp_path / "more/train", 60)
+    write_folder(tmp_path / "more/val", 18, seed=1)
+    with pytest.raises(DataError, match="not the images of the run"):
+        resume(other, data=tmp_path / "more")
+    assert runs.read(other)[0] == run
+
+
+def test_relative_paths_are_those_of_the_run_wherever_it_is_resumed(data, tmp_path, monkeypatch):
+    shutil.copytree(data, tmp_path / "photos")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    train(TINY, "photos", "runs/a", recipe=replace(SHORT, epochs=1))
+    assert documents.read(tmp_path / "runs/a/run.json", "")["run"]["train"] == "../../photos"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(resume(tmp_path / "runs/a").log) == 1
+    again, facts = runs.read(Path("../runs/a"))
+    assert start(again, "../runs/b", facts=facts).top1 is not None
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "runs").rename(tmp_path / "whole/runs")
+    (tmp_path / "photos").rename(tmp_path / "whole/photos")
+    assert len(resume(tmp_path / "whole/runs/a").log) == 1

@@ -80,7 +80,14 @@ def command(
         warnings.simplefilter("ignore")  # the leader shows them
     with ProgressBar("evaluating", hidden=not leads) as bar:
         images = open_set(data, split)  # type: ignore[arg-type]  # checked above
-        bar.line(images.summary)
+        told: list[str] = []
+
+        def step(count: int, total: int) -> None:
+            if not told:  # what was asked for can be done
+                told.append(images.summary)
+                bar.line(images.summary)
+            bar.step("evaluating", count, total)
+
         done = evaluate(
             model,
             images,
@@ -95,7 +102,7 @@ def command(
             dataset=dataset,
             real_labels=real_labels,
             keep=keep,
-            on_images=lambda count, total: bar.step("evaluating", count, total),
+            on_images=step,
         )
     if not leads:
         return

@@ -158,6 +158,10 @@ def run(
     slurm: Slurm = None,
     time_limit: TimeLimit = None,
     retry_failed: Retry = False,
+    data: Annotated[
+        str | None, typer.Option(help="Where the same images lie now, if elsewhere.")
+    ] = None,
+    val: Annotated[str | None, typer.Option(help="Likewise of those to test on.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train what is not trained yet; begun again after any end, it repeats nothing.
@@ -167,7 +171,7 @@ def run(
     Example: regnet study run runs/study --workers 2
     """
     chosen = _executor(executor, workers, device, threads, gpus, slurm, time_limit)
-    _train(folder, chosen, retry_failed=retry_failed)
+    _train(folder, chosen, retry_failed=retry_failed, data=data, val=val)
     status(folder, as_json=as_json)
     _fail_if_all_failed(folder)
 
@@ -343,7 +347,7 @@ def _tell_of_the_rest(folder: Path) -> None:
             )
 
 
-def _train(folder: Path, executor: "Executor", *, retry_failed: bool) -> None:
+def _train(folder: Path, executor: "Executor", **options: Any) -> None:
     from regnet.studies import population
 
     with ProgressBar("training") as bar:
@@ -351,7 +355,7 @@ def _train(folder: Path, executor: "Executor", *, retry_failed: bool) -> None:
             population.resume(
                 folder,
                 executor=executor,
-                retry_failed=retry_failed,
+                **options,
                 on_result=_Networks(folder, bar).result,
             )
         except KeyboardInterrupt:

@@ -63,6 +63,10 @@ def command(
         int | None, typer.Option(help="Steps between checkpoints, beside each epoch's.", min=1)
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    moved: Annotated[
+        str | None,
+        typer.Option("--data", help="With --resume: where the same images lie now, and --val."),
+    ] = None,
     replay: Annotated[
         Path | None, typer.Option(help="Repeat the run of this run.json in --out.")
     ] = None,
@@ -111,9 +115,13 @@ def command(
         check_plot_file(plot)
     if sum(value is not None for value in (data, resume, replay)) != 1:
         raise ConfigError("name the images, or --resume FOLDER, or --replay RUN.json")
+    if moved and not resume:
+        raise ConfigError("--data is for --resume; a new run's images come first, without a name")
     if resume or replay:
         for parameter in (*_DECIDED, "out") if resume else _DECIDED:
             source = context.get_parameter_source(parameter)
+            if parameter == "val" and resume:
+                continue
             if source and source.name == "COMMANDLINE":
                 option = f"--{parameter.strip('_').replace('_', '-')}"
                 raise ConfigError(
@@ -152,6 +160,7 @@ def command(
             seed=seed,
             save_steps=save_steps,
             options=_watched(options, bar),
+            moved=moved,
         )
     if not leads:
         return
@@ -180,13 +189,14 @@ def _run(
     *,
     recipe: Any,
     options: "Options",
+    moved: str | None,
     **asked: Any,
 ) -> "Trained":
     from regnet.training import run as runs
     from regnet.training.loop import resume, start, train
 
     if resumed is not None:
-        return resume(resumed, options=options)
+        return resume(resumed, data=moved, val=asked["val"], options=options)
     assert out is not None, "it has been asked for"
     if replayed is not None:
         run, facts = runs.read(replayed)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regnet.errors import ImageError, NotFoundError
@@ -23,6 +24,15 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 """Files with these endings count as images when a folder is read."""
+
+_LEAST, _MOST = 340, 341
+"""TIFF's tags SMinSampleValue and SMaxSampleValue."""
+
+_OVERSHOOT: Final = 0.01
+"""How far resampling leads beyond black and white."""
+
+_FEW: Final = 0.01
+"""The part of the pixels of a float image that may lie beyond; they are cut."""
 
 _TOO_LARGE: Final = "it takes too much memory to open safely (more than 1 GiB); scale it down first"
 
@@ -113,13 +123,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.width * image.height * _bytes_per_pixel(image) > MAX_BYTES:
         raise ImageError(_TOO_LARGE)
     image.load()
-    stored_as = image.format
+    stored_as, declared = image.format, _declared_range(image)
     if 0 in image.size:
         raise ImageError(f"an image must have pixels, got {image.width} x {image.height}")
     with suppress(Exception):  # damaged metadata: the pixels are still good
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bits(image)
+        image = _to_8_bits(image, declared or ((0, 65535) if stored_as == "PPM" else None))
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -138,20 +148,22 @@ def _bytes_per_pixel(image: Image.Image) -> int:
     return 12
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """A grayscale image of 16 or 32 bits as 8 bits; floats up to 1 count as parts of white."""
+def _declared_range(image: Image.Image) -> tuple[float, float] | None:
+    """What a TIFF file says are black and white."""
+    tags = getattr(image, "tag_v2", {})
+    low, high = (float(np.ravel(tags.get(tag, [np.nan]))[0]) for tag in (_LEAST, _MOST))
+    return (low, high) if low < high else None
+
+
+def _to_8_bits(image: Image.Image, declared: tuple[float, float] | None) -> Image.Image:
+    """A grayscale image of 16 or 32 bits as 8 bits, by its type or by the range that it declares.
+
+    Never by its brightest pixel: one that is too bright would make all others dark.
+    """
     pixels = np.nan_to_num(np.array(image, dtype=np.float64), copy=False)
-    brightest = pixels.max()
-    if image.mode == "F" and brightest <= 1.01:  # resampling overshoots a little
-        scale = 255.0
-    elif brightest <= 255 and not image.mode.startswith("I;16"):
-        scale = 1.0
-    elif brightest <= 65535:
-        scale = 255 / 65535
-    else:
-        raise ImageError(
-            f"gray values up to {brightest:g} are too many; convert it to 16 bits first"
-        )
+    low, high = declared or _range(image.mode, pixels)
+    scale = 255 / (high - low)
+    pixels -= low
     pixels *= scale
     np.clip(np.rint(pixels, out=pixels), 0, 255, out=pixels)
     gray = Image.fromarray(pixels.astype(np.uint8))
@@ -159,3 +171,16 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if isinstance(transparent, int):
         gray.info["transparency"] = round(transparent * scale)
     return gray
+
+
+def _range(mode: str, pixels: NDArray[np.float64]) -> tuple[float, float]:
+    """What is black and what is white, where the file does not say."""
+    if mode.startswith("I;16"):
+        return 0.0, 65535.0
+    beyond = np.mean((pixels < -_OVERSHOOT) | (pixels > 1 + _OVERSHOOT))
+    if mode == "F" and beyond <= _FEW:
+        return 0.0, 1.0
+    raise ImageError(
+        f"its gray values run from {pixels.min():g} to {pixels.max():g} and it does not say what "
+        "white is; save it with 8 or 16 bits, or as floats from 0 to 1"
+    )

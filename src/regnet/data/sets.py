@@ -8,6 +8,7 @@ to other processes.
 """
 
 import json
+import os
 import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
@@ -197,6 +198,22 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
     if path.name.endswith((".tar.gz", ".tgz")):
         raise DataError(f"{path}: compressed, so that no image can be found alone; unpack it first")
     raise DataError(f"{path}: not a folder, .tar or .parquet file")
+
+
+def beside(source: str, folder: Path) -> str:
+    """Return a source as a document in a folder keeps it: relative paths from the folder on."""
+    return os.path.relpath(source, folder) if _moves(source) else source
+
+
+def from_beside(source: str, folder: Path) -> str:
+    """Return the source that a document in a folder means, wherever this process runs."""
+    return os.path.abspath(folder / source) if _moves(source) else source  # noqa: PTH100 - no links
+
+
+def _moves(source: str) -> bool:
+    """Whether a source is a path that depends on where it is read."""
+    named = source == shapes.NAME or source.startswith((HUB_PREFIX, "~"))
+    return not named and not Path(source).is_absolute()
 
 
 def _drawn(split: Split) -> ImageSet:

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from regnet import documents, runfolder
+from regnet.data.sets import beside, from_beside
 from regnet.design.config import config_from_dict
 from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, DataError, ImageError, StudyError, unknown
@@ -161,7 +162,7 @@ def init(folder: str | Path, study: Study) -> Study:
         study = replace(study, spaces=spaces, images=fingerprints(images))
         rows = [row for space in study.spaces for row in study.rows(space)]
         # From here on there is a study; networks that the store lacks are added when it is resumed.
-        runfolder.begin(path, FILE, study)
+        _write(path, study)
         with Store(path, create=True) as store:
             store.add(rows)
     return study
@@ -183,10 +184,16 @@ def extend(folder: str | Path, space: Space) -> Study:
         study = read(path)
         study = replace(study, spaces=(*study.spaces, *_suited(study, (space,), _open(study))))
         rows = list(study.rows(study.spaces[-1]))
-        runfolder.begin(path, FILE, study)
+        _write(path, study)
         with Store(path) as store:
             store.add(rows)
     return study
+
+
+def _write(folder: Path, study: Study) -> None:
+    """Write study.json; relative paths are kept from the folder on."""
+    kept = replace(study, train=beside(study.train, folder), val=beside(study.val, folder))
+    runfolder.begin(folder, FILE, kept)
 
 
 def read(folder: str | Path) -> Study:
@@ -195,7 +202,10 @@ def read(folder: str | Path) -> Study:
     Raises:
         ConfigError: there is none.
     """
-    return Study.from_dict(runfolder.begun(Path(folder), FILE, "a study"))
+    path = Path(folder)
+    study = Study.from_dict(runfolder.begun(path, FILE, "a study"))
+    path = path if path.is_dir() else path.parent
+    return replace(study, train=from_beside(study.train, path), val=from_beside(study.val, path))
 
 
 def resume(
@@ -203,6 +213,8 @@ def resume(
     *,
     executor: Executor | None = None,
     retry_failed: bool = False,
+    data: str | Path | None = None,
+    val: str | Path | None = None,
     on_result: Callable[[Row], None] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Train what is not trained yet; several processes may do so at once, on one host.
@@ -211,6 +223,8 @@ def resume(
         folder: of the study.
         executor: who trains; None: processes, one per core.
         retry_failed: train those that failed again.
+        data: where the training images lie now, if not where they did; the same ones.
+        val: likewise of those to test on, where they lie apart.
         on_result: called with each network and its outcome, once that is kept.
 
     Returns:
@@ -223,8 +237,14 @@ def resume(
             network after the other fails; what was committed is kept.
     """
     path = Path(folder)
-    study = read(path)
+    began = study = read(path)
+    if data is not None or val is not None:
+        train = study.train if data is None else str(data)
+        tests = str(val) if val is not None else train if study.val == study.train else study.val
+        study = replace(study, train=train, val=tests)
     _check_images(study, fingerprints(_open(study)), "here")
+    if study != began:
+        _write(path, study)
     failures = 0
     with Store(path) as store:
         store.check()

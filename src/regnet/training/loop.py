@@ -171,18 +171,27 @@ def start(
         return _Loop(session, folder, []).go()
 
 
-def resume(out: str | Path, *, options: Options | None = None) -> Trained:
+def resume(
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    val: str | Path | None = None,
+    options: Options | None = None,
+) -> Trained:
     """Go on with a run from its last checkpoint.
 
     Args:
         out: the folder of the run.
+        data: where its training images lie now, if not where they did; the same ones.
+        val: likewise of the images that measure accuracy, where they lie apart.
         options: device and the like; None: as the run began.
 
     Raises:
         What `train` raises; ConfigError where there is no run.
     """
     folder = Path(out)
-    run, facts = runs.read(folder)
+    began, facts = runs.read(folder)
+    run = began.moved(data, val)
     options = options or Options.of_run(facts)
     with (
         joined(find_device(options.device)) as group,
@@ -197,6 +206,8 @@ def resume(out: str | Path, *, options: Options | None = None) -> Trained:
         session = Session(run, group, options)
         _tell(session)
         _check_facts(facts, session.facts)
+        if group.leads and run != began:
+            runs.write(folder, run, facts)
         saved = checkpoint.load_last(folder)
         if group.leads:
             if saved is not None:

@@ -1,13 +1,14 @@
 """What decides the result of a training run, as a document that repeats it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from regnet import documents, runfolder
+from regnet.data.sets import beside, from_beside
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.documents import build
 from regnet.errors import ConfigError
@@ -60,6 +61,14 @@ class Run:
             "save_steps": self.save_steps,
             "recipe": self.recipe.to_dict(),
         }
+
+    def moved(self, data: str | Path | None, val: str | Path | None) -> "Run":
+        """The same run, where its images lie elsewhere now; None: where they did."""
+        if data is None and val is None:
+            return self
+        train = self.train if data is None else str(data)
+        tests = str(val) if val is not None else train if self.val == self.train else self.val
+        return replace(self, train=train, val=tests if self.val is not None else None)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Run":
@@ -122,7 +131,10 @@ class Facts:
 
 def write(out: Path, run: Run, facts: Facts) -> None:
     """Write run.json: the run, and facts about where and on what it ran."""
-    runfolder.begin(out, FILE, {"run": run, **documents.plain(facts)})
+    kept = replace(
+        run, train=beside(run.train, out), val=None if run.val is None else beside(run.val, out)
+    )
+    runfolder.begin(out, FILE, {"run": kept, **documents.plain(facts)})
 
 
 def read(path: Path) -> tuple[Run, Facts]:
@@ -134,6 +146,8 @@ def read(path: Path) -> tuple[Run, Facts]:
     document = runfolder.begun(path, FILE, "a run of `regnet train`")
     try:
         run = Run.from_dict(document.pop("run", None))
-        return run, build(Facts, document)
+        folder = path if path.is_dir() else path.parent
+        val = None if run.val is None else from_beside(run.val, folder)
+        return replace(run, train=from_beside(run.train, folder), val=val), build(Facts, document)
     except ConfigError as error:
         raise ConfigError(f"{path}: not the description of a run ({error})") from error
