@@ -34,7 +34,7 @@ from regnet.errors import (
     unknown,
 )
 from regnet.nn.layers import HaloAttention
-from regnet.nn.model import AnyNet, evaluating
+from regnet.nn.model import AnyNet, evaluation_view
 from regnet.zoo.create import preprocess
 
 FilePrecision = Literal[Precision, "int8"]
@@ -229,6 +229,7 @@ def export(
     if form.runtime and (obstacle := form.runtime.obstacle(Target(device=device))):
         raise MissingExtraError(f"{form.name}: {obstacle}")
     shape = tuple(example.shape)
+    model = evaluation_view(model)
     calibration, judges = _split(model, images, shape, dynamic=dynamic)
     work = Work(
         model=model,
@@ -242,7 +243,6 @@ def export(
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}")
     with (
-        evaluating(model),
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
     ):
         draft = Path(folder) / path.name

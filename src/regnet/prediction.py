@@ -12,7 +12,7 @@ from torch import Tensor
 from regnet.data.images import ImageSource, image_name
 from regnet.data.preprocess import Preprocess
 from regnet.errors import ConfigError, ImageError
-from regnet.nn.model import AnyNet, evaluating
+from regnet.nn.model import AnyNet, evaluation_view
 from regnet.zoo.create import create, preprocess
 
 DEFAULT_MODEL = "regnety_cifar"
@@ -86,7 +86,7 @@ def predict_each(
 
 
 def _results(images: Iterable[ImageSource], model: AnyNet, topk: int) -> Iterator[Prediction]:
-    transform = preprocess(model)
+    transform, network = preprocess(model), evaluation_view(model)
     reference = next(model.parameters())
     remaining = iter(images)
     while batch := list(islice(remaining, BATCH_SIZE)):
@@ -95,8 +95,8 @@ def _results(images: Iterable[ImageSource], model: AnyNet, topk: int) -> Iterato
         scores: Iterator[tuple[ClassScore, ...]] = iter(())
         if tensors:
             stacked = torch.stack(tensors).to(reference.device, reference.dtype)
-            with evaluating(model), torch.inference_mode():
-                probabilities = model(stacked).float().softmax(1).cpu()
+            with torch.inference_mode():
+                probabilities = network(stacked).float().softmax(1).cpu()
             scores = _top(probabilities, topk, _labels(model))
         for image, x in zip(batch, inputs, strict=True):
             if isinstance(x, ImageError):

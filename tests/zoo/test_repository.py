@@ -16,6 +16,7 @@ from regnet.nn.model import AnyNet
 from regnet.weights.formats import FORMATS, from_native
 from regnet.zoo.publish import save_pretrained
 from regnet.zoo.repository import read_repository
+from regnet.zoo.resolver import find_source
 from tests import golden
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -292,3 +293,72 @@ def test_a_repository_of_restricted_weights_does_not_talk_itself_free(hub, cache
 def test_configs_of_nonsense(tmp_path, values):
     with pytest.raises(WeightsError, match="no network can be built from it"):
         read_repository(write_config(tmp_path, **values))
+
+
+@pytest.mark.parametrize("pool", ["avgmax", "catavgmax", "fastavgmax", "lse", 3])
+def test_ways_to_pool_that_are_not_here_are_refused(tmp_path, pool):
+    path = write_config(tmp_path, architecture="regnety_002", global_pool=pool)
+    with pytest.raises(WeightsError, match=r"global_pool=.* has no counterpart"):
+        read_repository(path)
+
+
+@pytest.mark.parametrize(
+    ("pool", "ours"), [("fast", "avg"), ("fastavg", "avg"), ("fastmax", "max")]
+)
+def test_timms_fast_ways_to_pool_are_the_same(tmp_path, pool, ours):
+    path = write_config(tmp_path, architecture="regnety_002", model_args={"global_pool": pool})
+    assert read_repository(path).global_pool == ours
+
+
+TRANSFORMERS_Y = {
+    "model_type": "regnet", "depths": [1, 1, 2, 1], "hidden_sizes": [16, 32, 48, 64],
+    "groups_width": 8, "layer_type": "y", "architectures": ["RegNetForImageClassification"],
+}  # fmt: skip
+
+
+def test_transformers_squeeze_with_relu_whatever_the_other_layers_have(tmp_path):
+    plain = read_repository(write_config(tmp_path, **TRANSFORMERS_Y)).config
+    assert plain.se_activation is None
+    found = read_repository(write_config(tmp_path, **TRANSFORMERS_Y, hidden_act="silu")).config
+    assert (found.activation, found.se_activation) == ("silu", "relu")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"size": 224}, ((224, 224), 0.875, "short_side")),
+        ({"size": {"shortest_edge": 288}, "crop_pct": 0.95}, ((288, 288), 0.95, "short_side")),
+        ({"size": {"shortest_edge": 384}}, ((384, 384), 1.0, "squash")),
+        ({"size": {"height": 96, "width": 128}}, ((96, 128), 1.0, "squash")),
+        (
+            {"size": {"shortest_edge": 256}, "crop_size": {"height": 192, "width": 192}},
+            ((192, 192), 0.75, "short_side"),
+        ),
+    ],
+)
+def test_transformers_says_how_images_look(tmp_path, values, expected):
+    path = write_config(tmp_path, **TRANSFORMERS_Y)
+    more = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values | more))
+    look = read_repository(path).checkpoint.preprocess
+    assert (look.size, look.crop_pct, look.resize) == expected
+    assert (look.mean, look.std, look.interpolation) == ((0.5,) * 3, (0.25,) * 3, "bilinear")
+
+
+@pytest.mark.parametrize(
+    "values", [{"do_resize": False}, {"rescale_factor": 1.0}, {"resample": 9}, []]
+)
+def test_what_a_processor_does_otherwise_is_refused(tmp_path, values):
+    path = write_config(tmp_path, **TRANSFORMERS_Y)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(WeightsError, match="no network can be built from it"):
+        read_repository(path)
+
+
+def test_the_processor_of_a_repository_is_fetched_too(hub, cache):
+    hub.repos["someone/mine"] = {
+        "config.json": json.dumps(TRANSFORMERS_Y).encode(),
+        "preprocessor_config.json": b'{"size": 288, "crop_pct": 1.0}',
+    }
+    source = find_source("hf-hub:someone/mine", pretrained=True)
+    assert source.checkpoint.preprocess.size == (288, 288)

@@ -1,8 +1,5 @@
 """PyTorch as it is, and with what costs nothing: folded norms, a layout, padded groups."""
 
-from copy import deepcopy
-
-import torch
 from torch import Tensor, nn
 
 from regnet.engines.base import (
@@ -15,7 +12,7 @@ from regnet.engines.base import (
 )
 from regnet.engines.transforms import folded, folds, padded_if_it_pays, placed
 from regnet.errors import EngineError
-from regnet.nn.model import evaluating
+from regnet.nn.model import evaluation_view
 
 
 class Eager:
@@ -31,20 +28,7 @@ class Eager:
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         # Modules of its own, since the caller's may go back to training; the tensors are shared.
-        tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-        try:
-            return inference(deepcopy(model, tensors).eval())
-        except RuntimeError:  # what a module keeps of its last pass cannot be copied
-            return _evaluated(model)
-
-
-def _evaluated(model: nn.Module) -> Runner:
-    def run(x: Tensor) -> Tensor:
-        with evaluating(model), torch.inference_mode():
-            out: Tensor = model(x)
-            return out
-
-    return run
+        return inference(evaluation_view(model, always=True))
 
 
 class Folded:

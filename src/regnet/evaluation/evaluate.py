@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +27,7 @@ from regnet.evaluation.datasets import BY_ORDER, Match, identify, match_classes
 from regnet.evaluation.kept import Kept, kept
 from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
 from regnet.machine import environment
-from regnet.nn.model import AnyNet, digest_of, evaluating
+from regnet.nn.model import AnyNet, digest_of, evaluation_view
 from regnet.prediction import DEFAULT_MODEL
 from regnet.process_group import Group, joined
 from regnet.weights.card import Card
@@ -119,7 +120,7 @@ def evaluate(
         precision: to compute in; eager computes in that of the weights.
         batch_size: images per call.
         workers: processes that read images; 0: this one.
-        device: to run on; None: where the model is. The model is there again afterwards.
+        device: to run on; None: where the model is, which stays there.
         larger: use the checkpoint's larger test setting, where its publisher gives one.
         image_size: another side of the images than the checkpoint's.
         crop_pct: another part of the image that the crop keeps.
@@ -155,23 +156,22 @@ def evaluate(
         folder = (
             nullcontext() if keep is None else kept(Path(keep), what, group, images=len(images))
         )
-        try:
-            with folder as saved, evaluating(network):
-                network.to(group.device)
-                runner, ran = _runner(network, look, engine, precision, batch_size, group)
-                records = _answers(
-                    images,
-                    runner,
-                    look,
-                    match,
-                    group=group,
-                    batch_size=batch_size,
-                    workers=workers,
-                    saved=saved,
-                    on_images=on_images,
-                )
-        finally:
-            network.to(home)
+        with folder as saved:
+            there = evaluation_view(network)
+            if group.device != home:
+                there = deepcopy(network).eval().to(group.device)
+            runner, ran = _runner(there, look, engine, precision, batch_size, group)
+            records = _answers(
+                images,
+                runner,
+                look,
+                match,
+                group=group,
+                batch_size=batch_size,
+                workers=workers,
+                saved=saved,
+                on_images=on_images,
+            )
     answers, failures = _merged(records, len(images))
     return _judged(
         network=network,

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from regnet.design.complexity import Complexity
-from regnet.nn.model import AnyNet, evaluating
+from regnet.nn.model import AnyNet, evaluation_view
 from regnet.quiet import quiet
 
 
@@ -22,12 +22,12 @@ def count(model: AnyNet, image_size: int | tuple[int, int] = 224) -> Complexity[
         image_size: side, or (height, width), of the image in pixels.
     """
     # fvcore tells of operators without a rule, torch that its tracer is old.
-    with evaluating(model), quiet("fvcore.nn.jit_analysis"):
+    with quiet("fvcore.nn.jit_analysis"):
         from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
-        image = _image(model, image_size)
-        by_operator = FlopCountAnalysis(model, image).by_operator()
-        activations = ActivationCountAnalysis(model, image).total()
+        image, network = _image(model, image_size), evaluation_view(model)
+        by_operator = FlopCountAnalysis(network, image).by_operator()
+        activations = ActivationCountAnalysis(network, image).total()
     return Complexity(
         flops=int(by_operator["conv"] + by_operator["linear"]),
         params=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -37,8 +37,8 @@ def count(model: AnyNet, image_size: int | tuple[int, int] = 224) -> Complexity[
 
 def count_flops_torch(model: AnyNet, image_size: int | tuple[int, int] = 224) -> int:
     """Multiply-adds by `torch.utils.flop_counter`, which counts each as two; on `meta` too."""
-    with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(_image(model, image_size))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        evaluation_view(model)(_image(model, image_size))
     return int(counter.get_total_flops()) // 2
 
 

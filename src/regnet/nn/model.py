@@ -1,12 +1,13 @@
 """AnyNet: stem, stages, head, built from a config."""
 
+import copy
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from regnet.nn.blocks import Stage, build_block
 from regnet.nn.features import Described, FeatureInfo, feature_info, run_trunk
 from regnet.nn.init import init_weights, zero_last_norms
 from regnet.nn.layers import ConvNormAct, ScaledStdConv2d, activation_layer, conv2d
+
+Module = TypeVar("Module", bound=nn.Module)
 
 GlobalPool = Literal["avg", "max", ""]
 """How feature maps become a vector; "" leaves them as they are (with num_classes=0 only)."""
@@ -206,6 +209,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def evaluation_view(model: Module, *, always: bool = False) -> Module:
+    """Return a model in evaluation mode that shares the tensors of this one, which is not touched.
+
+    Other threads may use the model meanwhile, in whatever mode it is.
+
+    Args:
+        model: any module; it is returned itself where it is in evaluation mode.
+        always: return another even then, for one who keeps it.
+    """
+    if not always and not any(module.training for module in model.modules()):
+        return model
+    views: dict[int, nn.Module] = {}
+
+    def view(module: nn.Module) -> nn.Module:
+        if id(module) not in views:
+            views[id(module)] = seen = copy.copy(module)
+            children = module._modules.items()
+            seen._modules = {name: child and view(child) for name, child in children}
+            seen.training = False
+        return views[id(module)]
+
+    return cast("Module", view(model))
 
 
 def digest_of(model: nn.Module) -> str:

@@ -7,7 +7,7 @@ Read are the layouts of this library, of timm, and of transformers' RegNets.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from regnet import documents
 from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig, config_from_dict
@@ -21,6 +21,10 @@ from regnet.zoo.source import Source
 
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
+PROCESSOR_FILE: Final = "preprocessor_config.json"
+"""Where transformers says how images look."""
+TRANSFORMERS: Final = "regnet"
+"""What transformers calls its RegNets, in `model_type`."""
 WEIGHTS_DIGEST: Final = "regnet_weights_sha256"
 """In a `config.json` of this library, the digest of the weights beside it."""
 
@@ -55,8 +59,11 @@ def read_repository(path: Path, *, repo: str | None = None, revision: str | None
 def _source(
     values: Mapping[str, Any], path: Path, repo: str | None, revision: str | None
 ) -> Source:
-    read = _read_transformers if values.get("model_type") == "regnet" else _read_timm
-    architecture, config, cfg = read(values)
+    if values.get("model_type") == TRANSFORMERS:
+        architecture, config, cfg = _read_transformers(values)
+        cfg |= _read_processor(path.with_name(PROCESSOR_FILE))
+    else:
+        architecture, config, cfg = _read_timm(values)
     card = Card.from_timm(
         {**cfg, "label_names": values.get("label_names") or cfg.get("label_names")},
         architecture=architecture,
@@ -68,6 +75,8 @@ def _source(
     if known and (license == "unknown" or not known.license_terms.permissive):
         license = known.license  # a repository cannot lift the restrictions of known weights
     pool = {**values, **(values.get("model_args") or {})}.get("global_pool")
+    if pool is not None and pool not in _POOLS:
+        raise ConfigError(f"timm's global_pool={pool!r} has no counterpart here")
     sha256 = as_sha256(values[WEIGHTS_DIGEST]) if WEIGHTS_DIGEST in values else None
     if WEIGHTS_DIGEST in values and sha256 is None:
         raise ConfigError(f"{WEIGHTS_DIGEST} is no SHA-256")
@@ -93,7 +102,7 @@ def _source(
         config=config,
         architecture=architecture,
         checkpoint=checkpoint,
-        global_pool=pool if pool in ("avg", "max", "") else None,
+        global_pool=None if pool is None else _POOLS[pool],
     )
 
 
@@ -116,6 +125,11 @@ def _read_timm(values: Mapping[str, Any]) -> tuple[str, Config, dict[str, Any]]:
             changes[option] = values[option]
     return architecture, replace(VARIANTS[architecture].config, **changes), cfg
 
+
+_POOLS: Final[Mapping[str, Literal["avg", "max", ""]]] = {
+    "avg": "avg", "fast": "avg", "fastavg": "avg", "max": "max", "fastmax": "max", "": "",
+}  # fmt: skip
+"""timm's ways to pool, of which the fast ones give the same."""
 
 _TIMM_OPTIONS: Final[Mapping[str, Callable[[Any], dict[str, Any]]]] = {
     "act_layer": lambda value: {"activation": value},
@@ -156,6 +170,8 @@ def _read_transformers(values: Mapping[str, Any]) -> tuple[str, Config, dict[str
         stem_width=values.get("embedding_size", 32),
         se_ratio=0.25 if values.get("layer_type", "y") == "y" else 0.0,
         activation=values.get("hidden_act", "relu"),
+        # Inside squeeze-excitation it is ReLU, whatever the other layers have.
+        se_activation=None if values.get("hidden_act", "relu") == "relu" else "relu",
         in_chans=values.get("num_channels", 3),
         num_classes=(len(labels) or 2) if heads else 0,  # 2 is transformers' own default
     )
@@ -174,4 +190,41 @@ def _read_transformers(values: Mapping[str, Any]) -> tuple[str, Config, dict[str
 def _alike(a: Config, b: Config) -> bool:
     """Whether two networks of the same widths also agree in what shapes do not show."""
     steps = [[(block.stride, block.shortcut) for block in config.blocks()] for config in (a, b)]
-    return a.activation == b.activation and a.stem == b.stem and steps[0] == steps[1]
+    acts = [(config.activation, config.se_activation or config.activation) for config in (a, b)]
+    return acts[0] == acts[1] and a.stem == b.stem and steps[0] == steps[1]
+
+
+_RESAMPLING: Final = ("nearest", "lanczos", "bilinear", "bicubic")
+"""Pillow's names of its filters, by number."""
+
+
+def _read_processor(path: Path) -> dict[str, Any]:
+    """What transformers' image processor does, in timm's words; nothing where there is none."""
+    try:
+        values = documents.load(path, "the config of an image processor")
+    except FileNotFoundError:
+        return {}
+    if values.get("do_resize", True) is False or values.get("rescale_factor", 1 / 255) != 1 / 255:
+        raise ConfigError(f"{path.name}: images that are not resized, or scaled otherwise")
+    plain = values.get("do_normalize", True) is False
+    found: dict[str, Any] = {
+        "mean": [0.0] * 3 if plain else values.get("image_mean"),
+        "std": [1.0] * 3 if plain else values.get("image_std"),
+        "interpolation": _RESAMPLING[values.get("resample", 3)],
+    }
+    size = values.get("size", 224)
+    size = size if isinstance(size, Mapping) else {"shortest_edge": size}
+    side, crop = size.get("shortest_edge"), values.get("crop_size")
+    if side is None:  # both sides, whatever the shape of the image
+        found |= {"input_size": [3, size["height"], size["width"]], "crop_pct": 1.0}
+        found["crop_mode"] = "squash"
+    elif crop is not None and values.get("do_center_crop", True):
+        height, width = (
+            (crop["height"], crop["width"]) if isinstance(crop, Mapping) else (crop, crop)
+        )
+        found |= {"input_size": [3, height, width], "crop_pct": min(height, width) / side}
+    elif side < 384:
+        found |= {"input_size": [3, side, side], "crop_pct": values.get("crop_pct", 224 / 256)}
+    else:
+        found |= {"input_size": [3, side, side], "crop_pct": 1.0, "crop_mode": "squash"}
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,5 +1,6 @@
 """From a name to its source: variants, tags, aliases, repositories, folders and config files."""
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -11,7 +12,7 @@ from regnet.errors import ConfigError, NotFoundError, WeightsError
 from regnet.paths import expanded
 from regnet.weights.catalog import Checkpoint, find_checkpoint, find_upstream
 from regnet.zoo.names import find_variant
-from regnet.zoo.repository import CONFIG_FILE, read_repository
+from regnet.zoo.repository import CONFIG_FILE, PROCESSOR_FILE, TRANSFORMERS, read_repository
 from regnet.zoo.source import Source
 
 if TYPE_CHECKING:
@@ -111,6 +112,10 @@ def _repository(name: str, revision: str | None, how: "Fetch | None") -> Source:
     if repo.count("/") != 1:
         raise WeightsError(f"a repository of the Hub is owner/name, got {repo!r}")
     path = fetch_file(repo, CONFIG_FILE, revision, how or Fetch())
+    with suppress(ConfigError, WeightsError):  # what is wrong is said by who reads it
+        values = documents.load(path, "the config of a model")
+        if isinstance(values, dict) and values.get("model_type") == TRANSFORMERS:
+            fetch_file(repo, PROCESSOR_FILE, path.parent.name, how or Fetch())
     return read_repository(path, repo=repo, revision=revision)
 
 
