@@ -78,10 +78,10 @@ def children() -> set[int]:
 
 
 def begun(images):
-    """Batches of which the first has come, it, and the workers that read them."""
+    """Batches, those of each worker's first that have come, and the workers that read them."""
     others = children()
     batches = load(images, list(range(len(images))) * 40, LOOK, batch_size=4, workers=2)
-    first = next(batches)
+    first = [next(batches), next(batches)]  # both workers are up
     workers = children() - others
     return batches, first, [pid for pid in workers if b"resource_tracker" not in command(pid)]
 
@@ -142,5 +142,5 @@ def test_a_group_that_is_asked_to_end_keeps_its_workers(images):
     for worker in workers:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             os.kill(worker, number)
-    seen = [index for batch in [first, *batches] for index in batch.indices]
+    seen = [index for batch in [*first, *batches] for index in batch.indices]
     assert seen == list(range(len(images))) * 40
