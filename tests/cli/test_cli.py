@@ -237,8 +237,8 @@ regnet.cli.run()
 
 
 @posix
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [6, pytest.param(60, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("count", [60])
 def test_ctrl_c_in_the_first_seconds_is_one_line(count):
     """Also while Python imports: what it interrupts there would print a traceback."""
     rng = random.Random(0)
