@@ -242,9 +242,7 @@ def export(
     )
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}")
-    with (
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
-    ):
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         draft = Path(folder) / path.name
         try:
             form.write(work, draft)

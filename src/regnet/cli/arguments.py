@@ -97,7 +97,7 @@ def parse_count(option: str, text: str | None) -> float:
 
 def find_images(images: list[str]) -> tuple[list[str], list[str]]:
     """Return the image files among files, folders and lists on stdin, and what is wrong."""
-    from regnet.data.layout import listed
+    from regnet.data.layout import listed, told
 
     paths: list[str] = []
     failures = []
@@ -113,7 +113,7 @@ def find_images(images: list[str]) -> tuple[list[str], list[str]]:
             found = listed(folder)
             paths += [str(folder.joinpath(*parts)) for parts in found.files]
             if not found.files:
-                skipped = f" (skipped: {found.told})" if found.skipped else ""
+                skipped = f" (skipped: {told(found.skipped)})" if found.skipped else ""
                 failures.append(f"{image}: no image files in this folder{skipped}")
         else:
             paths.append(image)

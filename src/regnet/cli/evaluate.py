@@ -80,12 +80,11 @@ def command(
         warnings.simplefilter("ignore")  # the leader shows them
     with ProgressBar("evaluating", hidden=not leads) as bar:
         images = open_set(data, split)  # type: ignore[arg-type]  # checked above
-        told: list[str] = []
+        found = iter([images.summary])  # told once, when what was asked for can be done
 
         def step(count: int, total: int) -> None:
-            if not told:  # what was asked for can be done
-                told.append(images.summary)
-                bar.line(images.summary)
+            for line in found:
+                bar.line(line)
             bar.step("evaluating", count, total)
 
         done = evaluate(

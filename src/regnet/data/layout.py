@@ -46,11 +46,6 @@ class Listing:
     skipped: Counter[str] = field(default_factory=Counter)
     """Files that are left out, by reason."""
 
-    @property
-    def told(self) -> str:
-        """Say what was skipped, and why."""
-        return told(self.skipped)
-
     def add(self, parts: Parts) -> bool:
         """Add a file, and the folders around it; return whether it is an image."""
         if reason := _reason_to_skip(parts):
@@ -117,8 +112,39 @@ def listed(folder: Path) -> Listing:
 
 def split_of(name: str) -> Split | None:
     """Return the split that a folder's or a file's name stands for."""
-    words = re.findall("[a-z]+", name.lower())
-    return next((s for s, known in SPLITS.items() if set(words) & set(known)), None)
+    return next((s for s, known in SPLITS.items() if _words(name) & set(known)), None)
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall("[a-z]+", name.lower()))
+
+
+def choose(names: Sequence[str], split: Split, source: str, *, flat: Sequence[str] = ()) -> str:
+    """Return which of the names, all of splits, is this split's.
+
+    Args:
+        names: of folders, or words in the names of files.
+        split: which.
+        source: where they are, for messages.
+        flat: folders of this split that hold images without classes.
+
+    Raises:
+        NoSplitError: none is.
+        DataError: several could be.
+    """
+    for word in SPLITS[split]:
+        found = [name for name in names if word in _words(name)]
+        found = [name for name in found if name.lower() == word] or found
+        if len(found) > 1:
+            raise DataError(f"{source}: {' and '.join(found)} could be {split!r}; name one of them")
+        if found:
+            return found[0]
+    if flat:
+        raise NoSplitError(
+            f"{source}: {flat[0]} holds images without class folders, which have no labels; "
+            f"of {split!r} there is nothing else"
+        )
+    raise NoSplitError(f"{source}: has no images for {split!r}, only {', '.join(sorted(names))}")
 
 
 def arrange(listing: Listing, split: Split, source: str) -> Arranged:
@@ -134,7 +160,8 @@ def arrange(listing: Listing, split: Split, source: str) -> Arranged:
     while (around := _around_all(places, folders)) is not None:
         places, folders = _inside(around, places, folders)
     if splits := _splits(places, folders):
-        name = _chosen(splits, split, source, places)
+        flat = {p[0] for p in places.values() if len(p) == 2 and split_of(p[0]) == split}
+        name = choose(splits, split, source, flat=sorted(flat))
         beside = [p for p in places.values() if p[0] not in splits and split_of(p[0]) is None]
         skipped[NO_SPLIT] += len(beside)
         places, folders = _inside(name, places, folders)
@@ -180,25 +207,6 @@ def _splits(places: dict[int, Parts], folders: set[Parts]) -> list[str]:
     """Folders of splits. A class may be called "train" too, but it holds images, not folders."""
     tops = sorted({parts[0] for parts in folders})
     return [name for name in tops if split_of(name) and _holds_folders(name, places, folders)]
-
-
-def _chosen(splits: Sequence[str], split: Split, source: str, places: dict[int, Parts]) -> str:
-    for word in SPLITS[split]:
-        found = [name for name in splits if word in re.findall("[a-z]+", name.lower())]
-        exact = [name for name in found if name.lower() == word]
-        if len(exact or found) > 1:
-            raise DataError(
-                f"{source}: {' and '.join(exact or found)} could be {split!r}; name one"
-            )
-        if found:
-            return (exact or found)[0]
-    flat = sorted({p[0] for p in places.values() if len(p) == 2 and split_of(p[0]) == split})
-    if flat:
-        raise NoSplitError(
-            f"{source}: {flat[0]} holds images without class folders, which have no labels; "
-            f"of {split!r} there is nothing else"
-        )
-    raise NoSplitError(f"{source}: has no images for {split!r}, only {', '.join(splits)}")
 
 
 def _check_classes(places: dict[int, Parts], source: str) -> None:

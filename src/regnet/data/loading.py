@@ -143,8 +143,7 @@ def _next(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Any:
 
     def give_up() -> None:
         late.set()
-        for process in processes:
-            process.kill()
+        _kill(processes)
 
     timer = threading.Timer(PATIENCE, give_up)
     timer.daemon = True

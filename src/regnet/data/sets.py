@@ -8,7 +8,6 @@ to other processes.
 """
 
 import json
-import os
 import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
@@ -31,10 +30,12 @@ from regnet.data.layout import (
     Parts,
     Split,
     arrange,
+    choose,
     is_hidden,
     listed,
     told,
 )
+from regnet.data.sources import HUB_PREFIX
 from regnet.errors import DataError, ImageError, MissingExtraError, NoSplitError, NotFoundError
 from regnet.hub.files import Repository
 from regnet.hub.transfer import retrying
@@ -44,8 +45,6 @@ MOST_CLASSES: Final = 100_000
 """Labels may have gaps up to here, where nothing names the classes."""
 
 SPLIT_NAMES: Final = frozenset(name for names in SPLITS.values() for name in names)
-
-HUB_PREFIX: Final = "hf:"
 
 IMAGE_COLUMNS: Final = ("image", "img", "jpg")
 LABEL_COLUMNS: Final = ("label", "labels", "fine_label", "wnid", "class_name", "cls")
@@ -200,22 +199,6 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
     raise DataError(f"{path}: not a folder, .tar or .parquet file")
 
 
-def beside(source: str, folder: Path) -> str:
-    """Return a source as a document in a folder keeps it: relative paths from the folder on."""
-    return os.path.relpath(source, folder) if _moves(source) else source
-
-
-def from_beside(source: str, folder: Path) -> str:
-    """Return the source that a document in a folder means, wherever this process runs."""
-    return os.path.abspath(folder / source) if _moves(source) else source  # noqa: PTH100 - no links
-
-
-def _moves(source: str) -> bool:
-    """Whether a source is a path that depends on where it is read."""
-    named = source == shapes.NAME or source.startswith((HUB_PREFIX, "~"))
-    return not named and not Path(source).is_absolute()
-
-
 def _drawn(split: Split) -> ImageSet:
     count = shapes.COUNTS[split]
     return ImageSet(
@@ -299,14 +282,6 @@ def _labelled(
     )
 
 
-def _named(held: Sequence[str], split: Split, source: str) -> str:
-    """Which of these is the split."""
-    for name in SPLITS[split]:
-        if name in held:
-            return name
-    raise NoSplitError(f"{source}: has no images for {split!r}, only {', '.join(sorted(held))}")
-
-
 def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> list[Path]:
     """The Parquet files of a split, named or in a folder as it is; all, where none is named so.
 
@@ -319,7 +294,7 @@ def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> l
         words[file] |= {file.parent.name.lower()} if file.parent != root else set()
     chosen = list(files)
     if held := set().union(*words.values()) & SPLIT_NAMES:
-        name = _named(sorted(held), split, source)
+        name = choose(sorted(held), split, source)
         chosen = [file for file in files if name in words[file]]
     tops = {file.relative_to(root).parts[0] for file in chosen if file.parent != root}
     tops -= SPLIT_NAMES

@@ -19,6 +19,7 @@ from regnet.engines.base import (
     Runner,
     Target,
     for_any_batch,
+    inference,
 )
 from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.choices import key_of, recall, remember
@@ -129,15 +130,13 @@ class Optimized(nn.Module):
     def __init__(self, model: nn.Module, runner: Runner, report: Report) -> None:
         super().__init__()
         self.model = model
-        self._eager = [evaluation_view(model, always=True)]  # in a list: no module of this one
+        self._eager = inference(evaluation_view(model, always=True))
         self.report = report
         self._runner = for_any_batch(runner, report.shape[0])
 
     def forward(self, x: Tensor) -> Tensor:
         if tuple(x.shape[1:]) != tuple(self.report.shape[1:]):
-            with torch.inference_mode():
-                out: Tensor = self._eager[0](x)
-                return out
+            return self._eager(x)
         return self._runner(x)
 
 

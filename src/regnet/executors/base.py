@@ -22,14 +22,14 @@ Result = TypeVar("Result")
 ATTEMPTS: Final = 3
 """How many processes may die while they work on one task before it is given back as `Died`."""
 
-
 OVERDUE: Final = 4
-"""A task is overdue when it has taken so many times as long as others did."""
+"""A task is overdue when it has taken so many times as long as others did, in the median."""
 
 OVERDUE_SECONDS: Final = 60.0
-"""The least time after which one is, and the number of tasks that tell what is usual:"""
+"""No task is overdue before."""
 
 TYPICAL: Final = 3
+"""Tasks that must have ended before any is overdue."""
 
 POLL_SECONDS: Final = 1.0
 """Time between two looks at tasks that run."""
@@ -43,9 +43,9 @@ class Died:
 
 
 class Clock:
-    """How long the tasks take that run now, so that one that hangs is seen.
+    """Measures how long running tasks take, so that one that hangs is noticed.
 
-    Time in which this process did not run either (a suspended machine) is not counted.
+    Time in which this process did not run either, as on a suspended machine, does not count.
     """
 
     def __init__(self, time_limit: float | None = None) -> None:
@@ -72,18 +72,18 @@ class Clock:
         return f"it took longer than the time limit of {self.time_limit:g} s"
 
     def start(self, key: Hashable, task: Any) -> None:
-        """A task begins; the key is any name for it."""
+        """Note that a task begins; the key is any name for it."""
         self.late()
         self._tasks[key], self._spent[key] = task, 0.0
 
     def end(self, key: Hashable) -> None:
-        """A task has a result."""
+        """Note that a task has a result."""
         self.late()
         self._usual.append(self._spent[key])
         self.forget(key)
 
     def forget(self, key: Hashable) -> None:
-        """A task ended without a result."""
+        """Note that a task ended without a result."""
         self._tasks.pop(key, None)
         self._spent.pop(key, None)
         self._told.discard(key)

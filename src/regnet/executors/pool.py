@@ -68,7 +68,7 @@ class ProcessPool:
         self.devices = [devices[number % len(devices)] for number in range(self.workers)]
         self.threads = threads or max(1, cores // self.workers)
         self.time_limit = time_limit
-        Clock(time_limit)
+        Clock(time_limit)  # refuses what is no time
 
     def run(
         self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
@@ -118,15 +118,13 @@ class _Pool(Generic[Task, Result]):
             busy = {worker.pipe: worker for worker in self.workers if worker.task is not None}
             if not busy:
                 return
-            for process in self.clock.late():
-                worker = next(w for w in busy.values() if w.process is process)
+            for pipe in self.clock.late():
+                worker = busy.pop(pipe)
                 assert worker.task is not None
-                late = worker.task
-                process.kill()
+                worker.process.kill()
                 self._buried(worker)
                 free.append(worker.device)
-                yield late, Died(self.clock.reason)
-                del busy[worker.pipe]
+                yield worker.task, Died(self.clock.reason)
             for pipe in wait(list(busy), timeout=POLL_SECONDS):
                 worker = busy[pipe]  # type: ignore[index]  # only pipes were asked about
                 assert worker.task is not None
@@ -149,7 +147,7 @@ class _Pool(Generic[Task, Result]):
                     if not worker.ready:
                         worker.ready = True
                         continue
-                    self.clock.end(worker.process)
+                    self.clock.end(pipe)
                     worker.task = None
                     if isinstance(result, _Raised):
                         raise result.error
@@ -168,13 +166,13 @@ class _Pool(Generic[Task, Result]):
 
     def _give(self, worker: _Worker[Task], task: Task, attempt: int = 1) -> None:
         worker.task, worker.attempt = task, attempt
-        self.clock.start(worker.process, task)
+        self.clock.start(worker.pipe, task)
         with contextlib.suppress(OSError):  # it died meanwhile, which waiting for it finds out
             worker.pipe.send(task)
 
     def _buried(self, worker: _Worker[Task]) -> str:
         """How a process ended."""
-        self.clock.forget(worker.process)
+        self.clock.forget(worker.pipe)
         worker.process.join()
         worker.pipe.close()
         self.workers.remove(worker)

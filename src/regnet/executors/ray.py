@@ -46,6 +46,7 @@ class RayExecutor:
 
         Raises:
             MissingExtraError: Ray is not installed.
+            ConfigError: there is no time.
         """
         try:
             import ray
@@ -57,7 +58,7 @@ class RayExecutor:
         self.address, self.device, self.threads = address, device, threads
         self.gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
         self._most, self.time_limit = workers, time_limit
-        Clock(time_limit)
+        Clock(time_limit)  # refuses what is no time
 
     def _room(self) -> int:
         """How many tasks the cluster takes at once, as it is now."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from regnet import documents, runfolder
-from regnet.data.sets import beside, from_beside
+from regnet.data import sources
 from regnet.design.config import config_from_dict
 from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, DataError, ImageError, StudyError, unknown
@@ -192,8 +192,8 @@ def extend(folder: str | Path, space: Space) -> Study:
 
 def _write(folder: Path, study: Study) -> None:
     """Write study.json; relative paths are kept from the folder on."""
-    kept = replace(study, train=beside(study.train, folder), val=beside(study.val, folder))
-    runfolder.begin(folder, FILE, kept)
+    train, val = (sources.beside(source, folder) for source in (study.train, study.val))
+    runfolder.begin(folder, FILE, replace(study, train=train, val=val))
 
 
 def read(folder: str | Path) -> Study:
@@ -205,7 +205,8 @@ def read(folder: str | Path) -> Study:
     path = Path(folder)
     study = Study.from_dict(runfolder.begun(path, FILE, "a study"))
     path = path if path.is_dir() else path.parent
-    return replace(study, train=from_beside(study.train, path), val=from_beside(study.val, path))
+    train, val = (sources.from_beside(source, path) for source in (study.train, study.val))
+    return replace(study, train=train, val=val)
 
 
 def resume(
@@ -238,10 +239,8 @@ def resume(
     """
     path = Path(folder)
     began = study = read(path)
-    if data is not None or val is not None:
-        train = study.train if data is None else str(data)
-        tests = str(val) if val is not None else train if study.val == study.train else study.val
-        study = replace(study, train=train, val=tests)
+    train, tests = sources.moved(study.train, study.val, data, val)
+    study = replace(study, train=train, val=tests)
     _check_images(study, fingerprints(_open(study)), "here")
     if study != began:
         _write(path, study)

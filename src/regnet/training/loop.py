@@ -164,10 +164,11 @@ def start(
                 raise ConfigError(f"{folder} holds other files; name a new folder")
         session = Session(run, group, options, images)
         _tell(session)
+        now = session.facts
         if facts is not None:
-            _check_facts(facts, session.facts)
+            _check_facts(facts, now)
         if folder is not None and group.leads:
-            runs.write(folder, run, session.facts)
+            runs.write(folder, run, now)
         return _Loop(session, folder, []).go()
 
 
@@ -205,14 +206,15 @@ def resume(
             )
         session = Session(run, group, options)
         _tell(session)
-        _check_facts(facts, session.facts)
+        now = session.facts
+        _check_facts(facts, now)
         if group.leads and run != began:
             runs.write(folder, run, facts)
         saved = checkpoint.load_last(folder)
         if group.leads:
             if saved is not None:
-                _check_conditions(facts, session.facts)
-            if saved is None and (folder / LOG).exists():
+                _check_conditions(facts, now)
+            elif (folder / LOG).exists():
                 _log.warning("%s: no checkpoint is left; training begins again", folder)
         places = group.gather(saved and (saved["epoch"], saved["step"]))
         if len(set(places)) > 1:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from regnet import documents, runfolder
-from regnet.data.sets import beside, from_beside
+from regnet.data import sources
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.documents import build
 from regnet.errors import ConfigError
@@ -64,11 +64,8 @@ class Run:
 
     def moved(self, data: str | Path | None, val: str | Path | None) -> "Run":
         """The same run, where its images lie elsewhere now; None: where they did."""
-        if data is None and val is None:
-            return self
-        train = self.train if data is None else str(data)
-        tests = str(val) if val is not None else train if self.val == self.train else self.val
-        return replace(self, train=train, val=tests if self.val is not None else None)
+        train, tests = sources.moved(self.train, self.val, data, val)
+        return replace(self, train=train, val=tests)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Run":
@@ -131,9 +128,7 @@ class Facts:
 
 def write(out: Path, run: Run, facts: Facts) -> None:
     """Write run.json: the run, and facts about where and on what it ran."""
-    kept = replace(
-        run, train=beside(run.train, out), val=None if run.val is None else beside(run.val, out)
-    )
+    kept = replace(run, train=sources.beside(run.train, out), val=sources.beside(run.val, out))
     runfolder.begin(out, FILE, {"run": kept, **documents.plain(facts)})
 
 
@@ -147,7 +142,8 @@ def read(path: Path) -> tuple[Run, Facts]:
     try:
         run = Run.from_dict(document.pop("run", None))
         folder = path if path.is_dir() else path.parent
-        val = None if run.val is None else from_beside(run.val, folder)
-        return replace(run, train=from_beside(run.train, folder), val=val), build(Facts, document)
+        train = sources.from_beside(run.train, folder)
+        val = sources.from_beside(run.val, folder)
+        return replace(run, train=train, val=val), build(Facts, document)
     except ConfigError as error:
         raise ConfigError(f"{path}: not the description of a run ({error})") from error

@@ -45,6 +45,9 @@ class Progress:
     steps: int
 
 
+_SAVED: Final = tuple(field.name for field in fields(SavedOptions))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(SavedOptions):
     """How a run is done: what decides how fast it is, and not what comes out."""
@@ -63,21 +66,18 @@ class Options(SavedOptions):
     @classmethod
     def of_run(cls, facts: Facts, **asked: Any) -> "Options":
         """Those that a run began with, from its run.json, but for what is asked for."""
-        return cls(**{field.name: getattr(facts.options, field.name) for field in _SAVED} | asked)
+        return cls(**{name: getattr(facts.options, name) for name in _SAVED} | asked)
 
     @property
     def saved(self) -> SavedOptions:
         """Those that run.json keeps."""
-        values = {field.name: getattr(self, field.name) for field in _SAVED}
+        values = {name: getattr(self, name) for name in _SAVED}
         return SavedOptions(**values | {"device": str(self.device)})
 
     @property
     def worker_count(self) -> int:
         """Processes that decode."""
         return core_count() if self.workers is None else self.workers
-
-
-_SAVED: Final = fields(SavedOptions)
 
 
 class Session:

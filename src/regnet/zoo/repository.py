@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from PIL import Image
+
 from regnet import documents
 from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig, config_from_dict
 from regnet.design.variants import VARIANTS
@@ -77,7 +79,7 @@ def _source(
     pool = {**values, **(values.get("model_args") or {})}.get("global_pool")
     if pool is not None and pool not in _POOLS:
         raise ConfigError(f"timm's global_pool={pool!r} has no counterpart here")
-    sha256 = as_sha256(values[WEIGHTS_DIGEST]) if WEIGHTS_DIGEST in values else None
+    sha256 = as_sha256(values.get(WEIGHTS_DIGEST))
     if WEIGHTS_DIGEST in values and sha256 is None:
         raise ConfigError(f"{WEIGHTS_DIGEST} is no SHA-256")
     checkpoint = Checkpoint(
@@ -194,23 +196,21 @@ def _alike(a: Config, b: Config) -> bool:
     return acts[0] == acts[1] and a.stem == b.stem and steps[0] == steps[1]
 
 
-_RESAMPLING: Final = ("nearest", "lanczos", "bilinear", "bicubic")
-"""Pillow's names of its filters, by number."""
-
-
 def _read_processor(path: Path) -> dict[str, Any]:
     """What transformers' image processor does, in timm's words; nothing where there is none."""
     try:
         values = documents.load(path, "the config of an image processor")
     except FileNotFoundError:
         return {}
-    if values.get("do_resize", True) is False or values.get("rescale_factor", 1 / 255) != 1 / 255:
-        raise ConfigError(f"{path.name}: images that are not resized, or scaled otherwise")
+    if values.get("do_resize", True) is False:
+        raise ConfigError(f"{path.name}: do_resize=false has no counterpart here")
+    if (factor := values.get("rescale_factor", 1 / 255)) != 1 / 255:
+        raise ConfigError(f"{path.name}: rescale_factor={factor} has no counterpart here")
     plain = values.get("do_normalize", True) is False
     found: dict[str, Any] = {
         "mean": [0.0] * 3 if plain else values.get("image_mean"),
         "std": [1.0] * 3 if plain else values.get("image_std"),
-        "interpolation": _RESAMPLING[values.get("resample", 3)],
+        "interpolation": Image.Resampling(values.get("resample", 3)).name.lower(),
     }
     size = values.get("size", 224)
     size = size if isinstance(size, Mapping) else {"shortest_edge": size}
