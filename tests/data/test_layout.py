@@ -121,9 +121,24 @@ def test_links_to_folders_are_followed_and_circles_end(tmp_path):
     folder = write_folder(tmp_path / "photos", 6)
     (folder / "red/linked").symlink_to(tmp_path / "elsewhere/more")
     (folder / "red/circle").symlink_to(folder)
+    (folder / "red/self").symlink_to(folder / "red")
+    (tmp_path / "elsewhere/more/back").symlink_to(folder / "red")
     images = open_set(folder)
     assert len(images) == 10
     assert images.labels.tolist().count(images.classes.index("red")) == 6
+
+
+@posix
+def test_a_folder_that_two_classes_link_to_belongs_to_both(tmp_path):
+    write_folder(tmp_path / "elsewhere", 4, names=("more",))
+    folder = write_folder(tmp_path / "photos", 6)
+    for name in ("red", "green"):
+        (folder / name / "linked").symlink_to(tmp_path / "elsewhere/more")
+    images = open_set(folder)
+    labels = [images.classes[label] for label in images.labels]
+    assert {name: labels.count(name) for name in images.classes} == {
+        "blue": 2, "green": 6, "red": 6,
+    }  # fmt: skip
 
 
 def test_accents_are_one_name_however_they_are_written(tmp_path, opened):

@@ -275,9 +275,10 @@ def test_zips_that_are_odd_are_refused(tmp_path):
         if at < 12:
             data[at - 2] = value  # likewise where the part itself begins
         path.write_bytes(data)
-        for read in (read_tensors, look_whole):
-            with contextlib.suppress(WeightsError):
-                read(path)
+        with contextlib.suppress(WeightsError):
+            look_whole(path)
+        with contextlib.suppress(WeightsError):
+            assert same(read_tensors(path)), "what is not refused is whole"
 
 
 def test_a_tensor_of_nothing_but_claims_is_refused(tmp_path):

@@ -92,16 +92,17 @@ def _reason_to_skip(parts: Parts) -> str | None:
 
 
 def listed(folder: Path) -> Listing:
-    """Return what lies in a folder, at any depth; links are followed, in circles once."""
+    """Return what lies in a folder, at any depth; links are followed, but for those in circles."""
     found = Listing()
-    seen = set()
+    around: dict[Path, frozenset[Path]] = {}
     for place, folders, files in os.walk(folder, followlinks=True):
-        here = Path(place).relative_to(folder).parts
-        status = Path(place).stat()
-        if (status.st_dev, status.st_ino) in seen and os.name == "posix":
+        path = Path(place)
+        here = path.relative_to(folder).parts
+        outer, real = around.get(path.parent, frozenset()), path.resolve()
+        if real in outer:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        around[path] = outer | {real}
         folders[:] = sorted(name for name in folders if not is_hidden([name]))
         found.folders.update((*here, name) for name in folders)
         for name in sorted(files):
