@@ -256,6 +256,34 @@ def test_ctrl_c_in_the_first_seconds_is_one_line(count):
         assert told in ("", "error: interrupted\n")
 
 
+SWALLOWED = """
+import os, signal, sys
+import regnet.cli, regnet.cli.main
+from regnet.errors import ConfigError
+
+def app():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        pass  # as an import inside NumPy does
+    raise {error}("a consequence")
+
+regnet.cli.main.app = app
+regnet.cli.run()
+"""
+
+
+@posix
+@pytest.mark.parametrize("error", ["ConfigError", "AttributeError", "OSError", "MemoryError"])
+def test_ctrl_c_that_another_library_swallowed_is_still_one_line(error):
+    """Where an import is interrupted, what it left half made fails later, with other words."""
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED.format(error=error)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
 @linux
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])

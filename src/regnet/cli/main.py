@@ -22,6 +22,7 @@ from regnet.cli import (
     train,
     weights,
 )
+from regnet.cli.interrupt import interrupted
 from regnet.cli.output import print_error
 from regnet.errors import ConfigError, RegNetError, out_of_memory
 
@@ -89,7 +90,7 @@ def main() -> None:
     except (RegNetError, OSError, MemoryError, RuntimeError) as error:
         memory = out_of_memory(error)
         expected = memory or isinstance(error, (RegNetError, OSError))
-        if not expected or "--debug" in sys.argv[1:]:
+        if not expected or "--debug" in sys.argv[1:] or interrupted():
             raise
         if isinstance(error, BrokenPipeError):
             _end_unread()

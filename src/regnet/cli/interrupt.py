@@ -1,0 +1,22 @@
+"""Ctrl-C, remembered: where it falls into another library's import, it can be lost on its way up."""
+
+import signal
+from types import FrameType
+
+_seen: list[int] = []
+
+
+def remember_interrupts() -> None:
+    """Note each Ctrl-C before it becomes a KeyboardInterrupt, unless someone else handles it."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _note)
+
+
+def interrupted() -> bool:
+    """Whether there was one; an error after it is its consequence, and no news."""
+    return bool(_seen)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _seen.append(number)
+    signal.default_int_handler(number, frame)
