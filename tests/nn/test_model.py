@@ -1,3 +1,5 @@
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -12,7 +14,8 @@ from regnet.errors import ConfigError
 from regnet.nn.features import FeatureNet
 from regnet.nn.init import init_weights
 from regnet.nn.layers import DropPath, conv2d
-from regnet.nn.model import AnyNet, evaluating
+from regnet.nn.model import AnyNet, evaluating, evaluation_view
+from regnet.weights.card import Card, Metric
 from tests import golden
 from tests.marks import one_per_family
 
@@ -130,6 +133,8 @@ def test_feature_info_is_that_of_timm(name):
     recorded = golden.load("variants.json")[name]["feature_info"]
     assert model.feature_info.channels() == [row["num_chs"] for row in recorded]
     assert model.feature_info.reduction() == [row["reduction"] for row in recorded]
+    index = [row["index"] for row in model.feature_info]
+    assert index == list(range(len(recorded)))
 
 
 @EACH_KIND
@@ -138,8 +143,8 @@ def test_feature_maps_have_the_shapes_announced(config):
     maps = FeatureNet(model)(images(64, 128))
     assert len(maps) == len(model.feature_info)
     for feature, info in zip(maps, model.feature_info, strict=True):
-        reduced = (64 // info.reduction, 128 // info.reduction)
-        assert feature.shape == (2, info.num_chs, *reduced)
+        reduced = (64 // info["reduction"], 128 // info["reduction"])
+        assert feature.shape == (2, info["num_chs"], *reduced)
 
 
 @EACH_KIND
@@ -192,8 +197,148 @@ def test_modules_that_users_attach_are_not_in_the_path_of_the_data():
     torch.testing.assert_close(model(x), before, atol=0, rtol=0)
 
 
-def test_feature_maps_can_be_read_as_timms():
-    assert AnyNet(SMALL).feature_info[-1]["num_chs"] == 128
+def test_feature_info_behaves_as_timms():
+    """By the definitions of timm's `FeatureInfo`: `idx` counts all maps, whatever is asked for."""
+    info = AnyNet(SMALL).feature_info.select((1, -1))
+    widths = [row["num_chs"] for row in info]
+    assert len(info) == len(info.info) == len(widths)
+    assert info.out_indices == (1, len(info) - 1)
+    assert info.channels() == info.get("num_chs") == [widths[1], widths[-1]]
+    assert (info.channels(0), info.channels([2, 0])) == (widths[0], [widths[2], widths[0]])
+    assert info.reduction(1) == 4
+    assert info.module_name(idx=[0]) == ["stem"]
+    assert info.get_dicts() == [info[1], info[-1]]
+    assert info.get_dicts(keys=["num_chs"], idx=0) == {"num_chs": widths[0]}
+    assert info.get_dicts(["module"], [1]) == [{"module": "s1"}]
+    for row in info:
+        assert "module" in row
+        assert row.setdefault("index", -1) >= 0
+    for copied in (copy.deepcopy(info), pickle.loads(pickle.dumps(info))):
+        assert (copied, copied.out_indices) == (info, info.out_indices)
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_number_of_feature_maps_means_the_last_ones(number):
+    every = regnet.create("regnetx_002", features_only=True).feature_info.channels()
+    last = regnet.create("regnetx_002", features_only=True, out_indices=number)
+    assert last.feature_info.channels() == every[-number:]
+
+
+@pytest.mark.parametrize("number", [0, -1, 6])
+def test_so_many_feature_maps_there_are_not(number):
+    with pytest.raises(ConfigError, match="feature maps; the network has 5"):
+        regnet.create("regnetx_002", features_only=True, out_indices=number)
+
+
+@EACH_KIND
+@pytest.mark.parametrize("indices", [1, [0], [0, 2], [-1, 1]])
+def test_pruned_networks_give_the_same_intermediates(config, indices):
+    model = AnyNet(config).eval()
+    x = images()
+    _, before = model.forward_intermediates(x, indices)
+    pruned = copy.deepcopy(model)
+    kept = pruned.prune_intermediate_layers(indices)
+    assert kept == list(model.feature_info.select(indices).out_indices)
+    _, after = pruned.forward_intermediates(x, kept)
+    for was, now in zip(before, after, strict=True):
+        torch.testing.assert_close(now, was, atol=0, rtol=0)
+    assert pruned(x).ndim == 4  # neither pool nor classifier
+    count = sum(p.numel() for p in pruned.parameters())
+    assert count < sum(p.numel() for p in model.parameters())
+
+
+def test_intermediates_end_as_in_timm():
+    """The last map is followed by what ends the trunk also where the walk may stop early."""
+    model = AnyNet(KINDS["z"]).eval()
+    x = images()
+    last, _ = model.forward_intermediates(x, [-1], False, True, "NCHW", False)
+    torch.testing.assert_close(last, model.forward_features(x))
+    with pytest.raises(ConfigError, match="output_fmt='NHWC' is not possible"):
+        model.forward_intermediates(x, output_fmt="NHWC")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+@pytest.mark.parametrize("name", ["regnetx_002", "regnety_002"])
+@pytest.mark.parametrize("features_only", [False, True])
+def test_scripted_networks_give_the_same(name, features_only):
+    model = regnet.create(name, features_only=features_only, drop_path_rate=0.2).eval()
+    scripted = torch.jit.script(model)
+    assert list(scripted.state_dict()) == list(model.state_dict())
+    x = images()
+    torch.testing.assert_close(scripted(x), model(x), atol=0, rtol=0)
+    if not features_only:
+        features = scripted.forward_features(x)
+        torch.testing.assert_close(scripted.forward_head(features), model(x), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "name", [*one_per_family(VARIANTS), "regnetz_b16_evos", "regnety_008_tv", "regnetx_002"]
+)
+def test_torch_fx_traces(name):
+    model = regnet.create(name, device="meta").eval()
+    traced = torch.fx.symbolic_trace(model)
+    assert traced(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, model.num_classes)
+    torch.fx.symbolic_trace(FeatureNet(model))
+
+
+def test_a_classifier_put_in_by_hand_is_what_config_and_card_speak_of(caplog):
+    model = AnyNet(SMALL)
+    model.card = Card(labels=tuple("abcde"), metrics=(Metric(dataset="x", top1=9.0),))
+    assert model.card.labels == tuple("abcde")
+    model.head.fc = nn.Linear(model.num_features, 3)
+    assert model.num_classes == model.config.num_classes == 3
+    assert model.pretrained_cfg["num_classes"] == 3
+    assert "the classifier was replaced by hand" in caplog.text
+    assert model.card == Card()
+    # As the warning says:
+    model.card = model.card.other_classes(("x", "y", "z"))
+    assert model.card.labels == ("x", "y", "z")
+
+
+@pytest.mark.parametrize("outputs", [5, 7])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda width, n: nn.Linear(width, n),
+        lambda width, n: nn.Sequential(nn.Dropout(), nn.Linear(width, n)),
+        lambda width, n: nn.Sequential(nn.Linear(width, 9), nn.ReLU(), nn.Linear(9, n)),
+    ],
+)
+def test_labels_never_outlive_their_classifier(build, outputs):
+    model = AnyNet(SMALL)
+    model.card = Card(labels=tuple("abcde"))
+    model.head.fc = build(model.num_features, outputs)
+    assert model.num_classes == outputs
+    assert model.card.labels == ()
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), evaluation_view]
+)
+def test_copies_keep_labels(copied):
+    model = AnyNet(SMALL)
+    model.card = Card(labels=tuple("abcde"))
+    model.load_state_dict(AnyNet(SMALL).state_dict(), assign=True)
+    assert copied(model).card == model.card
+
+
+def test_a_stem_put_in_by_hand_is_what_the_config_speaks_of():
+    model = AnyNet(SMALL)
+    model.stem.conv = conv2d(4, 32, 3, stride=2)
+    assert model.config == replace(SMALL, in_chans=4)
+    assert FeatureNet(model).config.in_chans == 4
+
+
+@pytest.mark.parametrize("name", ["fc", "classifier"])
+def test_a_classifier_in_the_wrong_place_is_refused(name):
+    """Nothing would use it: torchvision's networks have `fc`, others `classifier`."""
+    model = AnyNet(SMALL)
+    with pytest.raises(ConfigError, match=r"the classifier is model\.head\.fc"):
+        setattr(model, name, nn.Linear(128, 3))
+    model.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 3))
+    assert model(images()).shape == (2, 3)
+    assert model.num_classes == 3
 
 
 def test_intermediates_by_number_and_alone():

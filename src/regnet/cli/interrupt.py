@@ -1,4 +1,4 @@
-"""Ctrl-C, remembered: where it falls into another library's import, it can be lost on its way up."""
+"""Ctrl-C, remembered: one that falls into another library's import can be lost there."""
 
 import signal
 from types import FrameType

@@ -1,9 +1,10 @@
 """Feature maps: which ones a network offers, and a module that returns them as a list."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
     from regnet.nn.model import AnyNet
     from regnet.weights.card import Card
 
+_log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureMap:
-    """One feature map of a network."""
+
+class FeatureMap(TypedDict):
+    """One feature map of a network; the entries are timm's."""
 
     module: str
     """Name of the module whose output it is."""
@@ -28,68 +30,112 @@ class FeatureMap:
     """Channels."""
     reduction: int
     """Image size over the size of the map."""
-
-    def __getitem__(self, name: str) -> Any:
-        """A field by name, as where feature maps are dictionaries (timm)."""
-        return getattr(self, name)
+    index: int
+    """Its place among the network's maps, the finest first."""
 
 
 class FeatureInfo(tuple[FeatureMap, ...]):
-    """The feature maps of a network, from the finest to the deepest (timm's `feature_info`)."""
+    """All feature maps of a network, from the finest to the deepest, and which are asked for.
 
-    __slots__ = ()
+    It behaves as timm's `FeatureInfo`, which accepts it too.
+    """
 
-    def channels(self) -> list[int]:
-        """Channels of each map."""
-        return [feature.num_chs for feature in self]
+    out_indices: tuple[int, ...]
+    """Indices of the maps that are asked for, in the order of the network."""
 
-    def reduction(self) -> list[int]:
-        """Reduction of each map: image size over map size."""
-        return [feature.reduction for feature in self]
+    def __new__(
+        cls, maps: Iterable[FeatureMap], out_indices: int | Sequence[int] | None = None
+    ) -> "FeatureInfo":
+        """Set up.
 
-    def module_name(self) -> list[str]:
-        """Name of the module whose output each map is."""
-        return [feature.module for feature in self]
-
-    def select(self, indices: Sequence[int] | None) -> "FeatureInfo":
-        """The maps at these indices, negative ones from the end; None selects all.
+        Args:
+            maps: all maps.
+            out_indices: which are asked for, negative ones from the end; a number n means the last
+                n; None means all.
 
         Raises:
             ConfigError: there is no such map, none is asked for, or one twice.
         """
-        if indices is None:
-            return self
+        info = super().__new__(cls, maps)
+        count = len(info)
+        if isinstance(out_indices, int):
+            if not 0 < out_indices <= count:
+                raise ConfigError(
+                    f"there are no {out_indices} last feature maps; the network has {count}"
+                )
+            out_indices = range(-out_indices, 0)
+        indices = range(count) if out_indices is None else out_indices
         for index in indices:
-            if not -len(self) <= index < len(self):
-                raise ConfigError(f"there is no feature map {index}; the network has {len(self)}")
-        chosen = sorted(index % len(self) for index in indices)
-        if not chosen or len(set(chosen)) < len(chosen):
+            if not -count <= index < count:
+                raise ConfigError(f"there is no feature map {index}; the network has {count}")
+        info.out_indices = tuple(sorted(index % count for index in indices))
+        if not indices or len(set(info.out_indices)) < len(indices):
             raise ConfigError(
                 f"indices of feature maps must be different, and at least one; got {list(indices)}"
             )
-        return FeatureInfo(self[index] for index in chosen)
+        return info
+
+    @property
+    def info(self) -> "FeatureInfo":
+        """All maps, under timm's name."""
+        return self
+
+    def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
+        """An entry of the maps asked for; or of the map, or of each of the maps, at `idx`."""
+        return _each(idx, self.out_indices, lambda index: cast("Any", self[index])[key])
+
+    def get_dicts(
+        self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None
+    ) -> Any:
+        """The maps asked for, or those at `idx`, with all entries or with these."""
+        return _each(
+            idx,
+            self.out_indices,
+            lambda index: {k: v for k, v in self[index].items() if keys is None or k in keys},
+        )
+
+    def channels(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Channels of each map asked for, or of those at `idx`."""
+        return self.get("num_chs", idx)
+
+    def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Image size over the size of each map asked for, or of those at `idx`."""
+        return self.get("reduction", idx)
+
+    def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
+        """Name of the module whose output each map asked for is, or each at `idx`."""
+        return self.get("module", idx)
+
+    def select(self, out_indices: int | Sequence[int] | None) -> "FeatureInfo":
+        """The same maps, with these asked for; see the constructor."""
+        return FeatureInfo(self, out_indices)
+
+
+def _each(
+    idx: int | Sequence[int] | None, default: Sequence[int], entry: Callable[[int], Any]
+) -> Any:
+    """The entry at one index, or a list of those at several."""
+    if isinstance(idx, int):
+        return entry(idx)
+    return [entry(index) for index in (default if idx is None else idx)]
 
 
 def feature_info(config: AnyNetConfig) -> FeatureInfo:
     """The feature maps: stem (at its first reduction), stages, and the head where it counts."""
     tap = min(len(config.stem_widths), 2)
-    maps = [
-        FeatureMap(
-            module="stem" if tap == 1 else f"stem.conv{tap}",
-            num_chs=config.stem_widths[tap - 1],
-            reduction=min(config.stem_stride, 2),
-        )
-    ]
+    stem = "stem" if tap == 1 else f"stem.conv{tap}"
+    maps = [(stem, config.stem_widths[tap - 1], min(config.stem_stride, 2))]
     reduction = config.stem_stride
     for block in config.blocks():
         reduction *= block.stride
         if block.index == config.stages[block.stage - 1].depth:
-            maps.append(
-                FeatureMap(module=f"s{block.stage}", num_chs=block.width, reduction=reduction)
-            )
+            maps.append((f"s{block.stage}", block.width, reduction))
     if config.head_width and config.head_feature:
-        maps[-1] = FeatureMap(module="final_conv", num_chs=config.head_width, reduction=reduction)
-    return FeatureInfo(maps)
+        maps[-1] = ("final_conv", config.head_width, reduction)
+    return FeatureInfo(
+        FeatureMap(module=module, num_chs=width, reduction=reduction, index=index)
+        for index, (module, width, reduction) in enumerate(maps)
+    )
 
 
 def run_trunk(
@@ -138,21 +184,80 @@ def _steps(
 
 
 class Described(nn.Module):
-    """A network that has a card."""
+    """A network that has a config and a card, which say what its modules are now.
 
-    config: AnyNetConfig | RegNetConfig
-    card: "Card | None" = None
-    """What is known about the model and its weights (`regnet.weights.card`); None: nothing."""
+    People replace a classifier or a stem by hand. The config then has the classes and channels of
+    the new one, and what the card knew about the old classes is dropped.
+    """
+
+    # What TorchScript must not compile.
+    __jit_unused_properties__ = ("num_classes", "config", "card", "pretrained_cfg", "default_cfg")
+
+    if TYPE_CHECKING:  # TorchScript would read them
+        _config: AnyNetConfig | RegNetConfig
+        _card: Card | None
+        stem: nn.Module
+    _card = None
+
+    @property
+    def config(self) -> AnyNetConfig | RegNetConfig:
+        """The architecture."""
+        known, classifier, first = self._config, self._classifier(), _first_conv(self.stem)
+        classes = known.num_classes if classifier is None else _outputs(classifier, known)
+        channels = first.in_channels if first else known.in_chans
+        if (classes, channels) == (known.num_classes, known.in_chans):
+            return known
+        return replace(known, num_classes=classes, in_chans=channels)
+
+    @property
+    def card(self) -> "Card | None":
+        """What is known about the model and its weights; None: nothing."""
+        card, classifier = self._card, self._classifier()
+        if card and classifier is not None and not hasattr(classifier, "_has_card"):
+            if card.labels or card.metrics:
+                _log.warning(
+                    "the classifier was replaced by hand, so that the names of the classes and the "
+                    "accuracies no longer hold; `model.card = model.card.other_classes(names)` "
+                    "gives the new classes names"
+                )
+            self.card = card.other_classes()
+        return self._card
+
+    @card.setter
+    def card(self, card: "Card | None") -> None:
+        self._card = card
+        if (classifier := self._classifier()) is not None:
+            classifier._has_card = True  # type: ignore[assignment]  # copies keep it, others lack it
+
+    def _classifier(self) -> nn.Module | None:
+        """The module that gives the logits; None where there is no head."""
+        head: nn.Module | None = getattr(self, "head", None)
+        return getattr(head, "fc", head)  # a head that was replaced as a whole has no fc
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
         """The card in timm's words, for other tools; read-only, and empty without a card."""
-        return MappingProxyType(self.card.to_timm(self.config) if self.card else {})
+        card = self.card
+        return MappingProxyType(card.to_timm(self.config) if card else {})
 
     @property
     def default_cfg(self) -> Mapping[str, Any]:
         """The same under timm's older name."""
         return self.pretrained_cfg
+
+
+def _outputs(classifier: nn.Module, known: AnyNetConfig | RegNetConfig) -> int:
+    """Outputs of whatever gives the logits; 0 for the identity; as known if it does not say."""
+    if isinstance(classifier, nn.Identity):
+        return 0
+    layers = classifier.modules()
+    sizes = [getattr(m, "out_features", getattr(m, "out_channels", None)) for m in layers]
+    return next((size for size in reversed(sizes) if isinstance(size, int)), known.num_classes)
+
+
+def _first_conv(stem: nn.Module) -> nn.Conv2d | None:
+    """The convolution that sees the image."""
+    return next((layer for layer in stem.modules() if isinstance(layer, nn.Conv2d)), None)
 
 
 class FeatureNet(Described):
@@ -162,26 +267,32 @@ class FeatureNet(Described):
     deepest map asked for is left out.
     """
 
-    def __init__(self, model: "AnyNet", out_indices: Sequence[int] | None = None) -> None:
+    def __init__(self, model: "AnyNet", out_indices: int | Sequence[int] | None = None) -> None:
         super().__init__()
-        self.config = model.config
-        self.card = model.card
         self.feature_info = model.feature_info.select(out_indices)
         self.grad_checkpointing = False
-        deepest = self.feature_info[-1].module.partition(".")[0]
+        self.wanted = list(self.feature_info.module_name())
+        deepest = self.wanted[-1].partition(".")[0]
         self.trunk = model.trunk[: model.trunk.index(deepest) + 1]
         for name in self.trunk:
             self.add_module(name, getattr(model, name))
+        self._config, self.card = model.config, model.card
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        _, maps = run_trunk(
-            self,
-            self.trunk,
-            x,
-            self.feature_info.module_name(),
-            stop_early=True,
-            checkpoint_blocks=self.grad_checkpointing,
-        )
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return run_trunk(
+                self,
+                self.trunk,
+                x,
+                self.wanted,
+                stop_early=True,
+                checkpoint_blocks=self.grad_checkpointing,
+            )[1]
+        maps: list[Tensor] = []
+        for name, module in self.named_children():
+            x = module(x)
+            if name in self.wanted:
+                maps.append(x)
         return maps
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature

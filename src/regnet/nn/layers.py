@@ -174,12 +174,8 @@ class HaloAttention(nn.Module):
         self.pool = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        if height % HALO_BLOCK or width % HALO_BLOCK:
-            raise ConfigError(
-                f"halo attention needs feature maps whose sides are multiples of {HALO_BLOCK}, got "
-                f"{height} x {width}; images of 224 x 224 pixels give such"
-            )
+        height, width = x.shape[2], x.shape[3]  # by number, for torch.fx
+        _check_blocks(height, width)
         rows, columns, block = height // HALO_BLOCK, width // HALO_BLOCK, HALO_BLOCK
         # (N * heads, blocks, pixels of a block, width)
         q = self.q(x).reshape(-1, self.key_width, rows, block, columns, block)
@@ -195,6 +191,17 @@ class HaloAttention(nn.Module):
         out = out.permute(0, 5, 1, 3, 2, 4).reshape(x.shape[0], -1, height, width)
         pooled: Tensor = self.pool(out)
         return pooled
+
+
+def _check_blocks(height: int, width: int) -> None:
+    if height % HALO_BLOCK or width % HALO_BLOCK:
+        raise ConfigError(
+            f"halo attention needs feature maps whose sides are multiples of {HALO_BLOCK}, got "
+            f"{height} x {width}; images of 224 x 224 pixels give such"
+        )
+
+
+torch.fx.wrap("_check_blocks")
 
 
 class HaloPositions(nn.Module):
@@ -215,11 +222,18 @@ class HaloPositions(nn.Module):
         """Of queries (M, blocks, pixels, width): (M, blocks, pixels, pixels of a window)."""
         places = torch.arange(HALO_WINDOW, device=q.device)
         away = places - places[:HALO_BLOCK, None] + HALO_WINDOW - 1  # (7, 11)
-        pixels = q.reshape(*q.shape[:2], HALO_BLOCK, HALO_BLOCK, q.shape[-1])
+        pixels = q.unflatten(2, (HALO_BLOCK, HALO_BLOCK))
         down = torch.einsum("mbyxd,ykd->mbyxk", pixels, self.height_rel[away])
         across = torch.einsum("mbyxd,xkd->mbyxk", pixels, self.width_rel[away])
         both: Tensor = down[..., :, None] + across[..., None, :]
         return both.flatten(4, 5).flatten(2, 3)
+
+
+def _widened(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+torch.fx.wrap("_widened")
 
 
 class EvoNormS0a(nn.Module):
@@ -246,9 +260,7 @@ class EvoNormS0a(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Sums over whole feature maps leave the range of half precision.
-        half = x.dtype in (torch.float16, torch.bfloat16)
-        wide = x.float() if half else x
-        grouped: Tensor = wide.unflatten(1, (-1, NORM_GROUP_WIDTH))
+        grouped: Tensor = _widened(x).unflatten(1, (-1, NORM_GROUP_WIDTH))
         variance = grouped.var(dim=(2, 3, 4), correction=0, keepdim=True)
         std = (variance + self.eps).sqrt().expand_as(grouped).flatten(1, 2).to(x.dtype)
         if self.v is not None:

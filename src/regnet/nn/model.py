@@ -54,7 +54,7 @@ class AnyNet(Described):
         for name, rate in (("drop_rate", drop_rate), ("drop_path_rate", drop_path_rate)):
             if not 0 <= rate < 1:
                 raise ConfigError(f"{name} must lie in [0, 1), got {rate!r}")
-        self.config = config
+        self._config = config
         anynet = config.anynet()
         self.feature_info: FeatureInfo = feature_info(anynet)
         self.num_features = self.head_hidden_size = anynet.num_features
@@ -66,13 +66,13 @@ class AnyNet(Described):
         for name, stage in stages.items():
             self.add_module(name, stage)
         self.final_conv = _final_conv(anynet)
-        self.head = Head(self.num_features, config.num_classes, drop_rate, global_pool)
-        self.trunk: tuple[str, ...] = ("stem", "stem_pool", *stages, "final_conv")
+        self.trunk = ["stem", "stem_pool", *stages, "final_conv"]
         """Names of the modules that images pass before the head, in that order."""
         if config.block == "normfree_bottleneck":
             # Apart from the convolution, whose output is a feature map in timm.
             self.final_act = activation_layer(config.activation, inplace=False)
-            self.trunk += ("final_act",)
+            self.trunk.append("final_act")
+        self.head = Head(self.num_features, config.num_classes, drop_rate, global_pool)
         init_weights(self)
         if zero_init_last:
             zero_last_norms(self)
@@ -82,13 +82,26 @@ class AnyNet(Described):
         """Outputs of the classifier; 0 for none."""
         return self.config.num_classes
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("fc", "classifier") and isinstance(value, nn.Module):
+            raise ConfigError(
+                f"nothing would use model.{name}; the classifier is model.head.fc, and "
+                "model.reset_classifier(num_classes) makes a new one"
+            )
+        super().__setattr__(name, value)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Feature maps before the pool: (N, num_features, H', W')."""
-        return run_trunk(self, self.trunk, x, checkpoint_blocks=self.grad_checkpointing)[0]
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            return run_trunk(self, self.trunk, x, checkpoint_blocks=self.grad_checkpointing)[0]
+        for name, module in self.named_children():
+            if name in self.trunk:
+                x = module(x)
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - timm's signature
         """Pooled features (N, num_features) to logits; `pre_logits` stops before the classifier."""
-        out: Tensor = self.head(x, pre_logits=pre_logits)
+        out: Tensor = self.head(x, pre_logits=True) if pre_logits else self.head(x)
         return out
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,9 +111,10 @@ class AnyNet(Described):
         self,
         x: Tensor,
         indices: int | Sequence[int] | None = None,
-        *,
-        intermediates_only: bool = False,
-        stop_early: bool = False,
+        norm: bool = False,  # noqa: FBT001, FBT002 - timm's signature, as the rest
+        stop_early: bool = False,  # noqa: FBT001, FBT002
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,  # noqa: FBT001, FBT002
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         """Feature maps at `indices` of `feature_info`, and the final one.
 
@@ -108,27 +122,59 @@ class AnyNet(Described):
             x: images (N, in_chans, H, W).
             indices: which maps, negative ones from the end; a number n means the last n; None
                 means all.
-            intermediates_only: return the list alone.
+            norm: nothing, as in timm: these maps have no norm of their own to apply.
             stop_early: end at the deepest map asked for; the final one is then that map.
+            output_fmt: "NCHW", the only layout that there is.
+            intermediates_only: return the list alone.
 
         Returns:
             The final map (N, num_features, H', W') and the list of maps, shallow ones first; or,
             with `intermediates_only`, the list.
 
         Raises:
-            ConfigError: there is no such map.
+            ConfigError: there is no such map, or another layout is asked for.
         """
-        if isinstance(indices, int):
-            indices = range(-indices, 0)
+        if output_fmt != "NCHW":
+            raise ConfigError(f"feature maps are NCHW; output_fmt={output_fmt!r} is not possible")
+        info = self.feature_info.select(indices)
         last, maps = run_trunk(
             self,
             self.trunk,
             x,
-            self.feature_info.select(indices).module_name(),
-            stop_early=stop_early or intermediates_only,
+            info.module_name(),
+            # The last map is followed by what ends the trunk, as in timm.
+            stop_early=intermediates_only or (stop_early and info.out_indices[-1] < len(info) - 1),
             checkpoint_blocks=self.grad_checkpointing,
         )
         return maps if intermediates_only else (last, maps)
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | Sequence[int] = 1,
+        prune_norm: bool = False,  # noqa: FBT001, FBT002 - timm's signature
+        prune_head: bool = True,  # noqa: FBT001, FBT002
+    ) -> list[int]:
+        """Remove what lies behind the deepest of these feature maps.
+
+        Args:
+            indices: which maps to keep, as in `forward_intermediates`.
+            prune_norm: nothing, as in timm: there is no norm at the end.
+            prune_head: remove classifier and pool too.
+
+        Returns:
+            The indices of the maps, none of them negative.
+
+        Raises:
+            ConfigError: there is no such map; the model is as before.
+        """
+        info = self.feature_info.select(indices)
+        deepest = info[info.out_indices[-1]]["module"].partition(".")[0]
+        if info.out_indices[-1] < len(info) - 1:
+            for name in self.trunk[self.trunk.index(deepest) + 1 :]:
+                setattr(self, name, nn.Identity())
+        if prune_head:
+            self.reset_classifier(0, "")
+        return list(info.out_indices)
 
     def get_classifier(self) -> nn.Module:
         """The linear layer that gives the logits; the identity where there is none."""
@@ -141,14 +187,14 @@ class AnyNet(Described):
             ConfigError: the classes or the pool are not possible; the model is as before.
         """
         pool = self.head.global_pool if global_pool is None else global_pool
-        config = replace(self.config, num_classes=num_classes)
+        config, card = replace(self.config, num_classes=num_classes), self.card
         head = Head(self.num_features, config.num_classes, self.head.drop.p, pool)
         init_weights(head)
         reference = next(self.parameters())
         head.to(device=reference.device, dtype=reference.dtype).train(self.training)
-        self.config, self.head = config, head
+        self._config, self.head = config, head
         # What was known about the old classes does not hold for the new ones.
-        self.card = self.card and self.card.other_classes()
+        self.card = card and card.other_classes()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature
         """Recompute each block's activations in the backward pass rather than keep them.
@@ -260,7 +306,7 @@ class Head(nn.Module):
         self.drop = nn.Dropout(drop_rate)
         self.fc = nn.Linear(width, num_classes) if num_classes else nn.Identity()
 
-    def forward(self, x: Tensor, *, pre_logits: bool = False) -> Tensor:
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - as in timm; TorchScript takes no keyword-only ones
         if self.global_pool == "avg":
             x = x.mean((2, 3))
         elif self.global_pool == "max":

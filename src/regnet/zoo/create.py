@@ -58,7 +58,7 @@ def create(
     checkpoint_path: str | Path | None = ...,
     in_chans: int | None = ...,
     features_only: Literal[True],
-    out_indices: Sequence[int] | None = ...,
+    out_indices: int | Sequence[int] | None = ...,
     output_stride: int | None = ...,
     drop_path_rate: float = ...,
     zero_init_last: bool = ...,
@@ -79,7 +79,7 @@ def create(
     classes: Sequence[int] | None = None,
     in_chans: int | None = None,
     features_only: bool = False,
-    out_indices: Sequence[int] | None = None,
+    out_indices: int | Sequence[int] | None = None,
     output_stride: int | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
@@ -111,7 +111,8 @@ def create(
             timm's rule (`regnet.zoo.loading.adapt_stem`).
         features_only: return a backbone that gives a list of feature maps instead of logits; it has
             no head, so that num_classes, drop_rate and global_pool do not matter.
-        out_indices: which feature maps, as indices into `feature_info`; None gives all.
+        out_indices: which feature maps, as indices into `feature_info`; a number n gives the last
+            n, None all.
         output_stride: limit of the reduction, such as 8; later stages dilate instead. None: none.
         drop_rate: dropout before the classifier while training.
         drop_path_rate: drop path of the last residual branch; earlier ones drop linearly less.
