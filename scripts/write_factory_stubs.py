@@ -32,7 +32,8 @@ def render() -> str:
     options = [
         f"    {name}: {_annotation(parameter)}"
         for name, parameter in inspect.signature(create).parameters.items()
-        if name not in ("name", "features_only", "out_indices")  # a factory builds whole networks
+        # A factory builds whole networks.
+        if name not in ("name", "features_only", "out_indices", "absent")
     ]
     functions = [
         f"def {v.factory}(**options: Unpack[_Options]) -> AnyNet: ..." for v in VARIANTS.values()

@@ -53,7 +53,7 @@ def test_what_the_network_says_of_itself_is_true(name):
     assert cfg["num_classes"] == 7
     assert model.get_submodule(cfg["first_conv"]).in_channels == cfg["input_size"][0] == 1
     assert model.get_submodule(cfg["classifier"]).out_features == 7
-    reduction = model.feature_info[-1].reduction
+    reduction = model.feature_info[-1]["reduction"]
     assert cfg["min_input_size"] == (1, reduction, reduction)
     assert cfg["pool_size"] == tuple(-(-side // reduction) for side in cfg["input_size"][1:])
 

@@ -19,7 +19,7 @@ from regnet.hub import transfer
 from regnet.nn.model import AnyNet
 from regnet.weights.catalog import Checkpoint, find_checkpoint
 from regnet.weights.download import Fetch, cached_files, fetch, verify_cached
-from regnet.weights.files import read_tensors
+from regnet.weights.unwrap import read_tensors
 from tests.hub_server import COMMIT, Hub, cached_blobs
 from tests.marks import linux
 
@@ -220,7 +220,7 @@ def test_bytes_that_were_never_published_are_told_by_what_they_first_were(served
 
 def test_what_no_one_has_published_a_hash_of_must_look_like_weights(served, cache):
     row = url_row(served, b"<html>Log in to this network</html>", sha256=False)
-    with pytest.raises(WeightsError, match="sent no file of weights: not a safetensors file"):
+    with pytest.raises(WeightsError, match="sent no file of weights: a web page"):
         get(cache, row)
     name = row.url.rpartition("/")[2]
     served.files[name] = DATA[:-1000]
@@ -256,6 +256,18 @@ def test_whole_files_are_read_once(served, cache, monkeypatch):
     path = fetch(ROW, Fetch(cache_dir=cache))
     monkeypatch.setattr("regnet.weights.integrity.sha256_of", lambda _: pytest.fail("read again"))
     assert fetch(ROW, Fetch(cache_dir=cache)) == path
+
+
+def test_a_download_can_be_forced(served, cache):
+    row = url_row(served)
+    path = fetch(row, Fetch(cache_dir=cache))
+    asked = len(served.requests)
+    fetch(row, Fetch(cache_dir=cache))
+    assert len(served.requests) == asked
+    assert fetch(row, Fetch(cache_dir=cache, force_download=True)) == path
+    assert len(served.requests) > asked
+    with pytest.raises(WeightsError, match="cannot be fetched again while the network is not"):
+        fetch(row, Fetch(cache_dir=cache, force_download=True, local_files_only=True))
 
 
 def test_an_interrupted_download_goes_on_in_the_next_process(served, cache):

@@ -102,6 +102,19 @@ def test_unknown_options_are_type_errors():
         regnet.create("regnetx_002", num_class=10)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="num_class"):
         regnet.regnet_x_200mf(num_class=10)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"torch\.jit\.script takes the networks as they are"):
+        regnet.create("regnetx_002", scriptable=True)  # type: ignore[call-overload]
+
+
+def test_what_is_none_is_absent():
+    """Scripts for timm pass every option that they know, and "" or None for what is not set."""
+    model = regnet.create(
+        "regnetx_002", pretrained=False, checkpoint_path="", num_classes=None, in_chans=None,
+        drop_rate=None, drop_path_rate=None, global_pool=None, zero_init_last=None,
+        features_only=None, bn_momentum=None, scriptable=None, drop_block_rate=None,
+        pretrained_cfg=None, device="meta",
+    )  # fmt: skip
+    assert model.config == regnet.info("regnetx_002").config
 
 
 def test_options_that_need_each_other():
@@ -262,5 +275,5 @@ def test_stubs_of_the_factories_are_in_step_with_the_table():
 def test_factories_take_the_options_of_create():
     options = set(inspect.signature(regnet.create).parameters)
     stub = (ROOT / "src/regnet/zoo/factories.pyi").read_text(encoding="utf-8")
-    for name in options - {"name", "features_only", "out_indices"}:
+    for name in options - {"name", "features_only", "out_indices", "absent"}:
         assert f"    {name}: " in stub

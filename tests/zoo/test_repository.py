@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file, save
+from torch import nn
 
 import regnet
 from regnet import documents
@@ -187,7 +188,7 @@ def test_figures_and_text_of_ones_own(tmp_path, model):
 
 
 def test_a_push_arrives_and_opens(hub, cache, model):
-    url = model.push_to_hub("me/mine", token="hf_x", message="First")
+    url = model.push_to_hub("me/mine", token="hf_x", commit_message="First")
     assert url.startswith(hub.endpoint)
     assert set(hub.uploads) == {"config.json", "model.safetensors", "README.md"}
     again = AnyNet.from_pretrained("me/mine", cache_dir=cache)
@@ -210,6 +211,91 @@ def test_a_push_that_is_refused_is_one_clear_error(hub, model):
             model.push_to_hub("me/mine", token="hf_x")
     finally:
         hub.server.RequestHandlerClass.do_POST = keep
+
+
+def test_words_of_the_hubs_own_mixin(tmp_path, hub, cache, model, monkeypatch):
+    """As `PyTorchModelHubMixin` and transformers have them."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model.save_pretrained(save_directory="~/mine", push_to_hub=True, repo_id="me/mine", token="x")
+    assert set(hub.uploads) == {"config.json", "model.safetensors", "README.md"}
+    for name in ("~/mine", tmp_path / "mine", "local-dir:~/mine", str(tmp_path / "mine")):
+        equal(AnyNet.from_pretrained(name)(IMAGES), model(IMAGES))
+    url = model.push_to_hub(repo_id="me/mine", commit_message="Second", private=False, token="x")
+    assert url.startswith(hub.endpoint)
+    again = AnyNet.from_pretrained(
+        "me/mine", force_download=True, revision="main", cache_dir=cache, token=None,
+        local_files_only=False, torch_dtype="bfloat16",
+    )  # fmt: skip
+    assert again.head.fc.weight.dtype == torch.bfloat16
+    for dtype in (torch.float16, "float16", "torch.float16"):
+        half = AnyNet.from_pretrained("~/mine", dtype=dtype)
+        assert half.head.fc.weight.dtype == torch.float16
+
+
+@pytest.mark.parametrize("dtype", ["auto", "int8", torch.int8, 16])
+def test_types_that_weights_cannot_have(model, tmp_path, dtype):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="dtype must be a floating-point type of torch"):
+        AnyNet.from_pretrained(tmp_path, torch_dtype=dtype)
+
+
+def test_options_of_an_upload_need_one(tmp_path, model):
+    with pytest.raises(ConfigError, match="repo_id, private: only for uploads; add push_to_hub"):
+        model.save_pretrained(tmp_path / "x", repo_id="me/mine", private=True)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("layers", [[], [nn.Dropout(0.5)], [nn.Identity(), nn.Dropout()]])
+def test_a_classifier_put_in_by_hand_comes_back(tmp_path, layers):
+    model = regnet.create("regnety_cifar", pretrained=True).eval()
+    model.head.fc = nn.Sequential(*layers, nn.Linear(320, 3)) if layers else nn.Linear(320, 3)
+    model.save_pretrained(tmp_path)
+    again = AnyNet.from_pretrained(tmp_path)
+    equal(again(IMAGES), model.eval()(IMAGES))
+    assert again.num_classes == 3
+    assert again.card.labels == ()
+
+
+def _mlp(model):
+    model.head.fc = nn.Sequential(nn.Linear(320, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def _activated(model):
+    model.head.fc = nn.Sequential(nn.ReLU(), nn.Linear(320, 3))
+
+
+def _head(model):
+    model.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(320, 3))
+
+
+def _activation(model):
+    model.s2.b1.act = nn.SiLU()
+
+
+def _kernel(model):
+    model.stem.conv = nn.Conv2d(3, 32, 5, 1, 2, bias=False)
+
+
+def _pruned(model):
+    model.prune_intermediate_layers([1])
+
+
+@pytest.mark.parametrize("change", [_mlp, _activated, _head, _activation, _kernel, _pruned])
+def test_what_no_config_describes_is_not_written(tmp_path, change):
+    """A folder would load as another network, or not at all."""
+    model = regnet.create("regnety_cifar", pretrained=True)
+    change(model)
+    with pytest.raises(ConfigError, match="was changed by hand, in a way that no config describes"):
+        model.save_pretrained(tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_stem_for_other_channels_put_in_by_hand_comes_back(tmp_path):
+    model = regnet.create("regnety_cifar").eval()
+    model.stem.conv = nn.Conv2d(5, 32, 3, 1, 1, bias=False)
+    model.save_pretrained(tmp_path)
+    images = torch.randn(2, 5, 32, 32)
+    equal(AnyNet.from_pretrained(tmp_path)(images), model(images))
 
 
 def test_repositories_of_others(hub, cache):

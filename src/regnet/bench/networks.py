@@ -14,7 +14,7 @@ from regnet.errors import ConfigError, EngineError, MissingExtraError, WeightsEr
 from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet, EfficientNetSize
 from regnet.weights.catalog import find_checkpoint
 from regnet.weights.download import fetch_file
-from regnet.weights.files import read_tensors
+from regnet.weights.unwrap import read_tensors
 from regnet.zoo.create import create
 from regnet.zoo.listing import list_models
 from regnet.zoo.names import find_variant

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from regnet.weights.catalog import Checkpoint
     from regnet.weights.integrity import Verified
 
+Key = Annotated[
+    str | None, typer.Option(help="Which of several networks in the file, such as model_ema.")
+]
+
 app = typer.Typer(
     no_args_is_help=True, help="Fetch, verify, inspect and convert weights.", add_completion=False
 )
@@ -105,6 +109,7 @@ def _state(found: "Verified") -> str:
 def inspect(
     file: Annotated[Path, typer.Argument(help="A file, an index of shards, or a folder.")],
     *,
+    key: Key = None,
     ignore_objects: Annotated[
         bool, typer.Option("--ignore-objects", help="Leave out what is no tensor.")
     ] = False,
@@ -116,12 +121,13 @@ def inspect(
     """
     from regnet.weights.convert import inspect as look
 
-    found = look(file, ignore_objects=ignore_objects)
+    found = look(file, key=key, ignore_objects=ignore_objects)
     if as_json:
         print_json(found)
         return
     facts = {
         "format": found.format or f"unknown: {found.problem}",
+        "networks": ", ".join(name or "one" for name in found.networks) or "none that is known",
         "variant": " or ".join(found.variants) or "none of the published ones",
         "classes": str(found.num_classes or "no classifier"),
         "channels": str(found.in_chans or "unknown"),
@@ -146,6 +152,7 @@ def convert(
         bool | None,
         typer.Option("--bgr/--rgb", help="Channel order of the input file's stem, if unusual."),
     ] = None,
+    key: Key = None,
     ignore_objects: Annotated[
         bool, typer.Option("--ignore-objects", help="Leave out what is no tensor; run nothing.")
     ] = False,
@@ -156,7 +163,7 @@ def convert(
     """
     from regnet.weights.convert import convert_file
 
-    done = convert_file(file, out, to=to, bgr=bgr, ignore_objects=ignore_objects)
+    done = convert_file(file, out, to=to, key=key, bgr=bgr, ignore_objects=ignore_objects)
     stderr.print(f"wrote {out}: {done.tensors:,} tensors, {done.source} to {done.target}")
 
 

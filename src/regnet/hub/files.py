@@ -73,6 +73,7 @@ class Repository:
         most: int = MOST,
         check: Check = anything,
         label: str | None = None,
+        again: bool = False,
     ) -> Path:
         """Fetch a file, unless this very version is in the cache.
 
@@ -82,6 +83,7 @@ class Repository:
             most: bytes that it may have.
             check: called with the file before it enters the cache, if no SHA-256 is known.
             label: what a progress bar shows.
+            again: fetch it also where it is in the cache.
 
         Raises:
             WeightsError: the server's answer cannot be used, or the bytes are not those announced.
@@ -118,6 +120,7 @@ class Repository:
             name=label or name,
             most=most,
             check=check,
+            again=again,
         )
         path = folder / "snapshots" / commit / name
         _point(path, blob)

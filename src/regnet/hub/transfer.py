@@ -119,6 +119,7 @@ def transfer(
     name: str | None = None,
     most: int = MOST,
     check: Check = anything,
+    again: bool = False,
 ) -> None:
     """Fetch a file, unless it is there by the time it is our turn.
 
@@ -131,6 +132,7 @@ def transfer(
         name: what the progress bar shows.
         most: bytes that it may have.
         check: called with the file before it is moved into place, if no SHA-256 is known.
+        again: fetch it also where it is there.
 
     Raises:
         WeightsError: it is not what was announced, twice in a row.
@@ -139,7 +141,7 @@ def transfer(
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target), _part_of(target) as part:
-        if target.exists():
+        if target.exists() and not again:
             if not sha256 or digest.of_file(target).startswith(sha256):
                 return
             target.unlink()  # damaged, and nobody has noticed before

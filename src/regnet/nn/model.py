@@ -216,29 +216,29 @@ class AnyNet(Described):
     # The next three reach up into rooms above this one, for the sake of users' habits.
 
     @classmethod
-    def from_pretrained(cls, name: str, **options: Any) -> "AnyNet":
+    def from_pretrained(cls, name: str | Path, **options: Any) -> "AnyNet":
         """A model with weights, in evaluation mode: `create(name, pretrained=True, **options)`.
 
         Args:
             name: `owner/name` of a repository of the Hub, `owner/name@revision`, a folder, or
                 whatever `create` takes.
-            options: those of `create`; also `revision` of a repository.
+            options: those of `create`; `torch_dtype` is `dtype`.
         """
         from regnet.zoo.create import create_pretrained
 
         return create_pretrained(name, **options).eval()
 
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Write the model as a repository; see `regnet.zoo.publish.save_pretrained`."""
         from regnet.zoo.publish import save_pretrained
 
-        save_pretrained(self, folder, **options)
+        save_pretrained(self, save_directory, **options)
 
-    def push_to_hub(self, repo: str, **options: Any) -> str:
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the model to the Hub; see `regnet.zoo.publish.push_to_hub`."""
         from regnet.zoo.publish import push_to_hub
 
-        return push_to_hub(self, repo, **options)
+        return push_to_hub(self, repo_id, **options)
 
 
 RegNet = AnyNet

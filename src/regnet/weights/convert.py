@@ -7,10 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from regnet.errors import WeightsError
-from regnet.weights.files import read_tensors, write_safetensors
+from regnet.weights.files import read_object, write_safetensors
 from regnet.weights.formats import STEM_WEIGHTS, find_format, from_native, to_native
 from regnet.weights.identify import identify, num_classes
 from regnet.weights.integrity import sha256_of
+from regnet.weights.unwrap import networks, read_tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,8 @@ class Inspection:
     """Whose names its tensors have; None where no known format fits."""
     problem: str | None
     """Why none fits."""
+    networks: tuple[str, ...]
+    """Keys of the networks in it, the one that is described first; "" is the file itself."""
     variants: tuple[str, ...]
     """Published architectures with exactly these shapes."""
     num_classes: int
@@ -42,13 +45,19 @@ class Conversion:
     tensors: int
 
 
-def inspect(path: Path, *, ignore_objects: bool = False) -> Inspection:
+def inspect(path: Path, *, key: str | None = None, ignore_objects: bool = False) -> Inspection:
     """What is in a file of weights, an index of shards, or a folder with either.
 
+    Args:
+        path: the file, the index or the folder.
+        key: which of several networks in it; None: an average, if there is one, or the first.
+        ignore_objects: leave out what is neither tensor nor plain container; nothing of it runs.
+
     Raises:
-        WeightsError: it is not readable.
+        WeightsError: it is not readable, or has no network at this key.
     """
-    tensors = read_tensors(path, ignore_objects=ignore_objects)
+    tensors = read_tensors(path, key=key, ignore_objects=ignore_objects)
+    keys = [row.key for row in networks(read_object(path, ignore_objects=ignore_objects))]
     format = problem = None
     native: Mapping[str, Tensor] = {}
     try:
@@ -63,6 +72,7 @@ def inspect(path: Path, *, ignore_objects: bool = False) -> Inspection:
     return Inspection(
         format=format,
         problem=problem,
+        networks=tuple(sorted(keys, key=lambda name: name != key)) if key else tuple(keys),
         variants=tuple(row.name for row in identify(shapes)),
         num_classes=num_classes(shapes),
         in_chans=stem[1] if len(stem) > 1 else 0,
@@ -79,6 +89,7 @@ def convert_file(
     out: Path,
     *,
     to: str = "timm",
+    key: str | None = None,
     bgr: bool | None = None,
     ignore_objects: bool = False,
 ) -> Conversion:
@@ -88,6 +99,7 @@ def convert_file(
         path: a file of weights, an index of shards, or a folder with either.
         out: the file to write, whole or not at all.
         to: the format.
+        key: which of several networks in the file; None: as `inspect` has it.
         bgr: whether the stem of the input takes blue first; None: as usual in its format.
         ignore_objects: leave out what is neither tensor nor plain container; nothing of it runs.
 
@@ -98,7 +110,7 @@ def convert_file(
     target = find_format(to)
     if out.suffix != ".safetensors":
         raise WeightsError(f"{out}: weights are written as safetensors; name it so")
-    tensors = read_tensors(path, ignore_objects=ignore_objects)
+    tensors = read_tensors(path, key=key, ignore_objects=ignore_objects)
     try:
         native, source = to_native(tensors, bgr=bgr)
         converted = from_native(native, target)

@@ -44,6 +44,8 @@ class Fetch:
     """The Hub client's cache; None: as its environment variables say."""
     local_files_only: bool = False
     """Take what is in the cache, and do not ask the network."""
+    force_download: bool = False
+    """Fetch weights again, also where the cache has them."""
     token: str | bool | None = None
     """For private and gated repositories; None: the one that is logged in."""
 
@@ -82,6 +84,8 @@ def fetch(row: Checkpoint, how: Fetch | None = None) -> Path:
         WeightsError: it cannot be had; the message says why and what to do.
     """
     how = how or Fetch()
+    if how.force_download and how.offline:
+        raise WeightsError(f"{row.id} cannot be fetched again while the network is not to be used")
     if row.is_local:
         path = data_dir() / (row.file or "")
         if row.sha256:
@@ -144,7 +148,7 @@ def _names(row: Checkpoint) -> tuple[str, ...]:
 
 
 def _from_hub(row: Checkpoint, how: Fetch) -> Path:
-    for name in _names(row):
+    for name in () if how.force_download else _names(row):
         # What is in the cache comes first: finding out that a file with a better name does not
         # exist would need the network.
         if (path := _cached(row, name, how)) and _usable(path, row.sha256, row, how):
@@ -173,7 +177,7 @@ def _with_shards(row: Checkpoint, path: Path, how: Fetch) -> Path:
         # Shards of the very commit that the index is of.
         row = replace(row, revision=path.parent.name)
         for name in shard_names(path):
-            shard = _cached(row, name, how)
+            shard = None if how.force_download else _cached(row, name, how)
             if shard and _usable(shard, None, row, how):
                 continue
             if how.offline:
@@ -205,7 +209,9 @@ def _usable(path: Path, sha256: str | None, row: Checkpoint, how: Fetch) -> bool
 
 
 def _download(row: Checkpoint, name: str, sha256: str | None, how: Fetch) -> Path:
-    path = _repository(row, how).fetch(name, sha256=sha256, check=_check_of(name), label=row.id)
+    path = _repository(row, how).fetch(
+        name, sha256=sha256, check=_check_of(name), label=row.id, again=how.force_download
+    )
     if not intact(path, sha256 or declared_sha256(path)):
         path.resolve().unlink(missing_ok=True)
         raise WeightsError(f"{path} has changed while it was read")
@@ -242,11 +248,19 @@ def _url_path(row: Checkpoint, how: Fetch) -> Path:
 
 def _from_url(row: Checkpoint, how: Fetch) -> Path:
     path = _url_path(row, how)
-    if path.is_file() and _usable(path, row.sha256, row, how):
+    if not how.force_download and path.is_file() and _usable(path, row.sha256, row, how):
         return path
     if how.offline:
         raise WeightsError(f"it is not in the cache: {path}, and the network is not to be used")
-    transfer(row.url or "", path, size=row.size, sha256=row.sha256, name=row.id, check=_look_whole)
+    transfer(
+        row.url or "",
+        path,
+        size=row.size,
+        sha256=row.sha256,
+        name=row.id,
+        check=_look_whole,
+        again=how.force_download,
+    )
     if not intact(path, row.sha256):
         raise WeightsError(f"{path} has changed while it was read")
     return path

@@ -19,6 +19,7 @@ from torch import Tensor
 from regnet import documents
 from regnet.atomic import writing
 from regnet.errors import WeightsError
+from regnet.paths import LFS_ADVICE, is_lfs_pointer
 from regnet.weights import inert
 from regnet.weights.inert import LEGACY_MAGIC
 from regnet.weights.integrity import unreadable
@@ -28,12 +29,18 @@ ZIP_MAGIC: Final = b"PK\x03\x04"
 INDEX_SUFFIX: Final = ".index.json"
 """How the index of a checkpoint in several files ends."""
 
-_WRAPPERS: Final = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state")
-_PREFIXES: Final = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+_SETTINGS: Final = re.compile(
+    r"(builtins|__builtin__)\.(list|dict|tuple|str|int|float|bool)"
+    r"|argparse\.Namespace|types\.SimpleNamespace|pathlib\.\w+|pathlib\._local\.\w+|datetime\.\w+"
+    r"|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray|dtypes\.\w+)"
+    r"|_codecs\.encode|torch\.(device|torch_version\.TorchVersion)|(\w+\.)+AttributeDict"
+    r"|omegaconf\.\S+|yacs\.config\.CfgNode|easydict\.EasyDict|typing\.Any|collections\.Counter"
+)
+"""Classes of the settings and figures that training scripts keep beside their weights."""
 
 
-def read_tensors(path: Path, *, ignore_objects: bool = False) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, as the file has them.
+def read_object(path: Path, *, ignore_objects: bool = False) -> Any:
+    """What a checkpoint holds: tensors by name, or what a training script put around them.
 
     Safetensors and zip files are mapped into memory: bytes are read when they are used, and a
     change of the tensors does not reach the file.
@@ -41,7 +48,7 @@ def read_tensors(path: Path, *, ignore_objects: bool = False) -> dict[str, Tenso
     Args:
         path: the file, the index of a sharded checkpoint, or a folder that holds either.
         ignore_objects: leave out what is neither tensor nor plain container, instead of refusing
-            the file; no code in it runs either way.
+            the file; no code in it runs either way. Settings are always left out.
 
     Raises:
         WeightsError: there is no such file, or it is damaged or not a checkpoint.
@@ -56,18 +63,26 @@ def _start_of(path: Path) -> bytes:
     """The first bytes of a file, which tell its kind."""
     try:
         with path.open("rb") as file:
-            return file.read(len(LEGACY_MAGIC))
+            return file.read(64)
     except OSError as error:
         raise unreadable(path, error) from error
 
 
-def _read_file(path: Path, *, ignore_objects: bool) -> dict[str, Tensor]:
+def _read_file(path: Path, *, ignore_objects: bool) -> Any:
     start = _start_of(path)
     if start[8:9] == b"{":
-        return _checked(_read_safetensors(path), path)
-    if start[:4] == ZIP_MAGIC or start == LEGACY_MAGIC:
-        return _checked(_flat(_read_pickle(path, ignore_objects=ignore_objects), path), path)
-    raise WeightsError(f"{path}: not a safetensors file and not one of torch.save")
+        return _read_safetensors(path)
+    if start[:4] == ZIP_MAGIC or start.startswith(LEGACY_MAGIC):
+        return _read_pickle(path, ignore_objects=ignore_objects)
+    raise _no_weights(path, start)
+
+
+def _no_weights(path: Path, start: bytes) -> WeightsError:
+    if is_lfs_pointer(start):
+        return WeightsError(f"{path}: {LFS_ADVICE}")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        return WeightsError(f"{path}: a web page, not weights; was a login needed to fetch it?")
+    return WeightsError(f"{path}: not a safetensors file and not one of torch.save")
 
 
 def look_whole(path: Path) -> None:
@@ -79,19 +94,23 @@ def look_whole(path: Path) -> None:
     start = _start_of(path)
     try:
         if start[8:9] == b"{":
-            _checked(_read_safetensors(path), path)
+            check_plain(_read_safetensors(path), path)
         elif start[:4] == ZIP_MAGIC:
             _check_zip(path)
-        elif start != LEGACY_MAGIC:
-            raise WeightsError(f"{path}: not a safetensors file and not one of torch.save")
+        elif not start.startswith(LEGACY_MAGIC):
+            raise _no_weights(path, start)
     except (MemoryError, WeightsError):
         raise
     except Exception as error:  # encrypted, of a later version, with names in no encoding, ...
         raise WeightsError(f"{path}: not a readable torch file ({_line(error)})") from error
 
 
-def _checked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The tensors, if each is plain: dense, of numbers, and no larger than its memory."""
+def check_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Check that each tensor is plain: dense, of numbers, and no larger than its memory.
+
+    Raises:
+        WeightsError: one is not.
+    """
     for name, value in tensors.items():
         plain = value.layout == torch.strided and not value.is_quantized
         if not plain or value.device.type != "cpu":
@@ -102,7 +121,6 @@ def _checked(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             raise WeightsError(f"{path}: {name} claims more numbers than there are")
         if len(name) > 300:
             raise WeightsError(f"{path}: the name of a tensor is {len(name):,} characters long")
-    return tensors
 
 
 def _file_in(path: Path) -> Path:
@@ -153,6 +171,8 @@ def _read_shards(index: Path, *, ignore_objects: bool) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in shard_names(index):
         part = _read_file(index.parent / name, ignore_objects=ignore_objects)
+        if not isinstance(part, Mapping):
+            raise WeightsError(f"{index}: {name} holds no tensors by name")
         if twice := tensors.keys() & part.keys():
             raise WeightsError(f"{index}: {min(twice)} is in two shards")
         tensors |= part
@@ -177,23 +197,24 @@ def _read_pickle(path: Path, *, ignore_objects: bool) -> Any:
         zipped = zipfile.is_zipfile(path)  # it raises too
         if zipped:
             _check_zip(path)
-        if ignore_objects:
-            return inert.read(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except WeightsError:
-        raise
-    except pickle.UnpicklingError as error:
-        if match := re.search(r"GLOBAL (\S+)", str(error)):
-            raise WeightsError(
-                f"{path}: holds Python objects beside its tensors ({match[1]}), which could run "
-                f"code; `regnet weights convert {path} OUT.safetensors --ignore-objects` keeps the "
-                "tensors and runs nothing"
-            ) from error
-        raise WeightsError(f"{path}: not a readable torch file ({_line(error)})") from error
-    except MemoryError:
+        if not ignore_objects:
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            except pickle.UnpicklingError as error:
+                if not re.search(r"GLOBAL (\S+)", str(error)):
+                    raise
+        loaded, objects = inert.read(path)
+    except (WeightsError, MemoryError):
         raise
     except Exception as error:
         raise WeightsError(f"{path}: not a readable torch file ({_line(error)})") from error
+    if not ignore_objects and (strange := sorted(o for o in objects if not _SETTINGS.fullmatch(o))):
+        raise WeightsError(
+            f"{path}: holds Python objects beside its tensors ({strange[0]}), which could run "
+            f"code; `regnet weights convert {path} OUT.safetensors --ignore-objects` keeps the "
+            "tensors and runs nothing"
+        )
+    return loaded
 
 
 def _check_zip(path: Path) -> None:
@@ -212,45 +233,6 @@ def _line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.rpartition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0]
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _flat(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside whatever a training script wrote around it."""
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("classy_state_dict"), Mapping):
-        loaded = _classy(loaded["classy_state_dict"])
-    elif isinstance(loaded, Mapping) and _better_average(loaded):
-        loaded = loaded["ema_state"]
-    for wrapper in _WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not loaded:
-        raise WeightsError(f"{path}: no state dict in it, but a {type(loaded).__name__}")
-    strangers = [name for name, value in loaded.items() if not isinstance(value, Tensor)]
-    if strangers or not all(isinstance(name, str) for name in loaded):
-        shown = ", ".join(map(str, strangers[:3]))
-        raise WeightsError(f"{path}: a state dict has tensors by name; this one has {shown} too")
-    tensors: dict[str, Tensor] = dict(loaded)
-    while prefix := next((p for p in _PREFIXES if all(n.startswith(p) for n in tensors)), None):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
-
-
-def _classy(state: Mapping[str, Any]) -> dict[str, Any]:
-    """ClassyVision's and VISSL's checkpoints: trunk and heads."""
-    model = state.get("base_model", {})
-    model = model.get("model", {}) if isinstance(model, Mapping) else {}
-    parts = [model.get(part) for part in ("trunk", "heads")]
-    return {k: v for part in parts if isinstance(part, Mapping) for k, v in part.items()}
-
-
-def _better_average(loaded: Mapping[str, Any]) -> bool:
-    """Whether pycls found the moving average of the weights better than the weights."""
-    if not isinstance(loaded.get("ema_state"), Mapping):
-        return False
-    plain, average = loaded.get("test_err"), loaded.get("ema_err")
-    return "model_state" not in loaded or (
-        isinstance(plain, float) and isinstance(average, float) and average < plain
-    )
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -113,8 +113,21 @@ def to_native(
     """
     row, table = detect(tensors)
     kept = {key: value for key, value in tensors.items() if not row.ignored.match(key)}
-    ours = table.state_dict_to_ours(kept)
+    ours = plain_classifier(table.state_dict_to_ours(kept))
     return _swapped(ours) if (row.bgr if bgr is None else bgr) else ours, row
+
+
+def plain_classifier(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, where the classifier is one linear layer among others without tensors.
+
+    Such as dropout: `head.fc.1.weight` becomes `head.fc.weight`.
+    """
+    inner = {key: key.rpartition(".") for key in tensors if key.startswith("head.fc.")}
+    layers = {before for before, _, _ in inner.values()}
+    if len(layers) != 1 or {name for _, _, name in inner.values()} - {"weight", "bias"}:
+        return dict(tensors)
+    names = {key: f"head.fc.{name}" for key, (_, _, name) in inner.items()}
+    return {names.get(key, key): value for key, value in tensors.items()}
 
 
 def from_native(

@@ -36,6 +36,9 @@ _DTYPES: Final = {
 class Ignored:
     """Stands for an object that was left out."""
 
+    state: object = None
+    """Its attributes, for one who looks for tensors in a module."""
+
     def __new__(cls, *_args: object, **_kwargs: object) -> "Ignored":
         return super().__new__(cls)
 
@@ -45,8 +48,8 @@ class Ignored:
     def __call__(self, *_args: object, **_kwargs: object) -> "Ignored":
         return self
 
-    def __setstate__(self, _state: object) -> None:
-        pass
+    def __setstate__(self, state: object) -> None:
+        self.state = state
 
     def __setitem__(self, _key: object, _value: object) -> None:
         pass
@@ -92,6 +95,10 @@ _KNOWN: Final = {
     ("collections", "OrderedDict"): _Named(OrderedDict),
     ("torch._utils", "_rebuild_tensor_v2"): _Named(_tensor),
     ("torch._utils", "_rebuild_parameter"): _Named(lambda data, *_: data),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Named(lambda data, *_: data),
+    ("collections", "defaultdict"): _Named(lambda *_: {}),
+    ("builtins", "set"): _Named(lambda *items: [*items]),
+    ("__builtin__", "set"): _Named(lambda *items: [*items]),
     ("torch", "Size"): _Named(tuple),
 } | {("torch", name): _Named(dtype=dtype) for name, dtype in _DTYPES.items()}
 
@@ -124,6 +131,8 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is a dict
         """
         super().__init__(_Bounded(file, size), encoding="utf-8")
         self.storage = storage
+        self.objects: set[str] = set()
+        """Names of the classes and functions that were left out."""
 
     # A number makes memory of itself here; no file of `torch.save` has one.
     dispatch: ClassVar = {
@@ -133,17 +142,26 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is a dict
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        return _KNOWN.get((module, name), Ignored)
+        known = _KNOWN.get((module, name))
+        if known is None:
+            self.objects.add(f"{module}.{name}")
+            return Ignored
+        return known
 
     def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "module":  # a class, with its source
+            return pid[1]
         kind, named, key, _location, count = pid[:5]
         if kind != "storage" or not isinstance(named, _Named) or named.dtype is None:
             return Ignored()
         return self.storage(str(key), named.dtype, int(count))
 
 
-def read(path: Path) -> Any:
+def read(path: Path) -> tuple[Any, set[str]]:
     """What `torch.save` wrote, with `Ignored` for what is neither tensor nor plain container.
+
+    Returns:
+        What it wrote, and the names of the classes and functions that were left out.
 
     Raises:
         UnpicklingError, ValueError, and whatever else a damaged pickle raises.
@@ -163,7 +181,7 @@ def read(path: Path) -> Any:
     return _read_legacy(path, part)
 
 
-def _read_zip(path: Path, part: Callable[[int, torch.dtype, int], Tensor]) -> Any:
+def _read_zip(path: Path, part: Callable[[int, torch.dtype, int], Tensor]) -> tuple[Any, set[str]]:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
@@ -183,10 +201,13 @@ def _read_zip(path: Path, part: Callable[[int, torch.dtype, int], Tensor]) -> An
 
         with archive.open(pickled) as file:
             size = archive.getinfo(pickled).file_size
-            return _Reader(file, storage, size).load()  # type: ignore[arg-type]  # binary
+            reader = _Reader(file, storage, size)  # type: ignore[arg-type]  # binary
+            return reader.load(), reader.objects
 
 
-def _read_legacy(path: Path, part: Callable[[int, torch.dtype, int], Tensor]) -> Any:
+def _read_legacy(
+    path: Path, part: Callable[[int, torch.dtype, int], Tensor]
+) -> tuple[Any, set[str]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         file.seek(len(LEGACY_MAGIC))
@@ -206,4 +227,5 @@ def _read_legacy(path: Path, part: Callable[[int, torch.dtype, int], Tensor]) ->
             places[key] = position + 8  # behind its count
             position = places[key] + sizes[key]
         file.seek(start)
-        return _Reader(file, lambda key, dtype, count: part(places[key], dtype, count), size).load()
+        reader = _Reader(file, lambda key, dtype, count: part(places[key], dtype, count), size)
+        return reader.load(), reader.objects

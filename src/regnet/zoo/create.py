@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Final, Literal, overload
 
 import torch
 from torch import nn
@@ -19,9 +19,10 @@ from regnet.paths import expanded
 from regnet.weights.card import Card
 from regnet.weights.catalog import find_upstream
 from regnet.weights.download import Fetch, fetch
-from regnet.weights.files import read_tensors
 from regnet.weights.formats import to_native
+from regnet.weights.identify import signature_of_config
 from regnet.weights.licenses import warn_if_restricted
+from regnet.weights.unwrap import read_tensors
 from regnet.zoo.loading import Adaptation, load_tensors
 from regnet.zoo.resolver import FOLDER_PREFIX, HUB_PREFIXES, find_source
 from regnet.zoo.source import Source
@@ -33,22 +34,25 @@ def create(
     *,
     pretrained: bool = ...,
     checkpoint_path: str | Path | None = ...,
+    checkpoint_key: str | None = ...,
     num_classes: int | None = ...,
     classes: Sequence[int] | None = ...,
     in_chans: int | None = ...,
-    features_only: Literal[False] = ...,
+    features_only: Literal[False] | None = ...,
     output_stride: int | None = ...,
-    drop_rate: float = ...,
-    drop_path_rate: float = ...,
+    drop_rate: float | None = ...,
+    drop_path_rate: float | None = ...,
     global_pool: GlobalPool | None = ...,
-    zero_init_last: bool = ...,
+    zero_init_last: bool | None = ...,
     device: torch.device | str | None = ...,
-    dtype: torch.dtype | None = ...,
+    dtype: torch.dtype | str | None = ...,
     cache_dir: str | Path | None = ...,
     local_files_only: bool = ...,
+    force_download: bool = ...,
     revision: str | None = ...,
     token: str | bool | None = ...,
     pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
+    **absent: None,
 ) -> AnyNet: ...
 @overload
 def create(
@@ -56,42 +60,48 @@ def create(
     *,
     pretrained: bool = ...,
     checkpoint_path: str | Path | None = ...,
+    checkpoint_key: str | None = ...,
     in_chans: int | None = ...,
     features_only: Literal[True],
     out_indices: int | Sequence[int] | None = ...,
     output_stride: int | None = ...,
-    drop_path_rate: float = ...,
-    zero_init_last: bool = ...,
+    drop_path_rate: float | None = ...,
+    zero_init_last: bool | None = ...,
     device: torch.device | str | None = ...,
-    dtype: torch.dtype | None = ...,
+    dtype: torch.dtype | str | None = ...,
     cache_dir: str | Path | None = ...,
     local_files_only: bool = ...,
+    force_download: bool = ...,
     revision: str | None = ...,
     token: str | bool | None = ...,
     pretrained_cfg_overlay: Mapping[str, Any] | None = ...,
+    **absent: None,
 ) -> FeatureNet: ...
 def create(
     name: str | AnyNetConfig | RegNetConfig,
     *,
     pretrained: bool = False,
     checkpoint_path: str | Path | None = None,
+    checkpoint_key: str | None = None,
     num_classes: int | None = None,
     classes: Sequence[int] | None = None,
     in_chans: int | None = None,
-    features_only: bool = False,
+    features_only: bool | None = False,
     out_indices: int | Sequence[int] | None = None,
     output_stride: int | None = None,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
+    drop_rate: float | None = None,
+    drop_path_rate: float | None = None,
     global_pool: GlobalPool | None = None,
-    zero_init_last: bool = False,
+    zero_init_last: bool | None = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    force_download: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+    **absent: None,
 ) -> AnyNet | FeatureNet:
     """Build a model by the name of its variant or of its weights.
 
@@ -102,7 +112,10 @@ def create(
             (`local-dir:path`), the file of a config (`mine.json`), or a config.
         pretrained: load weights: those that the name chooses, or the variant's default, the most
             accurate ones under a permissive license (`regnet.weights.catalog.find_checkpoint`).
-        checkpoint_path: load the weights in this file or folder, in any known format, instead.
+        checkpoint_path: load the weights in this file or folder, in any known format, instead;
+            whatever a training script put around them.
+        checkpoint_key: which of several networks in that file, such as "model_ema"; None: one that
+            fits the architecture, an average of weights before the weights (a warning says so).
         num_classes: outputs of the classifier; None keeps the variant's, or the checkpoint's; 0
             gives pooled features. A classifier for other classes than the checkpoint's starts
             afresh.
@@ -114,19 +127,21 @@ def create(
         out_indices: which feature maps, as indices into `feature_info`; a number n gives the last
             n, None all.
         output_stride: limit of the reduction, such as 8; later stages dilate instead. None: none.
-        drop_rate: dropout before the classifier while training.
+        drop_rate: dropout before the classifier while training; None: none.
         drop_path_rate: drop path of the last residual branch; earlier ones drop linearly less.
         global_pool: "avg", "max", or "" to keep feature maps (with num_classes=0); None: "avg", or
             what a repository says.
         zero_init_last: start residual branches at zero.
         device: where to build the model; "meta" allocates nothing.
-        dtype: floating-point type of the parameters; None: torch's default.
+        dtype: floating-point type of the parameters, or its name; None: torch's default.
         cache_dir: the Hub client's cache; None: as its environment variables say.
         local_files_only: take what is in the cache, and do not ask the network.
+        force_download: fetch the weights again, also where the cache has them.
         revision: commit, branch or tag of the repository of the Hub that the weights lie in.
         token: for private and gated repositories; None: the one that is logged in.
         pretrained_cfg_overlay: other values for the model's card, in timm's words, such as
             `{"crop_pct": 1.0}`.
+        **absent: other options, as scripts for timm pass them, as long as they are None.
 
     Returns:
         A model in training mode, as modules are when new; `.eval()` before inference. Weights are
@@ -135,7 +150,16 @@ def create(
     Raises:
         ConfigError: the name or an option is not known, or options contradict each other.
         WeightsError: there are no such weights, they cannot be had, or do not fit.
+        TypeError: there is no such option.
     """
+    for option, value in absent.items():
+        if value is not None:
+            raise TypeError(
+                f"create() got an unexpected option {option}={value!r}{_HINTS.get(option, '')}"
+            )
+    checkpoint_path = checkpoint_path or None  # "" is what scripts have for none
+    if checkpoint_key is not None and checkpoint_path is None:
+        raise ConfigError("checkpoint_key chooses among networks in a file; pass checkpoint_path")
     loads = pretrained or checkpoint_path is not None
     if out_indices is not None and not features_only:
         raise ConfigError("out_indices chooses feature maps; it needs features_only=True")
@@ -149,6 +173,7 @@ def create(
     how = Fetch(
         cache_dir=expanded(cache_dir) if cache_dir else None,
         local_files_only=local_files_only,
+        force_download=force_download,
         token=token,
     )
     source = find_source(
@@ -170,20 +195,21 @@ def create(
     with NoInit() if where.type == "meta" else nullcontext(), where:
         model = AnyNet(
             replace(source.config, **changes),
-            drop_rate=drop_rate,
-            drop_path_rate=drop_path_rate,
+            drop_rate=drop_rate or 0.0,
+            drop_path_rate=drop_path_rate or 0.0,
             global_pool="avg" if features_only or pool is None else pool,
-            zero_init_last=zero_init_last,
+            zero_init_last=bool(zero_init_last),
         )
+    kind = None if dtype is None else _dtype(dtype)
     if loads:
         allow = Adaptation(
-            classifier=num_classes is not None or features_only,
+            classifier=num_classes is not None or bool(features_only),
             classes=classes,
             channels=in_chans is not None,
         )
-        _load(model, source, checkpoint_path, how, allow, target, dtype)
-    elif dtype is not None:
-        model = model.to(dtype)
+        _load(model, source, checkpoint_path, checkpoint_key, how, allow, target, kind)
+    elif kind is not None:
+        model = model.to(kind)
     # A file does not say where it came from; the weights that a name stands for do.
     card = source.card(
         loaded=pretrained and checkpoint_path is None,
@@ -205,6 +231,7 @@ def _load(
     model: AnyNet,
     source: Source,
     checkpoint_path: str | Path | None,
+    checkpoint_key: str | None,
     how: Fetch,
     allow: Adaptation,
     device: torch.device | str | None,
@@ -222,9 +249,12 @@ def _load(
     try:
         # What is known of a checkpoint holds for its own file, not for one that was named instead.
         bgr = row.bgr if row and checkpoint_path is None else None
-        tensors, _ = to_native(read_tensors(path), bgr=bgr or None)
+        wanted = signature_of_config(model.config)
+        found = read_tensors(path, key=checkpoint_key, wanted=wanted)
+        tensors, _ = to_native(found, bgr=bgr or None)
     except WeightsError as error:
-        raise type(error)(f"{name}: {error}") from error
+        reason = str(error).removeprefix(f"{path}: ")
+        raise type(error)(f"{name}: {reason}") from error
     load_tensors(
         model,
         tensors,
@@ -235,8 +265,34 @@ def _load(
     )
 
 
-def create_pretrained(name: str, **options: Any) -> AnyNet:
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError(
+            f"dtype must be a floating-point type of torch or its name, such as float16; "
+            f"got {dtype!r}"
+        )
+    return found
+
+
+_HINTS: Final = {
+    "pretrained_cfg": "; a name with a tag chooses the weights, pretrained_cfg_overlay changes "
+    "what is known of them",
+    "scriptable": "; torch.jit.script takes the networks as they are",
+    "exportable": "; regnet.export takes the networks as they are",
+    "feature_cls": "; there is one kind of feature network, features_only=True",
+    "bottle_ratio": "; a config has bottleneck_ratio, which divides",
+    "act_layer": "; a config has activation",
+}
+"""What to do instead of some options of timm."""
+
+
+def create_pretrained(name: str | Path, **options: Any) -> AnyNet:
     """`create` with weights, where `owner/name` is a repository and a path is a folder."""
+    if "torch_dtype" in options:
+        options["dtype"] = options.pop("torch_dtype")
+    if isinstance(name, Path):
+        name = f"{FOLDER_PREFIX}{name}"
     if find_upstream(name) is None and ":" not in name:
         if expanded(name).is_dir():
             name = f"{FOLDER_PREFIX}{name}"
@@ -252,6 +308,9 @@ def preprocess(model: nn.Module) -> Preprocess:
     Raises:
         ConfigError: the model does not say how its images look.
     """
+    if not isinstance(model, nn.Module):
+        hint = f"; build it first: create({model!r})" if isinstance(model, str) else ""
+        raise ConfigError(f"preprocess takes a model, got {type(model).__name__} {model!r}{hint}")
     card: Card | None = getattr(model, "card", None)
     if card is None:
         raise ConfigError("this model does not say how its images look; build a regnet.Preprocess")

@@ -12,18 +12,20 @@ from regnet.nn.model import AnyNet
 class _Options(TypedDict, total=False):
     pretrained: bool
     checkpoint_path: str | Path | None
+    checkpoint_key: str | None
     num_classes: int | None
     classes: Sequence[int] | None
     in_chans: int | None
     output_stride: int | None
-    drop_rate: float
-    drop_path_rate: float
+    drop_rate: float | None
+    drop_path_rate: float | None
     global_pool: Literal["avg", "max", ""] | None
-    zero_init_last: bool
+    zero_init_last: bool | None
     device: torch.device | str | None
-    dtype: torch.dtype | None
+    dtype: torch.dtype | str | None
     cache_dir: str | Path | None
     local_files_only: bool
+    force_download: bool
     revision: str | None
     token: str | bool | None
     pretrained_cfg_overlay: Mapping[str, Any] | None

@@ -18,7 +18,12 @@ from regnet.errors import ConfigError, WeightsError
 from regnet.nn.init import init_weights
 from regnet.nn.model import AnyNet
 from regnet.weights.formats import STEM_WEIGHTS
-from regnet.weights.identify import identify, num_classes, signature_of_config
+from regnet.weights.identify import (
+    identify,
+    num_classes,
+    signature_of_config,
+    signature_of_shapes,
+)
 
 HEAD = ("head.fc.weight", "head.fc.bias")
 
@@ -120,11 +125,13 @@ def _fit_classifier(
             )
         plan.append(f"{len(rows)} of the {classes} classes kept")
         return tensors | {name: tensors[name][rows] for name in HEAD if name in tensors}
-    if not allow.classifier or wanted == classes:
+    if not allow.classifier or (
+        wanted == classes and set(HEAD) >= {name for name in tensors if name.startswith("head.fc.")}
+    ):
         return tensors
     had = f"classifier of {classes} classes" if classes else "no classifier"
     plan.append(f"{had}, {f'a new one of {wanted}' if wanted else 'left out'}")
-    return {name: value for name, value in tensors.items() if name not in HEAD}
+    return {name: value for name, value in tensors.items() if not name.startswith("head.fc.")}
 
 
 def _fit_stem(model: AnyNet, tensors: dict[str, Tensor], plan: list[str]) -> dict[str, Tensor]:
@@ -181,8 +188,8 @@ def _cause(model: AnyNet, tensors: Mapping[str, Tensor]) -> str:
     """What is likely wrong, and what to do; empty if there is no telling."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     found = identify(shapes)
-    wanted = signature_of_config(model.config)
-    if found and all(signature_of_config(row.config) != wanted for row in found):
+    fits = signature_of_shapes(shapes) == signature_of_config(model.config)
+    if found and not fits:
         names = " or ".join(row.name for row in found)
         why = ""
         if any(getattr(row.config, "rounding", None) == "divisible" for row in found):
@@ -192,7 +199,9 @@ def _cause(model: AnyNet, tensors: Mapping[str, Tensor]) -> str:
     if len(stem) > 1 and stem[1] and stem[1] != model.config.in_chans:
         return f" (its stem takes {stem[1]} channels; pass in_chans={stem[1]})"
     classes = num_classes(shapes)
-    if found and classes != model.config.num_classes:
+    if not classes and any(name.startswith("head.fc.") for name in shapes):
+        return " (its classifier is not one linear layer; pass num_classes= for a new one, or 0)"
+    if fits and classes != model.config.num_classes:
         what = f"its classifier has {classes} classes" if classes else "it has no classifier"
         return f" ({what}; pass num_classes={classes})"
     return ""

@@ -11,14 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+from torch import Tensor, nn
+
 from regnet import digest, documents
 from regnet.atomic import write_bytes
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, WeightsError
+from regnet.nn.init import NoInit
+from regnet.nn.layers import DropPath
 from regnet.nn.model import AnyNet
+from regnet.paths import expanded
 from regnet.weights.card import OWN, Card, Metric
 from regnet.weights.files import write_safetensors
-from regnet.weights.formats import FORMATS, from_native
+from regnet.weights.formats import FORMATS, from_native, plain_classifier
 from regnet.weights.licenses import License, license_of
 from regnet.zoo.repository import CONFIG_FILE, WEIGHTS_DIGEST, WEIGHTS_FILE
 
@@ -35,32 +41,43 @@ _NOT_IN_TIMM: Final = frozenset(
 
 def save_pretrained(
     model: AnyNet,
-    folder: str | Path,
+    save_directory: str | Path,
     *,
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
     license: str | None = None,
     metrics: Mapping[str, float] | None = None,
     readme: str | None = None,
+    **push_options: Any,
 ) -> None:
     """Write a model as a repository: `config.json`, `model.safetensors`, `README.md`.
 
     Args:
         model: the model; its license, labels, metrics and source come from its weights.
-        folder: made if need be; each file is written whole or not at all.
+        save_directory: the folder, made if need be; each file is written whole or not at all.
+        push_to_hub: upload the folder afterwards.
+        repo_id: where to, `owner/name`; None: the name of the folder, in your own account.
         license: of these weights, as on the Hub (`apache-2.0`); None: that of the weights that the
             model began with, or else "unknown". A restricted one cannot be replaced by another.
         metrics: accuracies to state, in percent by data set, instead of those of the weights that
             the model began with.
         readme: text of the model card (`README.md`) below its front matter, instead of ours.
+        **push_options: the other options of `push_to_hub`.
 
     Raises:
-        ConfigError: another license than the restricted one that the weights are under.
+        ConfigError: another license than the restricted one that the weights are under, or a
+            network that was changed by hand in a way that no config describes.
+        WeightsError: the Hub refuses.
         OSError: a file cannot be written.
     """
+    if not push_to_hub and (repo_id or push_options):
+        given = ", ".join([*(("repo_id",) if repo_id else ()), *push_options])
+        raise ConfigError(f"{given}: only for uploads; add push_to_hub=True")
+    tensors = _described_tensors(model)
     terms = _license(model, license)
     card = _published_card(model, terms, metrics)
-    tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     stored = from_native(tensors, FORMATS["timm"])
-    folder = Path(folder)
+    folder = expanded(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(stored, folder / WEIGHTS_FILE)
     # What the two files say belongs together; see `regnet.zoo.repository`.
@@ -68,16 +85,19 @@ def save_pretrained(
     text = json.dumps(documents.sealed(described), indent=2)
     write_bytes(folder / CONFIG_FILE, f"{text}\n".encode())
     write_bytes(folder / README, _readme(model, card, terms, readme).encode())
+    if push_to_hub:
+        _upload(folder, repo_id or folder.resolve().name, **push_options)
 
 
 def push_to_hub(
     model: AnyNet,
-    repo: str,
+    repo_id: str,
     *,
     private: bool = False,
-    token: str | None = None,
+    token: str | bool | None = None,
     revision: str | None = None,
-    message: str = "Add model",
+    commit_message: str = "Add model",
+    create_pr: bool = False,
     license: str | None = None,
     metrics: Mapping[str, float] | None = None,
     readme: str | None = None,
@@ -86,11 +106,12 @@ def push_to_hub(
 
     Args:
         model: the model.
-        repo: `owner/name`; made if there is none.
+        repo_id: `owner/name`, or a name in your own account; made if there is none.
         private: whether a new repository is private.
         token: of a user who may write there; None: the one who is logged in.
         revision: branch to write to; None: main.
-        message: of the commit.
+        commit_message: of the commit.
+        create_pr: open a pull request instead of writing to the branch.
         license: see `save_pretrained`, as for the rest.
         metrics: accuracies to state.
         readme: text of the model card.
@@ -104,21 +125,85 @@ def push_to_hub(
     """
     import tempfile
 
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder, license=license, metrics=metrics, readme=readme)
+        return _upload(
+            Path(folder),
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+
+
+def _upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str = "Add model",
+    create_pr: bool = False,
+) -> str:
     from huggingface_hub import HfApi
 
     from regnet.hub.transfer import http_client
 
     api = HfApi(token=token, library_name="regnet")
-    with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, license=license, metrics=metrics, readme=readme)
-        try:
-            api.create_repo(repo, private=private, exist_ok=True)
-            done = api.upload_folder(
-                repo_id=repo, folder_path=folder, revision=revision, commit_message=message
-            )
-        except (http_client().HTTPError, ValueError, OSError) as error:
-            raise WeightsError(f"cannot write to {repo}: {' '.join(str(error).split())}") from error
+    try:
+        made = api.create_repo(repo_id, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, README],
+            revision=revision,
+            commit_message=commit_message,
+            create_pr=create_pr,
+        )
+    except (http_client().HTTPError, ValueError, OSError) as error:
+        raise WeightsError(f"cannot write to {repo_id}: {' '.join(str(error).split())}") from error
     return str(done.commit_url)
+
+
+def _described_tensors(model: AnyNet) -> dict[str, Tensor]:
+    """The tensors under the names that the model's config gives them.
+
+    Raises:
+        ConfigError: its modules are not those of its config, so that no folder could describe it.
+    """
+    tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    config = model.config
+    with NoInit(), torch.device("meta"):
+        twin = AnyNet(config, global_pool=getattr(model.head, "global_pool", "avg"))
+    found = _shapes(plain_classifier(tensors)) | _layers(model)
+    meant = _shapes(twin.state_dict()) | _layers(twin)
+    for name in meant | found:
+        if found.get(name) != meant.get(name):
+            raise ConfigError(
+                f"{name} was changed by hand, in a way that no config describes; keep such a "
+                "network with torch.save(model.state_dict(), ...) and the code that builds it"
+            )
+    return plain_classifier(tensors)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: str(tuple(value.shape)) for name, value in tensors.items()}
+
+
+def _layers(model: AnyNet) -> dict[str, str]:
+    """What each layer computes, as text, but for what only training has and where it lies."""
+    inert = (nn.Dropout, nn.Identity, DropPath)
+    found = {n: m for n, m in model.named_modules() if not any(m.children())}
+    kept = {n: m for n, m in found.items() if not isinstance(m, inert)}
+    return {
+        "head.fc" if name.startswith("head.fc.") and isinstance(layer, nn.Linear) else name: (
+            repr(layer)
+        )
+        for name, layer in kept.items()
+    }
 
 
 def _license(model: AnyNet, asked: str | None) -> License:
