@@ -259,7 +259,7 @@ def test_intermediates_end_as_in_timm():
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-@pytest.mark.parametrize("name", ["regnetx_002", "regnety_002"])
+@pytest.mark.parametrize("name", ["regnetx_002", "regnety_002", "nf_regnet_b0"])
 @pytest.mark.parametrize("features_only", [False, True])
 def test_scripted_networks_give_the_same(name, features_only):
     model = regnet.create(name, features_only=features_only, drop_path_rate=0.2).eval()

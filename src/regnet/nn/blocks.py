@@ -148,6 +148,7 @@ class NormFreeBottleneck(nn.Module):
         )
         self.se = _squeeze_excitation(block, style)
         self.se_gain = 2.0 if block.se_width else 1.0  # a gate is a half on average
+        self.alpha = NORMFREE_ALPHA
         self.act3 = activation_layer(style.activation)
         self.conv3 = ScaledStdConv2d(inner, block.width, 1, gain=0.0)
         self.drop_path = DropPath(drop_path)
@@ -157,7 +158,7 @@ class NormFreeBottleneck(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(scaled)
         out = self.conv2(self.act2(self.conv1(scaled)))
         out = self.conv3(self.act3(self.se(out) * self.se_gain))
-        summed: Tensor = self.drop_path(out) * NORMFREE_ALPHA + shortcut
+        summed: Tensor = self.drop_path(out) * self.alpha + shortcut
         return summed
 
 

@@ -4,6 +4,7 @@ Child names (`conv`, `bn`, `fc1`, `fc2`) are the checkpoint format of the Hub an
 """
 
 import contextlib
+from typing import Final
 
 import torch
 import torch.fx
@@ -123,9 +124,9 @@ class ScaledStdConv2d(nn.Conv2d):
     convolution keeps the variance of its input without a norm (timm's `ScaledStdConv2d`).
     """
 
-    GAMMA = 1.7881293296813965
+    GAMMA: Final[float] = 1.7881293296813965
     """1 / the standard deviation of SiLU of a standard normal variable."""
-    EPS = 1e-5
+    EPS: Final[float] = 1e-5
 
     def __init__(
         self,
@@ -230,7 +231,7 @@ class HaloPositions(nn.Module):
 
 
 def _widened(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
 
 
 torch.fx.wrap("_widened")
@@ -246,6 +247,7 @@ class EvoNormS0a(nn.Module):
     def __init__(self, width: int, *, activate: bool, eps: float = 1e-3) -> None:
         super().__init__()
         self.eps = eps
+        self.groups = width // NORM_GROUP_WIDTH
         self.weight = nn.Parameter(torch.empty(width))
         self.bias = nn.Parameter(torch.empty(width))
         self.v = nn.Parameter(torch.empty(width)) if activate else None
@@ -260,7 +262,7 @@ class EvoNormS0a(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Sums over whole feature maps leave the range of half precision.
-        grouped: Tensor = _widened(x).unflatten(1, (-1, NORM_GROUP_WIDTH))
+        grouped: Tensor = _widened(x).unflatten(1, (self.groups, -1))
         variance = grouped.var(dim=(2, 3, 4), correction=0, keepdim=True)
         std = (variance + self.eps).sqrt().expand_as(grouped).flatten(1, 2).to(x.dtype)
         if self.v is not None:

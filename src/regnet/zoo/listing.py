@@ -1,6 +1,7 @@
 """What there is: list variants, describe one."""
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import inf
@@ -86,10 +87,12 @@ def info(name: str, *, image_size: int | None = None) -> ModelInfo:
 
 
 def list_models(
-    filter: str = "*",
+    filter: str | Sequence[str] = "*",
     *,
+    exclude_filters: str | Sequence[str] = (),
     family: str | None = None,
     pretrained: bool = False,
+    include_tags: bool | None = None,
     license: str | None = None,
     min_top1: float | None = None,
     max_flops: float = inf,
@@ -99,11 +102,15 @@ def list_models(
     """Names of variants, or with `pretrained=True` of their weights.
 
     Args:
-        filter: a pattern with * and ? for the name or an alias, or for the id of weights.
+        filter: a pattern with * and ? for the name or an alias, or for the id of weights; or
+            several, of which one must fit. "" stands for all.
+        exclude_filters: patterns of what to leave out.
         family: regnetx, regnety, regnetv, regnetz, haloregnetz, nf_regnet, resnet, resnext or
             vanilla.
-        pretrained: list weights, as `variant.tag`; implied by the next two, and by
+        pretrained: list weights, as `variant.tag`; implied by license, min_top1 and
             sort="top1".
+        include_tags: list weights (True) or variants (False), of which with `pretrained` only those
+            that have weights; None: weights where they are asked for.
         license: of the weights, such as "apache-2.0"; "commercial" stands for all that allow
             commercial use.
         min_top1: least published ImageNet-1k top-1 accuracy in percent, at the default image size.
@@ -125,7 +132,9 @@ def list_models(
     check_number("max_params", max_params, least=0, finite=False)
     if min_top1 is not None:
         check_number("min_top1", min_top1, most=100)
-    of_weights = pretrained or license is not None or min_top1 is not None or sort == "top1"
+    patterns, others = _patterns(filter) or ("*",), _patterns(exclude_filters)
+    asked = pretrained or license is not None or min_top1 is not None or sort == "top1"
+    of_weights = asked or bool(include_tags)
     names: list[tuple[Any, str]] = []
     for variant in VARIANTS.values():
         if family not in (None, variant.family):
@@ -135,11 +144,14 @@ def list_models(
             continue
         key = {"flops": cost.flops, "params": cost.params}.get(sort, 0)
         if not of_weights:
-            if _fits(filter, variant):
+            if _fits(patterns, variant) and not _fits(others, variant):
                 names.append((key, variant.name))
             continue
-        for row in checkpoints_of(variant.name):
-            if not _fits_row(filter, row, variant):
+        rows = checkpoints_of(variant.name)
+        if include_tags and not asked and not rows and _fits(patterns, variant):
+            names += [] if _fits(others, variant) else [(key, variant.name)]
+        for row in rows:
+            if not _fits_row(patterns, row, variant) or _fits_row(others, row, variant):
                 continue
             if license == "commercial" and not row.license_terms.permissive:
                 continue
@@ -148,10 +160,17 @@ def list_models(
             if min_top1 is not None and (row.top1 is None or row.top1 < min_top1):
                 continue
             names.append((-(row.top1 or 0) if sort == "top1" else key, row.id))
-    return [name for _, name in sorted(names, key=lambda pair: (pair[0], _natural(pair[1])))]
+    listed = [name for _, name in sorted(names, key=lambda pair: (pair[0], _natural(pair[1])))]
+    if include_tags is False:
+        return list(dict.fromkeys(name.partition(".")[0] for name in listed))
+    return listed
 
 
-def list_pretrained(filter: str = "*", **options: Any) -> list[str]:
+def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    return tuple(p for p in ((given,) if isinstance(given, str) else given) if p)
+
+
+def list_pretrained(filter: str | Sequence[str] = "*", **options: Any) -> list[str]:
     """`list_models(filter, pretrained=True, ...)`: ids of weights."""
     return list_models(filter, pretrained=True, **options)
 
@@ -179,15 +198,20 @@ def get_pretrained_cfg(name: str) -> dict[str, Any]:
     return card.to_timm(replace(source.config, num_classes=row.num_classes))
 
 
-def _fits(pattern: str, variant: Variant) -> bool:
+def _fits(patterns: Iterable[str], variant: Variant) -> bool:
     names = (variant.name, variant.factory, variant.label, *variant.aliases)
-    return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
+    return _match(patterns, names)
 
 
-def _fits_row(pattern: str, row: Checkpoint, variant: Variant) -> bool:
+def _fits_row(patterns: Iterable[str], row: Checkpoint, variant: Variant) -> bool:
     """Whether the pattern fits weights; what a publisher calls his own stands for them alone."""
     names = (row.id, row.upstream or "", variant.name, variant.factory, variant.label)
-    return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
+    return _match(patterns, names)
+
+
+def _match(patterns: Iterable[str], names: Iterable[str]) -> bool:
+    lower = [name.lower() for name in names]
+    return any(fnmatchcase(name, pattern.lower()) for pattern in patterns for name in lower)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
