@@ -210,7 +210,7 @@ def pytest_collectstart(collector: Any) -> None:
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """torchvision's recorded outputs are of its own random weights; ours are drawn otherwise."""
+    """Torchvision's recorded outputs are of its own random weights; ours are drawn otherwise."""
     for item in items:
         if hasattr(item.module, "_assert_expected"):
             item.module._assert_expected = lambda *_, **__: None

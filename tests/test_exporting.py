@@ -15,8 +15,11 @@ from regnet import exporting
 from regnet.design.config import RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.engines.base import TOLERANCES, relative_error
+from regnet.engines.outputs import listed
 from regnet.errors import ConfigError, EngineError, MissingExtraError
 from regnet.exporting import FORMATS
+from regnet.nn.features import FeatureNet
+from regnet.nn.model import AnyNet
 from tests.command import refused
 from tests.command import regnet as command
 
@@ -112,12 +115,140 @@ def test_onnx_by_its_own_runtime(model, tmp_path):
     session = onnxruntime.InferenceSession(path)
     [images], [logits] = session.get_inputs(), session.get_outputs()
     assert (images.name, logits.name) == ("images", "logits")
-    assert all(isinstance(images.shape[axis], str) for axis in (0, 2, 3))
+    assert images.shape == ["batch", 3, "height", "width"]
     x = np.random.default_rng(0).standard_normal((5, 3, 40, 48), np.float32)
     [found] = session.run(None, {"images": x})
     with torch.inference_mode():
         expected = model(torch.from_numpy(x))
     assert relative_error(torch.from_numpy(found), expected) < 1e-4
+
+
+class TwoThings(torch.nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        maps = self.network.forward_features(x)
+        return {"maps": maps, "logits": self.network.forward_head(maps), "loss": None}
+
+
+class Pair(TwoThings):
+    def forward(self, x):
+        both = super().forward(x)
+        return both["logits"], both["maps"]
+
+
+def others(network):
+    """Modules of other people's making, with what their outputs are called."""
+    maps = FeatureNet(network)
+    return {
+        "feature maps": (maps, ("stem", "s1", "s2", "s3")),
+        "some feature maps": (FeatureNet(network, (1, -1)), ("s1", "s3")),
+        "in a sequence": (torch.nn.Sequential(network, torch.nn.Softmax(1)), ("output",)),
+        "dictionary": (TwoThings(network), ("maps", "logits")),
+        "tuple": (Pair(network), ("output_0", "output_1")),
+        "a convolution": (torch.nn.Conv2d(3, 4, 3), ("output",)),
+    }
+
+
+OTHERS = others(AnyNet(RegNetConfig(depth=3, w0=16, wa=16.0, wm=2.0, num_classes=7)).eval())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".xml", ".pt2"])
+@pytest.mark.parametrize(("module", "names"), OTHERS.values(), ids=OTHERS)
+def test_any_module_is_exported(tmp_path, module, names, suffix):
+    torch.manual_seed(0)
+    path = tmp_path / f"model{suffix}"
+    done = regnet.export(module, path, example=torch.zeros(1, 3, 48, 64))
+    assert done.outputs == names
+    [form] = [form for form in FORMATS.values() if form.suffix == suffix][:1]
+    runner = form.load(path, exporting.Target(device=torch.device("cpu")))
+    x = torch.randn(3, 3, 64, 50)
+    wanted = module(x)
+    wanted = list(wanted.values())[:2] if isinstance(wanted, dict) else listed(wanted)
+    for found, expected in zip(listed(runner(x)), wanted, strict=True):
+        assert relative_error(found, expected.detach()) < 1e-4
+    if suffix == ".onnx":
+        import onnx
+
+        assert tuple(output.name for output in onnx.load(path).graph.output) == names
+
+
+@pytest.mark.parametrize(("module", "names"), OTHERS.values(), ids=OTHERS)
+def test_any_module_is_optimized(module, names):
+    """What comes out has the form that the module gives."""
+    torch.manual_seed(0)
+    fast = regnet.optimize(
+        module, torch.zeros(2, 3, 48, 64), engines=["eager", "folded"], seconds=0.01
+    )
+    for x in (torch.randn(2, 3, 48, 64), torch.randn(3, 3, 48, 64), torch.randn(1, 3, 40, 40)):
+        found, wanted = fast(x), module(x)
+        if isinstance(wanted, dict):
+            wanted = {key: value for key, value in wanted.items() if value is not None}
+            found = {key: found[key] for key in wanted}
+        assert type(found) is type(wanted)
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+
+
+class Odd(torch.nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, x):
+        return self.outputs
+
+
+@pytest.mark.parametrize("outputs", [7, [torch.ones(1), "text"], [], {}, [[torch.ones(1)]], None])
+def test_modules_that_give_no_tensors(tmp_path, outputs):
+    with pytest.raises(ConfigError, match="Odd gives .*; what can be run elsewhere"):
+        regnet.export(Odd(outputs), tmp_path / "a.pt2", example=torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ConfigError, match="Odd gives"):
+        regnet.optimize(Odd(outputs), torch.zeros(1, 3, 8, 8), engines="eager")
+
+
+def test_a_foreign_module_needs_an_example(tmp_path):
+    with pytest.raises(ConfigError, match=r"was not made here \(Conv2d\), give an example"):
+        regnet.export(torch.nn.Conv2d(3, 4, 3), tmp_path / "a.pt2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dynamic", ["batch", ["height", "width"], ("batch", "width"), []])
+def test_each_axis_is_free_or_fixed(small, tmp_path, dynamic):
+    import onnx
+
+    path = tmp_path / "a.onnx"
+    done = regnet.export(small, path, dynamic=dynamic, example=torch.zeros(2, 3, 64, 48))
+    free = {dynamic} if dynamic == "batch" else set(dynamic)
+    assert set(done.dynamic) == free
+    [images] = onnx.load(path).graph.input
+    shape = [size.dim_param or size.dim_value for size in images.type.tensor_type.shape.dim]
+    names = ["batch", 3, "height", "width"]
+    assert shape == [
+        name if name in free else size for name, size in zip(names, (2, 3, 64, 48), strict=True)
+    ]
+    [logits] = onnx.load(path).graph.output
+    assert (logits.type.tensor_type.shape.dim[0].dim_param == "batch") == ("batch" in free)
+
+
+@pytest.mark.slow
+def test_openvino_with_a_free_batch_of_one_size(small, tmp_path):
+    import openvino
+
+    regnet.export(small, tmp_path / "a.xml", dynamic="batch", example=torch.zeros(1, 3, 64, 48))
+    [images] = openvino.Core().read_model(tmp_path / "a.xml").inputs
+    assert str(images.partial_shape) == "[?,3,64,48]"
+
+
+@pytest.mark.parametrize(
+    "dynamic", [{0: "batch"}, {"images": {0: "n"}}, ["channels"], "all", 1, None, ["batch", 3]]
+)
+def test_other_ways_to_say_what_is_free_are_refused(small, tmp_path, dynamic):
+    """A dictionary, as `torch.onnx.export` takes, was taken for True."""
+    with pytest.raises(ConfigError, match="dynamic is True, False, or names of axes of batch"):
+        regnet.export(small, tmp_path / "a.pt2", dynamic=dynamic)
 
 
 @pytest.mark.slow
@@ -281,7 +412,8 @@ def test_the_command(tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["path"] == str(path)
-    assert told["dynamic"]
+    assert told["dynamic"] == ["batch", "height", "width"]
+    assert told["outputs"] == ["logits"]
     assert path.stat().st_size == told["size_bytes"]
     refused(
         command("export", "regnety_cifar", tmp_path / "a.txt"), 2, "must end as its format asks"

@@ -5,14 +5,14 @@ import logging
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from regnet.data.images import ImageSource
@@ -22,8 +22,9 @@ from regnet.engines.compiled import load_package, write_package
 from regnet.engines.int8 import quantize_openvino, quantize_program
 from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx, write_onnx
 from regnet.engines.openvino import OpenVINO, convert, run_openvino, write_openvino
-from regnet.engines.optimize import default_shape
-from regnet.engines.program import capture, dynamic_shapes, smallest_side
+from regnet.engines.optimize import default_shape, device_of
+from regnet.engines.outputs import form_of
+from regnet.engines.program import AXES, capture, dynamic_shapes, smallest_side
 from regnet.errors import (
     ConfigError,
     EngineError,
@@ -33,8 +34,9 @@ from regnet.errors import (
     in_one_line,
     unknown,
 )
+from regnet.nn.features import Described
 from regnet.nn.layers import HaloAttention
-from regnet.nn.model import AnyNet, evaluation_view
+from regnet.nn.model import evaluation_view
 from regnet.zoo.create import preprocess
 
 FilePrecision = Literal[Precision, "int8"]
@@ -52,12 +54,14 @@ class Exported:
     path: Path
     format: str
     precision: FilePrecision
-    dynamic: bool
-    """Whether batch size, height and width are free."""
+    dynamic: tuple[str, ...]
+    """Axes whose size is free: "batch", "height", "width"."""
+    outputs: tuple[str, ...]
+    """Names of the outputs, in their order."""
     shape: tuple[int, ...]
-    """Of the images that it was made with: the only one that it takes if it is not dynamic."""
+    """Of the images that it was made with; axes that are not free have these sizes."""
     smallest_side: int | None
-    """Least height and width, in pixels, if it is dynamic."""
+    """Least height and width, in pixels, where they are free."""
     error: float
     """norm(output - eager) / norm(eager) on random images, the worst."""
     agreement: float | None = None
@@ -69,7 +73,8 @@ class Exported:
 
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.shape))
-        free = f"any batch and size from {self.smallest_side} pixels" if self.dynamic else shape
+        free = f"{shape}, free: {', '.join(self.dynamic)}" if self.dynamic else shape
+        free += f" (from {self.smallest_side} pixels)" if self.smallest_side else ""
         text = (
             f"{self.path}: {self.format} {self.precision}, {free}, {self.size_bytes / 1e6:.1f} MB, "
             f"differs from eager by {self.error:.1e}"
@@ -83,11 +88,13 @@ class Exported:
 class Work:
     """What there is to write."""
 
-    model: AnyNet
+    model: nn.Module
     example: Tensor
     target: Target
     int8: bool
-    dynamic: bool
+    free: tuple[str, ...]
+    """Axes whose size is free."""
+    outputs: tuple[str, ...]
     calibration: Sequence[Tensor]
     metadata: Mapping[str, str]
 
@@ -96,10 +103,10 @@ class Work:
         target = self.target
         if portable or self.int8:
             target = Target(device=target.device, precision=target.precision, layout="contiguous")
-        program = capture(self.model, self.example, target, dynamic=self.dynamic)
+        program = capture(self.model, self.example, target, free=self.free)
         if not self.int8:
             return program
-        shapes = dynamic_shapes(self.model, dynamic=self.dynamic)
+        shapes = dynamic_shapes(self.model, self.free)
         return quantize_program(program, self.calibration, shapes)
 
 
@@ -129,8 +136,8 @@ def _load_torch(path: Path, target: Target) -> Runner:
 
 def _write_openvino(work: Work, path: Path) -> None:
     plain = Target(device=work.target.device, layout="contiguous")
-    program = capture(work.model, work.example, plain, dynamic=work.dynamic)
-    model = convert(program, None if work.dynamic else work.example)
+    program = capture(work.model, work.example, plain, free=work.free)
+    model = convert(program, work.example, free=work.free, names=work.outputs)
     if work.int8:
         model = quantize_openvino(model, work.calibration)
     write_openvino(model, path, work.metadata, halves=work.target.precision == "fp16")
@@ -150,7 +157,7 @@ FORMATS: Final[Mapping[str, Format]] = {
             name="onnx",
             suffix=".onnx",
             precisions=("fp32", "fp16"),
-            write=lambda work, path: write_onnx(work.program(), path, work.metadata),
+            write=lambda work, path: write_onnx(work.program(), path, work.metadata, work.outputs),
             load=load_onnx,
             runtime=ONNXRuntime(),
         ),
@@ -178,13 +185,13 @@ FORMATS: Final[Mapping[str, Format]] = {
 
 
 def export(
-    model: AnyNet,
+    model: nn.Module,
     path: str | Path,
     *,
     format: str | None = None,
     precision: FilePrecision = "fp32",
     example: Tensor | None = None,
-    dynamic: bool = True,
+    dynamic: bool | str | Collection[str] = True,
     images: Sequence[ImageSource] | Tensor | None = None,
     min_agreement: float = 0.9,
 ) -> Exported:
@@ -195,14 +202,17 @@ def export(
     class names as JSON under the key `regnet`.
 
     Args:
-        model: in any mode; it is not changed.
+        model: in any mode; it is not changed. Any module will do that takes images and gives a
+            tensor, or a list, a tuple or a dictionary of tensors: the file has outputs of their
+            names (`logits`; `s1`, ... of feature maps; keys; else `output_0`, ...).
         path: the file; for OpenVINO the `.xml`, with the weights in a `.bin` beside it.
         format: a name in `FORMATS`; None: by the ending of the path.
         precision: inside the file. OpenVINO chooses bf16 when it runs; "fp16" there stores halves
             and computes as the device likes.
         example: images (N, C, H, W) of the shape to make it with; None: one image of the size that
             the model was made for. Its values do not matter.
-        dynamic: whether batch size, height and width stay free.
+        dynamic: axes whose size stays free, of "batch", "height" and "width"; True for all, False
+            for none. A free batch of a fixed size is what TensorRT likes best.
         images: for int8: paths, Pillow images, or a batch that is preprocessed. Up to 300, at most
             three of four, tell the ranges; up to 1,000 of the others tell the agreement.
         min_agreement: part of those that must get the same class as from float32.
@@ -219,26 +229,37 @@ def export(
     form = _format(path, format, precision)
     if (precision == "int8") != (images is not None):
         raise ConfigError("precision 'int8' and images to calibrate with go together")
-    if dynamic and any(isinstance(module, HaloAttention) for module in model.modules()):
-        raise ConfigError("halo attention ties an exported network to one size: dynamic=False")
+    free = _free(dynamic)
+    if {"height", "width"} & {*free} and any(
+        isinstance(module, HaloAttention) for module in model.modules()
+    ):
+        raise ConfigError(
+            "halo attention ties an exported network to one size: dynamic=False or 'batch'"
+        )
     if example is None:
         example = torch.zeros(default_shape(model, "latency"))
-    device = torch.device("cpu") if form.portable else next(model.parameters()).device
+    device = torch.device("cpu") if form.portable else device_of(model)
     if precision == "int8" and device.type != "cpu":
         raise ConfigError(f"int8 files of {form.name} are for CPUs; move the model there")
     if form.runtime and (obstacle := form.runtime.obstacle(Target(device=device))):
         raise MissingExtraError(f"{form.name}: {obstacle}")
     shape = tuple(example.shape)
-    model = evaluation_view(model)
-    calibration, judges = _split(model, images, shape, dynamic=dynamic)
+    metadata = {"regnet": json.dumps(_facts(model), default=str)}
+    view = evaluation_view(model)
+    outputs = form_of(view, example.to(device_of(view)))
+    calibration, judges = _split(view, images, shape, fixed={"height", "width"} - {*free})
+    if judges and len(outputs.names) > 1:
+        raise ConfigError("int8 files are judged by classes; this network has several outputs")
+    view = outputs.flat
     work = Work(
-        model=model,
+        model=view,
         example=example.to(device),
         target=Target(device=device, precision="fp32" if precision == "int8" else precision),
         int8=precision == "int8",
-        dynamic=dynamic,
+        free=free,
+        outputs=outputs.names,
         calibration=calibration,
-        metadata={"regnet": json.dumps(_facts(model), default=str)},
+        metadata=metadata,
     )
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}")
@@ -248,7 +269,7 @@ def export(
             form.write(work, draft)
             runner = form.load(draft, work.target)
             error = _error(runner, work)
-            agreement = _agreement(runner, model, judges, device)
+            agreement = _agreement(runner, view, judges, device)
         except (RegNetError, OSError):
             raise
         except Exception as problem:
@@ -269,9 +290,10 @@ def export(
         path=path,
         format=form.name,
         precision=precision,
-        dynamic=dynamic,
+        dynamic=free,
+        outputs=outputs.names,
         shape=shape,
-        smallest_side=smallest_side(model) if dynamic else None,
+        smallest_side=smallest_side(view) if {"height", "width"} & {*free} else None,
         error=error,
         agreement=agreement,
         judged=sum(map(len, judges)),
@@ -294,17 +316,33 @@ def _format(path: Path, name: str | None, precision: str) -> Format:
     return chosen
 
 
-def _facts(model: AnyNet) -> dict[str, Any]:
-    """What a reader of the file needs to use it."""
+def _free(dynamic: Any) -> tuple[str, ...]:
+    """The axes that an option leaves free."""
+    if isinstance(dynamic, bool):
+        return tuple(AXES.values()) if dynamic else ()
+    names = [dynamic] if isinstance(dynamic, str) else dynamic
+    known = not isinstance(names, Mapping) and isinstance(names, Collection)
+    if not known or not set(names) <= set(AXES.values()):
+        raise ConfigError(
+            f"dynamic is True, False, or names of axes of {', '.join(AXES.values())}; "
+            f"got {dynamic!r}"
+        )
+    return tuple(name for name in AXES.values() if name in names)
+
+
+def _facts(model: nn.Module) -> dict[str, Any]:
+    """What a reader of the file needs to use it, as far as the network says."""
+    if not isinstance(model, Described):
+        return {}
     return {"config": model.config.to_dict(), **model.pretrained_cfg}
 
 
 def _split(
-    model: AnyNet,
+    model: nn.Module,
     images: Sequence[ImageSource] | Tensor | None,
     shape: tuple[int, ...],
     *,
-    dynamic: bool,
+    fixed: Collection[str],
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Batches to calibrate with, and others to judge by."""
     if images is None:
@@ -321,7 +359,7 @@ def _split(
     else:
         transform = replace(preprocess(model), size=(shape[-2], shape[-1]))
         tensors = torch.stack([transform(images[index]) for index in chosen])
-    if not dynamic and tuple(tensors.shape[1:]) != shape[1:]:
+    if fixed and tuple(tensors.shape[1:]) != shape[1:]:
         raise ConfigError(
             f"images of shape {tuple(tensors.shape[1:])} do not fit a file for {shape[1:]}"
         )
@@ -334,22 +372,29 @@ def _error(runner: Runner, work: Work) -> float:
     """The worst on random images, of another shape too if that is free."""
     rng = torch.Generator().manual_seed(0)
     shapes = [tuple(work.example.shape)] * INPUT_SETS
-    if work.dynamic:
+    if work.free:
         n, c, h, w = shapes[0]
         least = smallest_side(work.model)
-        shapes = [(n, c, max(h, least), max(w, least)), (n + 2, c, least + h // 2, least + w // 3)]
+        tried = {
+            "batch": (n, n + 2),
+            "height": (max(h, least), least + h // 2),
+            "width": (max(w, least), least + w // 3),
+        }
+        own = {"batch": n, "height": h, "width": w}
+        sizes = {name: tried[name] if name in work.free else (own[name],) * 2 for name in own}
+        shapes = [(n, c, h, w) for n, h, w in zip(*sizes.values(), strict=True)]
     inputs = [torch.randn(shape, generator=rng).to(work.example.device) for shape in shapes]
-    home = next(work.model.parameters()).device
+    home = device_of(work.model)
     reference = answers(work.model, [x.to(home) for x in inputs])
     return worst_error(runner, inputs, reference)
 
 
 def _agreement(
-    runner: Runner, model: AnyNet, judges: Sequence[Tensor], device: torch.device
+    runner: Runner, model: nn.Module, judges: Sequence[Tensor], device: torch.device
 ) -> float | None:
     if not judges:
         return None
-    home = next(model.parameters()).device
+    home = device_of(model)
     same = 0
     with torch.inference_mode():
         for x in judges:

@@ -26,6 +26,10 @@ def command(
         float, typer.Option(help="For int8: part of images that must keep their class.")
     ] = 0.9,
     static: Annotated[bool, typer.Option("--static", help="Fix the batch and image size.")] = False,
+    dynamic: Annotated[
+        str | None,
+        typer.Option(help="Axes that stay free, by comma: batch,height,width; else all of them."),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per call, if --static; else 1.", min=1)
     ] = None,
@@ -53,7 +57,9 @@ def command(
     check_choice(
         "precision", precision, dict.fromkeys(p for f in FORMATS.values() for p in f.precisions)
     )
-    if batch_size is not None and not static:
+    if dynamic is not None and static:
+        raise ConfigError("--static fixes every axis, --dynamic says which stay free; give one")
+    if batch_size is not None and not static and "batch" in (dynamic or "batch"):
         raise ConfigError("--batch-size is that of a --static file; others take any")
     files: list[str] | None = None
     if images:
@@ -74,7 +80,7 @@ def command(
             format=format,
             precision=precision,  # type: ignore[arg-type]  # checked above
             example=torch.zeros(batch_size or 1, channels, *size),
-            dynamic=not static,
+            dynamic=not static if dynamic is None else dynamic.split(","),
             images=files,
             min_agreement=min_agreement,
         )

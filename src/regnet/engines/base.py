@@ -1,20 +1,23 @@
 """What an engine is."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from regnet.engines.outputs import each, listed
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
 Layout = Literal["channels_last", "contiguous"]
 """How feature maps lie in memory: pixel by pixel (NHWC), or channel by channel (NCHW)."""
 
-Runner = Callable[[Tensor], Tensor]
+Runner = Callable[[Tensor], Any]
 """Takes images as the model does, float32, of the shape that it was built for; gives what the model
-gives, float32."""
+gives, float32: a tensor, or a tuple of tensors (`regnet.engines.outputs`)."""
 
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -65,35 +68,40 @@ class Engine(Protocol):
         ...
 
 
-def inference(call: Callable[[Tensor], Tensor]) -> Runner:
+def inference(call: Callable[[Tensor], Any]) -> Runner:
     """Return a runner that makes the call without gradients."""
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor) -> Any:
         with torch.inference_mode():
             return call(x)
 
     return run
 
 
-def casting(call: Callable[[Tensor], Tensor], target: Target) -> Runner:
+def casting(call: Callable[[Tensor], Any], target: Target) -> Runner:
     """Return a runner of a program in the target's precision and layout: float32 in and out."""
     dtype, memory_format = target.dtype, target.memory_format
-    return inference(lambda x: call(x.to(dtype=dtype, memory_format=memory_format)).float())
+    return inference(
+        lambda x: each(Tensor.float, call(x.to(dtype=dtype, memory_format=memory_format)))
+    )
 
 
 def for_any_batch(runner: Runner, size: int) -> Runner:
     """A runner of batches of one size for batches of any: padded with zeros, or cut into pieces."""
 
-    def piece(x: Tensor) -> Tensor:
+    def piece(x: Tensor) -> Any:
         missing = size - len(x)
         if missing:
             x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
-        return runner(x)[: size - missing]
+        return each(lambda output: output[: size - missing], runner(x))
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor) -> Any:
         if len(x) == size:
             return runner(x)
-        return torch.cat([piece(part) for part in x.split(size)])
+        pieces = [piece(part) for part in x.split(size)]
+        if isinstance(pieces[0], Tensor):
+            return torch.cat(pieces)
+        return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
 
     return run
 
@@ -106,8 +114,16 @@ def tolerance(target: Target) -> float:
     return TOLERANCES[target.precision]
 
 
-def relative_error(found: Tensor, expected: Tensor) -> float:
-    """norm(found - expected) / norm(expected), in float64."""
+def relative_error(found: Any, expected: Any) -> float:
+    """norm(found - expected) / norm(expected), in float64; the worst of several outputs."""
+    pairs = zip(listed(found), listed(expected), strict=True)
+    errors = [_relative_error(ours, theirs) for ours, theirs in pairs]
+    return max(errors) if all(map(math.isfinite, errors)) else math.nan
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    if found.shape != expected.shape:
+        return math.nan
     expected = expected.cpu().double()  # not on the device: some have no float64
     return float((found.cpu().double() - expected).norm() / expected.norm().clamp_min(1e-12))
 

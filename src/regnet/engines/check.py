@@ -4,25 +4,26 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from regnet.engines.base import Engine, Runner, Target, relative_error, tolerance
+from regnet.engines.outputs import each
 
 INPUT_SETS: Final = 3
 """Inputs that take turns, so that nothing can be remembered from the last call."""
 
 
-def answers(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+def answers(model: nn.Module, inputs: Sequence[Tensor]) -> list[Any]:
     """What a model in evaluation mode gives for each input, in true float32."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     cudnn.allow_tf32 = matmul.allow_tf32 = False
     try:
         with torch.inference_mode():
-            return [model(x).float().clone() for x in inputs]
+            return [each(lambda out: out.float().clone(), model(x)) for x in inputs]
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
 
@@ -43,7 +44,7 @@ def build_checked(
     engine: Engine,
     model: nn.Module,
     inputs: Sequence[Tensor],
-    reference: Sequence[Tensor],
+    reference: Sequence[Any],
     target: Target,
 ) -> Built:
     """Build a runner and compare its answers; whatever the engine raises is passed on."""
@@ -63,7 +64,7 @@ def wrong(error: float, target: Target) -> str | None:
     return f"wrong: its outputs differ by {error:.1e}"  # nan is wrong too
 
 
-def worst_error(runner: Runner, inputs: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+def worst_error(runner: Runner, inputs: Sequence[Tensor], reference: Sequence[Any]) -> float:
     """The largest relative error over several inputs; each is asked twice.
 
     The second answer must be the first: an engine that hands out its own memory would change it.

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,20 +44,19 @@ class CompiledCUDAGraph(CUDAGraph):
         with _frozen(target):
             return super().build(model, example, target)
 
-    def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Tensor]:
+    def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Any]:
         return _compiled(placed(folded(model), target))
 
 
-def _compiled(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def _compiled(model: nn.Module) -> Callable[[Tensor], Any]:
     """The model compiled, as a function that shares its code with no other.
 
     torch.compile keeps what it compiled by code object, looks through all of it at each call, and
     stops at eight.
     """
 
-    def call(x: Tensor) -> Tensor:
-        out: Tensor = model(x)
-        return out
+    def call(x: Tensor) -> Any:
+        return model(x)
 
     code = call.__code__.replace(co_name=f"call_{next(_numbers)}")
     function = FunctionType(code, globals(), closure=call.__closure__)

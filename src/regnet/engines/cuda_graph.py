@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regnet.engines.base import Runner, Target, inference
+from regnet.engines.outputs import each
 from regnet.engines.transforms import folded, padded_if_it_pays, placed
 
 
@@ -22,7 +24,7 @@ class CUDAGraph:
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         return captured(self.prepare(model, target), example, target)
 
-    def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Tensor]:
+    def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Any]:
         """What is captured."""
         return placed(folded(model), target)
 
@@ -32,11 +34,11 @@ class PaddedCUDAGraph(CUDAGraph):
 
     name = "padded_cuda_graph"
 
-    def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Tensor]:
+    def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Any]:
         return placed(padded_if_it_pays(model), target)
 
 
-def captured(call: Callable[[Tensor], Tensor], example: Tensor, target: Target) -> Runner:
+def captured(call: Callable[[Tensor], Any], example: Tensor, target: Target) -> Runner:
     """A runner that replays what the call did for the example: float32 in and out.
 
     cuDNN tries its kernels first: a graph keeps the one that was chosen.
@@ -59,11 +61,10 @@ def captured(call: Callable[[Tensor], Tensor], example: Tensor, target: Target) 
         with torch.cuda.graph(graph):
             out = call(static)
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor) -> Any:
         static.copy_(x)
         graph.replay()
-        answer: Tensor = out.float().clone()
-        return answer
+        return each(lambda output: output.float().clone(), out)
 
     # The graph reads the weights where they lay, and does not keep them.
     run.reads = call  # type: ignore[attr-defined]

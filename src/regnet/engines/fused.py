@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib import util
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ class Fused(CUDAGraph):
             return "for half precision only"
         return OWN_LAYOUT if target.layout == "contiguous" else super().obstacle(target)
 
-    def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Tensor]:
+    def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Any]:
         from regnet.kernels.network import fused  # with it comes Triton, which takes time to import
 
         return fused(folded(model), target.dtype)

@@ -1,16 +1,17 @@
 """ONNX Runtime, for CPUs and CUDA devices."""
 
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from regnet.engines.base import OWN_LAYOUT, Runner, Target
-from regnet.engines.program import capture
+from regnet.engines.program import AXES, capture
 from regnet.quiet import quiet
 
 LARGEST: Final = 1_900_000_000
@@ -41,26 +42,57 @@ class ONNXRuntime:
         plain = Target(device=target.device, layout="contiguous")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            write_onnx(capture(model, example, plain), path)
+            program = capture(model, example, plain)
+            write_onnx(program, path, names=_numbered(program))
             return load_onnx(path, target)
 
 
 def write_onnx(
-    program: ExportedProgram, path: Path, metadata: Mapping[str, str] | None = None
+    program: ExportedProgram,
+    path: Path,
+    metadata: Mapping[str, str] | None = None,
+    names: Sequence[str] = ("logits",),
 ) -> None:
-    """Write a program as ONNX; input `images`, output `logits`.
+    """Write a program as ONNX; its input is `images`, its outputs have these names.
 
     Weights are inside, or in a `.data` file beside it where one file cannot hold them.
     """
     with quiet("torch.onnx"):
         written = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=["images"], output_names=["logits"]
+            program, dynamo=True, verbose=False, input_names=["images"], output_names=list(names)
         )
     if written is None:
         raise RuntimeError("torch.onnx.export gave nothing")
+    _name_axes(written.model.graph)
     written.model.metadata_props.update(metadata or {})
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     written.save(path, external_data=weights > LARGEST)
+
+
+def _name_axes(graph: Any) -> None:
+    """Give the free axes of the images readable names, wherever a shape speaks of them."""
+    from onnx_ir import Shape  # the exporter's own
+
+    [images] = graph.inputs
+    names = {
+        str(size): AXES[axis] for axis, size in enumerate(images.shape) if not isinstance(size, int)
+    }
+    if not names:
+        return
+    symbol = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
+    values = [images, *(value for node in graph for value in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            sizes = [size if isinstance(size, int) else str(size) for size in value.shape]
+            value.shape = Shape(
+                size if isinstance(size, int) else symbol.sub(lambda m: names[m[0]], size)
+                for size in sizes
+            )
+
+
+def _numbered(program: ExportedProgram) -> list[str]:
+    """Names for outputs that nobody reads by name."""
+    return [f"output_{number}" for number in range(len(program.graph_signature.user_outputs))]
 
 
 def load_onnx(path: Path, target: Target) -> Runner:
@@ -77,9 +109,10 @@ def load_onnx(path: Path, target: Target) -> Runner:
         raise RuntimeError(f"{provider} does not load here; onnxruntime would use the CPU")
     [name] = [value.name for value in session.get_inputs()]
 
-    def run(x: Tensor) -> Tensor:
-        [out] = session.run(None, {name: x.detach().cpu().contiguous().numpy()})
-        return torch.from_numpy(out).to(x.device)
+    def run(x: Tensor) -> Any:
+        outputs = session.run(None, {name: x.detach().cpu().contiguous().numpy()})
+        tensors = [torch.from_numpy(output).to(x.device) for output in outputs]
+        return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
     return run
 

@@ -1,6 +1,6 @@
 """OpenVINO, for CPUs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from regnet.engines.base import OWN_LAYOUT, Runner, Target, half_obstacle
-from regnet.engines.program import capture
+from regnet.engines.program import AXES, capture
 from regnet.quiet import quiet
 
 
@@ -36,15 +36,31 @@ class OpenVINO:
         return run_openvino(convert(capture(model, example, plain), example), target)
 
 
-def convert(program: ExportedProgram, example: Tensor | None = None) -> Any:
-    """A program as an `openvino.Model`; with an example, for images of that shape alone."""
+def convert(
+    program: ExportedProgram,
+    example: Tensor | None = None,
+    *,
+    free: Sequence[str] = (),
+    names: Sequence[str] = (),
+) -> Any:
+    """A program as an `openvino.Model`.
+
+    Args:
+        program: the program.
+        example: images whose shape it is for; None: any.
+        free: axes of that shape that stay free, of `regnet.engines.program.AXES`.
+        names: of its outputs.
+    """
     import openvino
 
     with quiet("openvino"), torch.no_grad():  # torch warns of its own deprecations
         model = openvino.convert_model(program)
     if example is not None:
         # Converted shapes are free, which costs 5 % of the time, whatever the program says.
-        model.reshape(list(example.shape))
+        sizes = [-1 if AXES.get(axis) in free else n for axis, n in enumerate(example.shape)]
+        model.reshape(sizes)
+    for output, name in zip(model.outputs, names, strict=bool(names)):
+        output.get_tensor().set_names({name})
     return model
 
 
@@ -74,9 +90,12 @@ def run_openvino(model: Any | Path, target: Target) -> Runner:
     )
     request = compiled.create_infer_request()
 
-    def run(x: Tensor) -> Tensor:
+    count = len(compiled.outputs)
+
+    def run(x: Tensor) -> Any:
         request.infer([x.detach().contiguous().numpy()], share_inputs=True)
         # The request's own memory holds the next answer too.
-        return torch.from_numpy(request.get_output_tensor(0).data.copy())
+        tensors = [torch.from_numpy(request.get_output_tensor(n).data.copy()) for n in range(count)]
+        return tensors[0] if count == 1 else tuple(tensors)
 
     return run

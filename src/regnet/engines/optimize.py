@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -29,10 +29,12 @@ from regnet.engines.eager import Eager, Folded, Padded
 from regnet.engines.fused import Fused
 from regnet.engines.onnx_runtime import ONNXRuntime
 from regnet.engines.openvino import OpenVINO
+from regnet.engines.outputs import form_of
 from regnet.engines.tensorrt import TensorRT
 from regnet.errors import ConfigError, EngineError, check_number, in_one_line, unknown
 from regnet.machine import what_decides_speed
-from regnet.nn.model import AnyNet, evaluation_view
+from regnet.nn.features import Described
+from regnet.nn.model import evaluation_view
 from regnet.timing import compare, measure, peak_memory
 
 ENGINES: Final[tuple[Engine, ...]] = (
@@ -127,17 +129,20 @@ class Optimized(nn.Module):
     cut into pieces; images of another size run on the model itself.
     """
 
-    def __init__(self, model: nn.Module, runner: Runner, report: Report) -> None:
+    def __init__(
+        self, model: nn.Module, runner: Runner, report: Report, restored: Callable[[Any], Any]
+    ) -> None:
         super().__init__()
         self.model = model
+        self._restored = restored
         self._eager = inference(evaluation_view(model, always=True))
         self.report = report
         self._runner = for_any_batch(runner, report.shape[0])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         if tuple(x.shape[1:]) != tuple(self.report.shape[1:]):
             return self._eager(x)
-        return self._runner(x)
+        return self._restored(self._runner(x))
 
 
 def optimize(
@@ -156,7 +161,9 @@ def optimize(
     shape, device, threads and versions, so that the next call only builds and checks the winner.
 
     Args:
-        model: in any mode; it is not changed, and must not change while the result is in use.
+        model: in any mode; it is not changed, and must not change while the result is in use. Any
+            module will do that takes images and gives a tensor, or a list, a tuple or a dictionary
+            of tensors, of which the first axis is the batch.
         example: images (N, C, H, W) of the size to be fast for; None: one image for latency, 16 for
             throughput, of the size that the model was made for. Its values do not matter.
         goal: what the default example stands for.
@@ -178,7 +185,7 @@ def optimize(
     ):
         if value not in known:
             raise ConfigError(unknown(kind, value, known))
-    device = next(model.parameters()).device
+    device = device_of(model)
     layouts = LAYOUTS if device.type == "cuda" else LAYOUTS[:1]
     targets = [
         Target(device=device, precision=half, layout=layout)
@@ -188,7 +195,8 @@ def optimize(
     ]
     shape = tuple(example.shape) if example is not None else default_shape(model, goal)
     with _settings_of_a_race(device):
-        race = _Race(evaluation_view(model), shape, device, seconds)
+        form = form_of(evaluation_view(model), torch.zeros(shape, device=device))
+        race = _Race(form.flat, shape, device, seconds)
         ways = list(product(chosen, targets))
         key = key_of(model, {"shape": shape, "seconds": seconds, **what_decides_speed(device)})
         before = {} if refresh else _known(key)
@@ -216,7 +224,7 @@ def optimize(
         speedup=eager / winner.latency_ms if eager and winner.latency_ms else None,
         remembered=remembered,
     )
-    return Optimized(model, runner, report)
+    return Optimized(model, runner, report, form.restored)
 
 
 def _chosen(engines: Sequence[str] | str) -> tuple[Engine, ...]:
@@ -271,10 +279,18 @@ def find_engine(name: str) -> Engine:
     return known[name]
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's tensors are; the CPU where it has none."""
+    return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+
+
 def default_shape(model: nn.Module, goal: str) -> tuple[int, ...]:
     """Shape of the images that a model was made for: one for "latency", 16 for "throughput"."""
-    if not isinstance(model, AnyNet):
-        raise ConfigError("for a model that is no AnyNet, give an example: images of its size")
+    if not isinstance(model, Described):
+        raise ConfigError(
+            f"for a model that was not made here ({type(model).__name__}), give an example: images "
+            "(N, C, H, W) of its size"
+        )
     size = model.card.preprocess.size if model.card else (224, 224)
     return (1 if goal == "latency" else 16, model.config.in_chans, *size)
 

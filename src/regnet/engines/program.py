@@ -1,13 +1,18 @@
 """A network captured by torch.export: what exporters and ahead-of-time compilers start from."""
 
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from regnet.engines.base import Target
+from regnet.engines.outputs import each
 from regnet.engines.transforms import folded, placed
+
+AXES: Final[Mapping[int, str]] = {0: "batch", 2: "height", 3: "width"}
+"""Axes of images that may stay free in a program."""
 
 
 class Float32(nn.Module):
@@ -18,14 +23,13 @@ class Float32(nn.Module):
         self.model = placed(model, target)
         self.target = target
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.to(dtype=self.target.dtype, memory_format=self.target.memory_format)
-        out: Tensor = self.model(x)
-        return out.float()
+    def forward(self, images: Tensor) -> Any:
+        x = images.to(dtype=self.target.dtype, memory_format=self.target.memory_format)
+        return each(Tensor.float, self.model(x))
 
 
 def capture(
-    model: nn.Module, example: Tensor, target: Target, *, dynamic: bool = False
+    model: nn.Module, example: Tensor, target: Target, *, free: Collection[str] = ()
 ) -> ExportedProgram:
     """The folded network as a program: float32 (N, C, H, W) to float32.
 
@@ -33,30 +37,34 @@ def capture(
         model: it is not changed.
         example: images of the shape to capture for.
         target: precision and layout inside the program.
-        dynamic: whether batch size, height and width may differ from the example's. Both sides must
-            then be larger than what one pixel of the last feature map stands for.
+        free: axes that may have other sizes than the example's, of `AXES`. Free sides must be
+            larger than what one pixel of the last feature map stands for.
     """
-    if dynamic and (len(example) < 2 or min(example.shape[-2:]) < smallest_side(model)):
-        count = max(2, len(example))
-        size = [max(side, smallest_side(model)) for side in example.shape[-2:]]
-        example = example.new_zeros(count, example.shape[1], *size)
+    # torch.export takes sizes of 1 for constants: a batch of one, a last map of one pixel.
+    least = {"batch": 2, "height": smallest_side(model), "width": smallest_side(model)}
+    sizes = [
+        max(size, least[AXES[axis]]) if AXES.get(axis) in free else size
+        for axis, size in enumerate(example.shape)
+    ]
+    if sizes != list(example.shape):
+        example = example.new_zeros(sizes)
     wrapped = Float32(folded(model), target).to(example.device)
     with torch.no_grad():
         return torch.export.export(
-            wrapped, (example.contiguous(),), dynamic_shapes=dynamic_shapes(model, dynamic=dynamic)
+            wrapped, (example.contiguous(),), dynamic_shapes=dynamic_shapes(model, free)
         )
 
 
-def dynamic_shapes(model: nn.Module, *, dynamic: bool = True) -> tuple[dict[int, Any]] | None:
-    """What torch.export is told about images whose number and size may differ."""
-    if not dynamic:
-        return None
-    # torch.export takes sizes of 1 for constants: a batch of one, a last map of one pixel.
+def dynamic_shapes(model: nn.Module, free: Collection[str]) -> tuple[dict[int, Any]] | None:
+    """What torch.export is told about axes whose size may differ."""
     least = smallest_side(model)
-    return ({0: Dim("batch"), 2: Dim("height", min=least), 3: Dim("width", min=least)},)
+    dims = {"batch": Dim("batch"), "height": Dim("height", min=least)}
+    dims["width"] = Dim("width", min=least)
+    return ({axis: dims[name] for axis, name in AXES.items() if name in free},) if free else None
 
 
 def smallest_side(model: nn.Module) -> int:
     """Pixels that the side of an image needs for a dynamic program."""
-    stages: Any = getattr(model, "feature_info", None)
+    found = (getattr(module, "feature_info", None) for module in model.modules())
+    stages: Any = next((info for info in found if info), None)
     return int(stages[-1]["reduction"]) + 1 if stages else 33
