@@ -203,7 +203,7 @@ class Odd(torch.nn.Module):
 
 @pytest.mark.parametrize("outputs", [7, [torch.ones(1), "text"], [], {}, [[torch.ones(1)]], None])
 def test_modules_that_give_no_tensors(tmp_path, outputs):
-    with pytest.raises(ConfigError, match="Odd gives .*; what can be run elsewhere"):
+    with pytest.raises(ConfigError, match="what can be run elsewhere gives"):
         regnet.export(Odd(outputs), tmp_path / "a.pt2", example=torch.zeros(1, 3, 8, 8))
     with pytest.raises(ConfigError, match="Odd gives"):
         regnet.optimize(Odd(outputs), torch.zeros(1, 3, 8, 8), engines="eager")

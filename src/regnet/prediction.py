@@ -72,10 +72,6 @@ def predict_each(
     network = create(model, pretrained=True) if isinstance(model, str) else model
     if not isinstance(network, AnyNet) or not network.num_classes:
         raise ConfigError("this model has no classifier; create it with num_classes")
-    if network.config.in_chans != 3:
-        raise ConfigError(
-            f"this model takes {network.config.in_chans} channels; predictions are for RGB images"
-        )
     classes = network.num_classes
     topk = min(5, classes) if topk is None else topk
     if not 1 <= topk <= classes:

@@ -349,6 +349,72 @@ def test_a_network_of_known_widths_but_other_activations_is_itself(tmp_path):
     assert found.config.stages[0].stride == 1
 
 
+FOREIGN = {
+    "timm": {
+        "architecture": "regnetx_002", "num_classes": 4, "num_features": 368, "global_pool": "avg",
+        "model_args": {"zero_init_last": True, "drop_path_rate": 0.1},
+        "pretrained_cfg": {"tag": "x", "input_size": [3, 96, 96], "crop_mode": "center"},
+    },
+    "transformers": {
+        "model_type": "regnet", "architectures": ["RegNetForImageClassification"],
+        "depths": [1, 1, 4, 7], "hidden_sizes": [24, 56, 152, 368], "groups_width": 8,
+        "layer_type": "x", "torch_dtype": "float32", "transformers_version": "5.0",
+        "initializer_range": 0.02, "id2label": {"0": "a", "1": "b"},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("library", FOREIGN)
+def test_each_field_of_a_foreign_config_is_used_or_named(tmp_path, caplog, library):
+    caplog.set_level("INFO")
+    read_repository(write_config(tmp_path, **FOREIGN[library]))
+    assert not [row for row in caplog.records if row.levelname == "WARNING"]
+    for name in ("zero_init_last", "drop_path_rate", "num_features") * (library == "timm"):
+        assert f"{name} is not used: " in caplog.text
+    caplog.clear()
+    read_repository(write_config(tmp_path, **FOREIGN[library], new_thing=7, nothing=None))
+    [row] = [row for row in caplog.records if row.levelname == "WARNING"]
+    assert "new_thing=7 is not known here, and not used" in row.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("library", "change"),
+    [
+        ("timm", {"model_args": {"new_thing": 7}}),
+        ("timm", {"model_args": {"norm_layer": "layernorm"}}),
+        ("timm", {"pretrained_cfg": {"crop_mode": "border"}}),
+        ("timm", {"pretrained_cfg": {"fixed_input_size": True}}),
+        ("timm", {"global_pool": "catavgmax"}),
+        ("transformers", {"problem_type": "multi_label_classification"}),
+        ("transformers", {"quantization_config": {"load_in_8bit": True}}),
+    ],
+)
+def test_fields_that_change_something_and_have_no_counterpart_are_refused(
+    tmp_path, library, change
+):
+    with pytest.raises(WeightsError, match="has no counterpart here"):
+        read_repository(write_config(tmp_path, **{**FOREIGN[library], **change}))
+
+
+def test_options_of_timms_generator_are_used(tmp_path):
+    options = {"depth": 6, "w0": 32, "wa": 20.0, "wm": 2.2, "group_size": 16}
+    found = read_repository(
+        write_config(tmp_path, **{**FOREIGN["timm"], "model_args": options})
+    ).config
+    assert (found.depth, found.w0, found.wa, found.wm) == (6, 32, 20.0, 2.2)
+    assert found.group_width == 16
+
+
+@pytest.mark.parametrize(
+    "step", [{"do_rescale": False}, {"do_flip_channel_order": True}, {"do_pad": True}]
+)
+def test_steps_of_a_processor_that_are_not_made_here_are_refused(tmp_path, step):
+    path = write_config(tmp_path, **FOREIGN["transformers"])
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(step))
+    with pytest.raises(WeightsError, match="has no counterpart here"):
+        read_repository(path)
+
+
 def test_ones_own_weights_can_get_a_license_later(tmp_path):
     regnet.create("regnetx_002", num_classes=3).save_pretrained(tmp_path / "a")
     model = AnyNet.from_pretrained(str(tmp_path / "a"))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _DECIDED: Final = (
     "model", "recipe", "set_", "val", "train_images", "val_images", "pretrained",
-    "num_classes", "teacher", "seed", "save_steps",
+    "num_classes", "in_chans", "teacher", "seed", "save_steps",
 )  # fmt: skip
 """Parameters of the command that a run keeps: what is resumed or repeated has its own."""
 
@@ -53,6 +53,9 @@ def command(
     ] = False,
     num_classes: Annotated[
         int | None, typer.Option(help="Outputs; else as many as there are classes.", min=1)
+    ] = None,
+    in_chans: Annotated[
+        int | None, typer.Option(help="1: see gray images; else as the model does.", min=1)
     ] = None,
     teacher: Annotated[
         list[str] | None,
@@ -156,6 +159,7 @@ def command(
             val_images=val_images,
             pretrained=pretrained,
             num_classes=num_classes,
+            in_chans=in_chans,
             teachers=teacher or (),
             seed=seed,
             save_steps=save_steps,

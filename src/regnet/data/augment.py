@@ -27,10 +27,27 @@ BORDER: Final = 4
 """Pixels around a CIFAR image before it is cropped."""
 
 
+LUMA: Final = (0.299, 0.587, 0.114)
+"""Parts of red, green and blue in gray (ITU-R 601-2), as Pillow has them."""
+
+
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Bytes, or floats from 0 to 255, as the network takes them."""
+    """Bytes, or floats from 0 to 255, as the network takes them.
+
+    Args:
+        pixels: (N, 3, H, W).
+        mean: of each channel, from 0 to 1; a single one asks for gray images (ITU-R 601-2).
+        std: likewise.
+    """
+    pixels = gray(pixels) if len(mean) == 1 else pixels
     shift, scale = (beside(pixels, 255 * torch.tensor(v))[:, None, None] for v in (mean, std))
     return (pixels.float() - shift) / scale
+
+
+def gray(pixels: Tensor) -> Tensor:
+    """Colors (N, 3, H, W) as gray (N, 1, H, W), floats from 0 to 255."""
+    weights = beside(pixels, torch.tensor(LUMA))[:, None, None]
+    return (pixels.float() * weights).sum(1, keepdim=True)
 
 
 def beside(images: Tensor, values: Tensor) -> Tensor:

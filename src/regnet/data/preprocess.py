@@ -1,7 +1,7 @@
 """From an image to the tensor that a model takes, with Pillow and torch alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,8 +30,9 @@ _RESAMPLING = {
 class Preprocess:
     """The evaluation transform of a checkpoint: resize, crop the centre, normalize.
 
-    Calling it turns an image (Pillow, or a path) into a tensor (3, height, width), float32.
-    Pixels are those of torchvision's and timm's Pillow transforms.
+    Calling it turns an image (Pillow, or a path) into a tensor (channels, height, width), float32.
+    Pixels are those of torchvision's and timm's Pillow transforms; with one mean, those of the gray
+    image (ITU-R 601-2).
     """
 
     size: tuple[int, int] = (224, 224)
@@ -41,14 +42,18 @@ class Preprocess:
     resize: Literal["short_side", "squash"] = "short_side"
     """Resize the short side and keep the shape of the image, or both sides and lose it."""
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """One per channel, from 0 (black) to 1 (white)."""
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        for name, count in (("size", 2), ("mean", 3), ("std", 3)):
+        for name in ("size", "mean", "std"):
             values = getattr(self, name)
-            if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
-                raise ConfigError(f"{name} needs {count} values, got {values!r}")
+            if isinstance(values, str) or not isinstance(values, Sequence):
+                raise ConfigError(f"{name} needs a value for each, got {values!r}")
+            count = {"size": 2, "std": len(self.mean)}.get(name)
+            if not values or (count is not None and len(values) != count):
+                raise ConfigError(f"{name} needs {count or 'some'} values, got {values!r}")
             values = tuple(values)
             for value in values:
                 check_number(name, value)
@@ -67,6 +72,38 @@ class Preprocess:
             raise ConfigError(f"interpolation must be one of {known}; got {self.interpolation!r}")
         if self.resize not in ("short_side", "squash"):
             raise ConfigError(f"resize must be 'short_side' or 'squash', got {self.resize!r}")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the result."""
+        return len(self.mean)
+
+    def for_channels(self, channels: int) -> "Preprocess":
+        """Return the transform for images of another number of channels.
+
+        One gets the average of mean and standard deviation; more take those that there are in turn,
+        as the weights of a stem do.
+        """
+        if channels == self.channels:
+            return self
+        if channels == 1:
+            average = [(round(sum(v) / len(v), 6),) for v in (self.mean, self.std)]
+            return replace(self, mean=average[0], std=average[1])
+        turns = [index % self.channels for index in range(channels)]
+        mean, std = (tuple(v[turn] for turn in turns) for v in (self.mean, self.std))
+        return replace(self, mean=mean, std=std)
+
+    def check_files(self) -> None:
+        """Check that images can be read for it: those in files have one channel or three.
+
+        Raises:
+            ConfigError: it is for other ones.
+        """
+        if self.channels not in (1, 3):
+            raise ConfigError(
+                f"this network takes images of {self.channels} channels, and those in files have 1 "
+                "or 3; in Python it takes tensors (N, channels, H, W): model(images)"
+            )
 
     @classmethod
     def from_timm(cls, cfg: Mapping[str, Any]) -> "Preprocess":
@@ -87,7 +124,7 @@ class Preprocess:
     def to_timm(self) -> dict[str, Any]:
         """The transform in the words of timm's `pretrained_cfg`."""
         return {
-            "input_size": (3, *self.size),
+            "input_size": (self.channels, *self.size),
             "crop_pct": self.crop_pct,
             "crop_mode": "squash" if self.resize == "squash" else "center",
             "interpolation": self.interpolation,
@@ -98,9 +135,12 @@ class Preprocess:
     def __call__(self, image: Image.Image | str | Path) -> "Tensor":
         import torch
 
+        self.check_files()
         opened = open_image(image)
+        if self.channels == 1:
+            opened = opened.convert("L")
         pixels = torch.from_numpy(np.array(self.crop(opened, name=image_name(image) or "image")))
-        scaled = pixels.permute(2, 0, 1).to(torch.float32) / 255
+        scaled = (pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)).float() / 255
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (scaled - mean) / std
 

@@ -197,7 +197,7 @@ def _look(
     if larger:
         if network.card is None or network.card.larger is None:
             raise ConfigError("this checkpoint has no larger test setting; leave --larger out")
-        look = network.card.larger
+        look = network.card.larger.for_channels(look.channels)
     if image_size is not None:
         look = replace(look, size=(image_size, image_size))
     if crop_pct is not None:

@@ -32,7 +32,7 @@ class Batch:
     indices: Tensor
     """(N,): their numbers in the set."""
     images: Tensor
-    """(N, 3, H, W), float32, channels last."""
+    """(N, channels, H, W), float32, channels last."""
     labels: Tensor
     partners: Tensor
     """(N,): labels of the images that were mixed in."""
@@ -180,19 +180,18 @@ class Resident:
 
     def __init__(self, images: ImageSet, device: torch.device) -> None:
         pixels = load_pixels(images)
-        # By the number of pixels of each value, which is exact and needs no more memory.
-        counts = torch.stack(
-            [color.flatten().bincount(minlength=256) for color in pixels.unbind(1)]
-        )
-        share, values = counts / counts.sum(1, keepdim=True), torch.arange(256) / 255
-        mean = (share * values).sum(1)
-        std = (share * (values - mean[:, None]) ** 2).sum(1).sqrt().clamp_min(1e-3)
-        self.mean = _four_digits(mean)
-        self.std = _four_digits(std)
+        self.mean, self.std = _colors(pixels.unbind(1))
         """Of the colors, from 0 to 1, four digits."""
         self.pixels = pixels.to(device)
         """(N, 3, H, W), bytes."""
         self.labels = torch.from_numpy(images.labels).to(device)
+
+    def colors(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of the channels that a network takes: gray, or three."""
+        if channels != 1:
+            return self.mean, self.std
+        parts = [augment.gray(part).round().byte().cpu() for part in self.pixels.split(4096)]
+        return _colors([torch.cat(parts)])
 
     def batches(
         self, order: Tensor, seeds: Sequence[Sequence[int | str]]
@@ -204,9 +203,14 @@ class Resident:
             yield indices, self.pixels[there], self.labels[there], ()
 
 
-def _four_digits(colors: Tensor) -> tuple[float, float, float]:
-    red, green, blue = colors.round(decimals=4).tolist()
-    return red, green, blue
+def _colors(channels: Sequence[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of bytes, from 0 to 1, four digits."""
+    # By the number of pixels of each value, which is exact and needs no more memory.
+    counts = torch.stack([color.flatten().bincount(minlength=256) for color in channels])
+    share, values = counts / counts.sum(1, keepdim=True), torch.arange(256) / 255
+    mean = (share * values).sum(1)
+    std = (share * (values - mean[:, None]) ** 2).sum(1).sqrt().clamp_min(1e-3)
+    return tuple(mean.round(decimals=4).tolist()), tuple(std.round(decimals=4).tolist())
 
 
 class Streamed:

@@ -75,6 +75,7 @@ def train(
     val_images: int | None = None,
     pretrained: bool = False,
     num_classes: int | None = None,
+    in_chans: int | None = None,
     teachers: Sequence[str] = (),
     seed: int = 0,
     save_steps: int | None = None,
@@ -96,6 +97,7 @@ def train(
         val_images: measure accuracy on so many only.
         pretrained: start from the weights that the name stands for, as a name with a tag does.
         num_classes: outputs; None: as many as the images have classes.
+        in_chans: 1 for a network that sees gray images; None: as the model says.
         teachers: names of weights whose answers are learned from, beside the labels: the share
             that `Recipe.distill` says. With several, their mean is.
         seed: of everything random.
@@ -119,6 +121,7 @@ def train(
         train_images=train_images,
         val_images=val_images,
         num_classes=num_classes,
+        in_chans=in_chans,
         teachers=tuple(teachers),
         seed=seed,
         save_steps=save_steps,

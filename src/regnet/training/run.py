@@ -36,6 +36,8 @@ class Run:
     """Whether to start from the weights that the name stands for."""
     num_classes: int | None = None
     """None: as many as the images have."""
+    in_chans: int | None = None
+    """1: the network sees gray images; None: as the name or the config says."""
     image_size: int | None = None
     """Side of the images that measure accuracy, in pixels; None: what suits the network."""
     teachers: tuple[str, ...] = ()
@@ -51,6 +53,7 @@ class Run:
             "model": self.model if named else self.model.to_dict(),  # type: ignore[union-attr]
             "pretrained": self.pretrained,
             "num_classes": self.num_classes,
+            "in_chans": self.in_chans,
             "image_size": self.image_size,
             "train": self.train,
             "val": self.val,

@@ -144,6 +144,7 @@ class Session:
             run.model,
             pretrained=run.pretrained,
             num_classes=run.num_classes or len(self.images.train.classes),
+            in_chans=run.in_chans,
             drop_rate=recipe.drop_rate,
             drop_path_rate=recipe.drop_path_rate,
             zero_init_last=recipe.zero_init_last,
@@ -160,7 +161,8 @@ class Session:
         """The training images; the card of the network then says how its images look."""
         recipe, network, device = self.recipe, self.network, self.group.device
         card = network.card or Card()
-        look = card.preprocess
+        look = card.preprocess.for_channels(network.config.in_chans)
+        look.check_files()
         if self.run.image_size is not None:
             look = replace(look, size=(self.run.image_size, self.run.image_size))
         source: Resident | Streamed
@@ -169,7 +171,8 @@ class Session:
             height, width = source.pixels.shape[2:]
             look = replace(look, size=(height, width), crop_pct=1.0)
             if not self.run.pretrained:
-                look = replace(look, mean=source.mean, std=source.std)
+                mean, std = source.colors(look.channels)
+                look = replace(look, mean=mean, std=std)
         else:
             source = Streamed(
                 self.images.train,

@@ -58,6 +58,11 @@ class Teachers:
                 )
             self.digests[name] = digest_of(network)
             look = preprocess(network)
+            if look.channels != len(mean):
+                raise ConfigError(
+                    f"teacher {name} takes images of {look.channels} channels, the network that "
+                    f"learns of {len(mean)}; in_chans of both must be the same"
+                )
             factor = torch.tensor(std) / torch.tensor(look.std)
             shift = (torch.tensor(mean) - torch.tensor(look.mean)) / torch.tensor(look.std)
             self.colors.append((factor.to(device), shift.to(device)))

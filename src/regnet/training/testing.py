@@ -38,7 +38,8 @@ class Test:
         batches = self._batches()
         # All processes make as many passes: sharded ones wait for each other in each.
         passes = -(-len(range(0, len(self.images), self.group.size)) // self.batch_size)
-        nothing = torch.zeros(1, 3, *self.transform.size, device=self.group.device)
+        look = self.transform
+        nothing = torch.zeros(1, look.channels, *look.size, device=self.group.device)
         with evaluating(network), torch.no_grad():
             for _ in range(passes):
                 indices, images = next(batches, (None, nothing))

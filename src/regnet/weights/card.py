@@ -72,12 +72,12 @@ class Card:
         its first and last layer) comes from its config.
         """
         reduction = _reduction(config)
-        height, width = self.preprocess.size
+        look = self.preprocess.for_channels(config.in_chans)
+        height, width = look.size
         cfg = {
             "architecture": self.architecture,
             "num_classes": config.num_classes,
-            **self.preprocess.to_timm(),
-            "input_size": (config.in_chans, height, width),
+            **look.to_timm(),
             "min_input_size": (config.in_chans, reduction, reduction),
             "pool_size": (-(-height // reduction), -(-width // reduction)),
             "first_conv": _first_conv(config),

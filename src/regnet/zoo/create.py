@@ -12,7 +12,7 @@ from torch import nn
 from regnet.data.preprocess import Preprocess
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError, WeightsError
-from regnet.nn.features import FeatureNet
+from regnet.nn.features import Described, FeatureNet
 from regnet.nn.init import NoInit
 from regnet.nn.model import AnyNet, GlobalPool
 from regnet.paths import expanded
@@ -306,12 +306,13 @@ def preprocess(model: nn.Module) -> Preprocess:
     """Return the evaluation transform of a model that `create` built.
 
     Raises:
-        ConfigError: the model does not say how its images look.
+        ConfigError: the model does not say how its images look, or they are none that files hold.
     """
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module):  # a name, for example
         hint = f"; build it first: create({model!r})" if isinstance(model, str) else ""
         raise ConfigError(f"preprocess takes a model, got {type(model).__name__} {model!r}{hint}")
-    card: Card | None = getattr(model, "card", None)
-    if card is None:
+    if not isinstance(model, Described) or model.card is None:
         raise ConfigError("this model does not say how its images look; build a regnet.Preprocess")
-    return card.preprocess
+    look = model.card.preprocess.for_channels(model.config.in_chans)
+    look.check_files()
+    return look

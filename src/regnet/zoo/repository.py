@@ -4,6 +4,7 @@
 Read are the layouts of this library, of timm, and of transformers' RegNets.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from regnet import documents
 from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig, config_from_dict
 from regnet.design.variants import VARIANTS
-from regnet.errors import ConfigError, RegNetError, WeightsError, unknown
+from regnet.errors import ConfigError, RegNetError, WeightsError, printable, unknown
 from regnet.weights.card import OWN, Card
 from regnet.weights.catalog import Checkpoint, checkpoints
 from regnet.weights.identify import signature_of_config
@@ -31,6 +32,8 @@ WEIGHTS_DIGEST: Final = "regnet_weights_sha256"
 """In a `config.json` of this library, the digest of the weights beside it."""
 
 Config = AnyNetConfig | RegNetConfig
+
+_log = logging.getLogger(__name__)
 
 
 def read_repository(path: Path, *, repo: str | None = None, revision: str | None = None) -> Source:
@@ -62,10 +65,10 @@ def _source(
     values: Mapping[str, Any], path: Path, repo: str | None, revision: str | None
 ) -> Source:
     if values.get("model_type") == TRANSFORMERS:
-        architecture, config, cfg = _read_transformers(values)
+        architecture, config, cfg = _read_transformers(values, path)
         cfg |= _read_processor(path.with_name(PROCESSOR_FILE))
     else:
-        architecture, config, cfg = _read_timm(values)
+        architecture, config, cfg = _read_timm(values, path)
     card = Card.from_timm(
         {**cfg, "label_names": values.get("label_names") or cfg.get("label_names")},
         architecture=architecture,
@@ -108,7 +111,7 @@ def _source(
     )
 
 
-def _read_timm(values: Mapping[str, Any]) -> tuple[str, Config, dict[str, Any]]:
+def _read_timm(values: Mapping[str, Any], path: Path) -> tuple[str, Config, dict[str, Any]]:
     architecture = str(values.get("regnet_architecture") or values["architecture"])
     cfg: dict[str, Any] = dict(values.get("pretrained_cfg") or {})
     if "regnet_config" in values:
@@ -117,8 +120,18 @@ def _read_timm(values: Mapping[str, Any]) -> tuple[str, Config, dict[str, Any]]:
         raise ConfigError(
             unknown("variant", architecture, VARIANTS, listing="`regnet list` lists all")
         )
+    if cfg.get("crop_mode") not in (None, "center", "squash"):
+        raise ConfigError(f"timm's crop_mode={cfg['crop_mode']!r} has no counterpart here")
+    if cfg.get("fixed_input_size"):
+        raise ConfigError("timm's fixed_input_size has no counterpart here")
     changes: dict[str, Any] = {}
-    for option, value in (values.get("model_args") or {}).items():
+    options = dict(values.get("model_args") or {})
+    _account(path, values, _TIMM_FIELDS)
+    _account(path, cfg, _TIMM_CFG)
+    _account(path, options, dict.fromkeys(_TIMM_OPTIONS, USED) | _TIMM_TRAINING)
+    for option, value in options.items():
+        if option in _TIMM_TRAINING:
+            continue
         if option not in _TIMM_OPTIONS:
             raise ConfigError(f"timm's option {option}={value!r} has no counterpart here")
         changes |= _TIMM_OPTIONS[option](value)
@@ -136,7 +149,10 @@ _POOLS: Final[Mapping[str, Literal["avg", "max", ""]]] = {
 _TIMM_OPTIONS: Final[Mapping[str, Callable[[Any], dict[str, Any]]]] = {
     "act_layer": lambda value: {"activation": value},
     "bottle_ratio": lambda value: {"bottleneck_ratio": 1 / value},
+    "depth": lambda value: {"depth": value},
     "downsample": lambda value: {"shortcut": "avg_pool" if value == "avg" else value},
+    "global_pool": lambda _: {},  # of the head, see `_source`
+    "group_size": lambda value: {"group_width": value},
     "in_chans": lambda value: {"in_chans": value},
     "linear_out": lambda value: {"block": "linear_bottleneck"} if value else {},
     "num_classes": lambda value: {"num_classes": value},
@@ -144,14 +160,113 @@ _TIMM_OPTIONS: Final[Mapping[str, Callable[[Any], dict[str, Any]]]] = {
     "output_stride": lambda value: {"output_stride": value},
     "se_ratio": lambda value: {"se_ratio": value},
     "stem_width": lambda value: {"stem_width": value},
-    "drop_rate": lambda _: {},
-    "drop_path_rate": lambda _: {},
-    "global_pool": lambda _: {},
+    "w0": lambda value: {"w0": value},
+    "wa": lambda value: {"wa": value},
+    "wm": lambda value: {"wm": value},
 }
-"""Options of timm's models as fields of a config; the last three do not change the network."""
+"""Options of timm's models as fields of a config."""
+
+USED: Final = ""
+_ORIGIN: Final = "it says where the weights came from"
+_DERIVED: Final = "it follows from the network"
+_TRAINING: Final = "it matters in training alone"
+
+_TIMM_TRAINING: Final = dict.fromkeys(
+    ("drop_rate", "drop_path_rate", "zero_init_last", "pretrained"), _TRAINING
+)
+
+_TIMM_FIELDS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        ("architecture", "num_classes", "in_chans", "global_pool", "model_args", "label_names"),
+        USED,
+    ),
+    "pretrained_cfg": USED,
+    "num_features": _DERIVED,
+    "label_descriptions": "it describes the classes at length",
+    **dict.fromkeys(("library_name", "timm_version", "license", "tags"), _ORIGIN),
+}
+"""What is done with each field of a `config.json` of timm: used, or why it changes nothing."""
+
+_TIMM_CFG: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        (
+            *("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std"),
+            *("test_input_size", "test_crop_pct", "label_names", "license", "tag", "origin_url"),
+            *("architecture", "hf_hub_id", "url", "metrics", "fixed_input_size"),
+        ),
+        USED,
+    ),
+    **dict.fromkeys(
+        ("pool_size", "first_conv", "classifier", "min_input_size", "num_classes"), _DERIVED
+    ),
+    **dict.fromkeys(
+        (
+            *("paper_ids", "paper_name", "notes", "source", "file", "hf_hub_filename"),
+            *("state_dict", "custom_load", "label_descriptions"),
+        ),
+        _ORIGIN,
+    ),
+}
+"""The same of its `pretrained_cfg`."""
+
+_TRANSFORMERS_FIELDS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        (
+            *("model_type", "architectures", "depths", "hidden_sizes", "groups_width"),
+            *("layer_type", "embedding_size", "hidden_act", "num_channels", "id2label"),
+            *("downsample_in_first_stage", "problem_type", "quantization_config"),
+        ),
+        USED,
+    ),
+    "label2id": _DERIVED,
+    "num_labels": _DERIVED,
+    "initializer_range": _TRAINING,
+    **dict.fromkeys(("torch_dtype", "dtype"), "weights keep the type that `create` is asked for"),
+    **dict.fromkeys(("transformers_version", "_name_or_path", "name_or_path"), _ORIGIN),
+    **dict.fromkeys(
+        ("return_dict", "use_return_dict", "output_hidden_states", "output_attentions"),
+        "it changes the form of transformers' own answers",
+    ),
+}
+"""The same of a `config.json` of transformers."""
+
+_PROCESSOR_FIELDS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(
+        (
+            *("do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_pad", "resample"),
+            *("rescale_factor", "image_mean", "image_std", "size", "crop_size", "crop_pct"),
+            *("do_flip_channel_order", "do_reduce_labels"),
+        ),
+        USED,
+    ),
+    "do_convert_rgb": "images are read as RGB always",
+    **dict.fromkeys(
+        ("image_processor_type", "feature_extractor_type", "processor_class", "return_tensors"),
+        "it names a class of transformers",
+    ),
+    **dict.fromkeys(("data_format", "input_data_format", "device"), "it is the caller's"),
+}
+"""The same of a `preprocessor_config.json`."""
 
 
-def _read_transformers(values: Mapping[str, Any]) -> tuple[str, Config, dict[str, Any]]:
+def _account(path: Path, values: Mapping[str, Any], known: Mapping[str, str]) -> None:
+    """Name the fields of a config that are not used, and why; what is empty says nothing."""
+    for name, value in values.items():
+        reason = known.get(name)
+        if reason is None and value not in (None, False, "", [], {}) and name[:7] != "regnet_":
+            _log.warning(
+                "%s: %s=%s is not known here, and not used", path, name, printable(str(value))
+            )
+        elif reason:
+            _log.info("%s: %s is not used: %s", path, name, reason)
+
+
+def _read_transformers(values: Mapping[str, Any], path: Path) -> tuple[str, Config, dict[str, Any]]:
+    plain = {"problem_type": "single_label_classification", "quantization_config": None}
+    for name, usual in plain.items():
+        if values.get(name) not in (None, usual):
+            raise ConfigError(f"transformers' {name}={values[name]!r} has no counterpart here")
+    _account(path, values, _TRANSFORMERS_FIELDS)
     labels = dict(values.get("id2label") or {})
     heads = any("ImageClassification" in name for name in values.get("architectures") or ())
     stages = tuple(
@@ -196,14 +311,26 @@ def _alike(a: Config, b: Config) -> bool:
     return acts[0] == acts[1] and a.stem == b.stem and steps[0] == steps[1]
 
 
+_PLAIN: Final = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_pad": False,
+    "do_flip_channel_order": False,
+    "do_reduce_labels": False,
+}
+"""Steps of an image processor that are always made here, or never."""
+
+
 def _read_processor(path: Path) -> dict[str, Any]:
     """What transformers' image processor does, in timm's words; nothing where there is none."""
     try:
         values = documents.load(path, "the config of an image processor")
     except FileNotFoundError:
         return {}
-    if values.get("do_resize", True) is False:
-        raise ConfigError(f"{path.name}: do_resize=false has no counterpart here")
+    for name, plain in _PLAIN.items():
+        if values.get(name, plain) not in (plain, None):
+            raise ConfigError(f"{path.name}: {name}={values[name]!r} has no counterpart here")
+    _account(path, values, _PROCESSOR_FIELDS)
     if (factor := values.get("rescale_factor", 1 / 255)) != 1 / 255:
         raise ConfigError(f"{path.name}: rescale_factor={factor} has no counterpart here")
     plain = values.get("do_normalize", True) is False
