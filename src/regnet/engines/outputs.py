@@ -69,7 +69,7 @@ def form_of(model: nn.Module, example: Tensor) -> Form:
         _check(model, [outputs])
     _check(model, outputs)
     if isinstance(model, FeatureNet):
-        names = tuple(name.replace(".", "_") for name in model.wanted)
+        names = tuple(name.replace(".", "_") for name in model.return_layers)
     else:
         names = tuple(f"output_{number}" for number in range(len(outputs)))
     kind: Callable[[Any], Any] = list if isinstance(outputs, list) else tuple

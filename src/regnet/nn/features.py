@@ -271,8 +271,10 @@ class FeatureNet(Described):
         super().__init__()
         self.feature_info = model.feature_info.select(out_indices)
         self.grad_checkpointing = False
-        self.wanted = list(self.feature_info.module_name())
-        deepest = self.wanted[-1].partition(".")[0]
+        rows = self.feature_info.get_dicts()
+        self.return_layers = {row["module"]: str(row["index"]) for row in rows}
+        """The modules whose outputs are returned, with their indices; others may replace them."""
+        deepest = rows[-1]["module"].partition(".")[0]
         self.trunk = model.trunk[: model.trunk.index(deepest) + 1]
         for name in self.trunk:
             self.add_module(name, getattr(model, name))
@@ -284,14 +286,14 @@ class FeatureNet(Described):
                 self,
                 self.trunk,
                 x,
-                self.wanted,
+                self.return_layers,
                 stop_early=True,
                 checkpoint_blocks=self.grad_checkpointing,
             )[1]
         maps: list[Tensor] = []
         for name, module in self.named_children():
             x = module(x)
-            if name in self.wanted:
+            if name in self.return_layers:
                 maps.append(x)
         return maps
 
