@@ -18,8 +18,13 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
+
+import torch
+
+from regnet.machine import environment
 
 SUITES: Final = {
     "timm": ("tests/test_models.py",),
@@ -57,14 +62,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of pytest-xdist")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    found = {}
+    facts = environment(torch.device("cpu"))
+    versions = {row: version(row) for row in ("timm", "torchvision", "segmentation-models-pytorch")}
+    found: dict[str, Any] = {"environment": facts, "versions": versions, "suites": {}}
     for name in SUITES:
         if (checkout := getattr(options, name)) is not None:
-            found[name] = run(name, checkout.absolute(), options)
-            print(json.dumps(found[name], indent=1))
+            found["suites"][name] = run(name, checkout.absolute(), options)
+            print(json.dumps(found["suites"][name], indent=1))
     if options.out:
         options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if any(row["unexpected"] for row in found.values()):
+    if any(row["unexpected"] for row in found["suites"].values()):
         sys.exit(1)
 
 

@@ -366,6 +366,19 @@ def checks(document: Document) -> Iterator[str]:
     yield f"{facts['date'][:10]}, {facts['device']}, {document['cores']} cores."
 
 
+def peers(document: Document) -> Iterator[str]:
+    """Tests of other libraries on networks of this one."""
+    rows = []
+    for name, suite in document["suites"].items():
+        passed, failed = suite.get("passed", 0), suite.get("failure", 0) + suite.get("error", 0)
+        why = "; ".join(f"{count}: {reason}" for reason, count in suite["reasons"].items())
+        rows.append([name, f"{passed}", f"{suite.get('skipped', 0)}", f"{failed}", why])
+    yield from table(["", "passed", "skipped by the suite", "failed", "why"], rows)
+    yield ""
+    versions = ", ".join(f"{name} {found}" for name, found in document["versions"].items())
+    yield f"{versions}; {origin(document)}."
+
+
 TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
     function.__name__: function
     for function in (
@@ -385,6 +398,7 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         zoo_pairs,
         walk,
         checks,
+        peers,
     )
 }
 
