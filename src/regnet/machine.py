@@ -22,6 +22,43 @@ GPU_FACTS: Final = (
 )  # fmt: skip
 
 
+class Waiting:
+    """How much this process waited for processors that others had, since it was made."""
+
+    BUSY: Final = 0.1
+    """Part of its time from which on measurements mean little."""
+
+    def __init__(self) -> None:
+        self._before = _waited()
+
+    @property
+    def share(self) -> float | None:
+        """Part of its threads' time that they were ready and did not run; None: not known here."""
+        now = _waited()
+        run = sum(now[t][0] - self._before.get(t, (0, 0))[0] for t in now)
+        wait = sum(now[t][1] - self._before.get(t, (0, 0))[1] for t in now)
+        return wait / (run + wait) if run + wait else None
+
+    @property
+    def problem(self) -> str | None:
+        """What to say of a busy machine; None for one that is not known to be busy."""
+        if (share := self.share) is None or share <= self.BUSY:
+            return None
+        return f"the machine is busy: {share:.0%} of the time others had the processors"
+
+
+def _waited() -> dict[str, tuple[int, int]]:
+    """Nanoseconds that each thread ran, and waited to run, as Linux counts them."""
+    found = {}
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            run, wait, _ = map(int, path.read_text(encoding="ascii").split())
+        except (OSError, ValueError):  # it has ended, or the kernel does not count
+            continue
+        found[path.parent.name] = run, wait
+    return found
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Everything that a reader needs to judge or repeat a measurement, JSON-serializable."""
     return {

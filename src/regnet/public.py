@@ -17,6 +17,7 @@ from regnet.exporting import Exported, export
 from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet, RegNet
 from regnet.prediction import ClassScore, Prediction, predict
+from regnet.selection.choose import Choice, Chosen, choose
 from regnet.selection.limits import Limits
 from regnet.selection.search import search
 from regnet.training.loop import Trained, resume, train
@@ -37,6 +38,8 @@ from regnet.zoo.listing import (
 __all__ = [
     "AnyNet",
     "AnyNetConfig",
+    "Choice",
+    "Chosen",
     "ClassScore",
     "Complexity",
     "Evaluation",
@@ -54,6 +57,7 @@ __all__ = [
     "StageConfig",
     "TrainOptions",
     "Trained",
+    "choose",
     "complexity",
     "config_from_dict",
     "config_from_json",

@@ -11,6 +11,7 @@ import typer
 
 from regnet.cli import (
     bench,
+    choose,
     evaluate,
     explorer,
     export,
@@ -42,6 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("predict")(predict.command)
+app.command("choose")(choose.command)
 app.command("list")(list_models.command)
 app.command("info")(info.command)
 app.command("export")(export.command)

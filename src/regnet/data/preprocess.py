@@ -49,10 +49,9 @@ class Preprocess:
     def __post_init__(self) -> None:
         for name in ("size", "mean", "std"):
             values = getattr(self, name)
-            if isinstance(values, str) or not isinstance(values, Sequence):
-                raise ConfigError(f"{name} needs a value for each, got {values!r}")
-            count = {"size": 2, "std": len(self.mean)}.get(name)
-            if not values or (count is not None and len(values) != count):
+            listed = not isinstance(values, str) and isinstance(values, Sequence)
+            count = {"size": 2, "mean": len(values) if listed else 3, "std": self.channels}[name]
+            if not listed or len(values) != count or not count:
                 raise ConfigError(f"{name} needs {count or 'some'} values, got {values!r}")
             values = tuple(values)
             for value in values:

@@ -3,6 +3,7 @@
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib import util
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,8 +32,10 @@ class ONNXRuntime:
             return OWN_LAYOUT
         try:
             import onnxruntime
-            import onnxscript  # noqa: F401 - torch's exporter needs it
         except ImportError:
+            onnxruntime = None
+        # torch's exporter needs onnxscript, which takes seconds to import.
+        if onnxruntime is None or util.find_spec("onnxscript") is None:
             return "not installed: pip install 'regnet[onnx]'"
         if _provider(target) not in onnxruntime.get_available_providers():
             return f"the installed onnxruntime has no {_provider(target)}"

@@ -1,0 +1,132 @@
+"""`regnet choose`: which published network to use on this machine."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from regnet.cli.arguments import AsJson, Device, Plot, Threads, check_folder_of, set_threads
+from regnet.cli.output import print_error, print_json, print_table, stderr, stdout
+from regnet.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from regnet.selection.choose import Choice, Chosen
+
+
+def command(
+    latency_ms: Annotated[
+        float, typer.Option(help="Milliseconds of a call, at most; the median.", min=0)
+    ],
+    *,
+    license: Annotated[
+        str | None,
+        typer.Option(help="Of the weights: commercial for all that allow it, any, apache-2.0, ..."),
+    ] = "commercial",
+    batch_size: Annotated[int, typer.Option(help="Images per call.", min=1)] = 1,
+    device: Device = "cpu",
+    min_top1: Annotated[
+        float | None, typer.Option(help="Least accuracy, in percent, by the metric.")
+    ] = None,
+    metric: Annotated[
+        str, typer.Option(help="top1 on ImageNet-1k, real (ReaL's labels), or v2 (ImageNet-V2).")
+    ] = "top1",
+    engine: Annotated[
+        str,
+        typer.Option(help="What runs it; auto: the fastest of PyTorch, ONNX Runtime, OpenVINO."),
+    ] = "auto",
+    models: Annotated[str, typer.Option(help="Pattern of weights or variants.")] = "*",
+    threads: Threads = None,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose a published network: as accurate as a latency and a license allow, on this machine.
+
+    Nothing is downloaded. A few networks are measured, and what was measured is kept.
+
+    Example: regnet choose --latency-ms 20 --license commercial
+    """
+    check_folder_of(plot)
+    from regnet.devices import find_device
+    from regnet.selection.choose import choose
+
+    set_threads(threads)
+    where = find_device(device)
+    with ProgressBar("measuring") as bar:
+        found = choose(
+            latency_ms,
+            license=None if license == "any" else license,
+            batch_size=batch_size,
+            device=where,
+            min_top1=min_top1,
+            metric=metric,  # type: ignore[arg-type]  # checked there
+            engine=engine,
+            models=models,
+            on_step=bar.step,
+        )
+    if plot:
+        from regnet.selection.plot import save_choice
+
+        save_choice(found, plot)
+    if as_json:
+        print_json({"chosen": found, "lines": found.lines})
+    else:
+        _print(found)
+    if found.pick is None:
+        raise typer.Exit(1)
+
+
+def _print(found: "Chosen") -> None:
+    if found.problem:
+        stdout.print(f"no claim: {found.problem}; ask again when it is quiet\n")
+    pick = found.pick
+    if pick is None:
+        fastest = found.fastest
+        print_error(
+            f"nothing takes {found.latency_ms:g} ms or less here; the fastest, "
+            f"{fastest.setting.checkpoint} at {fastest.setting.image_size} pixels, takes "
+            f"{fastest.latency_ms:.1f} ms"
+        )
+        return
+    stdout.print(
+        f"{pick.setting.checkpoint}, images of {pick.setting.image_size} pixels: "
+        f"{pick.setting.accuracy:.2f} %, {_time(pick)} on {pick.engine}\n"
+    )
+    rows = list(found.front)
+    place = next((n for n, row in enumerate(rows) if row.setting == pick.setting), len(rows) - 1)
+    print_table(
+        ("", "weights", f">{found.metric}, %", ">image", ">ms", "engine", "license"),
+        [
+            (
+                "pick" if row.setting == pick.setting else "",
+                row.setting.checkpoint,
+                f"{row.setting.accuracy:.2f}",
+                str(row.setting.image_size),
+                _time(row),
+                row.engine,
+                row.setting.license,
+            )
+            for row in rows[max(0, place - 3) : place + 4]
+        ],
+    )
+    if better := found.next_better:
+        stdout.print(
+            f"\nmore accurate: {better.setting.checkpoint} ({better.setting.accuracy:.2f} %), "
+            f"{_time(better)}"
+        )
+    if other := found.without_license:
+        stdout.print(
+            f"left out by the license: {other.setting.checkpoint} "
+            f"({other.setting.accuracy:.2f} %, {_time(other)}), {other.setting.license}"
+        )
+    stdout.print("")
+    for line in found.lines:
+        stdout.print(f"  {line}", markup=False, highlight=False)
+    stderr.print(
+        f"\n~: predicted, with a median error of {found.prediction_error:.0%}; "
+        f"{found.measured} networks measured now"
+    )
+
+
+def _time(row: "Choice") -> str:
+    if row.low_ms is None or row.high_ms is None:
+        return f"~{row.latency_ms:.1f} ms"
+    return f"{row.latency_ms:.1f} ms ({row.low_ms:.1f}-{row.high_ms:.1f})"

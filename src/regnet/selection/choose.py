@@ -1,0 +1,339 @@
+"""Which published network to use here: as accurate as a limit of time and a license allow.
+
+Nothing is downloaded: how long a network takes does not depend on the values of its weights. A few
+networks are measured, the others predicted; those that may decide are measured too.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any, Final
+
+import torch
+
+from regnet.engines.optimize import find_engine
+from regnet.errors import ConfigError, EngineError, check_number
+from regnet.machine import Waiting, environment, what_decides_speed
+from regnet.selection.device import Conditions, DeviceMeter, check_engine
+from regnet.selection.published import Measure, Setting, settings
+from regnet.selection.timings import Network, Predictor, Timing, Timings
+
+REFERENCE: Final = "folded"
+"""PyTorch with folded norms, which every device has and which is built at once."""
+
+OUTSIDE: Final = ("onnx_runtime", "openvino")
+"""Other engines that "auto" tries where they are installed."""
+
+PROBES: Final = 10
+"""Networks that are measured on the reference to predict the others."""
+
+OUTSIDE_PROBES: Final = 3
+"""On each of the other engines."""
+
+MOST_BUILT: Final = 12
+"""Networks that are built for other engines, which takes seconds each."""
+
+SECONDS: Final = 0.5
+"""For the calls of a network that count."""
+
+MARGIN: Final = 1.4
+"""What is predicted to take so many times the limit is not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A published setting, and how long it takes here."""
+
+    setting: Setting
+    engine: str
+    latency_ms: float
+    """Median of a call: measured, or predicted where there is no interval."""
+    low_ms: float | None
+    high_ms: float | None
+    """95 % interval of the median."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether it was measured, rather than predicted."""
+        return self.low_ms is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What was chosen, and what else there is."""
+
+    pick: Choice | None
+    """The most accurate within the limits; None where nothing is."""
+    front: tuple[Choice, ...]
+    """Those under the license of which none is both faster and more accurate, by latency."""
+    next_better: Choice | None
+    """The fastest that is more accurate than the pick."""
+    without_license: Choice | None
+    """The most accurate within the limit of time that the license leaves out, if it is better."""
+    fastest: Choice
+    """What the fastest under the license takes."""
+    problem: str | None
+    """Why the times mean little; None for a quiet machine."""
+    latency_ms: float
+    """The limit."""
+    license: str | None
+    metric: Measure
+    batch_size: int
+    prediction_error: float
+    """Median relative error of the prediction on networks left out of it."""
+    measured: int
+    """Networks that were measured for this answer, rather than before."""
+    environment: dict[str, Any]
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What to do next: commands and Python."""
+        if self.pick is None:
+            return ()
+        name, size = self.pick.setting.checkpoint, self.pick.setting.image_size
+        return (
+            f"regnet weights fetch {name}",
+            f'model = regnet.create("{name}", pretrained=True).eval()',
+            f"fast = regnet.optimize(model, torch.zeros({self.batch_size}, 3, {size}, {size}))",
+            "image = regnet.preprocess(model)",
+            f"regnet train photos/ --model {name} --out runs/mine",
+        )
+
+
+def choose(
+    latency_ms: float,
+    *,
+    license: str | None = "commercial",
+    batch_size: int = 1,
+    device: str | torch.device = "cpu",
+    min_top1: float | None = None,
+    metric: Measure = "top1",
+    engine: str = "auto",
+    models: str = "*",
+    on_step: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
+) -> Chosen:
+    """The most accurate published network that is fast enough on this device.
+
+    What is measured is kept on disk, for the same device, threads and versions, so that the next
+    question is answered from it.
+
+    Args:
+        latency_ms: most milliseconds of a call, that is, of a batch; the median.
+        license: such as "apache-2.0"; "commercial" for all that allow commercial use; None: any.
+        batch_size: images per call.
+        device: where it shall run.
+        min_top1: least accuracy in percent, by the metric.
+        metric: "top1" on ImageNet-1k, "real" with ReaL's labels, "v2" on ImageNet-V2.
+        engine: a name, or "auto": the fastest of folded eager, ONNX Runtime and OpenVINO, as far as
+            they are installed.
+        models: pattern of checkpoints or variants, with * and ?.
+        on_step: called with what is measured, how many networks are done, and of how many.
+
+    Raises:
+        ConfigError: a limit, a license, a metric or an engine is not possible, or nothing is left.
+        EngineError: the engine cannot be used here.
+    """
+    check_number("latency_ms", latency_ms, least=0)
+    if not latency_ms > 0:
+        raise ConfigError(f"latency_ms must be positive, got {latency_ms!r}")
+    every = settings(models, license=license, metric=metric, min_accuracy=min_top1)
+    allowed = [row for row in every if row.allowed]
+    if not allowed:
+        raise ConfigError(
+            f"no published weights under the license {license!r} fit; without --license there are "
+            f"{len(every)}"
+        )
+    where = torch.device(device)
+    names = _engines(engine, where)
+    waiting = Waiting()
+    facts = {**what_decides_speed(where), "batch_size": batch_size}
+    clock = _Clock(Timings(facts), where, batch_size, on_step)
+    only = None if engine == "auto" else engine
+    found = _Search(clock, names, every, latency_ms, only)
+    pick = found.pick(allowed)
+    best = pick.setting.accuracy if pick else 0
+    slower = [c for c in map(found.choice, allowed) if c.setting.accuracy > best]
+    others = found.pick([row for row in every if not row.allowed and row.accuracy > best])
+    return Chosen(
+        pick=pick,
+        front=tuple(_front(map(found.choice, allowed))),
+        next_better=min(slower, key=lambda c: c.latency_ms, default=None) if pick else None,
+        without_license=others,
+        fastest=min(map(found.choice, allowed), key=lambda c: c.latency_ms),
+        problem=waiting.problem if clock.measured else None,
+        latency_ms=latency_ms,
+        license=license,
+        metric=metric,
+        batch_size=batch_size,
+        prediction_error=found.error,
+        measured=clock.measured,
+        environment=environment(where),
+    )
+
+
+def _engines(engine: str, device: torch.device) -> tuple[str, ...]:
+    if engine != "auto":
+        find_engine(engine)
+        check_engine(Conditions(device=device, engine=engine))
+        return (engine,) if engine == REFERENCE else (REFERENCE, engine)
+    usable = []
+    for name in OUTSIDE:
+        try:
+            check_engine(Conditions(device=device, engine=name))
+        except EngineError:
+            continue
+        usable.append(name)
+    return (REFERENCE, *usable)
+
+
+class _Clock:
+    """Measures networks, unless they were measured before."""
+
+    def __init__(
+        self,
+        timings: Timings,
+        device: torch.device,
+        batch_size: int,
+        on_step: Callable[[str, int, int], None],
+    ) -> None:
+        self.timings, self.device, self.batch_size = timings, device, batch_size
+        self.on_step = on_step
+        self.measured = self.built = 0
+
+    def time(self, setting: Setting, engine: str, *, of: int) -> Timing | None:
+        """The time of a setting's network on an engine; None where it cannot run."""
+        if row := self.timings.get(setting.network, engine):
+            return row
+        self.on_step("measuring networks", self.measured, max(of, self.measured + 1))
+        meter = DeviceMeter(
+            Conditions(
+                device=self.device,
+                engine=engine,
+                batch_size=self.batch_size,
+                image_size=setting.image_size,
+            ),
+            seconds=SECONDS,
+        )
+        found = meter.measure(setting.config, setting.variant)
+        self.measured += 1
+        self.built += engine != REFERENCE
+        if found is None:
+            return None
+        row = Timing(
+            variant=setting.variant,
+            image_size=setting.image_size,
+            engine=engine,
+            latency_ms=found.latency_ms,
+            low_ms=found.low_ms,
+            high_ms=found.high_ms,
+        )
+        self.timings.add(row)
+        return row
+
+
+class _Search:
+    """Which networks are worth measuring, and what the others take."""
+
+    def __init__(
+        self,
+        clock: _Clock,
+        engines: Sequence[str],
+        every: Sequence[Setting],
+        limit: float,
+        only: str | None,
+    ) -> None:
+        self.clock, self.limit = clock, limit
+        networks = {row.network: row for row in sorted(every, key=lambda row: row.flops)}
+        self.of = PROBES + OUTSIDE_PROBES * (len(engines) - 1) + 4
+        probes = _spread(list(networks.values()), PROBES)
+        rows = [row for setting in probes if (row := clock.time(setting, engines[0], of=self.of))]
+        if not rows:
+            raise EngineError(f"{engines[0]} runs none of these networks here")
+        base = Predictor(clock.timings.on(engines[0]))
+        self.predictors = {engines[0]: base}
+        # Other engines are compared with this one on networks that both have run.
+        near = [row for row in probes if base(row.network) <= 8 * limit] or probes[:1]
+        for name in engines[1:]:
+            for setting in _spread(near, OUTSIDE_PROBES):
+                clock.time(setting, name, of=self.of)
+            if rows := clock.timings.on(name):
+                self.predictors[name] = Predictor(rows, base)
+        if only:
+            self.predictors = {n: p for n, p in self.predictors.items() if n == only}
+            if not self.predictors:
+                raise EngineError(f"{only} runs none of these networks here")
+        self.base = base
+
+    @property
+    def error(self) -> float:
+        """The largest of the predictors' errors."""
+        return max(predictor.error for predictor in self.predictors.values())
+
+    def engine(self, network: Network) -> str:
+        """The fastest for a network, as far as is known."""
+        return min(self.predictors, key=lambda name: self.predictors[name](network))
+
+    def choice(self, setting: Setting) -> Choice:
+        """A setting with its time: measured, or predicted."""
+        network = setting.network
+        rows = [self.clock.timings.get(network, name) for name in self.predictors]
+        times = {row.engine: row.latency_ms for row in rows if row}
+        name = self.engine(network)
+        if times and min(times.values()) <= self.predictors[name](network):
+            name = min(times, key=lambda engine: times[engine])
+        row = self.clock.timings.get(network, name)
+        return Choice(
+            setting=setting,
+            engine=name,
+            latency_ms=row.latency_ms if row else self.predictors[name](network),
+            low_ms=row.low_ms if row else None,
+            high_ms=row.high_ms if row else None,
+        )
+
+    def pick(self, candidates: Sequence[Setting]) -> Choice | None:
+        """The most accurate within the limit, measured; candidates come the best first."""
+        for setting in candidates:
+            if self.choice(setting).latency_ms > MARGIN * self.limit:
+                continue
+            found = self._measure(setting)
+            if found.latency_ms <= self.limit:
+                return self._raced(setting)
+        return None
+
+    def _raced(self, setting: Setting) -> Choice:
+        """The setting measured on each engine that may be the fastest for it after all."""
+        fastest = min(predictor(setting.network) for predictor in self.predictors.values())
+        for name, predictor in self.predictors.items():
+            spare = name == REFERENCE or self.clock.built < MOST_BUILT
+            if spare and predictor(setting.network) <= MARGIN * fastest:
+                self.clock.time(setting, name, of=self.of)
+        return self.choice(setting)
+
+    def _measure(self, setting: Setting) -> Choice:
+        """The setting measured on the engine that is thought the fastest for it."""
+        name = self.engine(setting.network)
+        if self.clock.built >= MOST_BUILT and name != REFERENCE:
+            return self.choice(setting)
+        if not self.clock.timings.get(setting.network, name):
+            self.clock.time(setting, name, of=self.of)
+            rows = self.clock.timings.on(name)
+            self.predictors[name] = Predictor(rows, None if name == REFERENCE else self.base)
+        return self.choice(setting)
+
+
+def _spread(rows: Sequence[Setting], count: int) -> list[Setting]:
+    """So many of the rows, from the first to the last."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[round(n * (len(rows) - 1) / (count - 1))] for n in range(count)]
+
+
+def _front(choices: Any) -> list[Choice]:
+    """Those that no other beats in both, by latency."""
+    front: list[Choice] = []
+    best = -inf
+    for row in sorted(choices, key=lambda c: (c.latency_ms, -c.setting.accuracy)):
+        if row.setting.accuracy > best:
+            front.append(row)
+            best = row.setting.accuracy
+    return front

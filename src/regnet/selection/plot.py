@@ -1,0 +1,42 @@
+"""What there is to choose from, as a picture: accuracy over milliseconds on this machine."""
+
+from pathlib import Path
+
+from regnet.figures import check_plot_file, finish, new_figure, save_figure
+from regnet.selection.choose import Chosen
+
+
+def save_choice(found: Chosen, path: Path) -> None:
+    """Draw accuracy over latency into an image file.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ConfigError: the ending of the file names no image format.
+        OSError: the file cannot be written.
+    """
+    check_plot_file(path)
+    figure = new_figure(7, 4.5)
+    axes = figure.add_subplot()
+    for measured, marker, label in ((True, "o", "measured"), (False, ".", "predicted")):
+        rows = [row for row in found.front if row.measured is measured]
+        times, accuracies = [r.latency_ms for r in rows], [r.setting.accuracy for r in rows]
+        axes.plot(times, accuracies, marker, color="tab:blue", label=label)
+    times, accuracies = (
+        [row.latency_ms for row in found.front],
+        [row.setting.accuracy for row in found.front],
+    )
+    axes.step(times, accuracies, where="post", color="tab:blue", alpha=0.4)
+    axes.axvline(found.latency_ms, color="0.5", linestyle=":", label="limit")
+    if pick := found.pick:
+        axes.plot(pick.latency_ms, pick.setting.accuracy, "*", color="tab:red", ms=12)
+        axes.annotate(
+            pick.setting.checkpoint,
+            (pick.latency_ms, pick.setting.accuracy),
+            xytext=(6, -12),
+            textcoords="offset points",
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel(f"ms per call, batch {found.batch_size}")
+    axes.set_ylabel(f"{found.metric}, %")
+    finish(axes)
+    save_figure(figure, path)

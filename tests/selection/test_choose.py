@@ -1,0 +1,169 @@
+"""Choosing a published network, with a clock that follows a known law."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import regnet
+from regnet.design.complexity import complexity
+from regnet.errors import ConfigError, EngineError
+from regnet.selection import choose as choosing
+from regnet.selection.limits import Measured
+from regnet.selection.published import settings
+from tests.command import refused
+from tests.command import regnet as command
+
+SPEEDS = {"folded": 1.0, "onnx_runtime": 0.4, "openvino": 0.5}
+
+
+def truth(config, image_size, engine):
+    """Milliseconds: a law that no model of latency is exactly right about."""
+    cost = complexity(config, image_size)
+    own = 1 + 0.1 * ((cost.params // 1000) % 3 - 1)
+    return SPEEDS[engine] * own * (2 + cost.flops / 5e7 + cost.activations / 2e6)
+
+
+class Meter:
+    """In place of the meter of a device."""
+
+    asked: list[tuple[str, int, str]] = []  # noqa: RUF012 - cleared before each test
+
+    def __init__(self, conditions, *, seconds):
+        self.conditions = conditions
+
+    def measure(self, config, name=""):
+        c = self.conditions
+        self.asked.append((name, c.image_size, c.engine))
+        ms = truth(config, c.image_size, c.engine)
+        return Measured(
+            name=name, config=config, flops=0, params=0, activations=0, latency_ms=ms,
+            low_ms=0.99 * ms, high_ms=1.01 * ms, memory_mb=1,
+        )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choosing, "DeviceMeter", Meter)
+    monkeypatch.setattr(choosing, "check_engine", lambda _: None)
+    Meter.asked.clear()
+
+
+def best(limit, **options):
+    """By measuring everything."""
+    rows = [row for row in settings(**options) if row.allowed]
+    times = {r: min(truth(r.config, r.image_size, e) for e in SPEEDS) for r in rows}
+    return next((row for row in rows if times[row] <= limit), None)
+
+
+@pytest.mark.parametrize("limit", [3, 6, 10, 15, 22, 40, 80])
+@pytest.mark.parametrize("license", ["commercial", None, "bsd-3-clause"])
+def test_the_pick_is_that_of_measuring_everything(limit, license):
+    found = regnet.choose(limit, license=license)
+    if found.pick is None:
+        assert best(limit, license=license) is None
+        assert found.fastest.latency_ms > limit
+        return
+    assert found.pick.measured
+    assert found.pick.latency_ms <= limit
+    assert found.pick.setting == best(limit, license=license)
+    assert found.pick.engine == "onnx_runtime"
+    outside = [row for row in Meter.asked if row[2] != choosing.REFERENCE]
+    assert len(outside) <= choosing.MOST_BUILT + len(SPEEDS)
+    assert len(set(Meter.asked)) == len(Meter.asked), "no network is measured twice"
+
+
+def test_a_second_question_is_answered_from_disk():
+    first = regnet.choose(20)
+    count = len(Meter.asked)
+    assert first.measured == count > 0
+    again = regnet.choose(20)
+    assert len(Meter.asked) == count
+    assert replace(again, measured=0, environment={}, problem=None) == replace(
+        first, measured=0, environment={}, problem=None
+    )
+    regnet.choose(20, batch_size=2)
+    assert len(Meter.asked) > count, "of another batch size nothing is known"
+
+
+def test_what_more_would_cost_and_what_the_license_leaves_out():
+    found = regnet.choose(12)
+    assert found.pick is not None
+    assert found.next_better is not None
+    assert found.next_better.setting.accuracy > found.pick.setting.accuracy
+    everything = regnet.choose(12, license=None).pick
+    if found.without_license is None:
+        assert everything.setting.accuracy == found.pick.setting.accuracy
+    else:
+        assert found.without_license.setting.accuracy > found.pick.setting.accuracy
+    times = [row.latency_ms for row in found.front]
+    accuracies = [row.setting.accuracy for row in found.front]
+    assert times == sorted(times)
+    assert accuracies == sorted(set(accuracies))
+    assert all(row.setting.allowed for row in found.front)
+
+
+def test_an_engine_by_name():
+    found = regnet.choose(30, engine="openvino")
+    assert found.pick.engine == "openvino"
+    assert regnet.choose(60, engine="folded").pick.engine == "folded"
+
+
+def test_an_engine_that_is_not_there(monkeypatch):
+    def refuse(conditions):
+        if conditions.engine != choosing.REFERENCE:
+            raise EngineError("not installed")
+
+    monkeypatch.setattr(choosing, "check_engine", refuse)
+    assert regnet.choose(60).pick.engine == "folded"
+    with pytest.raises(EngineError, match="not installed"):
+        regnet.choose(60, engine="openvino")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"latency_ms": 0}, "latency_ms must be positive"),
+        ({"latency_ms": float("nan")}, "latency_ms"),
+        ({"license": "gpl"}, "gpl"),
+        ({"metric": "top5"}, "there is no metric 'top5'"),
+        ({"engine": "tflite"}, "there is no engine 'tflite'"),
+        ({"models": "vit*"}, "no published weights fit 'vit\\*'"),
+        ({"min_top1": 99}, "no published weights fit"),
+        ({"models": "*seer*", "license": "mit"}, "no published weights"),
+    ],
+)
+def test_bad_questions(options, words):
+    with pytest.raises(ConfigError, match=words):
+        regnet.choose(**{"latency_ms": 10, **options})
+
+
+def test_the_command(tmp_path):
+    done = command("choose", "--latency-ms", 20, code=0)
+    out = done.stdout
+    pick = best(20, license="commercial")
+    assert out.startswith(f"{pick.checkpoint}, images of {pick.image_size} pixels")
+    assert f"regnet weights fetch {pick.checkpoint}" in out
+    assert f"--model {pick.checkpoint}" in out
+    assert "networks measured now" in done.stderr
+    picture = tmp_path / "a.svg"
+    done = command("choose", "--latency-ms", 20, "--json", "--plot", picture, code=0)
+    told = json.loads(done.stdout)
+    assert told["chosen"]["pick"]["setting"]["checkpoint"] == pick.checkpoint
+    assert told["chosen"]["measured"] == 0
+    assert picture.read_text().startswith("<?xml")
+
+
+def test_a_limit_that_nothing_meets():
+    done = command("choose", "--latency-ms", 0.1)
+    refused(done, 1, "nothing takes 0.1 ms or less here; the fastest, ")
+
+
+def test_a_busy_machine_is_said_first(monkeypatch):
+    class Busy:
+        problem = "the machine is busy: 40% of the time others had the processors"
+
+    monkeypatch.setattr(choosing, "Waiting", Busy)
+    done = command("choose", "--latency-ms", 20, code=0)
+    assert done.stdout.startswith("no claim: the machine is busy: 40%")
