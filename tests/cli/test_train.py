@@ -99,3 +99,63 @@ def test_recipes_are_listed():
     shown = regnet("train", "--list-recipes").stdout
     assert "dds-short" in shown.splitlines()[0]
     assert json.loads(regnet("train", "--list-recipes", "--json").stdout)["dds"]["lr"] == 0.1
+
+
+def test_fine_tuning_works_the_first_time(tmp_path):
+    """As a new user types it: photos in class folders, weights, and nothing else."""
+    data, out = tmp_path / "photos", tmp_path / "flowers"
+    write_folder(data / "train", 40, names=("rose", "tulip"), size=(48, 40))
+    write_folder(data / "val", 12, names=("rose", "tulip"), size=(48, 40))
+    done = regnet(
+        "train", data, "--model", "regnety_cifar.cifar10", "--out", out, "--set", "epochs=1", code=0
+    )
+    lines = done.stderr.splitlines()
+    assert lines[0] == "weights: regnety_cifar.cifar10 (apache-2.0)"
+    assert any(line.endswith("40 images of 2 classes") for line in lines)
+    assert "images of 32x32 pixels" in lines
+    assert "1 epochs of 1 steps of 32 images, peak learning rate 0.01" in lines
+    told = json.loads((out / "run.json").read_text())["run"]
+    assert told["recipe"]["layer_decay"] < 1, "the recipe is finetune"
+    card = (out / "model/README.md").read_text()
+    for words in (
+        "\n# flowers\n", "- Base: regnety_cifar.cifar10, its weights", "- License: apache-2.0",
+        "- Data: 40 images of 2 classes, fingerprint ", "of 12 test images", "rose, tulip",
+    ):  # fmt: skip
+        assert words in card
+    assert str(tmp_path) not in card
+
+
+def test_random_weights_are_said_and_how_to_get_others(tmp_path):
+    write_folder(tmp_path / "train", 8, names=("a", "b"))
+    done = regnet(
+        "train", tmp_path, "--model", "regnety_004", "--out", tmp_path / "x", "--set", "epochs=1",
+        "--set", "batch_size=8", "--image-size", 32, code=0,
+    )  # fmt: skip
+    first = done.stderr.splitlines()[0]
+    assert first.startswith("weights: random, for regnety_004; --model regnety_004.")
+    assert first.endswith(" starts from trained ones")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "sizes"),
+    [
+        ("finetune", ["--image-size", 64], "images of 64x64 pixels"),
+        ("tv2", ["--image-size", 64], "images of 64x64 pixels"),
+        ("finetune", ["--set", "image_size=48"],
+         "images of 48x48 pixels in training, of 32x32 in tests and in use"),
+        ("finetune", ["--image-size", 64, "--set", "image_size=48"],
+         "images of 48x48 pixels in training, of 64x64 in tests and in use"),
+    ],
+)  # fmt: skip
+def test_sizes_of_images_are_said_and_saved(tmp_path, recipe, options, sizes):
+    import regnet as package
+
+    write_folder(tmp_path / "train", 8, names=("a", "b"), size=(40, 50))
+    done = regnet(
+        "train", tmp_path, "--model", "regnety_cifar.cifar10", "--out", tmp_path / "x",
+        "--recipe", recipe, "--set", "epochs=1", "--set", "batch_size=8", *options, code=0,
+    )  # fmt: skip
+    assert sizes in done.stderr.splitlines()
+    model = package.create(f"local-dir:{tmp_path / 'x/model'}", pretrained=True)
+    size = package.preprocess(model).size[0]
+    assert size == (64 if "--image-size" in options else 32)

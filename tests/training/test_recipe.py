@@ -167,3 +167,27 @@ def test_unknown_recipes_and_bad_json():
         recipe_from_json("[]")
     with pytest.raises(ConfigError, match="epochs must be a whole number, got 'ten'"):
         recipe_from_json('{"epochs": "ten"}')
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("epochs", [1, 2, 3, 10, 1000])
+def test_what_is_not_given_follows_from_the_epochs(name, epochs):
+    """One epoch of any recipe was refused for its warm-up."""
+    base, found = RECIPES[name], find_recipe(name, epochs=epochs)
+    assert found.epochs == epochs
+    for part in ("warmup_epochs", "clean_epochs"):
+        assert 0 <= getattr(found, part) <= min(getattr(base, part), epochs - 1)
+    if epochs > base.epochs:
+        assert found.warmup_epochs == base.warmup_epochs
+    given = find_recipe(name, epochs=10, warmup_epochs=4)
+    assert given.warmup_epochs == 4
+
+
+@pytest.mark.parametrize("batch", [1, 8, 96, 100, 128, 1000, 1024])
+def test_the_images_of_a_pass_follow_from_the_batch(batch):
+    found = find_recipe("tv2", batch_size=batch)
+    assert found.micro_batch_size is not None
+    assert batch % found.micro_batch_size == 0
+    assert found.micro_batch_size <= 128
+    assert find_recipe("tv2", batch_size=64, micro_batch_size=16).micro_batch_size == 16
+    assert find_recipe("dds", batch_size=64).micro_batch_size is None

@@ -126,7 +126,7 @@ def read_recipe(name: str, changes: list[str]) -> "Recipe":
     Raises:
         ConfigError: there is no such recipe or field, or a value cannot be used.
     """
-    from regnet.training.recipe import Recipe, find_recipe, recipe_from_json
+    from regnet.training.recipe import find_recipe, recipe_from_json
 
     values: dict[str, Any] = {}
     for change in changes:
@@ -144,4 +144,4 @@ def read_recipe(name: str, changes: list[str]) -> "Recipe":
         base = recipe_from_json(text)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
-    return Recipe.from_dict(base.to_dict() | values)
+    return base.changed(**values)

@@ -14,12 +14,13 @@ from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from regnet.training.loop import Trained
+    from regnet.training.recipe import Recipe
     from regnet.training.session import Options, Progress
 
 
 _DECIDED: Final = (
     "model", "recipe", "set_", "val", "train_images", "val_images", "pretrained",
-    "num_classes", "in_chans", "teacher", "seed", "save_steps",
+    "num_classes", "in_chans", "image_size", "teacher", "seed", "save_steps",
 )  # fmt: skip
 """Parameters of the command that a run keeps: what is resumed or repeated has its own."""
 
@@ -36,7 +37,12 @@ def command(
     model: Annotated[
         str, typer.Option(help="A variant, a checkpoint to start from, or a config file (.json).")
     ] = "regnety_cifar",
-    recipe: Annotated[str, typer.Option(help="A recipe's name, or a file of one (.json).")] = "dds",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="A recipe's name, or a file of one (.json); else finetune from weights, or dds."
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Another value in the recipe: --set epochs=10; repeat it."),
@@ -53,6 +59,10 @@ def command(
     ] = False,
     num_classes: Annotated[
         int | None, typer.Option(help="Outputs; else as many as there are classes.", min=1)
+    ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Side of the images, in training and tests; else the model's.", min=8),
     ] = None,
     in_chans: Annotated[
         int | None, typer.Option(help="1: see gray images; else as the model does.", min=1)
@@ -153,13 +163,14 @@ def command(
             resume,
             replay,
             model=model,
-            recipe=lambda: read_recipe(recipe, set_ or []),
+            recipe=lambda: _recipe(recipe, set_ or [], model, image_size, pretrained=pretrained),
             val=val,
             train_images=train_images,
             val_images=val_images,
             pretrained=pretrained,
             num_classes=num_classes,
             in_chans=in_chans,
+            image_size=image_size,
             teachers=teacher or (),
             seed=seed,
             save_steps=save_steps,
@@ -183,6 +194,18 @@ def command(
         stderr.print(f"stopped and saved; go on with: regnet train --resume {done.out}")
         if done.stopped_by == signal.SIGINT:
             raise typer.Exit(130)
+
+
+def _recipe(
+    name: str | None, changes: list[str], model: str, image_size: int | None, *, pretrained: bool
+) -> "Recipe":
+    from regnet.training.loop import default_recipe
+
+    found = read_recipe(name or default_recipe(model, pretrained=pretrained), changes)
+    named = any(change.startswith("image_size=") for change in changes)
+    if image_size is None or named or found.image_size is None:
+        return found
+    return found.changed(image_size=image_size)  # the one that is asked for, in training too
 
 
 def _run(

@@ -31,6 +31,8 @@ from regnet.training.input import Images
 from regnet.training.recipe import Recipe, find_recipe
 from regnet.training.run import Facts, Run
 from regnet.training.session import Options, Progress, Session
+from regnet.weights.card import Card
+from regnet.zoo.create import preprocess
 from regnet.zoo.resolver import find_source
 
 _log = logging.getLogger(__name__)
@@ -69,13 +71,14 @@ def train(
     data: str | Path,
     out: str | Path | None,
     *,
-    recipe: str | Recipe = "dds",
+    recipe: str | Recipe | None = None,
     val: str | Path | None = None,
     train_images: int | None = None,
     val_images: int | None = None,
     pretrained: bool = False,
     num_classes: int | None = None,
     in_chans: int | None = None,
+    image_size: int | None = None,
     teachers: Sequence[str] = (),
     seed: int = 0,
     save_steps: int | None = None,
@@ -91,13 +94,15 @@ def train(
         out: a new folder for what comes out: run.json, log.jsonl, checkpoints, the best epoch's
             weights, and at the end model/, a folder that `create("local-dir:...")` opens. None:
             nothing is written.
-        recipe: a name in `RECIPES`, or a recipe.
+        recipe: a name in `RECIPES`, or a recipe; None: "finetune" from weights, else "dds".
         val: images that measure accuracy, where `data` holds none.
         train_images: train on so many of the images only, equally from all classes.
         val_images: measure accuracy on so many only.
         pretrained: start from the weights that the name stands for, as a name with a tag does.
         num_classes: outputs; None: as many as the images have classes.
         in_chans: 1 for a network that sees gray images; None: as the model says.
+        image_size: side of the images in tests, in training unless `Recipe.image_size` says
+            otherwise, and for those who use the result; None: as the model says.
         teachers: names of weights whose answers are learned from, beside the labels: the share
             that `Recipe.distill` says. With several, their mean is.
         seed: of everything random.
@@ -112,6 +117,7 @@ def train(
     """
     # A name with a tag, a repository and a folder stand for weights.
     named = isinstance(model, str) and find_source(model, pretrained=False).checkpoint is not None
+    recipe = recipe or default_recipe(model, pretrained=pretrained)
     run = Run(
         model=model,
         pretrained=pretrained or named,
@@ -122,11 +128,18 @@ def train(
         val_images=val_images,
         num_classes=num_classes,
         in_chans=in_chans,
+        image_size=image_size,
         teachers=tuple(teachers),
         seed=seed,
         save_steps=save_steps,
     )
     return start(run, out, options=options)
+
+
+def default_recipe(model: str | AnyNetConfig | RegNetConfig, *, pretrained: bool) -> str:
+    """The recipe for those who name none: whether training starts from weights decides."""
+    named = isinstance(model, str) and find_source(model, pretrained=False).checkpoint is not None
+    return "finetune" if pretrained or named else "dds"
 
 
 def start(
@@ -266,9 +279,9 @@ def _val_beside(data: str | Path) -> str | None:
 
 
 def _tell(session: Session) -> None:
-    """Tell what was found."""
+    """Tell what was found, and what will be done with it."""
     if session.options.on_begin and session.group.leads:
-        session.options.on_begin(session.images.summary)
+        session.options.on_begin(session.summary)
 
 
 def _check_facts(before: Facts, now: Facts) -> None:
@@ -432,7 +445,37 @@ class _Loop:
             network = AnyNet(trained.config, global_pool=trained.head.global_pool).eval()
             network.load_state_dict(saved["average"] or saved["model"])
             network.card = trained.card
-            network.save_pretrained(self.out / MODEL)
+            network.save_pretrained(self.out / MODEL, readme=self._readme(network))
+
+    def _readme(self, network: AnyNet) -> str:
+        """The text of the model card: what the network was made of, and how good it is."""
+        session, card = self.session, network.card or Card()
+        run, recipe, look = session.run, session.recipe, preprocess(network)
+        base = run.model if isinstance(run.model, str) else "a config of its own"
+        train, val = session.images.train, session.images.val
+        measured = "no test images"
+        if val is not None and self.log:
+            measured = f"{_score(self.log[-1]):.2f} % of {len(val)} test images"
+        lines = [
+            f"# {self.out.resolve().name if self.out else 'model'}",
+            "",
+            f"- Base: {base}, {'its weights' if run.pretrained else 'from random weights'}",
+            f"- License: {card.license or 'not stated'}",
+            f"- Data: {len(train)} images of {len(train.classes)} classes, fingerprint "
+            f"{train.fingerprint}",
+            f"- Recipe: {recipe.epochs} epochs, batch {recipe.batch_size}, peak learning rate "
+            f"{recipe.peak_lr:.4g}",
+            f"- Images: {look.size[0]}x{look.size[1]}, {look.interpolation}, crop {look.crop_pct}",
+            f"- Top-1: {measured}",
+            f"- Classes: {', '.join(card.labels) or network.num_classes}",
+            "",
+            "```python",
+            "import regnet",
+            "",
+            'model = regnet.AnyNet.from_pretrained("OWNER/NAME")',
+            "```",
+        ]
+        return "\n".join(lines)
 
     def _result(self) -> Trained:
         return Trained(

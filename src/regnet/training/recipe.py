@@ -175,6 +175,26 @@ class Recipe:
             return 1.0
         return min(1.0, self.ema_alpha * self.batch_size / self.epochs * self.ema_period)
 
+    def changed(self, **changes: Any) -> "Recipe":
+        """Return the recipe with other values, and what follows from them.
+
+        With other epochs, warm-up and clean epochs keep their part of the whole, as far as they are
+        not given; with another batch size, the images of a pass divide it.
+
+        Raises:
+            ConfigError: there is no such field, or values do not fit.
+        """
+        follows: dict[str, Any] = {}
+        epochs, batch = changes.get("epochs"), changes.get("batch_size")
+        if type(epochs) is int and epochs > 0:
+            for name in ("warmup_epochs", "clean_epochs"):
+                part = getattr(self, name) * min(1.0, epochs / self.epochs)
+                follows[name] = min(math.ceil(part), epochs - 1)
+        if type(batch) is int and batch > 0 and (micro := self.micro_batch_size):
+            fitting = range(min(micro, batch), 0, -1)
+            follows["micro_batch_size"] = next(size for size in fitting if batch % size == 0)
+        return Recipe.from_dict(self.to_dict() | follows | changes)
+
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
         return asdict(self)
@@ -209,6 +229,12 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         erasing=0.1, repeats=4, mixup=0.2, cutmix=1.0, label_smoothing=0.1, ema_alpha=2e-5,
         precise_bn=0,
     ),
+    # From weights, on some hundred to some ten thousand photos.
+    "finetune": Recipe(
+        epochs=20, batch_size=32, lr=0.04, lr_per="step", warmup_epochs=1, weight_decay=1e-4,
+        norm_weight_decay=0.0, layer_decay=0.85, clip_norm=5.0, min_area=0.35, lighting=0.0,
+        label_smoothing=0.1, ema_alpha=2.5e-4, precise_bn=0,
+    ),
     # For 32x32 images.
     "cifar": Recipe(
         epochs=50, batch_size=128, lr=0.2, lr_per="step", warmup_epochs=2, weight_decay=5e-4,
@@ -219,14 +245,14 @@ RECIPES: Final[Mapping[str, Recipe]] = {
 
 
 def find_recipe(name: str, **changes: Any) -> Recipe:
-    """A named recipe, with other values for some fields.
+    """A named recipe, with other values for some fields (`Recipe.changed`).
 
     Raises:
         ConfigError: there is no such recipe or field, or values do not fit.
     """
     if name not in RECIPES:
         raise ConfigError(unknown("recipe", name, RECIPES))
-    return Recipe.from_dict(RECIPES[name].to_dict() | changes)
+    return RECIPES[name].changed(**changes)
 
 
 def recipe_from_json(text: str) -> Recipe:

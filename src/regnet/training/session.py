@@ -14,6 +14,9 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from regnet.data.preprocess import Preprocess
+from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.design.variants import VARIANTS
 from regnet.devices import core_count
 from regnet.engines.base import DTYPES
 from regnet.errors import ConfigError, TrainingError, out_of_memory
@@ -29,7 +32,9 @@ from regnet.training.run import Facts, Run, SavedOptions, SetFacts
 from regnet.training.teachers import Teachers, distillation_loss
 from regnet.training.testing import Test
 from regnet.weights.card import Card
+from regnet.weights.catalog import default_checkpoint
 from regnet.zoo.create import create, preprocess
+from regnet.zoo.resolver import find_source
 
 LOOKS = 50
 """Steps between looks at the loss where looking makes the device wait."""
@@ -78,6 +83,13 @@ class Options(SavedOptions):
     def worker_count(self) -> int:
         """Processes that decode."""
         return core_count() if self.workers is None else self.workers
+
+
+def _default_weights(model: str | AnyNetConfig | RegNetConfig) -> str | None:
+    """Weights that a run could start from, where it starts from random ones."""
+    variant = find_source(model, pretrained=False).architecture
+    row = default_checkpoint(variant) if variant in VARIANTS else None
+    return row.id if row else None
 
 
 class Session:
@@ -135,6 +147,34 @@ class Session:
             processes=self.group.size,
             options=self.options.saved,
             environment=environment(self.group.device),
+        )
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """What the run begins with, in lines: weights, images, sizes, recipe."""
+        run, recipe = self.run, self.recipe
+        name = run.model if isinstance(run.model, str) else "a config of its own"
+        weights = f"weights: random, for {name}"
+        if run.pretrained:
+            license = self.network.card.license if self.network.card else None
+            weights = f"weights: {name}{f' ({license})' if license else ''}"
+        elif other := _default_weights(run.model):
+            weights += f"; --model {other} starts from trained ones"
+        look = self.network.card.preprocess if self.network.card else Preprocess()
+        tested = f"{look.size[0]}x{look.size[1]}"
+        trained = tested
+        if recipe.crop == "resized":
+            side = recipe.image_size or look.size[0]
+            trained = f"{side}x{side}"
+        sizes = f"images of {tested} pixels"
+        if trained != tested:
+            sizes = f"images of {trained} pixels in training, of {tested} in tests and in use"
+        return (
+            weights,
+            *self.images.summary,
+            sizes,
+            f"{recipe.epochs} epochs of {self.plan.steps} steps of {recipe.batch_size} images, "
+            f"peak learning rate {recipe.peak_lr:.4g}",
         )
 
     def _build(self) -> AnyNet:
