@@ -192,6 +192,39 @@ def test_any_module_is_optimized(module, names):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("outputs", ["dictionary", "list"])
+def test_a_head_put_in_by_hand_may_give_several_outputs(tmp_path, outputs):
+    class Two(torch.nn.Module):
+        def forward(self, x):
+            means = x.mean((2, 3))
+            return {"a": means, "b": means * 2} if outputs == "dictionary" else [means, means * 2]
+
+    model = AnyNet(RegNetConfig(depth=2, w0=16, wa=0.0, wm=2.0, num_classes=7)).eval()
+    model.head = Two()
+    x = torch.randn(1, 3, 32, 32)
+    fast = regnet.optimize(model, x, engines=["eager", "folded"], seconds=0.01)
+    found, wanted = fast(x), model(x)
+    assert type(found) is type(wanted)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_int8_of_a_dictionary(tmp_path):
+    class Named(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = regnet.create("regnety_cifar", pretrained=True)
+
+        def forward(self, x):
+            return {"logits": self.network(x)}
+
+    done = regnet.export(
+        Named().eval(), tmp_path / "a.xml", precision="int8", min_agreement=0,
+        example=torch.zeros(1, 3, 32, 32), images=torch.randn(12, 3, 32, 32), dynamic="batch",
+    )  # fmt: skip
+    assert done.judged == 3
+
+
 class Odd(torch.nn.Module):
     def __init__(self, outputs):
         super().__init__()

@@ -23,7 +23,7 @@ from regnet.engines.int8 import quantize_openvino, quantize_program
 from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx, write_onnx
 from regnet.engines.openvino import OpenVINO, convert, run_openvino, write_openvino
 from regnet.engines.optimize import default_shape, device_of
-from regnet.engines.outputs import form_of
+from regnet.engines.outputs import form_of, listed
 from regnet.engines.program import AXES, capture, dynamic_shapes, smallest_side
 from regnet.errors import (
     ConfigError,
@@ -398,8 +398,8 @@ def _agreement(
     same = 0
     with torch.inference_mode():
         for x in judges:
-            wanted = model(x.to(home)).argmax(1).cpu()
-            same += int((runner(x.to(device)).argmax(1).cpu() == wanted).sum())
+            [wanted], [found] = listed(model(x.to(home))), listed(runner(x.to(device)))
+            same += int((found.argmax(1).cpu() == wanted.argmax(1).cpu()).sum())
     return same / sum(map(len, judges))
 
 

@@ -29,7 +29,7 @@ class Waiting:
     """Part of its time from which on measurements mean little."""
 
     def __init__(self) -> None:
-        self._before = _waited()
+        self._before, self._used = _waited(), _processors()
 
     @property
     def share(self) -> float | None:
@@ -40,11 +40,37 @@ class Waiting:
         return wait / (run + wait) if run + wait else None
 
     @property
-    def problem(self) -> str | None:
-        """What to say of a busy machine; None for one that is not known to be busy."""
-        if (share := self.share) is None or share <= self.BUSY:
+    def others(self) -> float | None:
+        """Part of the processors that others used, or took from this machine; None: not known."""
+        before, now = self._used, _processors()
+        if before is None or now is None or now[0] <= before[0]:
             return None
-        return f"the machine is busy: {share:.0%} of the time others had the processors"
+        total, busy, own = (b - a for a, b in zip(before, now, strict=True))
+        return max(0.0, busy - own) / total
+
+    @property
+    def problem(self) -> str | None:
+        """What to say of a busy machine; None for one that is not known to be busy.
+
+        Waiting alone is none: a process with many threads waits for itself.
+        """
+        share, others = self.share, self.others
+        if share is None or others is None or min(share, others) <= self.BUSY:
+            return None
+        return f"the machine is busy: others used {others:.0%} of the processors"
+
+
+def _processors() -> tuple[float, float, float] | None:
+    """Seconds of all processors: in all, in use, and in use by this process."""
+    try:
+        line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
+        ticks = [int(word) for word in line.split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    hertz = os.sysconf("SC_CLK_TCK")
+    idle = ticks[3] + ticks[4]
+    used = os.times()
+    return sum(ticks) / hertz, (sum(ticks) - idle) / hertz, used.user + used.system
 
 
 def _waited() -> dict[str, tuple[int, int]]:

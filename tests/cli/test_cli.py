@@ -256,6 +256,16 @@ def test_ctrl_c_in_the_first_seconds_is_one_line(count):
         assert told in ("", "error: interrupted\n")
 
 
+def test_errors_after_a_ctrl_c_that_was_handled_are_news():
+    """As where the document of a benchmark cannot be written after it was stopped."""
+    code = SWALLOWED.replace("    raise", "    regnet.cli.interrupt.handled()\n    raise")
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(error="ConfigError")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "error: a consequence\n")
+
+
 SWALLOWED = """
 import os, signal, sys
 import regnet.cli, regnet.cli.main

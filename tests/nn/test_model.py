@@ -243,6 +243,8 @@ def test_pruned_networks_give_the_same_intermediates(config, indices):
     for was, now in zip(before, after, strict=True):
         torch.testing.assert_close(now, was, atol=0, rtol=0)
     assert pruned(x).ndim == 4  # neither pool nor classifier
+    left = pruned.forward_intermediates(x, intermediates_only=True)
+    assert len(left) == len(pruned.feature_info) == kept[-1] + 1
     count = sum(p.numel() for p in pruned.parameters())
     assert count < sum(p.numel() for p in model.parameters())
 
@@ -270,6 +272,16 @@ def test_scripted_networks_give_the_same(name, features_only):
     if not features_only:
         features = scripted.forward_features(x)
         torch.testing.assert_close(scripted.forward_head(features), model(x), atol=0, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_script_that_cannot_give_every_map_says_so():
+    """TorchScript does not look into a stem of several convolutions."""
+    config = KINDS["deep"]
+    backbone = FeatureNet(AnyNet(config).eval())
+    scripted = torch.jit.script(backbone)
+    with pytest.raises(torch.jit.Error, match="TorchScript cannot look into this stem"):
+        scripted(images())
 
 
 @pytest.mark.parametrize(
@@ -339,6 +351,9 @@ def test_a_classifier_in_the_wrong_place_is_refused(name):
     model.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 3))
     assert model(images()).shape == (2, 3)
     assert model.num_classes == 3
+    assert isinstance(model.get_classifier(), nn.Module)
+    model.reset_classifier(5)
+    assert model(images()).shape == (2, 5)
 
 
 def test_intermediates_by_number_and_alone():

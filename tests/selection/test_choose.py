@@ -121,6 +121,31 @@ def test_an_engine_that_is_not_there(monkeypatch):
         regnet.choose(60, engine="openvino")
 
 
+def test_a_network_that_an_engine_cannot_run_is_never_its_pick(monkeypatch):
+    class Failing(Meter):
+        def measure(self, config, name=""):
+            failed = self.conditions.engine == "openvino" and len(self.asked) > 14
+            found = super().measure(config, name)
+            return None if failed else found
+
+    monkeypatch.setattr(choosing, "DeviceMeter", Failing)
+    monkeypatch.setitem(SPEEDS, "openvino", 0.1)
+    for limit in (5, 20, 40):
+        found = regnet.choose(limit)
+        assert found.pick is None or found.pick.measured
+        assert len(set(Meter.asked)) == len(Meter.asked), "what failed is not tried again"
+        Meter.asked.clear()
+
+
+def test_what_to_do_is_for_the_size_and_the_crop_that_were_chosen():
+    lines = regnet.choose(80, models="regnetv_040*").lines
+    assert (
+        "image = dataclasses.replace(regnet.preprocess(model), size=(288, 288), crop_pct=1.0)"
+        in (lines)
+    )
+    assert "image = regnet.preprocess(model)" in regnet.choose(30, models="regnety_016*").lines
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -2,8 +2,12 @@
 
 import argparse
 import copy
+import os
 import re
+import subprocess
+import sys
 from collections import OrderedDict, defaultdict
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +23,7 @@ from regnet.design.config import RegNetConfig
 from regnet.errors import WeightsError
 from regnet.nn.model import AnyNet
 from regnet.weights.formats import FORMATS, from_native
+from regnet.weights.unwrap import read_tensors
 from tests.command import regnet as command
 
 CONFIG = RegNetConfig(depth=2, w0=16, wa=0.0, wm=2.0, se_ratio=0.25, num_classes=4)
@@ -147,6 +152,82 @@ def test_the_network_that_fits_the_architecture_is_taken(tmp_path):
     assert torch.equal(
         regnet.create(CONFIG, checkpoint_path=path).head.fc.weight, PLAIN.head.fc.weight
     )
+
+
+def test_which_network_is_taken_is_the_same_in_every_process(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    both = {f"encoder_q.{n}": v for n, v in STATE.items()}
+    both |= {f"encoder_k.{n}": v for n, v in AVERAGE.state_dict().items()}
+    torch.save({"state_dict": both}, path)
+    code = (
+        "from regnet.weights.unwrap import *; from pathlib import Path; from regnet.weights.files "
+    )
+    code += (
+        f"import read_object; print([n.key for n in networks(read_object(Path({str(path)!r})))])"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+        ).stdout
+        for seed in (1, 2, 3)
+    }  # fmt: skip
+    assert told == {"['state_dict.encoder_q', 'state_dict.encoder_k']\n"}
+
+
+def test_the_network_with_the_right_classes_comes_before_an_average(tmp_path):
+    """A teacher may be of the same architecture."""
+    path = tmp_path / "checkpoint.pth"
+    torch.save(
+        {"teacher_ema": net(3, replace(CONFIG, num_classes=9)).state_dict(), "student": STATE}, path
+    )
+    found = regnet.create(CONFIG, checkpoint_path=path, num_classes=4)
+    assert torch.equal(found.head.fc.weight, PLAIN.head.fc.weight)
+    new = regnet.create(CONFIG, checkpoint_path=path, num_classes=7)
+    assert new.num_classes == 7
+
+
+PARAMETERS = dict(AVERAGE.named_parameters())
+NOT_WEIGHTS = {
+    "an average of parameters alone": {"model": STATE, "ema": {"shadow": PARAMETERS}},
+    "momentum": {"optimizer_momentum": {n: v * 0 for n, v in STATE.items()}, "model": STATE},
+    "the opposite of an average": {
+        "non_ema_state_dict": AVERAGE.state_dict(), "ema_state_dict": STATE,
+    },
+    "without": {"model_without_ema": AVERAGE.state_dict(), "model_ema": STATE},
+    "a trunk of something else": {"trunk": {"x": 1}, "model": STATE},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("saved", NOT_WEIGHTS.values(), ids=NOT_WEIGHTS)
+def test_what_only_looks_like_weights_comes_last(tmp_path, saved):
+    path, out = tmp_path / "checkpoint.pth", tmp_path / "out.safetensors"
+    torch.save(saved, path)
+    assert command("weights", "convert", path, out).returncode == 0
+    for file in (path, out):
+        found = regnet.create(CONFIG, checkpoint_path=file).state_dict()
+        assert all(torch.equal(found[name], value) for name, value in STATE.items())
+
+
+def test_containers_that_hold_themselves_end(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    loop: dict = {}
+    loop["trunk"] = loop
+    many: list = []
+    many += [many] * 16
+    for saved in (loop, {"model": many}, {"model": many, "state_dict": STATE}):
+        torch.save(saved, path)
+        if "state_dict" in saved:
+            assert read_tensors(path).keys() == STATE.keys()
+        else:
+            with pytest.raises(WeightsError, match="no state dict"):
+                read_tensors(path)
+
+
+def test_types_of_torch_are_settings(tmp_path):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": STATE, "args": argparse.Namespace(dtype=torch.float16)}, path)
+    assert regnet.create(CONFIG, checkpoint_path=path).num_classes == 4
 
 
 def test_schemas_and_cinemas_are_no_averages(tmp_path):

@@ -290,6 +290,16 @@ def test_what_no_config_describes_is_not_written(tmp_path, change):
     assert not (tmp_path / "x").exists()
 
 
+def test_what_only_training_sees_may_differ(tmp_path, model):
+    model = regnet.create("regnety_cifar", pretrained=True, drop_rate=0.1, drop_path_rate=0.1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.01
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model).eval()
+    model.save_pretrained(tmp_path)
+    equal(AnyNet.from_pretrained(tmp_path)(IMAGES), model(IMAGES))
+
+
 def test_a_stem_for_other_channels_put_in_by_hand_comes_back(tmp_path):
     model = regnet.create("regnety_cifar").eval()
     model.stem.conv = nn.Conv2d(5, 32, 3, 1, 1, bias=False)

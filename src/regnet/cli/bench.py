@@ -15,6 +15,7 @@ from regnet.cli.arguments import (
     split,
     whole_numbers,
 )
+from regnet.cli.interrupt import handled
 from regnet.cli.output import print_error, print_json, print_table, scaled, stderr, stdout
 from regnet.errors import ConfigError
 
@@ -137,6 +138,7 @@ def command(
         on_pair=lambda pair: stderr.print(_pair_line(pair)),
         on_document=lambda document: documents.write(out, document) if out else None,
     )
+    handled()  # after Ctrl-C it returns what is there
     comparison = compare_documents(earlier, done) if earlier else None
     if as_json:
         changes = {} if comparison is None else {"against": comparison}

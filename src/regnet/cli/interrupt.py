@@ -20,3 +20,8 @@ def interrupted() -> bool:
 def _note(number: int, frame: FrameType | None) -> None:
     _seen.append(number)
     signal.default_int_handler(number, frame)
+
+
+def handled() -> None:
+    """Forget it: a command has made of it what it should, and later errors are news."""
+    _seen.clear()

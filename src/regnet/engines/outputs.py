@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from regnet.errors import ConfigError
 from regnet.nn.features import FeatureNet
-from regnet.nn.model import AnyNet
+from regnet.nn.model import AnyNet, Head
 
 Outputs: TypeAlias = Tensor | tuple[Tensor, ...]
 
@@ -51,7 +51,7 @@ def form_of(model: nn.Module, example: Tensor) -> Form:
     Raises:
         ConfigError: it gives something else than tensors in a list, a tuple or a dictionary.
     """
-    if isinstance(model, AnyNet):
+    if isinstance(model, AnyNet) and type(model.head) is Head and _is_plain(model.head.fc):
         return Form(("logits",), model, lambda outputs: outputs)
     with torch.no_grad():
         outputs = model(example)
@@ -74,6 +74,10 @@ def form_of(model: nn.Module, example: Tensor) -> Form:
         names = tuple(f"output_{number}" for number in range(len(outputs)))
     kind: Callable[[Any], Any] = list if isinstance(outputs, list) else tuple
     return Form(names, _Items(model), lambda outputs: kind(listed(outputs)))
+
+
+def _is_plain(classifier: nn.Module) -> bool:
+    return isinstance(classifier, nn.Linear | nn.Identity)
 
 
 def _check(model: nn.Module, outputs: Any) -> None:

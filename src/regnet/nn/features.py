@@ -295,6 +295,8 @@ class FeatureNet(Described):
             x = module(x)
             if name in self.return_layers:
                 maps.append(x)
+        if len(maps) < len(self.return_layers):
+            raise RuntimeError("TorchScript cannot look into this stem; torch.export can")
         return maps
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature

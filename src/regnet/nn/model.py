@@ -172,13 +172,17 @@ class AnyNet(Described):
         if info.out_indices[-1] < len(info) - 1:
             for name in self.trunk[self.trunk.index(deepest) + 1 :]:
                 setattr(self, name, nn.Identity())
+            self.trunk = self.trunk[: self.trunk.index(deepest) + 1]
+            self.feature_info = FeatureInfo(self.feature_info[: info.out_indices[-1] + 1])
         if prune_head:
             self.reset_classifier(0, "")
         return list(info.out_indices)
 
     def get_classifier(self) -> nn.Module:
         """The linear layer that gives the logits; the identity where there is none."""
-        return self.head.fc
+        found = self._classifier()
+        assert found is not None, "there is a head"
+        return found
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
         """Replace the classifier by a freshly initialized one; 0 classes remove it.
@@ -186,9 +190,12 @@ class AnyNet(Described):
         Raises:
             ConfigError: the classes or the pool are not possible; the model is as before.
         """
-        pool = self.head.global_pool if global_pool is None else global_pool
+        # A head put in by hand may say neither.
+        own: GlobalPool = getattr(self.head, "global_pool", "avg")
+        drop_rate = getattr(getattr(self.head, "drop", None), "p", 0.0)
+        pool = own if global_pool is None else global_pool
         config, card = replace(self.config, num_classes=num_classes), self.card
-        head = Head(self.num_features, config.num_classes, self.head.drop.p, pool)
+        head = Head(self.num_features, config.num_classes, drop_rate, pool)
         init_weights(head)
         reference = next(self.parameters())
         head.to(device=reference.device, dtype=reference.dtype).train(self.training)

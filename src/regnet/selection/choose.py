@@ -17,6 +17,7 @@ from regnet.machine import Waiting, environment, what_decides_speed
 from regnet.selection.device import Conditions, DeviceMeter, check_engine
 from regnet.selection.published import Measure, Setting, settings
 from regnet.selection.timings import Network, Predictor, Timing, Timings
+from regnet.weights.catalog import checkpoints
 
 REFERENCE: Final = "folded"
 """PyTorch with folded norms, which every device has and which is built at once."""
@@ -91,11 +92,18 @@ class Chosen:
         if self.pick is None:
             return ()
         name, size = self.pick.setting.checkpoint, self.pick.setting.image_size
+        crop, usual = self.pick.setting.crop_pct, checkpoints()[name].preprocess
+        image = "image = regnet.preprocess(model)"
+        if (usual.size, usual.crop_pct) != ((size, size), crop):
+            image = (
+                "image = dataclasses.replace(regnet.preprocess(model), "
+                f"size=({size}, {size}), crop_pct={crop})"
+            )
         return (
             f"regnet weights fetch {name}",
             f'model = regnet.create("{name}", pretrained=True).eval()',
             f"fast = regnet.optimize(model, torch.zeros({self.batch_size}, 3, {size}, {size}))",
-            "image = regnet.preprocess(model)",
+            image,
             f"regnet train photos/ --model {name} --out runs/mine",
         )
 
@@ -199,6 +207,7 @@ class _Clock:
         self.timings, self.device, self.batch_size = timings, device, batch_size
         self.on_step = on_step
         self.measured = self.built = 0
+        self.failed: set[tuple[Network, str]] = set()
 
     def time(self, setting: Setting, engine: str, *, of: int) -> Timing | None:
         """The time of a setting's network on an engine; None where it cannot run."""
@@ -218,6 +227,7 @@ class _Clock:
         self.measured += 1
         self.built += engine != REFERENCE
         if found is None:
+            self.failed.add((setting.network, engine))
             return None
         row = Timing(
             variant=setting.variant,
@@ -269,9 +279,10 @@ class _Search:
         """The largest of the predictors' errors."""
         return max(predictor.error for predictor in self.predictors.values())
 
-    def engine(self, network: Network) -> str:
-        """The fastest for a network, as far as is known."""
-        return min(self.predictors, key=lambda name: self.predictors[name](network))
+    def engine(self, network: Network) -> str | None:
+        """The fastest for a network, as far as is known; None where none runs it."""
+        usable = [name for name in self.predictors if (network, name) not in self.clock.failed]
+        return min(usable, key=lambda name: self.predictors[name](network), default=None)
 
     def choice(self, setting: Setting) -> Choice:
         """A setting with its time: measured, or predicted."""
@@ -279,6 +290,8 @@ class _Search:
         rows = [self.clock.timings.get(network, name) for name in self.predictors]
         times = {row.engine: row.latency_ms for row in rows if row}
         name = self.engine(network)
+        if name is None:
+            return Choice(setting=setting, engine="none", latency_ms=inf, low_ms=None, high_ms=None)
         if times and min(times.values()) <= self.predictors[name](network):
             name = min(times, key=lambda engine: times[engine])
         row = self.clock.timings.get(network, name)
@@ -296,7 +309,7 @@ class _Search:
             if self.choice(setting).latency_ms > MARGIN * self.limit:
                 continue
             found = self._measure(setting)
-            if found.latency_ms <= self.limit:
+            if found.measured and found.latency_ms <= self.limit:
                 return self._raced(setting)
         return None
 
@@ -311,13 +324,17 @@ class _Search:
 
     def _measure(self, setting: Setting) -> Choice:
         """The setting measured on the engine that is thought the fastest for it."""
-        name = self.engine(setting.network)
-        if self.clock.built >= MOST_BUILT and name != REFERENCE:
-            return self.choice(setting)
-        if not self.clock.timings.get(setting.network, name):
+        while not self.choice(setting).measured:
+            name = self.engine(setting.network)
+            if name is None:
+                break
+            if self.clock.built >= MOST_BUILT and REFERENCE in self.predictors:
+                name = REFERENCE
             self.clock.time(setting, name, of=self.of)
             rows = self.clock.timings.on(name)
             self.predictors[name] = Predictor(rows, None if name == REFERENCE else self.base)
+            if name == REFERENCE:
+                break
         return self.choice(setting)
 
 

@@ -29,11 +29,15 @@ ZIP_MAGIC: Final = b"PK\x03\x04"
 INDEX_SUFFIX: Final = ".index.json"
 """How the index of a checkpoint in several files ends."""
 
+_DTYPES: Final = "|".join(
+    name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)
+)
+
 _SETTINGS: Final = re.compile(
     r"(builtins|__builtin__)\.(list|dict|tuple|str|int|float|bool)"
     r"|argparse\.Namespace|types\.SimpleNamespace|pathlib\.\w+|pathlib\._local\.\w+|datetime\.\w+"
     r"|numpy\.(_?core\.multiarray\.(scalar|_reconstruct)|dtype|ndarray|dtypes\.\w+)"
-    r"|_codecs\.encode|torch\.(device|torch_version\.TorchVersion)|(\w+\.)+AttributeDict"
+    rf"|_codecs\.encode|torch\.(device|torch_version\.TorchVersion|{_DTYPES})|(\w+\.)+AttributeDict"
     r"|omegaconf\.\S+|yacs\.config\.CfgNode|easydict\.EasyDict|typing\.Any|collections\.Counter"
 )
 """Classes of the settings and figures that training scripts keep beside their weights."""

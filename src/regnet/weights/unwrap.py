@@ -16,12 +16,19 @@ from torch import Tensor
 from regnet.errors import WeightsError
 from regnet.weights.files import check_plain, read_object
 from regnet.weights.formats import STEM_WEIGHTS, to_native
-from regnet.weights.identify import Signature, signature_of_shapes
+from regnet.weights.identify import Signature, num_classes, signature_of_shapes
 from regnet.weights.inert import Ignored
 
 _DEPTH: Final = 6
 """Most containers around a network, and most parts of a prefix."""
+_DEEPEST: Final = 30
+"""Most modules inside each other."""
 _AVERAGE: Final = re.compile(r"(?<![a-z])(ema|swa|polyak)(?![a-z])|average|shadow|EMA")
+_NO_AVERAGE: Final = re.compile(r"(?<![a-z])(non?|not|without|raw)[_.-]*(?=ema|swa|average)")
+_NO_WEIGHTS: Final = re.compile(
+    r"momentum|(?<![a-z])(optim\w*|grads?|gradients|exp_avg\w*|velocity)"
+)
+"""Keys of what has the shapes of a network's tensors and is none."""
 _INSIDE: Final = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch.compile, FSDP and checkpointing put into the middle of names."""
 
@@ -41,13 +48,24 @@ class Found:
     """Tensors beside it that are none of its own."""
     average: bool
     """Whether it is a moving average of weights."""
+    sizes: tuple[int, int]
+    """Outputs of its classifier, 0 for none, and channels of its images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the network inside should be."""
+
+    signature: Signature
+    sizes: tuple[int, int]
+    """Outputs of the classifier, and channels of the images."""
 
 
 def read_tensors(
     path: Path,
     *,
     key: str | None = None,
-    wanted: Signature | None = None,
+    wanted: Wanted | None = None,
     ignore_objects: bool = False,
 ) -> dict[str, Tensor]:
     """The tensors of the network in a file, under the names of its library.
@@ -72,8 +90,12 @@ def read_tensors(
     elif not found:
         return _flat(loaded, path)
     else:
-        fitting = [row for row in found if row.signature == wanted] or found
-        chosen = fitting[0]
+        chosen = found[0]
+        if wanted is not None:
+            chosen = min(
+                found,
+                key=lambda row: (row.signature != wanted.signature, row.sizes != wanted.sizes),
+            )
         if others := [repr(row.key) for row in found if row is not chosen]:
             _log.warning(
                 "%s holds %d networks; %r is taken, checkpoint_key= (or --key) takes another: %s",
@@ -89,47 +111,66 @@ def read_tensors(
 
 def networks(loaded: Any) -> list[Found]:
     """The networks in what a checkpoint holds, the one to prefer first."""
-    found = [row for keys, tensors in _mappings(loaded, ()) for row in _networks_in(keys, tensors)]
-    if isinstance(loaded, Mapping) and _average_is_worse(loaded):
-        return sorted(found, key=lambda row: row.average)
-    return sorted(found, key=lambda row: not row.average)
+    found = [row for keys, tensors in _mappings(loaded) for row in _networks_in(keys, tensors)]
+    worse = isinstance(loaded, Mapping) and _average_is_worse(loaded)
+    return sorted(
+        found,
+        key=lambda row: (
+            bool(_NO_WEIGHTS.search(row.key)),
+            # An average of parameters alone lacks what the whole network has.
+            not any(name.endswith("running_mean") for name in row.tensors),
+            row.average == worse,
+        ),
+    )
 
 
 def _mappings(
-    loaded: Any, keys: tuple[str, ...]
+    loaded: Any, keys: tuple[str, ...] = (), seen: frozenset[int] = frozenset()
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
     """Each group of tensors by name, with the keys that lead to it."""
+    if id(loaded) in seen or len(keys) > _DEPTH:
+        return
+    seen |= {id(loaded)}
     if isinstance(loaded, Ignored):
         loaded = _module_state(loaded)
     if isinstance(loaded, list | tuple):
         loaded = {str(number): part for number, part in enumerate(loaded[:16])}
-    if not isinstance(loaded, Mapping) or len(keys) > _DEPTH:
+    if not isinstance(loaded, Mapping):
         return
-    tensors = {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    tensors = _tensors(loaded)
     if tensors:
         yield keys, tensors
     # ClassyVision and VISSL keep the classifier of a network apart.
-    parts = [loaded.get(part) for part in ("trunk", "heads")]
-    if isinstance(parts[0], Mapping):
-        both = {k: v for part in parts if isinstance(part, Mapping) for k, v in part.items()}
-        yield from _mappings(both, keys)
-        return
+    apart = _tensors(loaded.get("trunk"))
+    if apart:
+        yield keys, apart | _tensors(loaded.get("heads"))
     for name, part in loaded.items():
-        if not isinstance(part, Tensor):
-            yield from _mappings(part, (*keys, str(name)))
+        if not isinstance(part, Tensor) and not (apart and name in ("trunk", "heads")):
+            yield from _mappings(part, (*keys, str(name)), seen)
 
 
-def _module_state(module: Ignored) -> dict[str, Any] | None:
+def _tensors(loaded: Any) -> dict[str, Tensor]:
+    """The tensors in a mapping by name; none in anything else."""
+    if not isinstance(loaded, Mapping):
+        return {}
+    return {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _module_state(module: Ignored, depth: int = 0) -> dict[str, Any] | None:
     """The state dict of a module that was saved whole; None for other objects."""
     state = module.state
-    if not isinstance(state, Mapping) or not isinstance(state.get("_modules"), Mapping):
+    if (
+        depth > _DEEPEST
+        or not isinstance(state, Mapping)
+        or not isinstance(state.get("_modules"), Mapping)
+    ):
         return None
     found: dict[str, Any] = {}
     for kind in ("_parameters", "_buffers"):
         part = state.get(kind)
         found |= part if isinstance(part, Mapping) else {}
     for name, child in state["_modules"].items():
-        if isinstance(child, Ignored) and (inner := _module_state(child)):
+        if isinstance(child, Ignored) and (inner := _module_state(child, depth + 1)):
             found |= {f"{name}.{key}": value for key, value in inner.items()}
     return found
 
@@ -143,45 +184,50 @@ def _networks_in(keys: tuple[str, ...], tensors: dict[str, Tensor]) -> Iterator[
         if any(prefix.startswith(other) for other in taken):
             continue
         inner = {n.removeprefix(prefix): v for n, v in plain.items() if n.startswith(prefix)}
-        if (signature := _signature(inner)) is not None:
+        if (facts := _facts(inner)) is not None:
             taken.append(prefix)
-            rows.append((prefix, inner, signature))
+            rows.append((prefix, inner, *facts))
     left_out = [n for n, v in plain.items() if v.numel() > 1 and not n.startswith(tuple(taken))]
     # torch's AveragedModel counts beside its module.
     averaged = tuple(
         f"{n.removesuffix('n_averaged')}module." for n in plain if n.endswith("n_averaged")
     )
-    for prefix, inner, signature in rows:
+    for prefix, inner, signature, sizes in rows:
         key = ".".join([*keys, *([prefix[:-1]] if prefix else [])])
         yield Found(
             key=key,
             tensors=inner,
             signature=signature,
             left_out=tuple(left_out),
-            average=prefix.startswith(averaged) or bool(_AVERAGE.search(key)),
+            average=prefix.startswith(averaged)
+            or bool(_AVERAGE.search(key) and not _NO_AVERAGE.search(key)),
+            sizes=sizes,
         )
 
 
 def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
     """Beginnings of names that end with a dot, and none at all; the short ones first."""
-    found = {""}
+    found = {"": None}  # in the order of the file
     for name in tensors:
         parts = name.split(".")[:-1][:_DEPTH]
-        found |= {".".join(parts[:count]) + "." for count in range(1, len(parts) + 1)}
+        for count in range(1, len(parts) + 1):
+            found[".".join(parts[:count]) + "."] = None
     return sorted(found, key=lambda prefix: prefix.count("."))
 
 
-def _signature(tensors: dict[str, Tensor]) -> Signature | None:
-    """Of tensors that are a whole network in a known format; None otherwise."""
+def _facts(tensors: dict[str, Tensor]) -> tuple[Signature, tuple[int, int]] | None:
+    """Signature and sizes of a whole network in a known format; None of anything else."""
     if len(tensors) < 5:
         return None
     try:
         native, _ = to_native(tensors)
     except WeightsError:
         return None
-    if not any(name in native for name in STEM_WEIGHTS) or not any(n[:3] == "s1." for n in native):
+    shapes = {name: tuple(value.shape) for name, value in native.items()}
+    stem = next((shapes[name] for name in STEM_WEIGHTS if name in shapes), ())
+    if len(stem) < 2 or not any(name.startswith("s1.") for name in shapes):
         return None
-    return signature_of_shapes({name: tuple(value.shape) for name, value in native.items()})
+    return signature_of_shapes(shapes), (num_classes(shapes), stem[1])
 
 
 def _average_is_worse(loaded: Mapping[Any, Any]) -> bool:
@@ -193,7 +239,7 @@ def _average_is_worse(loaded: Mapping[Any, Any]) -> bool:
 
 def _flat(loaded: Any, path: Path) -> dict[str, Tensor]:
     """Tensors by name that are no network of ours; who asked for them says what is wrong."""
-    found = [(len(tensors), keys, tensors) for keys, tensors in _mappings(loaded, ())]
+    found = [(len(tensors), keys, tensors) for keys, tensors in _mappings(loaded)]
     if not found:
         raise WeightsError(f"{path}: no state dict in it, but a {type(loaded).__name__}")
     _, keys, tensors = max(found, key=lambda row: row[0])

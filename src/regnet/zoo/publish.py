@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from regnet import digest, documents
 from regnet.atomic import write_bytes
@@ -196,14 +197,16 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def _layers(model: AnyNet) -> dict[str, str]:
     """What each layer computes, as text, but for what only training has and where it lies."""
     inert = (nn.Dropout, nn.Identity, DropPath)
-    found = {n: m for n, m in model.named_modules() if not any(m.children())}
-    kept = {n: m for n, m in found.items() if not isinstance(m, inert)}
-    return {
-        "head.fc" if name.startswith("head.fc.") and isinstance(layer, nn.Linear) else name: (
-            repr(layer)
-        )
-        for name, layer in kept.items()
-    }
+    found: dict[str, str] = {}
+    for name, layer in model.named_modules():
+        if any(layer.children()) or isinstance(layer, inert):
+            continue
+        inside = name.startswith("head.fc.") and isinstance(layer, nn.Linear)
+        text = repr(layer)
+        if isinstance(layer, BatchNorm):  # synchronized or not, with whatever momentum
+            text = f"{layer.num_features} {layer.eps} {layer.affine} {layer.track_running_stats}"
+        found["head.fc" if inside else name] = text
+    return found
 
 
 def _license(model: AnyNet, asked: str | None) -> License:
