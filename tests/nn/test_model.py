@@ -277,7 +277,8 @@ def test_scripted_networks_give_the_same(name, features_only):
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_script_that_cannot_give_every_map_says_so():
     """TorchScript does not look into a stem of several convolutions."""
-    config = KINDS["deep"]
+    stages = (StageConfig(depth=1, width=16, group_width=8),)
+    config = AnyNetConfig(stages=stages, stem="deep", num_classes=5)
     backbone = FeatureNet(AnyNet(config).eval())
     scripted = torch.jit.script(backbone)
     with pytest.raises(torch.jit.Error, match="TorchScript cannot look into this stem"):
