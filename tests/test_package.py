@@ -101,6 +101,8 @@ def test_public_names():
     assert sorted(set(regnet.__all__) - set(regnet.zoo.factories.__all__)) == [
         "AnyNet",
         "AnyNetConfig",
+        "Choice",
+        "Chosen",
         "ClassScore",
         "Complexity",
         "Evaluation",
@@ -118,6 +120,7 @@ def test_public_names():
         "StageConfig",
         "TrainOptions",
         "Trained",
+        "choose",
         "complexity",
         "config_from_dict",
         "config_from_json",

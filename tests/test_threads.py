@@ -1,5 +1,6 @@
 """One model in many threads: the same answers, and the model as it was."""
 
+import logging
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,7 +24,7 @@ def test_predictions_from_eight_threads(count, training):
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     count_flops_torch(model, 32)  # what it imports adds filters of its own
-    filters = list(warnings.filters)
+    filters, loggers = list(warnings.filters), states_of_loggers()
     images = [Image.fromarray(image) for image in pictures(8, (32, 32))[0]]
     expected = [regnet.predict(image, model) for image in images]
 
@@ -37,6 +38,17 @@ def test_predictions_from_eight_threads(count, training):
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert list(warnings.filters) == filters
+    assert loggers.items() <= states_of_loggers().items()
+
+
+def states_of_loggers():
+    """Level, switch and handlers of each logger that there is."""
+    known = logging.root.manager.loggerDict
+    found = {name: row for name, row in known.items() if isinstance(row, logging.Logger)}
+    return {
+        name: (row.level, row.disabled, row.propagate, len(row.handlers))
+        for name, row in sorted((found | {"root": logging.root}).items())
+    }
 
 
 def test_evaluation_and_a_race_leave_a_model_as_it_is(tmp_path):
