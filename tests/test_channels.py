@@ -121,13 +121,15 @@ def test_every_command_takes_gray_images(tmp_path):
     model = regnet.create(folder, pretrained=True)
     assert model.config.in_chans == 1
     assert regnet.preprocess(model).channels == 1
+    config = tmp_path / "gray.json"
+    config.write_text(model.config.to_json())
     for words in (
         ("predict", next((data / "val").rglob("*.png")), "--model", folder),
         ("evaluate", data / "val", "--model", folder, "--workers", 0),
         ("evaluate", data / "val", "--model", folder, "--workers", 2, "--batch-size", 4),
         ("export", folder, tmp_path / "a.onnx"),
         ("export", folder, tmp_path / "a.xml", "--precision", "int8", "--images", data / "val"),
-        ("bench", "--models", folder, "--seconds", "0.01", "--engine", "eager"),
+        ("bench", "--models", config, "--seconds", "0.01", "--engine", "eager"),
     ):
         done = command(*words)
         assert done.returncode == 0, (words, done.stderr)

@@ -73,8 +73,10 @@ class Exported:
 
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.shape))
-        free = f"{shape}, free: {', '.join(self.dynamic)}" if self.dynamic else shape
-        free += f" (from {self.smallest_side} pixels)" if self.smallest_side else ""
+        sides = f" from {self.smallest_side} pixels" if self.smallest_side else ""
+        free = f"{shape}, any {' and '.join(self.dynamic)}{sides}" if self.dynamic else shape
+        if len(self.dynamic) == len(AXES):
+            free = f"any batch and size{sides}"
         text = (
             f"{self.path}: {self.format} {self.precision}, {free}, {self.size_bytes / 1e6:.1f} MB, "
             f"differs from eager by {self.error:.1e}"
