@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -17,9 +18,14 @@ from tests.command import regnet as command
 SPEEDS = {"folded": 1.0, "onnx_runtime": 0.4, "openvino": 0.5}
 
 
+@cache
+def cost_of(config, image_size):
+    return complexity(config, image_size)
+
+
 def truth(config, image_size, engine):
     """Milliseconds: a law that no model of latency is exactly right about."""
-    cost = complexity(config, image_size)
+    cost = cost_of(config, image_size)
     own = 1 + 0.1 * ((cost.params // 1000) % 3 - 1)
     return SPEEDS[engine] * own * (2 + cost.flops / 5e7 + cost.activations / 2e6)
 

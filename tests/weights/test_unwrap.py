@@ -154,6 +154,7 @@ def test_the_network_that_fits_the_architecture_is_taken(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_which_network_is_taken_is_the_same_in_every_process(tmp_path):
     path = tmp_path / "checkpoint.pth"
     both = {f"encoder_q.{n}": v for n, v in STATE.items()}
@@ -170,7 +171,7 @@ def test_which_network_is_taken_is_the_same_in_every_process(tmp_path):
             [sys.executable, "-c", code], capture_output=True, text=True, check=True,
             env={**os.environ, "PYTHONHASHSEED": str(seed)},
         ).stdout
-        for seed in (1, 2, 3)
+        for seed in (1, 2)
     }  # fmt: skip
     assert told == {"['state_dict.encoder_q', 'state_dict.encoder_k']\n"}
 

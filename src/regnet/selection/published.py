@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Final, Literal
 
 from regnet.design.complexity import complexity
@@ -81,7 +82,7 @@ def settings(
             size = found.image_size or row.preprocess.size[0]
             if found.dataset != DATASETS[metric] or found.top1 < (min_accuracy or 0):
                 continue
-            flops = complexity(VARIANTS[row.variant].config, size).flops
+            flops = _flops(row.variant, size)
             if flops > max_flops:
                 continue
             rows.append(
@@ -103,6 +104,11 @@ def settings(
         )
     # Of equal ones, the smaller first; and what most people mean by a name: the Hub's file.
     return sorted(rows, key=lambda row: (-row.accuracy, row.flops, row.checkpoint))
+
+
+@cache
+def _flops(variant: str, image_size: int) -> int:
+    return complexity(VARIANTS[variant].config, image_size).flops
 
 
 def _allowed(row: Checkpoint, license: str | None) -> bool:
