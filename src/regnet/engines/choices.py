@@ -1,4 +1,4 @@
-"""What was measured before, kept on disk: races are long, and come out the same next time."""
+"""What was measured before, kept on disk: it takes long, and comes out the same next time."""
 
 import json
 import logging

@@ -5,7 +5,7 @@ Engines and files know two forms, a tensor and a tuple of tensors, which have na
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from regnet.errors import ConfigError
 from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet, Head
-
-Outputs: TypeAlias = Tensor | tuple[Tensor, ...]
 
 
 def each(change: Callable[[Tensor], Tensor], outputs: Any) -> Any:

@@ -4,7 +4,7 @@ Nothing is downloaded: how long a network takes does not depend on the values of
 networks are measured, the others predicted; those that may decide are measured too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Any, Final
@@ -148,8 +148,8 @@ def choose(
     allowed = [row for row in every if row.allowed]
     if not allowed:
         raise ConfigError(
-            f"no published weights under the license {license!r} fit; without --license there are "
-            f"{len(every)}"
+            f"no published weights under the license {license!r} fit; license=None (--license any) "
+            f"has {len(every)}"
         )
     where = torch.device(device)
     names = _engines(engine, where)
@@ -345,7 +345,7 @@ def _spread(rows: Sequence[Setting], count: int) -> list[Setting]:
     return [rows[round(n * (len(rows) - 1) / (count - 1))] for n in range(count)]
 
 
-def _front(choices: Any) -> list[Choice]:
+def _front(choices: Iterable[Choice]) -> list[Choice]:
     """Those that no other beats in both, by latency."""
     front: list[Choice] = []
     best = -inf

@@ -1,30 +1,25 @@
 """How long published networks take here: measured once, kept on disk, predicted for the others."""
 
-import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
-from regnet import digest, documents
+from regnet import digest
 from regnet.design.complexity import complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.design.widths import FloatArray
 from regnet.documents import build
-from regnet.engines.choices import cache_folder
-from regnet.errors import RegNetError
+from regnet.engines.choices import recall, remember
+from regnet.errors import ConfigError
 from regnet.spaces.latency import LatencyModel
 
 Network = tuple[str, int]
 """A variant, and the side of its images in pixels."""
-
-_log = logging.getLogger(__name__)
-
-FOLDER: Final = "timings"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +46,17 @@ class Timings:
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         """Read what there is."""
-        key = digest.of_bytes(repr(sorted(facts.items())).encode())[:32]
-        self.path = cache_folder().with_name(FOLDER) / f"{key}.json"
+        self._key = digest.of_json({"timings": facts})[:32]
         self.rows: dict[tuple[Network, str], Timing] = {}
-        for row in _read(self.path):
-            self.rows[row.network, row.engine] = row
+        with suppress(ConfigError):  # of another version
+            for row in recall(self._key) or ():
+                found = build(Timing, row)
+                self.rows[found.network, found.engine] = found
 
     def add(self, row: Timing) -> None:
-        """Keep a measurement; a cache that cannot be written is no failure."""
+        """Keep a measurement."""
         self.rows[row.network, row.engine] = row
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            documents.write(self.path, {"rows": [asdict(r) for r in self.rows.values()]})
-        except OSError as error:
-            _log.warning("measured times are not saved: %s", error)
+        remember(self._key, [asdict(r) for r in self.rows.values()])
 
     def get(self, network: Network, engine: str) -> Timing | None:
         """A measurement; None where there is none."""
@@ -73,18 +65,6 @@ class Timings:
     def on(self, engine: str) -> list[Timing]:
         """All of an engine."""
         return [row for row in self.rows.values() if row.engine == engine]
-
-    def engines(self) -> set[str]:
-        """Engines of which there are any."""
-        return {row.engine for row in self.rows.values()}
-
-
-def _read(path: Path) -> Iterable[Timing]:
-    try:
-        rows = documents.read(path, "measured times").get("rows")
-        return [build(Timing, row) for row in rows or ()]
-    except (OSError, RegNetError):
-        return []
 
 
 class Predictor:

@@ -33,6 +33,7 @@ from regnet.training.run import Facts, Run
 from regnet.training.session import Options, Progress, Session
 from regnet.weights.card import Card
 from regnet.zoo.create import preprocess
+from regnet.zoo.publish import card_text, images_line
 from regnet.zoo.resolver import find_source
 
 _log = logging.getLogger(__name__)
@@ -115,12 +116,11 @@ def train(
         TrainingError: the loss is no longer finite, or memory is not enough.
         OSError: `out` cannot be written; what was saved is still there.
     """
-    # A name with a tag, a repository and a folder stand for weights.
-    named = isinstance(model, str) and find_source(model, pretrained=False).checkpoint is not None
+    pretrained = pretrained or _names_weights(model)
     recipe = recipe or default_recipe(model, pretrained=pretrained)
     run = Run(
         model=model,
-        pretrained=pretrained or named,
+        pretrained=pretrained,
         recipe=find_recipe(recipe) if isinstance(recipe, str) else recipe,
         train=str(data),
         val=str(val) if val is not None else _val_beside(data),
@@ -138,8 +138,12 @@ def train(
 
 def default_recipe(model: str | AnyNetConfig | RegNetConfig, *, pretrained: bool) -> str:
     """The recipe for those who name none: whether training starts from weights decides."""
-    named = isinstance(model, str) and find_source(model, pretrained=False).checkpoint is not None
-    return "finetune" if pretrained or named else "dds"
+    return "finetune" if pretrained or _names_weights(model) else "dds"
+
+
+def _names_weights(model: str | AnyNetConfig | RegNetConfig) -> bool:
+    """Whether a name stands for weights: one with a tag, a repository, a folder."""
+    return isinstance(model, str) and find_source(model, pretrained=False).checkpoint is not None
 
 
 def start(
@@ -456,26 +460,18 @@ class _Loop:
         measured = "no test images"
         if val is not None and self.log:
             measured = f"{_score(self.log[-1]):.2f} % of {len(val)} test images"
-        lines = [
-            f"# {self.out.resolve().name if self.out else 'model'}",
-            "",
-            f"- Base: {base}, {'its weights' if run.pretrained else 'from random weights'}",
-            f"- License: {card.license or 'not stated'}",
-            f"- Data: {len(train)} images of {len(train.classes)} classes, fingerprint "
+        return card_text(
+            self.out.resolve().name if self.out else "model",
+            f"Base: {base}, {'its weights' if run.pretrained else 'from random weights'}",
+            f"License: {card.license or 'not stated'}",
+            f"Data: {len(train)} images of {len(train.classes)} classes, fingerprint "
             f"{train.fingerprint}",
-            f"- Recipe: {recipe.epochs} epochs, batch {recipe.batch_size}, peak learning rate "
+            f"Recipe: {recipe.epochs} epochs, batch {recipe.batch_size}, peak learning rate "
             f"{recipe.peak_lr:.4g}",
-            f"- Images: {look.size[0]}x{look.size[1]}, {look.interpolation}, crop {look.crop_pct}",
-            f"- Top-1: {measured}",
-            f"- Classes: {', '.join(card.labels) or network.num_classes}",
-            "",
-            "```python",
-            "import regnet",
-            "",
-            'model = regnet.AnyNet.from_pretrained("OWNER/NAME")',
-            "```",
-        ]
-        return "\n".join(lines)
+            images_line(look),
+            f"Top-1: {measured}",
+            f"Classes: {', '.join(card.labels) or network.num_classes}",
+        )
 
     def _result(self) -> Trained:
         return Trained(

@@ -11,7 +11,7 @@ from regnet.weights.files import read_object, write_safetensors
 from regnet.weights.formats import STEM_WEIGHTS, find_format, from_native, to_native
 from regnet.weights.identify import identify, num_classes
 from regnet.weights.integrity import sha256_of
-from regnet.weights.unwrap import networks, read_tensors
+from regnet.weights.unwrap import networks, read_tensors, tensors_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +56,9 @@ def inspect(path: Path, *, key: str | None = None, ignore_objects: bool = False)
     Raises:
         WeightsError: it is not readable, or has no network at this key.
     """
-    tensors = read_tensors(path, key=key, ignore_objects=ignore_objects)
-    keys = [row.key for row in networks(read_object(path, ignore_objects=ignore_objects))]
+    loaded = read_object(path, ignore_objects=ignore_objects)
+    tensors = tensors_in(loaded, path, key=key)
+    keys = [row.key for row in networks(loaded)]
     format = problem = None
     native: Mapping[str, Tensor] = {}
     try:

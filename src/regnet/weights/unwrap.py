@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from torch import Tensor
 
@@ -35,6 +35,15 @@ _INSIDE: Final = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrap
 _log = logging.getLogger(__name__)
 
 
+class Kind(NamedTuple):
+    """Which network it is, as far as shapes tell."""
+
+    signature: Signature
+    num_classes: int
+    """Outputs of its classifier; 0 for none."""
+    in_chans: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """A network inside a checkpoint."""
@@ -43,29 +52,18 @@ class Found:
     """Where it is: the keys that lead to it and the prefix of its names, joined by dots."""
     tensors: dict[str, Tensor]
     """Its tensors, under the names of its library."""
-    signature: Signature
+    kind: Kind
     left_out: tuple[str, ...]
     """Tensors beside it that are none of its own."""
     average: bool
     """Whether it is a moving average of weights."""
-    sizes: tuple[int, int]
-    """Outputs of its classifier, 0 for none, and channels of its images."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What the network inside should be."""
-
-    signature: Signature
-    sizes: tuple[int, int]
-    """Outputs of the classifier, and channels of the images."""
 
 
 def read_tensors(
     path: Path,
     *,
     key: str | None = None,
-    wanted: Wanted | None = None,
+    wanted: Kind | None = None,
     ignore_objects: bool = False,
 ) -> dict[str, Tensor]:
     """The tensors of the network in a file, under the names of its library.
@@ -80,7 +78,19 @@ def read_tensors(
     Raises:
         WeightsError: there is no such file, it is damaged, or it holds no such network.
     """
-    loaded = read_object(path, ignore_objects=ignore_objects)
+    return tensors_in(
+        read_object(path, ignore_objects=ignore_objects), path, key=key, wanted=wanted
+    )
+
+
+def tensors_in(
+    loaded: Any, path: Path, *, key: str | None = None, wanted: Kind | None = None
+) -> dict[str, Tensor]:
+    """The same of what a file holds; `path` is for messages.
+
+    Raises:
+        WeightsError: it holds no such network.
+    """
     found = networks(loaded)
     if key is not None:
         chosen = next((row for row in found if row.key == key), None)
@@ -94,7 +104,7 @@ def read_tensors(
         if wanted is not None:
             chosen = min(
                 found,
-                key=lambda row: (row.signature != wanted.signature, row.sizes != wanted.sizes),
+                key=lambda row: (row.kind.signature != wanted.signature, row.kind != wanted),
             )
         if others := [repr(row.key) for row in found if row is not chosen]:
             _log.warning(
@@ -184,24 +194,23 @@ def _networks_in(keys: tuple[str, ...], tensors: dict[str, Tensor]) -> Iterator[
         if any(prefix.startswith(other) for other in taken):
             continue
         inner = {n.removeprefix(prefix): v for n, v in plain.items() if n.startswith(prefix)}
-        if (facts := _facts(inner)) is not None:
+        if (kind := _kind(inner)) is not None:
             taken.append(prefix)
-            rows.append((prefix, inner, *facts))
+            rows.append((prefix, inner, kind))
     left_out = [n for n, v in plain.items() if v.numel() > 1 and not n.startswith(tuple(taken))]
     # torch's AveragedModel counts beside its module.
     averaged = tuple(
         f"{n.removesuffix('n_averaged')}module." for n in plain if n.endswith("n_averaged")
     )
-    for prefix, inner, signature, sizes in rows:
+    for prefix, inner, kind in rows:
         key = ".".join([*keys, *([prefix[:-1]] if prefix else [])])
         yield Found(
             key=key,
             tensors=inner,
-            signature=signature,
+            kind=kind,
             left_out=tuple(left_out),
             average=prefix.startswith(averaged)
             or bool(_AVERAGE.search(key) and not _NO_AVERAGE.search(key)),
-            sizes=sizes,
         )
 
 
@@ -215,8 +224,8 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(found, key=lambda prefix: prefix.count("."))
 
 
-def _facts(tensors: dict[str, Tensor]) -> tuple[Signature, tuple[int, int]] | None:
-    """Signature and sizes of a whole network in a known format; None of anything else."""
+def _kind(tensors: dict[str, Tensor]) -> Kind | None:
+    """The kind of a whole network in a known format; None of anything else."""
     if len(tensors) < 5:
         return None
     try:
@@ -227,7 +236,7 @@ def _facts(tensors: dict[str, Tensor]) -> tuple[Signature, tuple[int, int]] | No
     stem = next((shapes[name] for name in STEM_WEIGHTS if name in shapes), ())
     if len(stem) < 2 or not any(name.startswith("s1.") for name in shapes):
         return None
-    return signature_of_shapes(shapes), (num_classes(shapes), stem[1])
+    return Kind(signature_of_shapes(shapes), num_classes(shapes), stem[1])
 
 
 def _average_is_worse(loaded: Mapping[Any, Any]) -> bool:

@@ -22,7 +22,7 @@ from regnet.weights.download import Fetch, fetch
 from regnet.weights.formats import to_native
 from regnet.weights.identify import signature_of_config
 from regnet.weights.licenses import warn_if_restricted
-from regnet.weights.unwrap import Wanted, read_tensors
+from regnet.weights.unwrap import Kind, read_tensors
 from regnet.zoo.loading import Adaptation, load_tensors
 from regnet.zoo.resolver import FOLDER_PREFIX, HUB_PREFIXES, find_source
 from regnet.zoo.source import Source
@@ -249,10 +249,8 @@ def _load(
     try:
         # What is known of a checkpoint holds for its own file, not for one that was named instead.
         bgr = row.bgr if row and checkpoint_path is None else None
-        wanted = Wanted(
-            signature=signature_of_config(model.config),
-            sizes=(model.config.num_classes, model.config.in_chans),
-        )
+        config = model.config
+        wanted = Kind(signature_of_config(config), config.num_classes, config.in_chans)
         found = read_tensors(path, key=checkpoint_key, wanted=wanted)
         tensors, _ = to_native(found, bgr=bgr or None)
     except WeightsError as error:

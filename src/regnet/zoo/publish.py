@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 
 from regnet import digest, documents
 from regnet.atomic import write_bytes
+from regnet.data.preprocess import Preprocess
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, WeightsError
 from regnet.nn.init import NoInit
@@ -56,7 +57,7 @@ def save_pretrained(
     Args:
         model: the model; its license, labels, metrics and source come from its weights.
         save_directory: the folder, made if need be; each file is written whole or not at all.
-        push_to_hub: upload the folder afterwards.
+        push_to_hub: upload the model afterwards.
         repo_id: where to, `owner/name`; None: the name of the folder, in your own account.
         license: of these weights, as on the Hub (`apache-2.0`); None: that of the weights that the
             model began with, or else "unknown". A restricted one cannot be replaced by another.
@@ -87,7 +88,8 @@ def save_pretrained(
     write_bytes(folder / CONFIG_FILE, f"{text}\n".encode())
     write_bytes(folder / README, _readme(model, card, terms, readme).encode())
     if push_to_hub:
-        _upload(folder, repo_id or folder.resolve().name, **push_options)
+        name = repo_id or folder.resolve().name
+        _push(model, name, license=license, metrics=metrics, readme=readme, **push_options)
 
 
 def push_to_hub(
@@ -126,47 +128,29 @@ def push_to_hub(
     """
     import tempfile
 
-    with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, license=license, metrics=metrics, readme=readme)
-        return _upload(
-            Path(folder),
-            repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-            create_pr=create_pr,
-        )
-
-
-def _upload(
-    folder: Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    commit_message: str = "Add model",
-    create_pr: bool = False,
-) -> str:
     from huggingface_hub import HfApi
 
     from regnet.hub.transfer import http_client
 
     api = HfApi(token=token, library_name="regnet")
-    try:
-        made = api.create_repo(repo_id, private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=made.repo_id,
-            folder_path=folder,
-            allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, README],
-            revision=revision,
-            commit_message=commit_message,
-            create_pr=create_pr,
-        )
-    except (http_client().HTTPError, ValueError, OSError) as error:
-        raise WeightsError(f"cannot write to {repo_id}: {' '.join(str(error).split())}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder, license=license, metrics=metrics, readme=readme)
+        try:
+            made = api.create_repo(repo_id, private=private, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=made.repo_id,
+                folder_path=folder,
+                revision=revision,
+                commit_message=commit_message,
+                create_pr=create_pr,
+            )
+        except (http_client().HTTPError, ValueError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise WeightsError(f"cannot write to {repo_id}: {reason}") from error
     return str(done.commit_url)
+
+
+_push = push_to_hub  # by a name that no option of `save_pretrained` has
 
 
 def _described_tensors(model: AnyNet) -> dict[str, Tensor]:
@@ -280,30 +264,42 @@ def _readme(model: AnyNet, card: Card, terms: License, text: str | None) -> str:
         front["model-index"] = [{"name": card.architecture, "results": results}]
     # JSON is YAML.
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---"]
-    return "\n".join([*lines, *([text] if text else _text(model, card, terms))]) + "\n"
+    return "\n".join([*lines, text or _text(model, card, terms)]) + "\n"
 
 
-def _text(model: AnyNet, card: Card, terms: License) -> list[str]:
-    look = card.preprocess
-    lines = [
-        f"# {card.name}",
-        "",
-        f"- License: {terms.name}{f' ({terms.link})' if terms.link else ''}",
-        f"- Images: {look.size[0]}x{look.size[1]}, {look.interpolation}, crop {look.crop_pct}",
-        f"- Classes: {model.num_classes}",
+def _text(model: AnyNet, card: Card, terms: License) -> str:
+    facts = [
+        f"License: {terms.name}{f' ({terms.link})' if terms.link else ''}",
+        images_line(card.preprocess),
+        f"Classes: {model.num_classes}",
     ]
     if card.origin:
-        lines.append(f"- Source of the weights: {card.origin}")
+        facts.append(f"Source of the weights: {card.origin}")
     whose = f" (of the published weights {card.tag} that training began with)" if card.tag else ""
     for metric in card.metrics:
         at = f" at {metric.image_size} pixels" if metric.image_size else ""
-        lines.append(f"- Top-1 on {metric.dataset}{at}: {metric.top1} %{whose}")
-    return [
-        *lines,
-        "",
-        "```python",
-        "import regnet",
-        "",
-        'model = regnet.AnyNet.from_pretrained("OWNER/NAME")',
-        "```",
-    ]
+        facts.append(f"Top-1 on {metric.dataset}{at}: {metric.top1} %{whose}")
+    return card_text(card.name, *facts)
+
+
+def card_text(title: str, *facts: str) -> str:
+    """The text of a model card: a title, what there is to know, and how to open the model."""
+    return "\n".join(
+        [
+            f"# {title}",
+            "",
+            *(f"- {fact}" for fact in facts),
+            "",
+            "```python",
+            "import regnet",
+            "",
+            'model = regnet.AnyNet.from_pretrained("OWNER/NAME")',
+            "```",
+        ]
+    )
+
+
+def images_line(look: Preprocess) -> str:
+    """How images look, for a model card."""
+    height, width = look.size
+    return f"Images: {height}x{width}, {look.interpolation}, crop {look.crop_pct}"
