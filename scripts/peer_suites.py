@@ -3,9 +3,10 @@
     python scripts/peer_suites.py --timm DIR --torchvision DIR --smp DIR --out counts.json
 
 Each DIR is a checkout of that project, of which only its tests are used; the projects themselves,
-pytest and this package must be importable. Nothing but names is swapped: where a suite builds one
-of its networks by name, it gets the network of that name from here, with random weights. What fails
-and is expected to is listed in EXPECTED, with the reason; docs/migration names the same.
+pytest and this package must be importable. Where a suite builds one of its networks by name, it
+gets the network of that name from here, with random weights; torchvision's recorded outputs, which
+are of its own random weights, are not compared. What fails and is expected to is listed in
+EXPECTED, with the reason; docs/migration names the same.
 """
 
 import argparse
