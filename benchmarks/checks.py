@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out.absolute()
+    # Background jobs ignore Ctrl-C and hand that down, to tests of Ctrl-C too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     facts = environment(torch.device("cpu"))
     document: dict[str, Any] = {"environment": facts, "cores": core_count(), "rows": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -229,7 +229,8 @@ def test_a_reader_that_leaves_is_no_failure(words):
 
 
 FIRST_SECONDS = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may ignore it
 import regnet.cli
 print("up", flush=True)
 regnet.cli.run()
@@ -268,6 +269,7 @@ def test_errors_after_a_ctrl_c_that_was_handled_are_news():
 
 SWALLOWED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may ignore it
 import regnet.cli, regnet.cli.main
 from regnet.errors import ConfigError
 
