@@ -63,6 +63,11 @@ def first_of_each(
     return parameters
 
 
+def long(*values: Any) -> list[Any]:
+    """Give values as parameters of a test that only run with --long."""
+    return [pytest.param(value, marks=pytest.mark.long) for value in values]
+
+
 def times(quick: int, long: int) -> pytest.MarkDecorator:
     """Repeat a fault `count` times: a few in each run, and at length with --long."""
     return pytest.mark.parametrize("count", [quick, pytest.param(long, marks=pytest.mark.long)])

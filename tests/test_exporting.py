@@ -22,6 +22,7 @@ from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet
 from tests.command import refused
 from tests.command import regnet as command
+from tests.marks import long
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def marks_of(form, precision):
     """Compiling takes half a minute; the engines' tests compile the same network."""
-    if form == "aot_inductor":
+    if form == "aot_inductor" or (form, precision) in (("torch", "fp16"), ("openvino", "fp16")):
         return [pytest.mark.long]
     return [] if (form, precision) == ("onnx", "fp32") else [pytest.mark.slow]
 
@@ -47,9 +48,7 @@ CASES = [
     if precision != "int8"
 ]
 # torch.export, on which all formats stand, is tried with every kind of block in tests/nn.
-LARGE_GRAPHS = [
-    pytest.param(name, marks=pytest.mark.long) for name in ("regnetz_b16", "regnetz_c16_evos")
-]
+LARGE_GRAPHS = long("regnetz_b16", "regnetz_c16_evos")
 INT8 = [
     pytest.param("openvino", id="openvino"),
     pytest.param("torch", id="torch"),
@@ -155,8 +154,11 @@ def others(network):
 OTHERS = others(AnyNet(RegNetConfig(depth=3, w0=16, wa=16.0, wm=2.0, num_classes=7)).eval())
 
 
-EXPORTS = [(name, ".onnx") for name in OTHERS] + [
-    (name, suffix) for name in ("feature maps", "dictionary") for suffix in (".xml", ".pt2")
+EXPORTS = [
+    ("feature maps", ".onnx"),
+    ("dictionary", ".xml"),
+    ("tuple", ".pt2"),
+    *(pytest.param(name, ".onnx", marks=pytest.mark.long) for name in OTHERS),
 ]
 
 
@@ -213,7 +215,7 @@ def test_a_head_put_in_by_hand_may_give_several_outputs(tmp_path, outputs):
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_int8_of_a_dictionary(tmp_path):
     class Named(torch.nn.Module):
         def __init__(self):
@@ -364,7 +366,7 @@ def test_what_cannot_be_exported_says_why(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["regnetv_040", "nf_regnet_b0", *LARGE_GRAPHS])
+@pytest.mark.parametrize("name", ["regnetv_040", *long("nf_regnet_b0"), *LARGE_GRAPHS])
 def test_families_are_exported(name, tmp_path):
     torch.manual_seed(0)
     config = VARIANTS[name].config.anynet()
@@ -383,7 +385,7 @@ def test_what_is_not_installed_is_named(small, tmp_path, monkeypatch, package):
         regnet.export(small, path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_int8_of_another_image_size(model, tmp_path):
     photo = ROOT / "docs/photos/chelsea.png"
     done = regnet.export(

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from regnet.machine import GPU_FACTS, environment, gpu_state, what_decides_speed
+from regnet import machine
+from regnet.machine import GPU_FACTS, _Seconds, environment, gpu_state, what_decides_speed
 from tests.marks import posix
 
 CPU = torch.device("cpu")
@@ -34,6 +35,36 @@ def test_the_commit_is_that_of_the_repository():
     ).stdout.strip()
     commit = environment(CPU)["commit"]
     assert commit is None if not told else told.startswith(commit.removesuffix("-dirty"))
+
+
+QUIET = _Seconds(all=100, used=50, own=40, stolen=0)
+WAITED = {"1": (10**9, 0)}
+
+
+@pytest.mark.parametrize(
+    ("after", "waited", "throttled", "told"),
+    [
+        (_Seconds(all=110, used=58, own=48, stolen=0), 0, 0.0, None),
+        # Others ran, and it waited for them; or not, since there was room for both.
+        (_Seconds(all=110, used=60, own=45, stolen=0), 10**9, 0.0, "others used 50%"),
+        (_Seconds(all=110, used=60, own=45, stolen=0), 0, 0.0, None),
+        # Its own threads waited for each other.
+        (_Seconds(all=110, used=60, own=50, stolen=0), 10**9, 0.0, None),
+        (_Seconds(all=110, used=55, own=45, stolen=3), 0, 0.0, "its host took 30%"),
+        (_Seconds(all=110, used=55, own=45, stolen=0), 0, 1e9, "quota of processors was used up"),
+        (None, 0, 0.0, None),
+    ],
+)
+def test_what_a_process_did_not_get(monkeypatch, after, waited, throttled, told):
+    monkeypatch.setattr(machine, "_processors", lambda: QUIET)
+    monkeypatch.setattr(machine, "_waited", lambda: WAITED)
+    monkeypatch.setattr(machine, "_throttled", lambda: 0.0)
+    waiting = machine.Waiting()
+    monkeypatch.setattr(machine, "_processors", lambda: after)
+    monkeypatch.setattr(machine, "_waited", lambda: {"1": (2 * 10**9, waited)})
+    monkeypatch.setattr(machine, "_throttled", lambda: throttled)
+    assert (waiting.problem is None) == (told is None)
+    assert (told or "") in (waiting.problem or "")
 
 
 @posix

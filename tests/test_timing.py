@@ -4,12 +4,22 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
 import torch
 
-from regnet.timing import Comparison, bootstrap_median, compare, measure, time_queued
+from regnet.timing import (
+    Comparison,
+    Samples,
+    bootstrap_median,
+    compare,
+    measure,
+    pooled,
+    settle,
+    time_queued,
+)
 from tests.marks import linux
 
 INPUTS = [torch.zeros(1) for _ in range(3)]
@@ -25,10 +35,17 @@ class Clock:
         return self.now
 
 
+class Quiet:
+    """In place of what watches the machine, which may be busy."""
+
+    problem = None
+
+
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr("regnet.timing.time", clock)
+    monkeypatch.setattr("regnet.timing.Waiting", Quiet)
     return clock
 
 
@@ -68,6 +85,41 @@ def test_what_a_call_differs_from_itself_is_no_claim():
     noisy = Comparison(**same, control_low=0.95, control_high=1.05)
     assert not noisy.differs
     assert noisy.verdict() == "no difference shown"
+
+
+def test_a_busy_machine_is_no_claim(clock, monkeypatch):
+    busy = types.SimpleNamespace(problem="the machine is busy")
+    monkeypatch.setattr("regnet.timing.Waiting", lambda: busy)
+    rng = np.random.default_rng(1)
+    found = compare(Busy(clock, 1e-3, rng), Busy(clock, 2e-3, rng), INPUTS, seconds=0.1)
+    assert found.low > 1.5
+    assert not found.differs
+    assert found.verdict() == "no claim: the machine is busy"
+    assert measure(Busy(clock, 1e-3, rng), INPUTS, calls=5).problem == "the machine is busy"
+
+
+@pytest.mark.parametrize(("times", "pairs"), [(0.5, 4), (2.0, 4), (1.05, 8), (1.0, 20)])
+def test_what_is_plain_is_settled_early(clock, times, pairs):
+    rng = np.random.default_rng(5)
+    found = settle(Busy(clock, 1e-3, rng), Busy(clock, times * 1e-3, rng), INPUTS, seconds=9.0)
+    assert found.median == pytest.approx(times, rel=0.03)
+    assert len(found.ratios) == pairs
+
+
+def test_slow_calls_are_settled_in_four_pairs(clock):
+    rng = np.random.default_rng(6)
+    call = Busy(clock, 3.0, rng)
+    assert len(settle(call, call, INPUTS, seconds=1.0).ratios) == 4
+
+
+def test_rounds_are_pooled():
+    parts = [
+        Samples(seconds=(1.0, 2.0), steady=True, warmup_calls=3),
+        Samples(seconds=(3.0,), steady=False, warmup_calls=4, problem="busy"),
+    ]
+    assert pooled(parts) == Samples(
+        seconds=(1.0, 2.0, 3.0), steady=False, warmup_calls=7, problem="busy"
+    )
 
 
 def test_samples(clock):

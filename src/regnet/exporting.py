@@ -6,24 +6,23 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from regnet.data.images import ImageSource
-from regnet.engines.base import Engine, Precision, Runner, Target, inference, tolerance
+from regnet.engines.base import AnyPrecision, Engine, Runner, Target, inference, tolerance
 from regnet.engines.check import INPUT_SETS, answers, worst_error, wrong
 from regnet.engines.compiled import load_package, write_package
-from regnet.engines.int8 import quantize_openvino, quantize_program
+from regnet.engines.int8 import quantize_openvino, quantize_program, read_images
 from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx, write_onnx
 from regnet.engines.openvino import OpenVINO, convert, run_openvino, write_openvino
 from regnet.engines.optimize import default_shape, device_of
-from regnet.engines.outputs import form_of, listed
+from regnet.engines.outputs import form_of
 from regnet.engines.program import AXES, capture, dynamic_shapes, smallest_side
 from regnet.errors import (
     ConfigError,
@@ -37,12 +36,6 @@ from regnet.errors import (
 from regnet.nn.features import Described
 from regnet.nn.layers import HaloAttention
 from regnet.nn.model import evaluation_view
-from regnet.zoo.create import preprocess
-
-FilePrecision = Literal[Precision, "int8"]
-
-CALIBRATION_IMAGES: Final = 300
-JUDGING_IMAGES: Final = 1000
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +46,7 @@ class Exported:
 
     path: Path
     format: str
-    precision: FilePrecision
+    precision: AnyPrecision
     dynamic: tuple[str, ...]
     """Axes whose size is free: "batch", "height", "width"."""
     outputs: tuple[str, ...]
@@ -118,7 +111,7 @@ class Format:
 
     name: str
     suffix: str
-    precisions: tuple[FilePrecision, ...]
+    precisions: tuple[AnyPrecision, ...]
     write: Callable[[Work, Path], None]
     load: Callable[[Path, Target], Runner]
     runtime: Engine | None = None
@@ -191,7 +184,7 @@ def export(
     path: str | Path,
     *,
     format: str | None = None,
-    precision: FilePrecision = "fp32",
+    precision: AnyPrecision = "fp32",
     example: Tensor | None = None,
     dynamic: bool | str | Collection[str] = True,
     images: Sequence[ImageSource] | Tensor | None = None,
@@ -249,9 +242,12 @@ def export(
     metadata = {"regnet": json.dumps(_facts(model), default=str)}
     view = evaluation_view(model)
     outputs = form_of(view, example.to(device_of(view)))
-    calibration, judges = _split(view, images, shape, fixed={"height", "width"} - {*free})
-    if judges and len(outputs.names) > 1:
-        raise ConfigError("int8 files are judged by classes; this network has several outputs")
+    seen = None
+    if images is not None:
+        if len(outputs.names) > 1:
+            raise ConfigError("int8 is judged by classes; this network has several outputs")
+        fixed = bool({"height", "width"} - {*free})
+        seen = read_images(view, images, shape, min_agreement=min_agreement, fixed=fixed)
     view = outputs.flat
     work = Work(
         model=view,
@@ -260,7 +256,7 @@ def export(
         int8=precision == "int8",
         free=free,
         outputs=outputs.names,
-        calibration=calibration,
+        calibration=seen.calibration if seen else (),
         metadata=metadata,
     )
     if not path.parent.is_dir():
@@ -271,14 +267,18 @@ def export(
             form.write(work, draft)
             runner = form.load(draft, work.target)
             error = _error(runner, work)
-            agreement = _agreement(runner, view, judges, device)
+            agreement = seen.agreement(runner, view, device) if seen else None
         except (RegNetError, OSError):
             raise
         except Exception as problem:
             reason = in_one_line(problem, most=300)
             raise EngineError(f"{form.name} cannot take this network: {reason}") from problem
-        if work.int8:
-            _judge_int8(error, agreement, min_agreement, path)
+        if seen:
+            if doubt := seen.problem(agreement if math.isfinite(error) else 0.0):
+                raise EngineError(
+                    f"{path}: {doubt}; nothing was written; more or better images may help, or "
+                    "a lower min_agreement"
+                )
         elif wrong(error, work.target):
             raise EngineError(
                 f"{path}: outputs differ from eager's by {error:.1e}, more than "
@@ -298,7 +298,7 @@ def export(
         smallest_side=smallest_side(view) if {"height", "width"} & {*free} else None,
         error=error,
         agreement=agreement,
-        judged=sum(map(len, judges)),
+        judged=seen.judged if seen else 0,
         size_bytes=size,
         seconds=time.monotonic() - start,
     )
@@ -339,37 +339,6 @@ def _facts(model: nn.Module) -> dict[str, Any]:
     return {"config": model.config.to_dict(), **model.pretrained_cfg}
 
 
-def _split(
-    model: nn.Module,
-    images: Sequence[ImageSource] | Tensor | None,
-    shape: tuple[int, ...],
-    *,
-    fixed: Collection[str],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Batches to calibrate with, and others to judge by."""
-    if images is None:
-        return [], []
-    count = len(images)
-    if count < 2 * shape[0]:
-        raise ConfigError(f"int8 needs {2 * shape[0]} images or more, better 400; got {count}")
-    # Folders are sorted by class: a sample must not be.
-    order = np.random.default_rng(0).permutation(count).tolist()
-    first = max(1, min(CALIBRATION_IMAGES, 3 * count // 4) // shape[0]) * shape[0]
-    chosen = order[: first + JUDGING_IMAGES]
-    if isinstance(images, Tensor):
-        tensors = images[chosen].float().cpu()
-    else:
-        transform = replace(preprocess(model), size=(shape[-2], shape[-1]))
-        tensors = torch.stack([transform(images[index]) for index in chosen])
-    if fixed and tuple(tensors.shape[1:]) != shape[1:]:
-        raise ConfigError(
-            f"images of shape {tuple(tensors.shape[1:])} do not fit a file for {shape[1:]}"
-        )
-    pieces = tensors[:first].split(shape[0]), tensors[first:].split(shape[0])
-    calibration, judges = ([x for x in part if len(x) == shape[0]] for part in pieces)
-    return calibration, judges
-
-
 def _error(runner: Runner, work: Work) -> float:
     """The worst on random images, of another shape too if that is free."""
     rng = torch.Generator().manual_seed(0)
@@ -389,26 +358,3 @@ def _error(runner: Runner, work: Work) -> float:
     home = device_of(work.model)
     reference = answers(work.model, [x.to(home) for x in inputs])
     return worst_error(runner, inputs, reference)
-
-
-def _agreement(
-    runner: Runner, model: nn.Module, judges: Sequence[Tensor], device: torch.device
-) -> float | None:
-    if not judges:
-        return None
-    home = device_of(model)
-    same = 0
-    with torch.inference_mode():
-        for x in judges:
-            [wanted], [found] = listed(model(x.to(home))), listed(runner(x.to(device)))
-            same += int((found.argmax(1).cpu() == wanted.argmax(1).cpu()).sum())
-    return same / sum(map(len, judges))
-
-
-def _judge_int8(error: float, agreement: float | None, min_agreement: float, path: Path) -> None:
-    if not math.isfinite(error) or agreement is None or agreement < min_agreement:
-        told = "no image could be judged" if agreement is None else f"{agreement:.1%} of images"
-        raise EngineError(
-            f"{path}: int8 gives {told} the class of float32, less than {min_agreement:.1%}; "
-            "nothing was written; more or better images may help, or a lower min_agreement"
-        )

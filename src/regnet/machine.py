@@ -7,7 +7,7 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -23,13 +23,17 @@ GPU_FACTS: Final = (
 
 
 class Waiting:
-    """How much this process waited for processors that others had, since it was made."""
+    """How much of its processors this process did not get, since it was made.
+
+    What the process itself saw decides: a host may be busy elsewhere, or with this process alone.
+    """
 
     BUSY: Final = 0.1
     """Part of its time from which on measurements mean little."""
 
     def __init__(self) -> None:
         self._before, self._used = _waited(), _processors()
+        self._throttled, self._began = _throttled(), time.monotonic()
 
     @property
     def share(self) -> float | None:
@@ -40,37 +44,61 @@ class Waiting:
         return wait / (run + wait) if run + wait else None
 
     @property
-    def others(self) -> float | None:
-        """Part of the processors that others used, or took from this machine; None: not known."""
-        before, now = self._used, _processors()
-        if before is None or now is None or now[0] <= before[0]:
-            return None
-        total, busy, own = (b - a for a, b in zip(before, now, strict=True))
-        return max(0.0, busy - own) / total
-
-    @property
     def problem(self) -> str | None:
         """What to say of a busy machine; None for one that is not known to be busy.
 
         Waiting alone is none: a process with many threads waits for itself.
         """
-        share, others = self.share, self.others
-        if share is None or others is None or min(share, others) <= self.BUSY:
+        passed = max(time.monotonic() - self._began, 1e-9)
+        if (throttled := _throttled() - self._throttled) > self.BUSY * passed:
+            part = throttled / passed
+            return f"the container's quota of processors was used up {part:.0%} of the time"
+        now = _processors()
+        if self._used is None or now is None or now.all <= self._used.all:
+            return None
+        total = now.all - self._used.all
+        if (stolen := (now.stolen - self._used.stolen) / total) > self.BUSY:
+            return f"the machine is busy: its host took {stolen:.0%} of the processors"
+        others = (now.used - self._used.used - now.own + self._used.own) / total
+        if self.share is None or min(self.share, others) <= self.BUSY:
             return None
         return f"the machine is busy: others used {others:.0%} of the processors"
 
 
-def _processors() -> tuple[float, float, float] | None:
-    """Seconds of all processors: in all, in use, and in use by this process."""
+class _Seconds(NamedTuple):
+    """Of all processors: in all, in use, in use by this process, and taken by the host."""
+
+    all: float
+    used: float
+    own: float
+    stolen: float
+
+
+def _processors() -> _Seconds | None:
     try:
         line = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0]
         ticks = [int(word) for word in line.split()[1:9]]
     except (OSError, ValueError):
         return None
     hertz = os.sysconf("SC_CLK_TCK")
-    idle = ticks[3] + ticks[4]
-    used = os.times()
-    return sum(ticks) / hertz, (sum(ticks) - idle) / hertz, used.user + used.system
+    idle, stolen = ticks[3] + ticks[4], ticks[7] if len(ticks) > 7 else 0
+    own = os.times()
+    return _Seconds(
+        all=sum(ticks) / hertz,
+        used=(sum(ticks) - idle - stolen) / hertz,
+        own=own.user + own.system,
+        stolen=stolen / hertz,
+    )
+
+
+def _throttled() -> float:
+    """Seconds that the control group's quota kept it from running; 0 where there is no quota."""
+    try:
+        text = Path("/sys/fs/cgroup/cpu.stat").read_text(encoding="ascii")
+        facts = dict(line.split() for line in text.splitlines())
+        return int(facts.get("throttled_usec", 0)) / 1e6
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _waited() -> dict[str, tuple[int, int]]:

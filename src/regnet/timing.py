@@ -1,8 +1,8 @@
 """How long calls take: until steady, on changing inputs, and one against another in turn.
 
 A number means nothing alone: `compare` runs two calls in the order A B B A, takes the ratio of
-each pair, and claims a difference only where the bootstrap interval of their median excludes 1 and
-A against itself, in the same run, shows less.
+each pair, and claims a difference only where the bootstrap interval of their median excludes 1, A
+against itself shows less in the same run, and the process had its processors to itself.
 """
 
 import statistics
@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regnet.machine import Waiting
+
 Call = Callable[[Tensor], Any]
 
 WINDOW: Final = 20
@@ -25,6 +27,13 @@ WINDOW: Final = 20
 
 STEADY: Final = 0.01
 """Largest relative difference of the medians of three windows that counts as steady."""
+
+SHORT: Final = 0.02
+"""Seconds of calls before which a call that does not count pays for what the other side left behind
+(its data in the caches, its threads that still spin); of longer ones that is a small part."""
+
+CLEAR: Final = 1.1
+"""From this ratio on, in every pair, `settle` needs no more pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +44,8 @@ class Samples:
     steady: bool
     """Whether three windows agreed before the calls that count."""
     warmup_calls: int
+    problem: str | None = None
+    """Why the times mean little, such as a busy machine; None where nothing is known."""
 
     @property
     def median(self) -> float:
@@ -63,16 +74,20 @@ class Comparison:
     control_low: float
     control_high: float
     """The same for A against A, from the same run."""
+    problem: str | None = None
+    """Why the times mean little, such as a busy machine; None where nothing is known."""
 
     @property
     def differs(self) -> bool:
         """Whether a difference may be claimed."""
-        if self.low <= 1 <= self.high:
+        if self.problem or self.low <= 1 <= self.high:
             return False
         return not self.control_low <= self.median <= self.control_high
 
     def verdict(self, a: str = "A", b: str = "B") -> str:
         """One sentence."""
+        if self.problem:
+            return f"no claim: {self.problem}"
         if not self.differs:
             return "no difference shown"
         ratio, low, high = self.median, self.low, self.high
@@ -176,12 +191,40 @@ def measure(
         window = min(window, WINDOW)
     steady, warmup_calls = warm_up(call, inputs, seconds=warmup_seconds, window=window)
     times: list[float] = []
+    waiting = Waiting()
     end = time.perf_counter() + seconds
     for x in islice(cycle(inputs), calls):
         times.append(time_call(call, x))
         if len(times) >= 5 and time.perf_counter() > end:
             break
-    return Samples(seconds=tuple(times), steady=steady, warmup_calls=warmup_calls + 1)
+    return Samples(
+        seconds=tuple(times),
+        steady=steady,
+        warmup_calls=warmup_calls + 1,
+        problem=waiting.problem,
+    )
+
+
+def pooled(rounds: Sequence[Samples]) -> Samples:
+    """Samples of the same call from several rounds."""
+    return Samples(
+        seconds=tuple(second for part in rounds for second in part.seconds),
+        steady=all(part.steady for part in rounds),
+        warmup_calls=sum(part.warmup_calls for part in rounds),
+        problem=next((part.problem for part in rounds if part.problem), None),
+    )
+
+
+def reference_seconds(device: torch.device) -> float:
+    """Seconds of a fixed piece of work, some milliseconds long: the best of several tries.
+
+    What a machine gives to a process changes by the minute where others share it; between two runs
+    this shows by how much.
+    """
+    side = 512 if device.type == "cpu" else 4096
+    rng = torch.Generator().manual_seed(0)
+    a = torch.randn(side, side, generator=rng).to(device)
+    return min(time_call(lambda x: x @ x, a) for _ in range(12))
 
 
 def time_queued(call: Call, inputs: Sequence[Tensor], *, calls: int = WINDOW) -> float:
@@ -233,36 +276,88 @@ def compare(
         seconds: about how long, warmed up before; turns get longer to fill it.
         rng: of the bootstrap.
     """
-    sides = ((a, inputs), (b, inputs_b or inputs))
-    turns = [cycle(own) for _, own in sides]
-    for call, own in sides:
-        warm_up(call, own, seconds=seconds / 4, window=3)
-    once = sum(time_call(call, own[0]) for call, own in sides)
-    repeats = max(1, min(100, int(seconds / (pairs * max(once, 1e-9))) - 1))
-
-    def turn(side: int) -> float:
-        call = sides[side][0]
-        # The first call pays for what the other side left behind: its data in the caches, its
-        # threads that still spin.
-        time_call(call, next(turns[side]))
-        return min(time_call(call, x) for x in islice(turns[side], repeats))
-
-    ratios, control = [], []
+    turns = _Turns(a, b, inputs, inputs_b or inputs, pairs=pairs, seconds=seconds)
     for _ in range((pairs + 1) // 2):
-        first_a, first_b, second_b, second_a = turn(0), turn(1), turn(1), turn(0)
-        ratios += [first_b / first_a, second_b / second_a]
-        control += [first_a / second_a]
-    rng = rng or np.random.default_rng(0)
-    low, high = bootstrap_median(ratios, rng)
-    control_low, control_high = bootstrap_median(control, rng)
-    return Comparison(
-        ratios=tuple(ratios),
-        median=statistics.median(ratios),
-        low=low,
-        high=high,
-        control_low=control_low,
-        control_high=control_high,
-    )
+        turns.round()
+    return turns.comparison(rng)
+
+
+def settle(
+    a: Call, b: Call, inputs: Sequence[Tensor], *, pairs: int = 20, seconds: float = 1.0
+) -> Comparison:
+    """Time two calls in turn until it is plain which is faster, or the pairs are used up.
+
+    For choosing: since it stops where it looks decided, it finds differences that are none more
+    often than `compare`, which is for claims.
+
+    Args:
+        a: the one.
+        b: the other.
+        inputs: for both.
+        pairs: most A-B pairs.
+        seconds: about how long at most, but for four pairs.
+    """
+    turns = _Turns(a, b, inputs, inputs, pairs=pairs, seconds=seconds)
+    end = time.perf_counter() + seconds
+    while len(turns.ratios) < pairs:
+        turns.round()
+        low, high = min(turns.ratios), max(turns.ratios)
+        if len(turns.ratios) >= 4 and (low > CLEAR or high < 1 / CLEAR):
+            break
+        if len(turns.ratios) >= 8 and (low > 1 or high < 1):
+            break
+        if len(turns.ratios) >= 4 and time.perf_counter() > end:
+            break
+    return turns.comparison()
+
+
+class _Turns:
+    """Two calls that are timed in the order A B B A, warmed up before."""
+
+    def __init__(
+        self,
+        a: Call,
+        b: Call,
+        inputs_a: Sequence[Tensor],
+        inputs_b: Sequence[Tensor],
+        *,
+        pairs: int,
+        seconds: float,
+    ) -> None:
+        self.calls = a, b
+        self.inputs = cycle(inputs_a), cycle(inputs_b)
+        for call, own in ((a, inputs_a), (b, inputs_b)):
+            warm_up(call, own, seconds=seconds / 4, window=3)
+        self.once = time_call(a, inputs_a[0]), time_call(b, inputs_b[0])
+        self.repeats = max(1, min(100, int(seconds / (pairs * max(sum(self.once), 1e-9))) - 1))
+        self.ratios: list[float] = []
+        self.control: list[float] = []
+        self.waiting = Waiting()
+
+    def round(self) -> None:
+        first_a, first_b, second_b, second_a = map(self._turn, (0, 1, 1, 0))
+        self.ratios += [first_b / first_a, second_b / second_a]
+        self.control += [first_a / second_a]
+
+    def _turn(self, side: int) -> float:
+        call, inputs = self.calls[side], self.inputs[side]
+        if max(self.once) < SHORT:
+            time_call(call, next(inputs))
+        return min(time_call(call, x) for x in islice(inputs, self.repeats))
+
+    def comparison(self, rng: np.random.Generator | None = None) -> Comparison:
+        rng = rng or np.random.default_rng(0)
+        low, high = bootstrap_median(self.ratios, rng)
+        control_low, control_high = bootstrap_median(self.control, rng)
+        return Comparison(
+            ratios=tuple(self.ratios),
+            median=statistics.median(self.ratios),
+            low=low,
+            high=high,
+            control_low=control_low,
+            control_high=control_high,
+            problem=self.waiting.problem,
+        )
 
 
 def bootstrap_median(

@@ -131,6 +131,7 @@ def test_parameters_that_fit_no_network_say_why(page):
 
 
 @pytest.mark.browser
+@pytest.mark.long
 def test_a_learned_device_predicts(page):
     size = page.get_by_label("number input for image", exact=True)
     size.fill("64")

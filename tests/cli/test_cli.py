@@ -15,7 +15,7 @@ import pytest
 from regnet.cli import info, list_models, predict
 from tests.command import refused, regnet, regnet_process
 from tests.faults import limit_file_size
-from tests.marks import linux, posix
+from tests.marks import linux, long, posix
 from tests.pictures import write_folder
 
 PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
@@ -184,7 +184,7 @@ def test_version():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("closed", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", *long(">&-", "<&-", "2>&-")])
 def test_closed_streams_are_no_crash(closed):
     command = f"{sys.executable} -m regnet predict {PHOTO} {closed}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
@@ -298,7 +298,7 @@ def test_ctrl_c_that_another_library_swallowed_is_still_one_line(error):
 
 @linux
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [2, *long(0)])
 def test_too_little_memory_is_one_line(tmp_path, workers):
     import resource  # which Windows lacks
 

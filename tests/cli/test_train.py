@@ -139,7 +139,6 @@ def test_random_weights_are_said_and_how_to_get_others(tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "options", "sizes"),
     [
-        ("finetune", ["--image-size", 64], "images of 64x64 pixels"),
         ("tv2", ["--image-size", 64], "images of 64x64 pixels"),
         ("finetune", ["--set", "image_size=48"],
          "images of 48x48 pixels in training, of 32x32 in tests and in use"),

@@ -137,6 +137,7 @@ def test_arithmetic_equals_what_fvcore_recorded(name):
 
 
 # fvcore runs a network to count it, which takes minutes for all of them.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", one_per_family(COUNTED_BY_FVCORE, rest=pytest.mark.long))
 def test_fvcore_counts_are_those_recorded(name):
     config = VARIANTS[name].config

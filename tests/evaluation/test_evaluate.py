@@ -23,6 +23,7 @@ from regnet.evaluation.scores import Answers
 from regnet.nn.model import AnyNet
 from regnet.weights.card import Card, Metric
 from regnet.weights.catalog import label_sets
+from tests.marks import long
 from tests.pictures import COLORS, write_folder
 from tests.training.test_recipe import TINY
 
@@ -255,7 +256,7 @@ Path(sys.argv[3], f"{os.environ['RANK']}.json").write_text(text)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [3, *long(1)])
 def test_any_number_of_processes_counts_the_same(tmp_path, count):
     names = regnet.create("regnety_cifar", pretrained=True).pretrained_cfg["label_names"]
     folder = write_folder(tmp_path / "set", 31, names=tuple(names[:5]), size=(32, 32))

@@ -11,7 +11,7 @@ import pytest
 from regnet.errors import ConfigError, ExecutorError
 from regnet.executors.base import ATTEMPTS, Clock, Died, Executor, InProcess
 from regnet.executors.pool import ProcessPool
-from tests.marks import posix
+from tests.marks import long, posix
 from tests.tasks import die_always, die_at_first, fail, sleep, square, write_pid_and_sleep
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +89,7 @@ def test_a_task_whose_process_is_killed_is_done_again(executor: Executor, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["pool", *OTHERS], indirect=True)
+@pytest.mark.parametrize("executor", ["pool", *long("ray", "slurm")], indirect=True)
 def test_a_task_that_kills_every_process_ends_alone(executor: Executor) -> None:
     found = dict(executor.run(die_always, iter(range(3))))
     assert isinstance(found[1], Died)

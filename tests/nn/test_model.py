@@ -17,7 +17,7 @@ from regnet.nn.layers import DropPath, conv2d
 from regnet.nn.model import AnyNet, evaluating, evaluation_view
 from regnet.weights.card import Card, Metric
 from tests import golden
-from tests.marks import one_per_family
+from tests.marks import long, one_per_family
 
 SMALL = RegNetConfig(depth=6, w0=16, wa=16.0, wm=2.0, group_width=8, se_ratio=0.25, num_classes=5)
 TWO_STAGES = (StageConfig(depth=2, width=16), StageConfig(depth=1, width=32))
@@ -51,7 +51,7 @@ def test_every_parameter_gets_a_gradient(config):
 
 
 @pytest.mark.slow
-@EACH_KIND
+@pytest.mark.parametrize("config", [KINDS["y"], KINDS["v"], *long(*KINDS.values())])
 def test_compiles_without_graph_breaks(config):
     model = AnyNet(config).eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -60,7 +60,7 @@ def test_compiles_without_graph_breaks(config):
 
 
 @pytest.mark.slow
-@EACH_KIND
+@pytest.mark.parametrize("config", [KINDS["y"], KINDS["deep"], *long(*KINDS.values())])
 def test_exports_with_dynamic_batch_height_and_width(config):
     model = AnyNet(config).eval()
     shapes = {0: Dim("batch"), 2: Dim("height", min=33), 3: Dim("width", min=33)}
@@ -261,8 +261,14 @@ def test_intermediates_end_as_in_timm():
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-@pytest.mark.parametrize("name", ["regnetx_002", "regnety_002", "nf_regnet_b0"])
-@pytest.mark.parametrize("features_only", [False, True])
+@pytest.mark.parametrize(
+    ("name", "features_only"),
+    [
+        ("regnety_002", True),
+        *(pytest.param(n, f, marks=pytest.mark.slow)
+          for n, f in (("regnety_002", False), ("nf_regnet_b0", False), ("nf_regnet_b0", True))),
+    ],
+)  # fmt: skip
 def test_scripted_networks_give_the_same(name, features_only):
     model = regnet.create(name, features_only=features_only, drop_path_rate=0.2).eval()
     scripted = torch.jit.script(model)
@@ -285,9 +291,7 @@ def test_a_script_that_cannot_give_every_map_says_so():
         scripted(images())
 
 
-@pytest.mark.parametrize(
-    "name", [*one_per_family(VARIANTS), "regnetz_b16_evos", "regnety_008_tv", "regnetx_002"]
-)
+@pytest.mark.parametrize("name", one_per_family(VARIANTS, rest=pytest.mark.long))
 def test_torch_fx_traces(name):
     model = regnet.create(name, device="meta").eval()
     traced = torch.fx.symbolic_trace(model)

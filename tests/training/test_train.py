@@ -23,7 +23,7 @@ from regnet.training.recipe import RECIPES, Recipe
 from regnet.training.run import Facts, Run, SavedOptions, read
 from regnet.training.session import Options
 from tests.faults import file_sizes_restored, flipped_bits, limit_file_size
-from tests.marks import posix, times
+from tests.marks import long, posix, times
 from tests.pictures import write_folder
 from tests.training.test_recipe import TINY
 
@@ -344,6 +344,7 @@ def test_flipped_bits_of_a_run_are_refused(interrupted, tmp_path, name, count):
             assert found in (rows, [])
 
 
+@pytest.mark.slow
 def test_two_trainings_in_one_folder_are_one(data, tmp_path):
     """The second one says who owns the folder, whichever comes first."""
     recipe = replace(SHORT, epochs=20)
@@ -452,7 +453,7 @@ def torchrun(count: int, script: Path, *arguments: object) -> None:
 
 
 @posix
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_to_all_processes_and_their_workers(tmp_path):
     """As a cluster sends it, in the middle of an epoch."""
     write_folder(tmp_path / "data/train", 96, size=(70, 70))
@@ -484,7 +485,7 @@ def test_sigterm_to_all_processes_and_their_workers(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", *long("fsdp")])
 def test_two_processes_learn_what_one_learns(data, tmp_path, parallel):
     torch.set_num_threads(1)  # as torchrun does: rounding grows from step to step
     recipe = replace(SHORT, micro_batch_size=6, clip_norm=1.0)

@@ -34,7 +34,7 @@ def equal(a, b):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("suffix", ["safetensors", pytest.param("pth", marks=pytest.mark.slow)])
 def test_any_format_gives_the_same_model(tmp_path, original, format, suffix):
     theirs = from_native(original.state_dict(), FORMATS[format])
     path = tmp_path / f"model.{suffix}"

@@ -2,10 +2,15 @@
 
 import statistics
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from regnet.bench.document import Document, Row
+
+MARGIN: Final = 1.05
+"""Ratio that two runs of the same thing may show on a quiet machine: another process lies
+elsewhere in memory, and the processor is warmer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,38 +31,68 @@ class Change:
 def compare_documents(before: Document, after: Document) -> list[Change]:
     """Compare the cases that both documents have.
 
-    Two runs at different times differ by more than their samples show. For a claim, measure both
-    in one run, alternating: see `regnet.timing.compare`.
+    Two runs at different times differ by more than their samples show. A difference is claimed only
+    where it is larger than what a fixed piece of work, timed beside every row, differs between the
+    two, and than `MARGIN`; and not where the machine was busy. To see smaller differences, measure
+    both in one run, alternating: see `regnet.timing.compare`.
     """
     rng = np.random.default_rng(0)
     old = {_key(row): row for row in before.rows if row.seconds}
+    drift = _drift(before, after)
     changes = []
     for row in after.rows:
         if not row.seconds or _key(row) not in old:
             continue
-        a, b = np.asarray(old[_key(row)].seconds), np.asarray(row.seconds)
+        former = old[_key(row)]
+        a, b = np.asarray(former.seconds), np.asarray(row.seconds)
         draws = np.median(rng.choice(a, (1000, len(a))), axis=1) / np.median(
             rng.choice(b, (1000, len(b))), axis=1
         )
-        low, high = np.percentile(draws, [2.5, 97.5])
+        low, high = map(float, np.percentile(draws, [2.5, 97.5]))
         ratio = statistics.median(a) / statistics.median(b)
-        verdict = "no difference shown"
-        if low > 1 or high < 1:
-            verdict = (
-                f"{max(ratio, 1 / ratio):.2f}x {'faster' if ratio > 1 else 'slower'} in the second"
-            )
         changes.append(
             Change(
                 case=_key(row),
                 before_ms=1e3 * statistics.median(a),
                 after_ms=1e3 * statistics.median(b),
                 ratio=ratio,
-                low=float(low),
-                high=float(high),
-                verdict=verdict,
+                low=low,
+                high=high,
+                verdict=_verdict(former, row, ratio, (low, high), drift),
             )
         )
     return changes
+
+
+def _drift(before: Document, after: Document) -> tuple[float, float] | None:
+    """By what factors the machine differed, from the least to the most; None: not known."""
+    first = [row.reference_ms for row in before.rows if row.reference_ms]
+    second = [row.reference_ms for row in after.rows if row.reference_ms]
+    if not first or not second:
+        return None
+    return min(1.0, min(first) / max(second)), max(1.0, max(first) / min(second))
+
+
+def _verdict(
+    before: Row,
+    after: Row,
+    ratio: float,
+    interval: tuple[float, float],
+    drift: tuple[float, float] | None,
+) -> str:
+    for which, row in (("first", before), ("second", after)):
+        if row.problem:
+            return f"no claim: in the {which} run {row.problem}"
+    if drift is None:
+        return "no claim: a run has no reference times; measure it again"
+    (low, high), (least, most) = interval, drift
+    if not (low > MARGIN * most or high < least / MARGIN):
+        changed = max(most, 1 / least)
+        if max(ratio, 1 / ratio) > MARGIN and changed > MARGIN:
+            return f"no difference shown: the machine itself changed by {changed - 1:.0%}"
+        return "no difference shown"
+    faster = "faster" if ratio > 1 else "slower"
+    return f"{max(ratio, 1 / ratio):.2f}x {faster} in the second"
 
 
 def _key(row: Row) -> str:

@@ -74,6 +74,10 @@ class Row:
     peak_bytes: int | None = None
     """Growth of memory from building to the last call, at its highest."""
     steady: bool | None = None
+    problem: str | None = None
+    """Why the times mean little, such as a busy machine; None where nothing is known."""
+    reference_ms: float | None = None
+    """Of a fixed piece of work after this row: what it changes, the machine changed."""
     latency_ms: float | None = None
     """Median of a call, that is, of a batch."""
     low_ms: float | None = None

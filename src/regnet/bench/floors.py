@@ -37,7 +37,7 @@ def measure_ceilings(device: torch.device, precision: Precision) -> Ceilings:
     source = torch.randn((1 << 28) if large else (1 << 25), device=device).to(dtype)
     target = torch.empty_like(source)
     copy = _best(lambda: target.copy_(source), device)
-    side = 8192 if large else 2048
+    side = 8192 if large else 1536
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32

@@ -69,6 +69,6 @@ def cells(row: Row) -> dict[str, str]:
         f"{row.images_per_second:.1f}" if measured else "",
         f"{share:.0f}" if share else "",
         f"{row.top1_error:.1f}" if row.top1_error else "",
-        row.reason or ("" if row.steady else "not steady"),
+        row.reason or row.problem or ("" if row.steady else "not steady"),
     )
     return dict(zip((name for name, _ in COLUMNS), texts, strict=True))

@@ -3,8 +3,9 @@
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from regnet.bench.document import AUTO, BEST, Case, Document, Pair, Row
 from regnet.bench.floors import Ceilings, floor, measure_ceilings
 from regnet.bench.networks import PAIRINGS, PEERS, load
 from regnet.design.complexity import total
+from regnet.design.layers import Layer
 from regnet.engines.base import Precision, Runner, Target
 from regnet.engines.check import INPUT_SETS, answers, build_checked, worst_error, wrong
 from regnet.engines.optimize import ENGINES, find_engine, optimize
@@ -25,9 +27,16 @@ from regnet.timing import (
     compare,
     measure,
     peak_memory,
+    pooled,
+    reference_seconds,
     synchronize,
     time_queued,
 )
+
+Found = TypeVar("Found")
+
+ROUNDS: Final = 5
+"""Of cases that are measured in turn."""
 
 P99_CALLS: Final = 1000
 """Calls that a 99th percentile needs."""
@@ -39,11 +48,12 @@ def run(
     device: torch.device,
     seconds: float = 3.0,
     calls: int = 200,
+    in_turn: bool = False,
     on_row: Callable[[Row], object] = lambda _row: None,
     on_pair: Callable[[Pair], object] = lambda _pair: None,
     on_document: Callable[[Document], object] = lambda _document: None,
 ) -> Document:
-    """Measure cases one after another; one that fails is a row with its reason.
+    """Measure cases; one that fails is a row with its reason.
 
     The paper's pairs, and our networks and their peers, are also run in turn once both are there.
 
@@ -52,6 +62,8 @@ def run(
         device: where.
         seconds: for the calls of a case that count, and at most as long again to get steady.
         calls: how many count, or fewer where the time is over.
+        in_turn: measure all cases in several rounds rather than one after another, so that what
+            changes on the machine meanwhile changes all of them; all are in memory at once.
         on_row: called with each row as it comes.
         on_pair: called with each pair as it comes.
         on_document: called after each case with the document so far, `complete` false.
@@ -80,9 +92,10 @@ def run(
 
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            for number, case in enumerate(cases):
-                rows.append(bench.row(case))
-                on_row(rows[-1])
+            measured = bench.in_turn(cases) if in_turn else map(bench.row, cases)
+            for number, (case, row) in enumerate(zip(cases, measured, strict=True)):
+                rows.append(row)
+                on_row(row)
                 for pair in bench.pairs(case, cases[number + 1 :]):
                     pairs.append(pair)
                     on_pair(pair)
@@ -102,6 +115,20 @@ def partners(name: str) -> Iterator[tuple[str, str]]:
         yield f"{other}:{variant}", variant
 
 
+@dataclass(slots=True, kw_only=True)
+class _Prepared:
+    """A case that may be timed."""
+
+    row: Row
+    call: Callable[[Tensor], Any]
+    inputs: list[Tensor]
+    hosted: list[Tensor]
+    """The same images in the host's memory."""
+    layers: tuple[Layer, ...]
+    grown: Callable[[], int | None]
+    """See `peak_memory`."""
+
+
 class Bench:
     """Measures one case after another, and holds the networks that are still to be compared."""
 
@@ -112,17 +139,35 @@ class Bench:
 
     def row(self, case: Case) -> Row:
         """Measure a case; where that fails, the row says why."""
-        try:
-            return self._measured(case)
-        except Exception as error:  # noqa: BLE001 - out of memory, or whatever an engine raises
-            reason = in_one_line(error, most=300)
-            return Row(case=case, reason=reason)
+        ready = _guarded(case, lambda: self._prepared(case))
+        if isinstance(ready, Row):
+            return ready
+        return _guarded(case, lambda: self._finished(ready, self._samples(ready)))
 
     def alone(self, case: Case) -> Row:
-        """The same for a network that is not compared with others; it is freed at once."""
-        row = self.row(case)
-        self._ready.pop(case, None)
-        return row
+        """Measure a case that is compared with no other: no floors, and it is freed at once."""
+        ready = _guarded(case, lambda: self._prepared(case))
+        if isinstance(ready, Row):
+            return ready
+        return _guarded(case, lambda: self._timed(ready, self._samples(ready)))
+
+    def in_turn(self, cases: Sequence[Case]) -> Iterator[Row]:
+        """Measure cases in rounds, each of them a part of the time in each round."""
+        found = [_guarded(case, partial(self._prepared, case)) for case in cases]
+        samples: list[list[Samples]] = [[] for _ in cases]
+        for number in [*range(len(cases))] * ROUNDS:
+            if isinstance(ready := found[number], Row):
+                continue
+            part = _guarded(cases[number], partial(self._samples, ready, parts=ROUNDS))
+            if isinstance(part, Row):
+                found[number] = part
+            else:
+                samples[number].append(part)
+        for case, ready, parts in zip(cases, found, samples, strict=True):
+            if isinstance(ready, Row):
+                yield ready
+            else:
+                yield _guarded(case, partial(self._finished, ready, pooled(parts)))
 
     def pairs(self, case: Case, rest: Sequence[Case]) -> Iterator[Pair]:
         """Compare what can be compared now, and free networks that no later case needs."""
@@ -162,11 +207,13 @@ class Bench:
         }
         self._ready = {ready: what for ready, what in self._ready.items() if ready in wanted}
 
-    def _measured(self, case: Case) -> Row:
+    def _prepared(self, case: Case) -> "_Prepared | Row":
+        """A case that is built and checked; a row where it must not be timed."""
         torch.manual_seed(0)
         network = load(case.model)
         size = case.image_size or network.image_size
-        cost = total(network.layers(size))
+        layers = tuple(network.layers(size))
+        cost = total(layers)
         target = Target(device=self.device, precision=case.precision, layout=case.layout)
         row = Row(
             case=case,
@@ -190,28 +237,32 @@ class Bench:
                 if runner is None:
                     return row
                 call = runner
-            samples = measure(
-                call, inputs, calls=self.calls, seconds=self.seconds, warmup_seconds=self.seconds
-            )
-            # A race has its own account of memory.
-            peak = row.peak_bytes if case.engine in (AUTO, BEST) else grown()
-        least = floor(
-            network.layers(size),
-            case.batch_size,
-            self._ceilings(case.precision),
-            element_bytes=target.dtype.itemsize,
+        return _Prepared(
+            row=row, call=call, inputs=inputs, hosted=hosted, layers=layers, grown=grown
         )
+
+    def _samples(self, ready: "_Prepared", *, parts: int = 1) -> Samples:
+        seconds = self.seconds / parts
+        found = measure(
+            ready.call,
+            ready.inputs,
+            calls=max(5, self.calls // parts),
+            seconds=seconds,
+            warmup_seconds=seconds,
+        )
+        if ready.row.case.engine not in (AUTO, BEST):  # a race has its own account of memory
+            ready.row = replace(ready.row, peak_bytes=ready.grown())
+        return found
+
+    def _timed(self, ready: "_Prepared", samples: Samples) -> Row:
+        """The row with its times."""
         low, high = bootstrap_median(samples.seconds, np.random.default_rng(0))
-        queued = self._queued(call, inputs, samples)
-        if not case.train:
-            self._ready[case] = call, inputs, row.ran or case.engine
         p99 = samples.percentile(99) if len(samples.seconds) >= P99_CALLS else None
+        queued = self._queued(ready.call, ready.inputs, samples)
         return replace(
-            row,
-            floor_epilogue_ms=1e3 * least.epilogue,
-            floor_fused_ms=1e3 * least.fused,
+            ready.row,
             steady=samples.steady,
-            peak_bytes=peak,
+            problem=samples.problem,
             latency_ms=1e3 * samples.median,
             low_ms=1e3 * low,
             high_ms=1e3 * high,
@@ -219,9 +270,29 @@ class Bench:
             p99_ms=None if p99 is None else 1e3 * p99,
             minimum_ms=1e3 * samples.minimum,
             queued_ms=1e3 * queued,
-            with_copy_ms=self._with_copy(call, hosted),
-            images_per_second=case.batch_size / queued,
+            with_copy_ms=self._with_copy(ready.call, ready.hosted),
+            images_per_second=ready.row.case.batch_size / queued,
             seconds=samples.seconds,
+        )
+
+    def _finished(self, ready: "_Prepared", samples: Samples) -> Row:
+        """The row with its times and floors; the network waits to be compared."""
+        row = self._timed(ready, samples)
+        case = row.case
+        target = Target(device=self.device, precision=case.precision, layout=case.layout)
+        least = floor(
+            ready.layers,
+            case.batch_size,
+            self._ceilings(case.precision),
+            element_bytes=target.dtype.itemsize,
+        )
+        if not case.train:
+            self._ready[case] = ready.call, ready.inputs, row.ran or case.engine
+        return replace(
+            row,
+            floor_epilogue_ms=1e3 * least.epilogue,
+            floor_fused_ms=1e3 * least.fused,
+            reference_ms=1e3 * reference_seconds(self.device),
         )
 
     def _ceilings(self, precision: Precision) -> Ceilings:
@@ -253,6 +324,14 @@ class Bench:
         return 1e3 * samples.median
 
 
+def _guarded(case: Case, work: Callable[[], Found]) -> Found | Row:
+    """What the work gives, or a row that says why it failed."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - out of memory, or whatever an engine raises
+        return Row(case=case, reason=in_one_line(error, most=300))
+
+
 def _checked(
     row: Row, model: nn.Module, inputs: Sequence[Tensor], target: Target
 ) -> tuple[Row, Runner | None]:
@@ -264,6 +343,7 @@ def _checked(
         chosen = [e.name for e in ENGINES if case.engine == BEST or not e.compiles]
         fast = optimize(model, inputs[0], precision=case.precision, engines=chosen)
         winner, runner = fast.report.winner, fast
+        assert winner.precision != "int8", "no images were given"
         error = worst_error(runner, inputs, reference)
         reason = wrong(error, replace(target, precision=winner.precision))
         row = replace(

@@ -65,7 +65,7 @@ def command(
         int, typer.Option(help="At most so many count; 1,000 in time give a p99.", min=5)
     ] = 200,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Three small networks; ends within a minute.")
+        bool, typer.Option("--quick", help="Three small networks, in turn; within a minute.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the document, all samples in it.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report that needs no network.")] = None,
@@ -134,6 +134,7 @@ def command(
         device=where,
         seconds=limit,
         calls=calls,
+        in_turn=quick,
         on_row=lambda row: stderr.print(_line(row)),
         on_pair=lambda pair: stderr.print(_pair_line(pair)),
         on_document=lambda document: documents.write(out, document) if out else None,

@@ -1,5 +1,6 @@
 """`regnet choose`: which published network to use on this machine."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,7 +10,7 @@ from regnet.cli.output import print_error, print_json, print_table, stderr, stdo
 from regnet.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from regnet.selection.choose import Choice, Chosen
+    from regnet.selection.choose import Choice, Chosen, Peer
 
 
 def command(
@@ -34,8 +35,12 @@ def command(
         typer.Option(help="What runs it; auto: the fastest of PyTorch, ONNX Runtime, OpenVINO."),
     ] = "auto",
     models: Annotated[str, typer.Option(help="Pattern of weights or variants.")] = "*",
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Show the paper's EfficientNets beside the answer.")
+    ] = False,
     threads: Threads = None,
     plot: Plot = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report that needs no network.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose a published network: as accurate as a latency and a license allow, on this machine.
@@ -44,7 +49,7 @@ def command(
 
     Example: regnet choose --latency-ms 20 --license commercial
     """
-    check_folder_of(plot)
+    check_folder_of(plot, html)
     from regnet.devices import find_device
     from regnet.selection.choose import choose
 
@@ -60,12 +65,20 @@ def command(
             metric=metric,  # type: ignore[arg-type]  # checked there
             engine=engine,
             models=models,
+            peers=peers,
             on_step=bar.step,
         )
     if plot:
         from regnet.selection.plot import save_choice
 
         save_choice(found, plot)
+        stderr.print(f"wrote {plot}")
+    if html:
+        from regnet.atomic import write_bytes
+        from regnet.selection.report import render
+
+        write_bytes(html, render(found).encode())
+        stderr.print(f"wrote {html}")
     if as_json:
         print_json({"chosen": found, "lines": found.lines})
     else:
@@ -75,8 +88,10 @@ def command(
 
 
 def _print(found: "Chosen") -> None:
-    if found.problem:
-        stdout.print(f"no claim: {found.problem}; ask again when it is quiet\n")
+    for doubt in found.doubts:
+        stdout.print(doubt)
+    if found.doubts:
+        stdout.print("")
     pick = found.pick
     if pick is None:
         fastest = found.fastest
@@ -117,6 +132,15 @@ def _print(found: "Chosen") -> None:
             f"left out by the license: {other.setting.checkpoint} "
             f"({other.setting.accuracy:.2f} %, {_time(other)}), {other.setting.license}"
         )
+    if found.peers:
+        stdout.print("\nbeside them, the paper's EfficientNets with the weights of pycls:")
+        print_table(
+            ("network", ">top1, %", ">image", ">ms", "engine"),
+            [
+                (row.name, f"{row.accuracy:.2f}", str(row.image_size), _time(row), row.engine)
+                for row in found.peers
+            ],
+        )
     stdout.print("")
     for line in found.lines:
         stdout.print(f"  {line}", markup=False, highlight=False)
@@ -126,7 +150,7 @@ def _print(found: "Chosen") -> None:
     )
 
 
-def _time(row: "Choice") -> str:
+def _time(row: "Choice | Peer") -> str:
     if row.low_ms is None or row.high_ms is None:
         return f"~{row.latency_ms:.1f} ms"
     return f"{row.latency_ms:.1f} ms ({row.low_ms:.1f}-{row.high_ms:.1f})"

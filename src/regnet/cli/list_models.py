@@ -1,11 +1,14 @@
 """`regnet list`: the variants or their weights, as a table or as JSON."""
 
+from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from regnet.cli.arguments import AsJson, parse_count
-from regnet.cli.output import print_error, print_json, print_table, scaled
+from regnet.cli.output import print_error, print_json, print_table, scaled, stderr
+from regnet.errors import ConfigError, check_number
 
 if TYPE_CHECKING:
     from regnet.zoo.listing import ModelInfo
@@ -29,6 +32,10 @@ def command(
         str | None, typer.Option(help="Most multiply-adds, such as 4e9, 4G or 600M.")
     ] = None,
     max_params: Annotated[str | None, typer.Option(help="Most parameters, such as 20M.")] = None,
+    max_latency_ms: Annotated[
+        float | None,
+        typer.Option(help="Most milliseconds of a call of one image, as measured on this machine."),
+    ] = None,
     sort: Annotated[str, typer.Option(help="name, top1, flops or params.")] = "name",
     as_json: AsJson = False,
 ) -> None:
@@ -52,16 +59,74 @@ def command(
         print_error(f"nothing fits {pattern!r} and the limits; `regnet list` names all variants")
         raise typer.Exit(1)
     infos = [info(name) for name in names]
+    times: dict[str, float] | None = None
+    if max_latency_ms is not None:
+        infos, times = _fast_enough(infos, max_latency_ms)
     if as_json:
         print_json(infos)
     elif any(row.checkpoint for row in infos):
-        _print_weights(infos)
+        _print_weights(infos, times)
     else:
-        _print_variants(infos)
+        _print_variants(infos, times)
 
 
-def _print_variants(infos: "list[ModelInfo]") -> None:
-    print_table(
+def _fast_enough(
+    infos: "list[ModelInfo]", limit: float
+) -> "tuple[list[ModelInfo], dict[str, float]]":
+    """Rows that were measured here to be fast enough, and their milliseconds by name.
+
+    Raises:
+        ConfigError: nothing was measured here.
+    """
+    import torch
+
+    from regnet.selection.timings import timings_here
+
+    check_number("max_latency_ms", limit, least=0)
+    known = timings_here(torch.device("cpu"), 1).fastest()
+    if not known:
+        raise ConfigError(
+            "nothing was measured on this machine with these threads and versions; "
+            f"`regnet choose --latency-ms {limit:g}` measures what it needs"
+        )
+    times = {_name(row): known.get((row.name, _image_size(row)), inf) for row in infos}
+    rows = [row for row in infos if times[_name(row)] <= limit]
+    unknown = sum(time == inf for time in times.values())
+    if unknown:
+        stderr.print(
+            f"{unknown} of {len(infos)} were never measured here and are left out; "
+            "`regnet choose` measures what it needs, `regnet bench` what you name"
+        )
+    if not rows:
+        print_error(f"none of those that were measured here takes {limit:g} ms or less")
+        raise typer.Exit(1)
+    return rows, times
+
+
+def _name(row: "ModelInfo") -> str:
+    return row.checkpoint.id if row.checkpoint else row.name
+
+
+def _image_size(row: "ModelInfo") -> int:
+    """Of the images that it gets where nothing else is said."""
+    return row.checkpoint.preprocess.size[0] if row.checkpoint else row.image_size
+
+
+def _with_times(
+    columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], names: list[str],
+    times: dict[str, float] | None,
+) -> None:  # fmt: skip
+    """Print a table, with milliseconds behind its first column where they are known."""
+    if times is not None:
+        columns = (columns[0], ">ms", *columns[1:])
+        rows = [
+            (row[0], f"{times[name]:.1f}", *row[1:]) for row, name in zip(rows, names, strict=True)
+        ]
+    print_table(columns, rows)
+
+
+def _print_variants(infos: "list[ModelInfo]", times: dict[str, float] | None) -> None:
+    _with_times(
         ("name", "~paper", ">image", ">flops", ">params", ">activations", ">weights", "~default"),
         [
             (
@@ -76,14 +141,25 @@ def _print_variants(infos: "list[ModelInfo]") -> None:
             )
             for row in infos
         ],
+        [_name(row) for row in infos],
+        times,
     )
 
 
-def _print_weights(infos: "list[ModelInfo]") -> None:
-    rows = []
+def _print_weights(infos: "list[ModelInfo]", times: dict[str, float] | None) -> None:
+    """Print weights; a file that two publishers offer is one row, with its other name."""
+    shown = {row.checkpoint.id: row.checkpoint for row in infos if row.checkpoint}
+    origins = {weights.origin: weights.id for weights in shown.values() if weights.repo}
+    others: dict[str, str] = {
+        origins[weights.url]: weights.id for weights in shown.values() if weights.url in origins
+    }
+    rows, names = [], []
     for row in infos:
         weights = row.checkpoint
         assert weights is not None, "these rows are of weights"
+        if weights.id in others.values():
+            continue
+        names.append(weights.id)
         rows.append(
             (
                 weights.id,
@@ -94,8 +170,8 @@ def _print_weights(infos: "list[ModelInfo]") -> None:
                 str(weights.num_classes or ""),
                 weights.license,
                 weights.source,
+                others.get(weights.id, ""),
             )
         )
-    print_table(
-        ("weights", ">top-1", ">image", ">flops", ">params", ">classes", "license", "~source"), rows
-    )
+    columns = ("weights", ">top-1", ">image", ">flops", ">params", ">classes", "license", "~source")
+    _with_times((*columns, "~same file"), rows, names, times)

@@ -130,6 +130,8 @@ def read(
         del iterator  # workers that listen end
         atexit.unregister(end)
         end()
+        for process in processes:
+            process.join(timeout=5)
 
 
 def _next(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Any:

@@ -12,6 +12,9 @@ from regnet.engines.outputs import each, listed
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
+AnyPrecision = Literal[Precision, "int8"]
+"""With int8, for which real images are needed."""
+
 Layout = Literal["channels_last", "contiguous"]
 """How feature maps lie in memory: pixel by pixel (NHWC), or channel by channel (NCHW)."""
 
@@ -138,7 +141,8 @@ def half_obstacle(target: Target) -> str | None:
         return None
     if target.device.type == "cpu":
         if target.precision == "fp16":
-            return "fp16 has no fast instructions on this CPU"
+            fast = torch.ops.mkldnn._is_mkldnn_fp16_supported()
+            return None if fast else "this CPU has neither AMX-FP16 nor AVX512-FP16"
         # Without these instructions bf16 is emulated, slower than fp32.
         if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
             return "this CPU has neither AMX nor AVX512-BF16"

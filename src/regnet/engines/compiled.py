@@ -1,6 +1,7 @@
 """torch.compile and AOTInductor: one program for the whole network, weights frozen into it."""
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -116,3 +117,57 @@ def _frozen(target: Target) -> Iterator[None]:
     # Left alone, a heuristic turns some grouped networks back to NCHW.
     with settings.patch(freezing=True, layout_optimization=last, force_layout_optimization=last):
         yield
+
+
+def least_seconds(model: nn.Module, example: Tensor, target: Target) -> float | None:
+    """What a compiled network takes at least: its convolutions alone, by the library it calls.
+
+    Each is timed with its weights in the library's own order, as the compiler leaves them; the
+    shortest of some calls counts. None where that library does not run them.
+    """
+    if target.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return None
+    seconds = 0.0
+    known: dict[tuple[Any, ...], float] = {}
+
+    def add(conv: nn.Conv2d, inputs: tuple[Tensor]) -> None:
+        nonlocal seconds
+        settings = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        key = (tuple(inputs[0].shape), tuple(conv.weight.shape), settings)
+        if key not in known:
+            known[key] = _seconds_of(conv, inputs[0])
+        seconds += known[key]
+
+    network = placed(folded(model), target)
+    convs = [module for module in network.modules() if type(module) is nn.Conv2d]
+    hooks = [conv.register_forward_pre_hook(add) for conv in convs]
+    x = example.to(dtype=target.dtype, memory_format=target.memory_format)
+    try:
+        with torch.inference_mode():
+            network(x)
+    except RuntimeError:  # a convolution that it does not take
+        return None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seconds
+
+
+def _seconds_of(conv: nn.Conv2d, x: Tensor) -> float:
+    """The shortest of some calls of oneDNN's convolution."""
+    settings = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
+    weight = torch.ops.mkldnn._reorder_convolution_weight(
+        conv.weight.detach(), *settings, list(x.shape)
+    )
+    bias = None if conv.bias is None else conv.bias.detach()
+
+    def call() -> Any:
+        return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *settings, "none", [], "")
+
+    call()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,16 +1,16 @@
-"""The fastest correct way to run a network here: every engine is built, checked and timed."""
+"""The fastest correct way to run a network here: a race between engines, whose result is kept."""
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
-from itertools import product
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 
+from regnet import digest
+from regnet.data.images import ImageSource
 from regnet.documents import build
 from regnet.engines.base import (
     Engine,
@@ -21,21 +21,29 @@ from regnet.engines.base import (
     for_any_batch,
     inference,
 )
-from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.choices import key_of, recall, remember
 from regnet.engines.compiled import AOTInductor, Compiled, CompiledCUDAGraph
 from regnet.engines.cuda_graph import CUDAGraph, PaddedCUDAGraph
 from regnet.engines.eager import Eager, Folded, Padded
 from regnet.engines.fused import Fused
+from regnet.engines.int8 import check_installed, read_images
 from regnet.engines.onnx_runtime import ONNXRuntime
 from regnet.engines.openvino import OpenVINO
 from regnet.engines.outputs import form_of
+from regnet.engines.race import (
+    Candidate,
+    OnStep,
+    Race,
+    Way,
+    candidate,
+    fastest,
+    settings_of_a_race,
+)
 from regnet.engines.tensorrt import TensorRT
-from regnet.errors import ConfigError, EngineError, check_number, in_one_line, unknown
+from regnet.errors import ConfigError, EngineError, check_number, unknown
 from regnet.machine import what_decides_speed
 from regnet.nn.features import Described
 from regnet.nn.model import evaluation_view
-from regnet.timing import compare, measure, peak_memory
 
 ENGINES: Final[tuple[Engine, ...]] = (
     Eager(),
@@ -57,36 +65,8 @@ PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
 
 LAYOUTS: Final[tuple[Layout, ...]] = ("channels_last", "contiguous")
 
-LASTING: Final = ("wrong: ", "unsuitable: ")
+LASTING: Final = ("wrong: ", "unsuitable: ", "not tried: ")
 """How reasons begin that will be the same next time."""
-
-CLOSE: Final = 1.25
-"""Candidates whose time is at most so many times the best are run in turn with it. Alone, the same
-engine was seen to take 19 % longer than in turn, on a machine that it shares with others."""
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One way that was tried, or why it was not."""
-
-    engine: str
-    precision: Precision
-    layout: Layout = "channels_last"
-    reason: str | None = None
-    """Why it is out; None if it is in the race."""
-    latency_ms: float | None = None
-    """Median of single calls."""
-    error: float | None = None
-    """norm(output - reference) / norm(reference), the worst of the inputs."""
-    build_seconds: float | None = None
-    peak_bytes: int | None = None
-    """Growth of memory while it was built and first called, at its highest."""
-
-    def __str__(self) -> str:
-        contiguous = " contiguous" if self.layout == "contiguous" else ""
-        return f"{self.engine} {self.precision}{contiguous}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +77,6 @@ class Report:
     winner: Candidate
     shape: tuple[int, ...]
     """Shape of the images that it was chosen for."""
-    speedup: float | None
-    """Time of eager fp32 over the winner's; None where eager did not run."""
     remembered: bool = False
     """Whether the times are those of an earlier race, on the same device and software."""
     note: str = (
@@ -106,19 +84,29 @@ class Report:
         "widths run eagerly"
     )
 
+    @property
+    def speedup(self) -> float | None:
+        """Time of eager fp32 over the winner's; None where eager did not run."""
+        if self.winner.speedup:
+            return self.winner.speedup[0]
+        return 1.0 if self.winner.engine == "eager" else None
+
     def __str__(self) -> str:
-        """A table, the fastest first."""
+        """A table, the fastest first, and what may be claimed."""
         lines = [f"{'':28s}{'ms':>10s}{'error':>10s}{'build s':>9s}{'MB':>7s}"]
+        out: dict[str, list[str]] = {}
         for row in sorted(self.candidates, key=lambda c: c.latency_ms or math.inf):
             if row.latency_ms is None:
-                lines.append(f"{row!s:28s}  {row.reason}")
+                out.setdefault(row.reason or "", []).append(str(row))
                 continue
             memory = "" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}"
+            same = "" if row.agreement is None else f"  same class for {row.agreement:.1%}"
             lines.append(
                 f"{row!s:28s}{row.latency_ms:10.3f}{row.error:10.1e}{row.build_seconds:9.1f}"
-                f"{memory:>7s}"
+                f"{memory:>7s}{same}"
             )
-        return "\n".join(lines)
+        lines += [f"{', '.join(rows)}: {reason}" for reason, rows in out.items()]
+        return "\n".join([*lines, *filter(None, [self.winner.verdict])])
 
 
 class Optimized(nn.Module):
@@ -152,13 +140,22 @@ def optimize(
     goal: Literal["latency", "throughput"] = "latency",
     precision: Precision | Literal["auto"] = "auto",
     engines: Sequence[str] | Literal["auto"] = "auto",
+    images: Sequence[ImageSource] | Tensor | None = None,
+    min_agreement: float = 0.99,
     seconds: float = 1.5,
+    budget_seconds: float | None = None,
+    exhaustive: bool = False,
     refresh: bool = False,
+    progress: bool | None = None,
+    on_step: OnStep | None = None,
 ) -> Optimized:
     """The fastest way to run this model on its device whose outputs agree with eager float32.
 
-    The times of a race are kept on disk (see `regnet.engines.choices`), for the same network,
-    shape, device, threads and versions, so that the next call only builds and checks the winner.
+    Ways that are cheap to build come first. What is bound to lose is not built: a precision that
+    lost on two engines, a compiler where the convolutions alone take longer than the leader; the
+    report says which, and why. The times of a race are kept on disk (see
+    `regnet.engines.choices`), for the same network, shape, device, threads and versions, so that
+    the next call only builds and checks the winner.
 
     Args:
         model: in any mode; it is not changed, and must not change while the result is in use. Any
@@ -170,14 +167,28 @@ def optimize(
         precision: "auto" also tries halves where this device has instructions for them; "fp32"
             tries nothing else.
         engines: names of those to try; "auto": all.
-        seconds: to time each candidate for, building not counted.
+        images: with them int8 is tried too, on CPUs by OpenVINO: paths, Pillow images, or a batch
+            that is preprocessed. Up to 300, at most three of four, tell the ranges; up to 1,000 of
+            the others tell how often it agrees.
+        min_agreement: part of those that must get the same class from int8 as from float32.
+        seconds: about how long to time two ways in turn, building not counted.
+        budget_seconds: after so many, and where a compiler would take longer, nothing more is
+            built; None: no limit.
+        exhaustive: build whatever runs here, and time each alone as well.
         refresh: race again, whatever is remembered.
+        progress: show a bar; None: on a terminal, unless `on_step` is given.
+        on_step: called with what is done, how many ways are done, and of how many.
 
     Raises:
-        ConfigError: an engine, a precision or a goal is not known.
+        ConfigError: an engine, a precision, a goal or a number is not possible.
         EngineError: none of the engines asked for works; the message says why.
+        ImageError: an image cannot be read.
+        MissingExtraError: images are given, and what int8 needs is not installed.
     """
     check_number("seconds", seconds, least=0)
+    check_number("min_agreement", min_agreement, least=0)
+    if budget_seconds is not None:
+        check_number("budget_seconds", budget_seconds, least=0)
     chosen = _chosen(engines)
     for kind, value, known in (
         ("precision", precision, ("auto", *PRECISIONS)),
@@ -186,45 +197,107 @@ def optimize(
         if value not in known:
             raise ConfigError(unknown(kind, value, known))
     device = device_of(model)
+    shape = tuple(example.shape) if example is not None else default_shape(model, goal)
     layouts = LAYOUTS if device.type == "cuda" else LAYOUTS[:1]
-    targets = [
-        Target(device=device, precision=half, layout=layout)
+    ways = [
+        Way(engine=engine, target=Target(device=device, precision=half, layout=layout))
+        for engine in chosen
         for half in PRECISIONS
         if precision in ("auto", half) or half == "fp32"
         for layout in layouts
     ]
-    shape = tuple(example.shape) if example is not None else default_shape(model, goal)
-    with _settings_of_a_race(device):
-        form = form_of(evaluation_view(model), torch.zeros(shape, device=device))
-        race = _Race(form.flat, shape, device, seconds)
-        ways = list(product(chosen, targets))
-        key = key_of(model, {"shape": shape, "seconds": seconds, **what_decides_speed(device)})
+    conditions: dict[str, Any] = {
+        "seconds": seconds,
+        "budget": budget_seconds,
+        "exhaustive": exhaustive,
+    }
+    with settings_of_a_race(device), _bar(progress=progress, on_step=on_step) as step:
+        view = evaluation_view(model)
+        form = form_of(view, torch.zeros(shape, device=device))
+        if images is not None:
+            if len(form.names) > 1:
+                raise ConfigError("int8 is judged by classes; this network has several outputs")
+            ways.append(_int8(view, images, shape, min_agreement, precision, chosen, device))
+            conditions["images"] = _marks(ways[-1], model)
+        race = Race(
+            form.flat,
+            shape,
+            device,
+            seconds=seconds,
+            budget_seconds=budget_seconds,
+            exhaustive=exhaustive,
+            on_step=step,
+        )
+        key = key_of(model, {"shape": shape, **conditions, **what_decides_speed(device)})
         before = {} if refresh else _known(key)
         candidates = _recalled(ways, before)
-        remembered = candidates is not None
-        runner: Runner | None = None
-        if candidates and (index := _fastest(candidates)) is not None:
-            _, runner = race.enter(*ways[index], timed=False)
+        winner = fastest(candidates) if candidates else None
+        remembered, runner = winner is not None, None
+        if winner:
+            _, runner = race.build(next(way for way in ways if way.key == winner.key))
         if runner is None:
             candidates, runner = race.run(ways)
-            remembered = False
-            before |= {(row.engine, row.precision, row.layout): row for row in candidates}
+            remembered, winner = False, fastest(candidates)
+            before |= {row.key: row for row in candidates}
             remember(key, [asdict(row) for row in before.values()])
     assert candidates is not None
-    index = _fastest(candidates)
-    if index is None or runner is None:
+    if winner is None or runner is None:
         reasons = "; ".join(f"{row}: {row.reason}" for row in candidates)
         raise EngineError(f"none of these engines works here: {reasons}")
-    winner = candidates[index]
-    eager = next((c.latency_ms for c in candidates if c.engine == "eager" and c.latency_ms), None)
-    report = Report(
-        candidates=tuple(candidates),
-        winner=winner,
-        shape=shape,
-        speedup=eager / winner.latency_ms if eager and winner.latency_ms else None,
-        remembered=remembered,
-    )
+    report = Report(candidates=tuple(candidates), winner=winner, shape=shape, remembered=remembered)
     return Optimized(model, runner, report, form.restored)
+
+
+@contextmanager
+def _bar(*, progress: bool | None, on_step: OnStep | None) -> Iterator[OnStep]:
+    """What reports a step: the caller's function, and a bar on the terminal."""
+    from huggingface_hub.utils import tqdm
+
+    hidden = on_step is not None if progress is None else not progress
+    # None: hidden where there is no terminal.
+    with tqdm(unit="way", leave=False, disable=True if hidden else None) as bar:
+
+        def step(what: str, done: int, total: int) -> None:
+            if on_step:
+                on_step(what, done, total)
+            bar.set_description(what, refresh=False)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        yield step
+
+
+def _int8(
+    model: nn.Module,
+    images: Sequence[ImageSource] | Tensor,
+    shape: tuple[int, ...],
+    min_agreement: float,
+    precision: str,
+    engines: Sequence[Engine],
+    device: torch.device,
+) -> Way:
+    """The way in int8.
+
+    Raises:
+        ConfigError: it contradicts what else was asked for, or the images do not fit.
+        MissingExtraError: what it needs is not installed.
+    """
+    if precision != "auto":
+        raise ConfigError(f"images are for int8; precision={precision!r} leaves it out")
+    engine = next((engine for engine in engines if engine.name == "openvino"), None)
+    if engine is None:
+        raise ConfigError("images are for int8, which runs on openvino; add it to engines")
+    check_installed(device)
+    seen = read_images(model, images, shape, min_agreement=min_agreement)
+    return Way(engine=engine, target=Target(device=device), images=seen)
+
+
+def _marks(way: Way, model: nn.Module) -> str:
+    """What the answers of int8 depend on: the images, the bound, and the weights."""
+    assert way.images
+    tensors = [*way.images.calibration, *way.images.judges, *model.state_dict().values()]
+    found = [digest.of_bytes(t.detach().cpu().contiguous().numpy().tobytes()) for t in tensors]
+    return digest.of_json([way.images.min_agreement, *found])
 
 
 def _chosen(engines: Sequence[str] | str) -> tuple[Engine, ...]:
@@ -233,29 +306,19 @@ def _chosen(engines: Sequence[str] | str) -> tuple[Engine, ...]:
     return tuple(map(find_engine, [engines] if isinstance(engines, str) else engines))
 
 
-def _fastest(candidates: Sequence[Candidate]) -> int | None:
-    times = {n: row.latency_ms for n, row in enumerate(candidates) if row.latency_ms}
-    return min(times, key=lambda n: times[n] or math.inf) if times else None
-
-
 def _recalled(
-    ways: Sequence[tuple[Engine, Target]],
-    known: Mapping[tuple[str, str, str], Candidate],
+    ways: Sequence[Way], known: Mapping[tuple[str, str, str], Candidate]
 ) -> list[Candidate] | None:
     """All candidates as they were; None if one was not tried, or may fare better today."""
     rows = []
-    for engine, target in ways:
-        row = known.get((engine.name, target.precision, target.layout))
-        if obstacle := engine.obstacle(target):
-            row = _candidate(engine, target, reason=obstacle)
+    for way in ways:
+        row = known.get(way.key)
+        if obstacle := way.engine.obstacle(way.target):
+            row = candidate(way, reason=obstacle)
         elif row is None or not (row.latency_ms or (row.reason or "").startswith(LASTING)):
             return None
         rows.append(row)
     return rows
-
-
-def _candidate(engine: Engine, target: Target, **facts: Any) -> Candidate:
-    return Candidate(engine=engine.name, precision=target.precision, layout=target.layout, **facts)
 
 
 def _known(key: str) -> dict[tuple[str, str, str], Candidate]:
@@ -264,7 +327,7 @@ def _known(key: str) -> dict[tuple[str, str, str], Candidate]:
         rows = [build(Candidate, row) for row in recall(key) or ()]
     except ConfigError:  # of another version
         return {}
-    return {(row.engine, row.precision, row.layout): row for row in rows}
+    return {row.key: row for row in rows}
 
 
 def find_engine(name: str) -> Engine:
@@ -293,92 +356,3 @@ def default_shape(model: nn.Module, goal: str) -> tuple[int, ...]:
         )
     size = model.card.preprocess.size if model.card else (224, 224)
     return (1 if goal == "latency" else 16, model.config.in_chans, *size)
-
-
-class _Race:
-    """Inputs and right answers for one network and shape."""
-
-    def __init__(
-        self, model: nn.Module, shape: tuple[int, ...], device: torch.device, seconds: float
-    ) -> None:
-        rng = torch.Generator().manual_seed(0)
-        # Random numbers, never zeros: processors are quicker on zeros.
-        self.inputs = [torch.randn(shape, generator=rng).to(device) for _ in range(INPUT_SETS)]
-        self.reference = answers(model, self.inputs)
-        self.model, self.seconds = model, seconds
-
-    def run(self, ways: Sequence[tuple[Engine, Target]]) -> tuple[list[Candidate], Runner | None]:
-        """Every way timed alone, the closest in turn; and the fastest's runner."""
-        rows: list[Candidate] = []
-        runners: dict[int, Runner] = {}
-        for number, (engine, target) in enumerate(ways):
-            row, runner = self.enter(engine, target)
-            _log.info("%s: %s", row, row.reason or f"{row.latency_ms:.3f} ms")
-            rows.append(row)
-            if runner:
-                runners[number] = runner
-            best = _fastest(rows)
-            if best is None:
-                continue
-            limit = CLOSE * (rows[best].latency_ms or math.inf)
-            # Runners hold weights and memory for maps: only those that may win are kept.
-            runners = {n: r for n, r in runners.items() if (rows[n].latency_ms or 0) <= limit}
-            del runner
-            if target.device.type == "cuda":
-                torch.cuda.empty_cache()
-        best = _fastest(rows)
-        if best is None:
-            return rows, None
-        for number in runners.keys() - {best}:
-            found = compare(
-                runners[best], runners[number], self.inputs, pairs=20, seconds=self.seconds
-            )
-            latency = (rows[best].latency_ms or math.nan) * found.median
-            rows[number] = replace(rows[number], latency_ms=latency)
-        best = _fastest(rows)
-        return rows, None if best is None else runners[best]
-
-    def enter(
-        self, engine: Engine, target: Target, *, timed: bool = True
-    ) -> tuple[Candidate, Runner | None]:
-        """Build, check, and time one way; a runner only if it may be used."""
-        row = _candidate(engine, target)
-        try:
-            with peak_memory(target.device) as grown:
-                built = build_checked(engine, self.model, self.inputs, self.reference, target)
-                row = replace(
-                    row,
-                    reason=built.reason,
-                    build_seconds=built.seconds,
-                    error=built.error,
-                    peak_bytes=grown() if built.runner else None,
-                )
-            if built.runner is None or built.reason:
-                return row, None
-            if timed:
-                samples = measure(
-                    built.runner,
-                    self.inputs,
-                    seconds=self.seconds,
-                    warmup_seconds=self.seconds,
-                )
-                row = replace(row, latency_ms=1e3 * samples.median)
-        except EngineError as problem:
-            return replace(row, reason=f"unsuitable: {problem}"), None
-        except Exception as problem:  # noqa: BLE001 - an engine may fail in any way; the race goes on
-            reason = in_one_line(problem, most=200)
-            return replace(row, reason=reason), None
-        return row, built.runner
-
-
-@contextmanager
-def _settings_of_a_race(device: torch.device) -> Iterator[None]:
-    """On CUDA, this device is the current one; settings are restored afterwards."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = (cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads())
-    try:
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            yield
-    finally:
-        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before[:3]
-        torch.set_num_threads(before[3])

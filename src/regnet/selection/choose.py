@@ -13,10 +13,10 @@ import torch
 
 from regnet.engines.optimize import find_engine
 from regnet.errors import ConfigError, EngineError, check_number
-from regnet.machine import Waiting, environment, what_decides_speed
-from regnet.selection.device import Conditions, DeviceMeter, check_engine
-from regnet.selection.published import Measure, Setting, settings
-from regnet.selection.timings import Network, Predictor, Timing, Timings
+from regnet.machine import Waiting, environment
+from regnet.selection.device import Conditions, DeviceMeter, check_engine, race
+from regnet.selection.published import Measure, Setting, efficientnets, settings
+from regnet.selection.timings import Network, Predictor, Timing, Timings, timings_here
 from regnet.weights.catalog import checkpoints
 
 REFERENCE: Final = "folded"
@@ -40,6 +40,19 @@ SECONDS: Final = 0.5
 MARGIN: Final = 1.4
 """What is predicted to take so many times the limit is not measured."""
 
+RACE: Final = 2.0
+"""Engines on which a network is predicted to take up to so many times the least are timed in turn
+before it is the answer."""
+
+GAIN: Final = 6.0
+"""How much faster than on the reference a network may be on another engine."""
+
+DOUBTFUL: Final = 0.3
+"""A prediction whose median error is larger is said before the answer."""
+
+PEERS: Final = 3
+"""EfficientNets that are measured on the engine of the pick."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
@@ -60,6 +73,20 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """An EfficientNet of the paper's comparison, trained as its RegNets, and its time here."""
+
+    name: str
+    accuracy: float
+    """Top-1 on ImageNet-1k, in percent, of the weights that pycls publishes."""
+    image_size: int
+    engine: str
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
     """What was chosen, and what else there is."""
 
@@ -73,6 +100,8 @@ class Chosen:
     """The most accurate within the limit of time that the license leaves out, if it is better."""
     fastest: Choice
     """What the fastest under the license takes."""
+    peers: tuple[Peer, ...]
+    """EfficientNets where they were asked for, by latency."""
     problem: str | None
     """Why the times mean little; None for a quiet machine."""
     latency_ms: float
@@ -85,6 +114,16 @@ class Chosen:
     measured: int
     """Networks that were measured for this answer, rather than before."""
     environment: dict[str, Any]
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What weakens the answer, to be said before it."""
+        found = [f"no claim: {self.problem}; ask again when it is quiet"] if self.problem else []
+        if self.prediction_error > DOUBTFUL:
+            found.append(
+                f"the times marked ~ are predicted, and off by {self.prediction_error:.0%} (median)"
+            )
+        return tuple(found)
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -118,6 +157,7 @@ def choose(
     metric: Measure = "top1",
     engine: str = "auto",
     models: str = "*",
+    peers: bool = False,
     on_step: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
 ) -> Chosen:
     """The most accurate published network that is fast enough on this device.
@@ -135,6 +175,8 @@ def choose(
         engine: a name, or "auto": the fastest of folded eager, ONNX Runtime and OpenVINO, as far as
             they are installed.
         models: pattern of checkpoints or variants, with * and ?.
+        peers: also measure the paper's EfficientNets, whose weights pycls publishes; they are shown
+            beside the answer.
         on_step: called with what is measured, how many networks are done, and of how many.
 
     Raises:
@@ -154,20 +196,23 @@ def choose(
     where = torch.device(device)
     names = _engines(engine, where)
     waiting = Waiting()
-    facts = {**what_decides_speed(where), "batch_size": batch_size}
-    clock = _Clock(Timings(facts), where, batch_size, on_step)
+    clock = _Clock(timings_here(where, batch_size), where, batch_size, on_step)
     only = None if engine == "auto" else engine
     found = _Search(clock, names, every, latency_ms, only)
     pick = found.pick(allowed)
     best = pick.setting.accuracy if pick else 0
     slower = [c for c in map(found.choice, allowed) if c.setting.accuracy > best]
     others = found.pick([row for row in every if not row.allowed and row.accuracy > best])
+    front = _front(map(found.choice, allowed))
+    if pick and pick not in front:
+        front.append(pick)
     return Chosen(
         pick=pick,
-        front=tuple(_front(map(found.choice, allowed))),
+        front=tuple(sorted(front, key=lambda c: c.latency_ms)),
         next_better=min(slower, key=lambda c: c.latency_ms, default=None) if pick else None,
         without_license=others,
         fastest=min(map(found.choice, allowed), key=lambda c: c.latency_ms),
+        peers=tuple(_peers(clock, pick, latency_ms)) if peers else (),
         problem=waiting.problem if clock.measured else None,
         latency_ms=latency_ms,
         license=license,
@@ -214,16 +259,7 @@ class _Clock:
         if row := self.timings.get(setting.network, engine):
             return row
         self.on_step("measuring networks", self.measured, max(of, self.measured + 1))
-        meter = DeviceMeter(
-            Conditions(
-                device=self.device,
-                engine=engine,
-                batch_size=self.batch_size,
-                image_size=setting.image_size,
-            ),
-            seconds=SECONDS,
-        )
-        found = meter.measure(setting.config, setting.variant)
+        found = self._meter(engine, setting.image_size).measure(setting.config, setting.variant)
         self.measured += 1
         self.built += engine != REFERENCE
         if found is None:
@@ -239,6 +275,75 @@ class _Clock:
         )
         self.timings.add(row)
         return row
+
+    def raced(self, network: Network, engine: str) -> bool:
+        """Whether the engines of a network were timed in turn."""
+        row = self.timings.get(network, engine)
+        return row is not None and row.raced
+
+    def race(self, setting: Setting, engines: Sequence[str], *, of: int) -> None:
+        """Time a network on several engines in turn; what came out takes the place of the rest."""
+        self.on_step("racing engines", self.measured, max(of, self.measured + 1))
+        conditions = Conditions(
+            device=self.device,
+            engine=engines[0],
+            batch_size=self.batch_size,
+            image_size=setting.image_size,
+        )
+        report = race(setting.config, conditions, engines, seconds=SECONDS)
+        self.measured += 1
+        self.built += len(engines) - (REFERENCE in engines)
+        interval = report.winner.interval
+        for row in report.candidates:
+            if row.precision != "fp32" or row.latency_ms is None or interval is None:
+                continue
+            scale = row.latency_ms / (report.winner.latency_ms or row.latency_ms)
+            self.timings.add(
+                Timing(
+                    variant=setting.variant,
+                    image_size=setting.image_size,
+                    engine=row.engine,
+                    latency_ms=row.latency_ms,
+                    low_ms=scale * interval[0],
+                    high_ms=scale * interval[1],
+                    raced=True,
+                )
+            )
+
+    def peer(self, name: str, engine: str) -> Peer | None:
+        """An EfficientNet on an engine; None where it cannot run."""
+        facts = efficientnets()[name]
+        row = self.timings.get((name, facts.image_size), engine)
+        if row is None:
+            self.on_step("measuring EfficientNets", self.measured, self.measured + 1)
+            found = self._meter(engine, facts.image_size).row(name)
+            self.measured += 1
+            if found.latency_ms is None or found.low_ms is None or found.high_ms is None:
+                return None
+            row = Timing(
+                variant=name,
+                image_size=facts.image_size,
+                engine=engine,
+                latency_ms=found.latency_ms,
+                low_ms=found.low_ms,
+                high_ms=found.high_ms,
+            )
+            self.timings.add(row)
+        return Peer(
+            name=name,
+            accuracy=100 - facts.top1_error,
+            image_size=facts.image_size,
+            engine=engine,
+            latency_ms=row.latency_ms,
+            low_ms=row.low_ms,
+            high_ms=row.high_ms,
+        )
+
+    def _meter(self, engine: str, image_size: int) -> DeviceMeter:
+        conditions = Conditions(
+            device=self.device, engine=engine, batch_size=self.batch_size, image_size=image_size
+        )
+        return DeviceMeter(conditions, seconds=SECONDS)
 
 
 class _Search:
@@ -310,16 +415,18 @@ class _Search:
                 continue
             found = self._measure(setting)
             if found.measured and found.latency_ms <= self.limit:
-                return self._raced(setting)
+                found = self._raced(setting)
+                if found.latency_ms <= self.limit:
+                    return found
         return None
 
     def _raced(self, setting: Setting) -> Choice:
-        """The setting measured on each engine that may be the fastest for it after all."""
-        fastest = min(predictor(setting.network) for predictor in self.predictors.values())
-        for name, predictor in self.predictors.items():
-            spare = name == REFERENCE or self.clock.built < MOST_BUILT
-            if spare and predictor(setting.network) <= MARGIN * fastest:
-                self.clock.time(setting, name, of=self.of)
+        """The setting on the engines that may be the fastest for it, timed in turn."""
+        network = setting.network
+        times = {name: predictor(network) for name, predictor in self.predictors.items()}
+        near = [name for name, ms in times.items() if ms <= RACE * min(times.values())]
+        if len(near) > 1 and not any(self.clock.raced(network, name) for name in near):
+            self.clock.race(setting, near, of=self.of)
         return self.choice(setting)
 
     def _measure(self, setting: Setting) -> Choice:
@@ -328,7 +435,8 @@ class _Search:
             name = self.engine(setting.network)
             if name is None:
                 break
-            if self.clock.built >= MOST_BUILT and REFERENCE in self.predictors:
+            spare = MOST_BUILT - len(OUTSIDE)  # those of the race
+            if self.clock.built >= spare and REFERENCE in self.predictors:
                 name = REFERENCE
             self.clock.time(setting, name, of=self.of)
             rows = self.clock.timings.on(name)
@@ -346,11 +454,32 @@ def _spread(rows: Sequence[Setting], count: int) -> list[Setting]:
 
 
 def _front(choices: Iterable[Choice]) -> list[Choice]:
-    """Those that no other beats in both, by latency."""
+    """The most accurate, and of the others those that are faster than all more accurate ones.
+
+    Of two that were measured, one is faster where their intervals are apart.
+    """
     front: list[Choice] = []
-    best = -inf
-    for row in sorted(choices, key=lambda c: (c.latency_ms, -c.setting.accuracy)):
-        if row.setting.accuracy > best:
+    for row in sorted(choices, key=lambda c: (-c.setting.accuracy, c.latency_ms)):
+        if not front or _faster(row, front[-1]):
             front.append(row)
-            best = row.setting.accuracy
     return front
+
+
+def _faster(a: Choice, b: Choice) -> bool:
+    if a.high_ms is None or b.low_ms is None:
+        return a.latency_ms < b.latency_ms
+    return a.high_ms < b.low_ms
+
+
+def _peers(clock: _Clock, pick: Choice | None, limit: float) -> list[Peer]:
+    """EfficientNets on the engine of the pick; of those that are far off, on the reference."""
+    engine = pick.engine if pick else REFERENCE
+    rows = [row for name in efficientnets() if (row := clock.peer(name, REFERENCE))]
+    if engine != REFERENCE:
+        # None of them gains more from an engine than RegNets do: they are measured in the order of
+        # accuracy, those first that might be within the limit.
+        near = [row for row in rows if row.latency_ms <= GAIN * limit] or rows[:1]
+        for row in sorted(near, key=lambda row: -row.accuracy)[:PEERS]:
+            if found := clock.peer(row.name, engine):
+                rows = [found if other.name == row.name else other for other in rows]
+    return sorted(rows, key=lambda row: row.latency_ms)

@@ -1,7 +1,7 @@
 """Measuring networks on a device, and learning a model of its latency from a few of them."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Final, Protocol
@@ -9,13 +9,13 @@ from typing import Any, Final, Protocol
 import numpy as np
 import torch
 
-from regnet.bench.document import Case
+from regnet.bench.document import Case, Row
 from regnet.bench.runner import Bench
 from regnet.design.complexity import memory_bytes
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.engines.base import DTYPES, Layout, Precision, Target
 from regnet.engines.check import INPUT_SETS, answers, build_checked
-from regnet.engines.optimize import ENGINES, find_engine, optimize
+from regnet.engines.optimize import ENGINES, Report, find_engine, optimize
 from regnet.errors import EngineError
 from regnet.machine import environment
 from regnet.nn.model import AnyNet
@@ -91,17 +91,7 @@ class DeviceMeter:
 
     def measure(self, config: Config, name: str = "") -> Measured | None:
         """See `Meter.measure`."""
-        c = self.conditions
-        row = self._bench.alone(
-            Case(
-                model=config,
-                batch_size=c.batch_size,
-                precision=c.precision,
-                layout=c.layout,
-                engine=c.engine,
-                image_size=c.image_size,
-            )
-        )
+        c, row = self.conditions, self.row(config)
         if row.latency_ms is None or row.low_ms is None or row.high_ms is None:
             self.problem = row.reason
             return None
@@ -121,6 +111,20 @@ class DeviceMeter:
             low_ms=row.low_ms,
             high_ms=row.high_ms,
             memory_mb=memory / 1e6,
+        )
+
+    def row(self, model: Config | str) -> Row:
+        """The benchmark's row of a network: a config, or a name that the benchmark knows."""
+        c = self.conditions
+        return self._bench.alone(
+            Case(
+                model=model,
+                batch_size=c.batch_size,
+                precision=c.precision,
+                layout=c.layout,
+                engine=c.engine,
+                image_size=c.image_size,
+            )
         )
 
     def compare(self, a: Config, b: Config) -> Comparison | None:
@@ -157,6 +161,28 @@ def check_engine(conditions: Conditions) -> None:
         raise EngineError(f"{conditions.engine} cannot be used here: {obstacle}")
 
 
+def race(
+    config: Config, conditions: Conditions, engines: Sequence[str], *, seconds: float
+) -> Report:
+    """Run one network on several engines in turn.
+
+    Raises:
+        EngineError: none of them runs it here.
+    """
+    c = conditions
+    example = torch.zeros(c.batch_size, config.in_chans, c.image_size, c.image_size)
+    network: AnyNet = create(config).eval().to(c.device)
+    return optimize(
+        network,
+        example.to(c.device),
+        precision=c.precision,
+        engines=engines,
+        seconds=seconds,
+        refresh=True,
+        progress=False,
+    ).report
+
+
 def fastest_engine(config: Config, conditions: Conditions, *, seconds: float) -> Conditions:
     """Return the conditions with the engine and the layout that are fastest for one network.
 
@@ -166,14 +192,10 @@ def fastest_engine(config: Config, conditions: Conditions, *, seconds: float) ->
         EngineError: no engine computes in this precision here.
     """
     c = conditions
-    size = c.image_size
-    example = torch.randn(c.batch_size, config.in_chans, size, size, device=c.device)
-    network: AnyNet = create(config).eval().to(c.device)
     usable = [engine.name for engine in ENGINES if not engine.compiles]
-    race = optimize(network, example, precision=c.precision, engines=usable, seconds=seconds).report
     ran = [
         row
-        for row in race.candidates
+        for row in race(config, conditions, usable, seconds=seconds).candidates
         if row.precision == c.precision and row.latency_ms is not None
     ]
     if not ran:

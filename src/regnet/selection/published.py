@@ -5,10 +5,12 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Final, Literal
 
-from regnet.design.complexity import complexity
+from regnet.bench.networks import PAIRINGS
+from regnet.design.complexity import complexity, total
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, check_number, unknown
+from regnet.nn.efficientnet import EFFICIENTNETS
 from regnet.weights.catalog import Checkpoint, checkpoints
 from regnet.weights.licenses import find_license
 
@@ -104,6 +106,26 @@ def settings(
         )
     # Of equal ones, the smaller first; and what most people mean by a name: the Hub's file.
     return sorted(rows, key=lambda row: (-row.accuracy, row.flops, row.checkpoint))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EfficientNetFacts:
+    """What the paper's Table 4 says about an EfficientNet."""
+
+    image_size: int
+    top1_error: float
+    """In percent; pycls publishes these weights."""
+
+
+@cache
+def efficientnets(max_flops: float = 8e9) -> dict[str, EfficientNetFacts]:
+    """The EfficientNets of the paper's comparison, by name, up to so many multiply-adds."""
+    found = {}
+    for name, _, error, _ in PAIRINGS:
+        size = EFFICIENTNETS[name]
+        if total(size.layers(size.image_size)).flops <= max_flops:
+            found[name] = EfficientNetFacts(image_size=size.image_size, top1_error=error)
+    return found
 
 
 @cache

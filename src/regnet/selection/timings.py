@@ -4,9 +4,11 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
+from math import inf
 from typing import Any
 
 import numpy as np
+import torch
 
 from regnet import digest
 from regnet.design.complexity import complexity
@@ -16,6 +18,7 @@ from regnet.design.widths import FloatArray
 from regnet.documents import build
 from regnet.engines.choices import recall, remember
 from regnet.errors import ConfigError
+from regnet.machine import what_decides_speed
 from regnet.spaces.latency import LatencyModel
 
 Network = tuple[str, int]
@@ -34,6 +37,8 @@ class Timing:
     low_ms: float
     high_ms: float
     """95 % interval of the median."""
+    raced: bool = False
+    """Whether it was timed in turn with other engines."""
 
     @property
     def network(self) -> Network:
@@ -63,8 +68,21 @@ class Timings:
         return self.rows.get((network, engine))
 
     def on(self, engine: str) -> list[Timing]:
-        """All of an engine."""
-        return [row for row in self.rows.values() if row.engine == engine]
+        """All RegNets of an engine."""
+        rows = self.rows.values()
+        return [row for row in rows if row.engine == engine and row.variant in VARIANTS]
+
+    def fastest(self) -> dict[Network, float]:
+        """Milliseconds of each network on the engine that is the fastest for it."""
+        found: dict[Network, float] = {}
+        for row in self.rows.values():
+            found[row.network] = min(row.latency_ms, found.get(row.network, inf))
+        return found
+
+
+def timings_here(device: torch.device, batch_size: int) -> Timings:
+    """What was measured on this machine, with this number of threads and these versions."""
+    return Timings({**what_decides_speed(device), "batch_size": batch_size})
 
 
 class Predictor:

@@ -1,0 +1,329 @@
+"""The race between engines: every way is built and checked, and the fastest are timed in turn."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from regnet.engines.base import AnyPrecision, Engine, Layout, Runner, Target
+from regnet.engines.check import INPUT_SETS, answers, build_checked, worst_error
+from regnet.engines.compiled import least_seconds
+from regnet.engines.int8 import Images, build_int8
+from regnet.errors import EngineError, in_one_line
+from regnet.timing import bootstrap_median, compare, measure, peak_memory, settle
+
+CLOSE: Final = 1.25
+"""Candidates whose time is at most so many times the best are timed in turn with it until the end.
+Alone, the same engine was seen to take 19 % longer than in turn, on a machine that it shares with
+others."""
+
+LOST: Final = 1.05
+"""From this ratio on a precision has lost to another one on the same engine."""
+
+COMPILING: Final = 30.0
+"""Seconds that a compiler takes for a network, about."""
+
+COVERED: Final[Mapping[str, tuple[str, ...]]] = {
+    "compiled": ("aot_inductor", "compiled_cuda_graph"),
+}
+"""Engines whose kernels others run too, with less of Python between them."""
+
+OnStep = Callable[[str, int, int], None]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """An engine, and what to build with it."""
+
+    engine: Engine
+    target: Target
+    images: Images | None = None
+    """For int8, which needs them; it is judged by classes."""
+
+    @property
+    def precision(self) -> AnyPrecision:
+        """What it computes in."""
+        return "int8" if self.images else self.target.precision
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Engine, precision and layout."""
+        return self.engine.name, self.precision, self.target.layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way that was tried, or why it was not."""
+
+    engine: str
+    precision: AnyPrecision
+    layout: Layout = "channels_last"
+    reason: str | None = None
+    """Why it is out; None if it is in the race."""
+    latency_ms: float | None = None
+    """Median of single calls."""
+    interval: tuple[float, float] | None = None
+    """Of the winner: 95 % interval of that median."""
+    error: float | None = None
+    """norm(output - reference) / norm(reference), the worst of the inputs."""
+    agreement: float | None = None
+    """Of int8: part of the images that got the same class as from float32."""
+    build_seconds: float | None = None
+    peak_bytes: int | None = None
+    """Growth of memory while it was built and first called, at its highest."""
+    speedup: tuple[float, float, float] | None = None
+    """Of the winner: eager's time over its own, timed in turn: median, and its 95 % interval."""
+    verdict: str | None = None
+    """Of the winner: what may be claimed about that."""
+
+    def __str__(self) -> str:
+        contiguous = " contiguous" if self.layout == "contiguous" else ""
+        return f"{self.engine} {self.precision}{contiguous}"
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Engine, precision and layout."""
+        return self.engine, self.precision, self.layout
+
+
+def fastest(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The one that took the least time; None where none ran."""
+    ran = [row for row in candidates if row.latency_ms is not None]
+    return min(ran, key=lambda row: row.latency_ms or math.inf, default=None)
+
+
+class Race:
+    """Inputs and right answers for one network and shape, and what has run so far."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: tuple[int, ...],
+        device: torch.device,
+        *,
+        seconds: float,
+        budget_seconds: float | None = None,
+        exhaustive: bool = False,
+        on_step: OnStep = lambda _what, _done, _all: None,
+    ) -> None:
+        rng = torch.Generator().manual_seed(0)
+        # Random numbers, never zeros: processors are quicker on zeros.
+        self.inputs = [torch.randn(shape, generator=rng).to(device) for _ in range(INPUT_SETS)]
+        self.reference = answers(model, self.inputs)
+        self.model, self.seconds = model, seconds
+        self.budget, self.exhaustive, self.on_step = budget_seconds, exhaustive, on_step
+        self.began = time.monotonic()
+        self.rows: dict[tuple[str, str, str], Candidate] = {}
+        self.runners: dict[tuple[str, str, str], Runner] = {}
+        """Of the fastest, and of those that come close: runners hold weights and memory."""
+        self.eager: Runner | None = None
+        self._bounds: dict[str, float | None] = {}
+
+    def run(self, ways: Sequence[Way]) -> tuple[list[Candidate], Runner | None]:
+        """Every way that may win, cheap ones first; and the fastest's runner."""
+        for number, way in enumerate(sorted(ways, key=_cost)):
+            self.on_step(f"building {way.engine.name} {way.precision}", number, len(ways))
+            if reason := None if way.engine.obstacle(way.target) else self._hopeless(way):
+                self.rows[way.key] = candidate(way, reason=reason)
+            else:
+                self._enter(way)
+            _log.info("%s", _told(self.rows[way.key]))
+        self.on_step("timing the fastest", len(ways), len(ways))
+        self._finish()
+        best = fastest(list(self.rows.values()))
+        rows = [self.rows[way.key] for way in ways]
+        return rows, None if best is None else self.runners[best.key]
+
+    def build(self, way: Way) -> tuple[Candidate, Runner | None]:
+        """Build and check one way; a runner only if it may be used."""
+        row = candidate(way)
+        try:
+            with peak_memory(way.target.device) as grown:
+                if way.images:
+                    return self._build_int8(row, way, way.images)
+                built = build_checked(
+                    way.engine, self.model, self.inputs, self.reference, way.target
+                )
+                row = replace(
+                    row,
+                    reason=built.reason,
+                    build_seconds=built.seconds,
+                    error=built.error,
+                    peak_bytes=grown() if built.runner else None,
+                )
+            return row, None if built.reason else built.runner
+        except EngineError as problem:
+            return replace(row, reason=f"unsuitable: {problem}"), None
+        except Exception as problem:  # noqa: BLE001 - an engine may fail in any way; the race goes on
+            return replace(row, reason=in_one_line(problem, most=200)), None
+
+    def _build_int8(
+        self, row: Candidate, way: Way, images: Images
+    ) -> tuple[Candidate, Runner | None]:
+        start = time.monotonic()
+        runner = build_int8(self.model, self.inputs[0], way.target, images.calibration)
+        seconds = time.monotonic() - start
+        agreement = images.agreement(runner, self.model, way.target.device)
+        problem = images.problem(agreement)
+        row = replace(
+            row,
+            reason=problem and f"wrong: {problem}",
+            build_seconds=seconds,
+            error=worst_error(runner, self.inputs, self.reference),
+            agreement=agreement,
+        )
+        return row, None if problem else runner
+
+    def _enter(self, way: Way) -> None:
+        """Build one way, and time it in turn with the fastest so far."""
+        row, runner = self.build(way)
+        self.rows[way.key] = row
+        if runner is None:
+            return
+        if way.engine.name == "eager":
+            self.eager = runner
+        best = fastest(list(self.rows.values()))
+        if self.exhaustive or best is None:
+            samples = measure(
+                runner, self.inputs, seconds=self.seconds, warmup_seconds=self.seconds
+            )
+            latency = 1e3 * samples.median
+        else:
+            found = settle(self.runners[best.key], runner, self.inputs, seconds=self.seconds)
+            latency = found.median * (best.latency_ms or math.nan)
+        self.rows[way.key] = replace(row, latency_ms=latency)
+        self.runners[way.key] = runner
+        self._keep_the_fastest()
+        if way.target.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _keep_the_fastest(self) -> None:
+        best = fastest(list(self.rows.values()))
+        limit = CLOSE * (best.latency_ms if best and best.latency_ms else math.inf)
+        self.runners = {
+            key: runner
+            for key, runner in self.runners.items()
+            if (self.rows[key].latency_ms or 0) <= limit
+        }
+
+    def _finish(self) -> None:
+        """Time the closest in turn, then the winner alone and beside eager."""
+        best = fastest(list(self.rows.values()))
+        if best is None:
+            return
+        for key in self.runners.keys() - {best.key}:
+            time_in_turn = compare if self.exhaustive else settle
+            found = time_in_turn(
+                self.runners[best.key], self.runners[key], self.inputs, pairs=20,
+                seconds=self.seconds,
+            )  # fmt: skip
+            latency = (best.latency_ms or math.nan) * found.median
+            self.rows[key] = replace(self.rows[key], latency_ms=latency)
+        best = fastest(list(self.rows.values()))
+        assert best is not None
+        winner = self.runners[best.key]
+        samples = measure(winner, self.inputs, seconds=self.seconds, warmup_seconds=self.seconds)
+        scale = 1e3 * samples.median / (best.latency_ms or math.nan)
+        for key, row in self.rows.items():
+            if row.latency_ms is not None:
+                self.rows[key] = replace(row, latency_ms=row.latency_ms * scale)
+        low, high = bootstrap_median(samples.seconds, np.random.default_rng(0))
+        self.rows[best.key] = replace(self.rows[best.key], interval=(1e3 * low, 1e3 * high))
+        if self.eager and best.engine != "eager":
+            found = compare(winner, self.eager, self.inputs, pairs=12, seconds=self.seconds)
+            speedup = found.median, found.low, found.high
+            told = found.verdict(f"{best}", "eager")
+            self.rows[best.key] = replace(self.rows[best.key], speedup=speedup, verdict=told)
+
+    def _hopeless(self, way: Way) -> str | None:
+        """Why a way would be built for nothing; None if it may win."""
+        name, spent = way.engine.name, time.monotonic() - self.began
+        if self.budget is not None:
+            left = self.budget - spent
+            if left <= (COMPILING if way.engine.compiles else 0):
+                need = f", and a compiler takes {COMPILING:.0f} s" if left > 0 else ""
+                return (
+                    f"not tried: {max(left, 0):.0f} s of budget_seconds={self.budget:g} were left"
+                    f"{need}"
+                )
+        if self.exhaustive:
+            return None
+        ran = {key: row for key, row in self.rows.items() if row.latency_ms}
+        for other in COVERED.get(name, ()):
+            if (other, *way.key[1:]) in ran:
+                return f"not tried: {other} runs the same kernels with less of Python between them"
+        for other, engines in self._losses(way).items():
+            if len(engines) >= 2:
+                return (
+                    f"not tried: {way.precision} was slower than {other} on {' and '.join(engines)}"
+                )
+        best = fastest(list(ran.values()))
+        if way.engine.compiles and best and best.latency_ms:
+            bound = self._bound(way)
+            if bound is not None and bound > best.latency_ms:
+                return (
+                    f"not tried: the convolutions alone take {bound:.2f} ms in oneDNN, which it "
+                    f"calls, and {best} takes {best.latency_ms:.2f} ms in all"
+                )
+        return None
+
+    def _losses(self, way: Way) -> dict[str, list[str]]:
+        """Precisions that beat this one, and the engines on which they did."""
+        own = {k[0]: r for k, r in self.rows.items() if k[1] == way.precision and r.latency_ms}
+        losses: dict[str, list[str]] = {}
+        for (engine, precision, _), row in self.rows.items():
+            mine = own.get(engine)
+            if mine is None or precision == way.precision or row.latency_ms is None:
+                continue
+            if (mine.latency_ms or math.nan) > LOST * row.latency_ms:
+                losses.setdefault(precision, []).append(engine)
+        return {precision: sorted(set(engines)) for precision, engines in losses.items()}
+
+    def _bound(self, way: Way) -> float | None:
+        """Milliseconds that no compiler goes below; None where that is not known."""
+        if way.precision not in self._bounds:
+            found = least_seconds(self.model, self.inputs[0], way.target)
+            self._bounds[way.precision] = None if found is None else 1e3 * found
+        return self._bounds[way.precision]
+
+
+def _cost(way: Way) -> tuple[bool, bool, bool, bool]:
+    """What is cheap to build comes first, of equal ones float32, then what covers others."""
+    return (
+        way.engine.compiles,
+        way.images is not None,
+        way.precision != "fp32",
+        way.engine.name in COVERED,
+    )
+
+
+def candidate(way: Way, **facts: Any) -> Candidate:
+    """A row of a way."""
+    name, precision, layout = way.engine.name, way.precision, way.target.layout
+    return Candidate(engine=name, precision=precision, layout=layout, **facts)
+
+
+def _told(row: Candidate) -> str:
+    return f"{row}: {row.reason or f'{row.latency_ms:.3f} ms'}"
+
+
+@contextmanager
+def settings_of_a_race(device: torch.device) -> Iterator[None]:
+    """On CUDA, this device is the current one; settings are restored afterwards."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = (cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads())
+    try:
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            yield
+    finally:
+        cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before[:3]
+        torch.set_num_threads(before[3])
