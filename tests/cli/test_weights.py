@@ -114,4 +114,10 @@ def test_info_and_lists_of_weights():
     assert rows.splitlines()[1].startswith("regnety_160.lion_in12k_ft_in1k")
     values = json.loads(regnet("list", "--pretrained", "--json").stdout)
     assert len(values) == 185
+    # A file that two publishers offer is one row; in JSON each name has its own.
+    rows = [
+        line.split() for line in regnet("list", "regnety_016*", "--pretrained").stdout.splitlines()
+    ]
+    [row] = [row for row in rows if "regnety_016.IMAGENET1K_V2" in row]
+    assert (row[0], row[-2]) == ("regnety_016.tv2_in1k", "regnety_016.IMAGENET1K_V2")
     refused(regnet("list", "--license", "gpl"), 2, "there is no license 'gpl'")

@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 
 import regnet
+from regnet.bench.document import Case, Row
 from regnet.design.complexity import complexity
 from regnet.engines.optimize import Report
 from regnet.engines.race import Candidate
@@ -223,3 +224,94 @@ def test_a_busy_machine_is_said_first(monkeypatch):
     monkeypatch.setattr(choosing, "Waiting", Busy)
     done = command("choose", "--latency-ms", 20, code=0)
     assert done.stdout.startswith("no claim: the machine is busy: 40%")
+
+
+def test_a_time_that_was_taken_while_others_computed_is_taken_again_and_not_kept(monkeypatch):
+    class Disturbed(Meter):
+        calls: list[str] = []  # noqa: RUF012 - of this test alone
+        lasting = False
+
+        def measure(self, config, name=""):
+            again = name in self.calls
+            self.calls.append(name)
+            found = super().measure(config, name)
+            Meter.asked.pop() if again else None
+            busy = self.lasting or (name == "regnety_002" and not again)
+            return replace(found, problem="the machine is busy" if busy else None)
+
+    monkeypatch.setattr(choosing, "DeviceMeter", Disturbed)
+    found = regnet.choose(8, engine="folded")
+    assert found.problem is None
+    Disturbed.lasting = True
+    found = regnet.choose(60, engine="folded", batch_size=3)
+    assert found.doubts[0] == "no claim: the machine is busy; ask again when it is quiet"
+    Disturbed.lasting = False
+    assert regnet.choose(60, engine="folded", batch_size=3).measured == found.measured
+
+
+def test_twins_are_not_shown_as_faster_and_slower():
+    [a, b, *_] = settings("regnety_032*")
+    row = choosing.Choice(setting=a, engine="folded", latency_ms=10.0, low_ms=9.9, high_ms=10.1)
+    for ms, shown in ((9.5, False), (8.0, True)):
+        other = replace(row, setting=b, latency_ms=ms, low_ms=ms - 0.1, high_ms=ms + 0.1)
+        assert choosing.shown_faster(other, row) == shown
+        assert (other in choosing._front([row, other])) == shown
+
+
+@pytest.fixture
+def efficientnets(monkeypatch):
+    class WithRows(Meter):
+        def row(self, name):
+            ms = {"efficientnet_b0": 5.0, "efficientnet_b1": 9.0}.get(name, 30.0)
+            ms *= SPEEDS[self.conditions.engine]
+            return Row(
+                case=Case(model=name), latency_ms=ms, low_ms=ms, high_ms=ms, p90_ms=ms,
+                images_per_second=1,
+            )  # fmt: skip
+
+    monkeypatch.setattr(choosing, "DeviceMeter", WithRows)
+
+
+def test_efficientnets_stand_beside_the_answer(efficientnets, tmp_path):
+    page = tmp_path / "a.html"
+    done = command("choose", "--latency-ms", 20, "--peers", "--html", page, code=0)
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("efficientnet_b")]
+    assert rows[0][:4] == ["efficientnet_b0", "75.10", "224", "5.0"]
+    found = regnet.choose(20, peers=True)
+    assert [row.engine for row in found.peers].count(found.pick.engine) == choosing.PEERS
+    assert found.measured == 0
+    text = page.read_text()
+    assert found.pick.setting.checkpoint in text
+    assert "efficientnet_b0 (pycls)" in text
+    assert "<svg" in text
+    assert "regnet weights fetch" in text
+
+
+def test_a_report_of_a_limit_that_nothing_meets(tmp_path):
+    page = tmp_path / "a.html"
+    command("choose", "--latency-ms", 0.1, "--html", page, code=1)
+    assert "Nothing is that fast here" in page.read_text()
+
+
+def test_what_was_measured_limits_the_lists():
+    none = command("list", "regnety_*", "--max-latency-ms", 10)
+    refused(none, 2, "nothing was measured on this machine", "`regnet choose --latency-ms 10`")
+    regnet.choose(10)
+    done = command("list", "--max-latency-ms", 10, code=0)
+    assert "were never measured here and are left out" in done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[2:] if line.strip()]
+    assert rows
+    assert all(float(row[1]) <= 10 for row in rows)
+    weights = command("list", "--license", "commercial", "--max-latency-ms", 10, code=0)
+    assert "regnetx_002.pycls_in1k" in weights.stdout
+    refused(
+        command("list", "--max-latency-ms", 0.01), 1, "none of those that were measured here takes"
+    )
+    refused(
+        command("list", "--max-latency-ms", "-1"), 2, "max_latency_ms must be a number, at least 0"
+    )
+
+
+def test_a_prediction_that_is_far_off_is_said_first():
+    found = replace(regnet.choose(20), prediction_error=0.5)
+    assert found.doubts == ("the times marked ~ are predicted, and off by 50% (median)",)

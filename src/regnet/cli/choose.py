@@ -80,7 +80,7 @@ def command(
         write_bytes(html, render(found).encode())
         stderr.print(f"wrote {html}")
     if as_json:
-        print_json({"chosen": found, "lines": found.lines})
+        print_json({"chosen": found, "doubts": found.doubts, "lines": found.lines})
     else:
         _print(found)
     if found.pick is None:

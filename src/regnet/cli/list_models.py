@@ -169,9 +169,9 @@ def _print_weights(infos: "list[ModelInfo]", times: dict[str, float] | None) -> 
                 scaled(row.complexity.params),
                 str(weights.num_classes or ""),
                 weights.license,
-                weights.source,
                 others.get(weights.id, ""),
+                weights.source,
             )
         )
-    columns = ("weights", ">top-1", ">image", ">flops", ">params", ">classes", "license", "~source")
-    _with_times((*columns, "~same file"), rows, names, times)
+    columns = ("weights", ">top-1", ">image", ">flops", ">params", ">classes", "license")
+    _with_times((*columns, "same file", "~source"), rows, names, times)

@@ -64,6 +64,7 @@ def command(
 
     Example: regnet search --flops 400M --latency-ms 15 --device cpu --out best.json
     """
+    from regnet import documents
     from regnet.atomic import write_bytes
     from regnet.devices import find_device
     from regnet.selection.limits import Limits
@@ -97,7 +98,7 @@ def command(
             on_step=bar.step,
         )
     if as_json:
-        print_json(found)
+        print_json(documents.plain(found) | {"doubts": found.doubts})
     else:
         _print(found)
     if out:
@@ -112,6 +113,8 @@ def command(
 
 
 def _print(found: "Found") -> None:
+    for doubt in found.doubts:
+        stdout.print(doubt)
     best = found.best
     rows = [("best", best)]
     rows += [("within", row) for row in found.pareto if row != best and not row.name]
@@ -136,7 +139,10 @@ def _print(found: "Found") -> None:
         stdout.print("no published RegNet has flops within 10 % of it")
     elif found.against_rival is not None:
         verdict = found.against_rival.verdict("the network found", found.rival)
-        stdout.print(f"beside {found.rival}, the fastest published one of its flops: {verdict}")
+        weak = " (weak: see above)" if found.doubts and found.against_rival.differs else ""
+        stdout.print(
+            f"beside {found.rival}, the fastest published one of its flops: {verdict}{weak}"
+        )
 
 
 def _cells(name: str, row: "Measured") -> tuple[str, ...]:

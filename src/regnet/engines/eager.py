@@ -10,8 +10,7 @@ from regnet.engines.base import (
     half_obstacle,
     inference,
 )
-from regnet.engines.transforms import folded, folds, padded_if_it_pays, placed
-from regnet.errors import EngineError
+from regnet.engines.transforms import folded, padded_if_it_pays, placed
 from regnet.nn.model import evaluation_view
 
 
@@ -32,7 +31,7 @@ class Eager:
 
 
 class Folded:
-    """Norms folded into the convolutions."""
+    """Norms folded into the convolutions, where there are any, and the target's layout."""
 
     name = "folded"
     compiles = False
@@ -41,8 +40,6 @@ class Folded:
         return half_obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        if not folds(model):
-            raise EngineError("there is no norm to fold")
         return casting(placed(folded(model), target), target)
 
 

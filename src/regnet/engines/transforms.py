@@ -27,15 +27,6 @@ def folded(model: Network) -> Network:
     return model
 
 
-def folds(model: nn.Module) -> bool:
-    """Whether there is a batch norm that `folded` knows to belong to a convolution."""
-    return any(
-        isinstance(getattr(module, norm), nn.BatchNorm2d)
-        for module in model.modules()
-        for _, norm in getattr(module, "conv_norm_pairs", ())
-    )
-
-
 def placed(model: Network, target: Target) -> Network:
     """The model itself, its weights in the target's type and layout."""
     return model.to(target.dtype).to(memory_format=target.memory_format)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it

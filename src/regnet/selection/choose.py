@@ -15,6 +15,7 @@ from regnet.engines.optimize import find_engine
 from regnet.errors import ConfigError, EngineError, check_number
 from regnet.machine import Waiting, environment
 from regnet.selection.device import Conditions, DeviceMeter, check_engine, race
+from regnet.selection.limits import DOUBTFUL
 from regnet.selection.published import Measure, Setting, efficientnets, settings
 from regnet.selection.timings import Network, Predictor, Timing, Timings, timings_here
 from regnet.weights.catalog import checkpoints
@@ -47,8 +48,9 @@ before it is the answer."""
 GAIN: Final = 6.0
 """How much faster than on the reference a network may be on another engine."""
 
-DOUBTFUL: Final = 0.3
-"""A prediction whose median error is larger is said before the answer."""
+APART: Final = 1.1
+"""Of two networks that were measured one after another, one is shown as faster from this ratio of
+their intervals' ends on."""
 
 PEERS: Final = 3
 """EfficientNets that are measured on the engine of the pick."""
@@ -213,7 +215,7 @@ def choose(
         without_license=others,
         fastest=min(map(found.choice, allowed), key=lambda c: c.latency_ms),
         peers=tuple(_peers(clock, pick, latency_ms)) if peers else (),
-        problem=waiting.problem if clock.measured else None,
+        problem=clock.problem or (waiting.problem if clock.measured else None),
         latency_ms=latency_ms,
         license=license,
         metric=metric,
@@ -252,6 +254,8 @@ class _Clock:
         self.timings, self.device, self.batch_size = timings, device, batch_size
         self.on_step = on_step
         self.measured = self.built = 0
+        self.problem: str | None = None
+        """Of the first network whose times mean little."""
         self.failed: set[tuple[Network, str]] = set()
 
     def time(self, setting: Setting, engine: str, *, of: int) -> Timing | None:
@@ -259,7 +263,10 @@ class _Clock:
         if row := self.timings.get(setting.network, engine):
             return row
         self.on_step("measuring networks", self.measured, max(of, self.measured + 1))
-        found = self._meter(engine, setting.image_size).measure(setting.config, setting.variant)
+        meter = self._meter(engine, setting.image_size)
+        found = meter.measure(setting.config, setting.variant)
+        if found and found.problem:  # what kept the machine busy may be over
+            found = meter.measure(setting.config, setting.variant) or found
         self.measured += 1
         self.built += engine != REFERENCE
         if found is None:
@@ -273,7 +280,8 @@ class _Clock:
             low_ms=found.low_ms,
             high_ms=found.high_ms,
         )
-        self.timings.add(row)
+        self.timings.add(row, lasting=not found.problem)
+        self.problem = self.problem or found.problem
         return row
 
     def raced(self, network: Network, engine: str) -> bool:
@@ -456,19 +464,24 @@ def _spread(rows: Sequence[Setting], count: int) -> list[Setting]:
 def _front(choices: Iterable[Choice]) -> list[Choice]:
     """The most accurate, and of the others those that are faster than all more accurate ones.
 
-    Of two that were measured, one is faster where their intervals are apart.
+    See `shown_faster` for those that were measured.
     """
     front: list[Choice] = []
     for row in sorted(choices, key=lambda c: (-c.setting.accuracy, c.latency_ms)):
-        if not front or _faster(row, front[-1]):
+        if not front or shown_faster(row, front[-1]):
             front.append(row)
     return front
 
 
-def _faster(a: Choice, b: Choice) -> bool:
+def shown_faster(a: Choice, b: Choice) -> bool:
+    """Whether a network may be shown as faster than another one.
+
+    They were measured one after another, on a machine that may have changed meanwhile: more than
+    the intervals must lie between them.
+    """
     if a.high_ms is None or b.low_ms is None:
         return a.latency_ms < b.latency_ms
-    return a.high_ms < b.low_ms
+    return APART * a.high_ms < b.low_ms
 
 
 def _peers(clock: _Clock, pick: Choice | None, limit: float) -> list[Peer]:

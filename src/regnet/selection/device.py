@@ -111,6 +111,7 @@ class DeviceMeter:
             low_ms=row.low_ms,
             high_ms=row.high_ms,
             memory_mb=memory / 1e6,
+            problem=row.problem,
         )
 
     def row(self, model: Config | str) -> Row:

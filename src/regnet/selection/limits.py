@@ -2,12 +2,15 @@
 
 from dataclasses import asdict, dataclass
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.engines.base import Precision
 from regnet.errors import ConfigError
 from regnet.timing import Comparison
+
+DOUBTFUL: Final = 0.3
+"""A median error of predictions that is larger is said before the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,8 @@ class Measured:
     """As in `Limits`."""
     predicted_ms: float | None = None
     """The latency that was predicted before it was measured."""
+    problem: str | None = None
+    """Why the times mean little, such as a busy machine; None where nothing is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,3 +94,22 @@ class Found:
     """Networks that were sampled and ranked by the latency model."""
     measured: int
     environment: dict[str, Any]
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What weakens the answer, to be said before it."""
+        found = []
+        rows = (self.best, *self.pareto, *self.published)
+        if problem := next((row.problem for row in rows if row.problem), None):
+            found.append(f"no claim: {problem}; search again when it is quiet")
+        for error, of in (
+            (self.fit_error, "networks left out of its fit"),
+            (self.prediction_error, "the finalists"),
+        ):
+            if error is not None and error > DOUBTFUL:
+                found.append(
+                    f"weak: the model of latency is off by {error:.0%} (median of {of}); better "
+                    "networks may have been missed, and more probes may help"
+                )
+                break
+        return tuple(found)

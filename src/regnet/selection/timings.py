@@ -57,11 +57,14 @@ class Timings:
             for row in recall(self._key) or ():
                 found = build(Timing, row)
                 self.rows[found.network, found.engine] = found
+        self._lasting = dict(self.rows)
 
-    def add(self, row: Timing) -> None:
-        """Keep a measurement."""
+    def add(self, row: Timing, *, lasting: bool = True) -> None:
+        """Keep a measurement; on disk too, unless it means too little to answer other questions."""
         self.rows[row.network, row.engine] = row
-        remember(self._key, [asdict(r) for r in self.rows.values()])
+        if lasting:
+            self._lasting[row.network, row.engine] = row
+            remember(self._key, [asdict(r) for r in self._lasting.values()])
 
     def get(self, network: Network, engine: str) -> Timing | None:
         """A measurement; None where there is none."""

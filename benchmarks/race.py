@@ -1,0 +1,89 @@
+"""The race of `regnet.optimize` against the one that builds everything, on this CPU: JSON.
+
+    python benchmarks/race.py --out benchmarks/results/race.json
+
+For each network and batch size: how long the race takes, how long the exhaustive one takes, and the
+time of the one's winner over the other's, in turn (A B B A). Nothing is remembered, and compilers
+begin with empty caches. Rows that --out has already are kept, and not measured again.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import regnet
+from regnet.atomic import write_bytes
+from regnet.machine import environment
+from regnet.timing import compare
+
+MODELS = ("regnetx_002", "regnety_004", "regnety_016", "regnetx_032", "regnety_040")
+CPU = torch.device("cpu")
+
+
+def raced(model: torch.nn.Module, example: torch.Tensor, **options: Any) -> tuple[Any, float]:
+    """What `optimize` gives, and the seconds that it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+        start = time.monotonic()
+        fast = regnet.optimize(model, example, refresh=True, progress=False, **options)
+        return fast, time.monotonic() - start
+
+
+def row(name: str, batch_size: int) -> dict[str, Any]:
+    """Both races for one network, and their winners in turn."""
+    torch.manual_seed(0)
+    model = regnet.create(name).eval()
+    inputs = [torch.randn(batch_size, 3, 224, 224) for _ in range(3)]
+    short, seconds = raced(model, inputs[0])
+    full, exhaustive = raced(model, inputs[0], exhaustive=True)
+    same = str(short.report.winner) == str(full.report.winner)
+    pairs = 30 if batch_size == 1 else 12
+    found = compare(full, short, inputs, pairs=pairs, seconds=6.0)
+    return {
+        "model": name,
+        "batch_size": batch_size,
+        "seconds": round(seconds, 1),
+        "exhaustive_seconds": round(exhaustive, 1),
+        "winner": str(short.report.winner),
+        "exhaustive_winner": str(full.report.winner),
+        "same": same,
+        "ratio": found.median,
+        "interval": [found.low, found.high],
+        "problem": found.problem,
+        "not_tried": {str(c): c.reason for c in short.report.candidates if c.reason and
+                      c.reason.startswith("not tried")},
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, and write after each row."""
+    warnings.filterwarnings("ignore")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--batch-sizes", default="1,16")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    document: dict[str, Any] = {"environment": environment(CPU), "rows": []}
+    if args.out.exists():
+        document["rows"] = json.loads(args.out.read_text("utf-8"))["rows"]
+    done = {(row["model"], row["batch_size"]) for row in document["rows"]}
+    for batch_size in map(int, args.batch_sizes.split(",")):
+        for name in args.models.split(","):
+            if (name, batch_size) in done:
+                continue
+            document["rows"].append(row(name, batch_size))
+            print(json.dumps(document["rows"][-1]), flush=True)
+            write_bytes(args.out, json.dumps(document, indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()
