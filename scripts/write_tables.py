@@ -133,6 +133,62 @@ def verdicts(document: Document) -> Iterator[str]:
     )
 
 
+def claims(document: Document) -> Iterator[str]:
+    """How often commands say that a network differs from itself."""
+    rows = []
+    for way in dict.fromkeys(row["way"] for row in document["rows"]):
+        found = {row["loaded"]: row for row in document["rows"] if row["way"] == way}
+        cells = [f"{len(found[k]['claims'])} of {found[k]['repeats']}" for k in (False, True)]
+        rows.append([f"`{way}`", *cells])
+    yield from table(["", "as it was", "loaded on purpose"], rows)
+    yield ""
+    yield f"{document['model']} against itself. {origin(document)}."
+
+
+def race(document: Document) -> Iterator[str]:
+    """The race and the exhaustive one."""
+    rows = []
+    for row in document["rows"]:
+        low, high = row["interval"]
+        rows.append(
+            [
+                f"{row['model']}, batch {row['batch_size']}",
+                f"{row['seconds']:.0f}",
+                f"{row['exhaustive_seconds']:.0f}",
+                row["winner"],
+                row["exhaustive_winner"],
+                f"{row['ratio']:.2f} ({low:.2f}-{high:.2f})" + ("*" if row["problem"] else ""),
+            ]
+        )
+    header = ["", "seconds", "exhaustive", "winner", "exhaustive", "time over the other's (95 %)"]
+    yield from table(header, rows)
+    yield ""
+    busy = " *: the machine was busy." if any(row["problem"] for row in document["rows"]) else ""
+    yield f"{origin(document)}.{busy}"
+
+
+def finetune(document: Document) -> Iterator[str]:
+    """The recipe against others."""
+    ways = list(dict.fromkeys(row["way"] for row in document["rows"]))
+    rows = []
+    for name in dict.fromkeys(row["set"] for row in document["rows"]):
+        cells = []
+        for way in ways:
+            runs = [r["top1"] for r in document["rows"] if (r["set"], r["way"]) == (name, way)]
+            cell = f"{sum(runs) / len(runs):.1f}"
+            for found in document["differences"]:
+                if (found["set"], found["over"]) == (name, way):
+                    cell += f" ({found['points']:+.1f}; {found['low']:+.1f} to {found['high']:+.1f})"
+            cells.append(cell)
+        rows.append([name, *cells])
+    yield from table(["top-1, %", *ways], rows)
+    yield ""
+    yield (
+        "Means of three seeds; in brackets by how many points `finetune` is better, with the 95 % "
+        f"interval of pairs. {origin(document)}."
+    )
+
+
 def families(document: Document) -> Iterator[str]:
     """The paper's comparison in miniature."""
     rows = []
@@ -386,6 +442,9 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         fused,
         int8,
         verdicts,
+        claims,
+        race,
+        finetune,
         families,
         train,
         sampling,

@@ -4,9 +4,10 @@ Each room draws its own figures; this module makes, checks and saves them. matpl
 package (`pip install 'regnet[report]'`) and is imported when a figure is made.
 """
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from regnet.atomic import write_bytes
 from regnet.errors import ConfigError, MissingExtraError
@@ -49,6 +50,64 @@ def finish(*panels: "Axes") -> None:
         axes.grid(alpha=0.3, which="both")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
+
+
+def label_points(axes: "Axes", points: Sequence[tuple[float, float, str, Any]]) -> None:
+    """Write a small label beside each point, where it covers neither points nor other labels.
+
+    Args:
+        axes: with their final scales and limits.
+        points: x, y, text and color of each.
+    """
+    from matplotlib.transforms import Bbox
+
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # places are known once it is laid out
+    pixel, frame = figure.dpi / 72, axes.get_window_extent()
+    marks = axes.transData.transform([(x, y) for x, y, *_ in points])
+    taken = [Bbox.from_bounds(x - 4 * pixel, y - 4 * pixel, 8 * pixel, 8 * pixel) for x, y in marks]
+
+    def covered(box: Bbox) -> float:
+        """Area that it shares with others, and what lies outside the panel."""
+        shared = [Bbox.intersection(box, other) for other in taken]
+        inside = Bbox.intersection(box, frame)
+        area = float(box.width * box.height)
+        outside = area - (inside.width * inside.height if inside else 0)
+        return outside + sum(part.width * part.height for part in shared if part)
+
+    for (x, y, text, color), (left, down) in zip(points, marks, strict=True):
+        label = axes.annotate(
+            text,
+            (x, y),
+            textcoords="offset points",
+            xytext=(0, 0),
+            fontsize=7,
+            color=color,
+            va="bottom",
+        )
+        size = label.get_window_extent()
+        wide, high = size.width / pixel, size.height / pixel
+        places = [
+            place
+            for far in (5, 9, 14, 20)
+            for place in (
+                (far, -high / 2), (-wide - far, -high / 2), (-wide / 2, far),
+                (-wide / 2, -high - far), (far, far / 2), (-wide - far, far / 2),
+                (far, -high - far / 2), (-wide - far, -high - far / 2),
+            )
+        ]  # fmt: skip
+
+        def box_at(
+            place: tuple[float, float], corner: tuple[float, float] = (left, down),
+            size: Bbox = size,
+        ) -> Bbox:  # fmt: skip
+            across, up = corner[0] + place[0] * pixel, corner[1] + place[1] * pixel
+            return Bbox.from_bounds(across, up, size.width, size.height)
+
+        best = min(places, key=lambda place: round(covered(box_at(place)), 3))
+        label.set_position(best)
+        taken.append(box_at(best))
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

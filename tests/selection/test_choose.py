@@ -142,6 +142,16 @@ def test_an_engine_by_name():
     assert regnet.choose(60, engine="folded").pick.engine == "folded"
 
 
+def test_the_best_engine_may_be_a_compiler(monkeypatch):
+    monkeypatch.setitem(SPEEDS, "aot_inductor", 0.1)
+    names = [engine.name for engine in choosing.ENGINES]
+    for name in names:
+        monkeypatch.setitem(SPEEDS, name, SPEEDS.get(name, 3.0))
+    best = regnet.choose(20, engine="best")
+    assert best.pick.engine == "aot_inductor"
+    assert regnet.choose(20).pick.engine == "onnx_runtime", "that one needs no compiler"
+
+
 def test_an_engine_that_is_not_there(monkeypatch):
     def refuse(conditions):
         if conditions.engine != choosing.REFERENCE:

@@ -1,10 +1,14 @@
 """The benchmark as the paper draws it: latency against accuracy, and against activations."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from regnet.bench.document import Document, Row
-from regnet.figures import check_plot_file, finish, new_figure, save_figure
+from regnet.errors import ConfigError
+from regnet.figures import check_plot_file, finish, label_points, new_figure, save_figure
+
+Value = Callable[[Row], float | None]
 
 _COLORS: Final = {
     "efficientnet": "tab:red", "regnetx": "tab:cyan", "regnety": "tab:blue", "": "0.5",
@@ -17,37 +21,54 @@ def save_benchmark(document: Document, path: Path) -> None:
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        ConfigError: the ending of the file names no image format.
+        ConfigError: the ending of the file names no image format, or nothing was measured.
         OSError: the file cannot be written.
     """
     check_plot_file(path)
     from matplotlib.ticker import LogFormatter
 
-    figure = new_figure(12, 5.5)
+    panels: list[tuple[Value, Value, dict[str, Any]]] = [
+        (x, y, settings)
+        for x, y, settings in (
+            (_milliseconds, _error,
+             {"xlabel": "ms per image", "ylabel": "top-1 error, %", "xscale": "log"}),
+            (_activations, _milliseconds,
+             {"xlabel": "activations, M", "ylabel": "ms per image", "xscale": "log",
+              "yscale": "log"}),
+        )
+        if any(x(row) is not None and y(row) is not None for row in document.fastest)
+    ]  # fmt: skip
+    if not panels:
+        raise ConfigError(f"{path}: no case was measured, so that there is nothing to draw")
+    figure = new_figure(6 * len(panels), 5.5)
     facts = document.environment
     figure.suptitle(f"{facts['device']}, {facts['threads']} threads, {facts['date'][:10]}")
-    left, right = figure.subplots(1, 2)
-    left.set(xlabel="ms per image", ylabel="top-1 error, %", xscale="log")
-    right.set(xlabel="activations, M", ylabel="ms per image", xscale="log", yscale="log")
-    for family, color in _COLORS.items():
-        own = [row for row in document.fastest if _family(row) == family]
-        for axes, x, y in ((left, _milliseconds, _error), (right, _activations, _milliseconds)):
-            shown = [row for row in own if x(row) is not None and y(row) is not None]
+    for axes, (x, y, settings) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        axes.set(**settings)
+        labels = []
+        for family, color in _COLORS.items():
+            shown = [
+                (across, up, row.case.name.removeprefix(family).strip("_"))
+                for row in document.fastest
+                if _family(row) == family
+                and (across := x(row)) is not None
+                and (up := y(row)) is not None
+            ]
             if not shown:
                 continue
             axes.plot(
-                [x(row) for row in shown], [y(row) for row in shown], "o", color=color,
+                [row[0] for row in shown], [row[1] for row in shown], "o", color=color,
                 label=family or "others",
             )  # fmt: skip
-            for row in shown:
-                axes.annotate(
-                    row.case.name.removeprefix(family).strip("_"), (x(row), y(row)),
-                    textcoords="offset points", xytext=(5, 3), fontsize=7, color=color,
-                )  # fmt: skip
-    for axis in (left.xaxis, right.xaxis, right.yaxis):
-        axis.set_major_formatter(LogFormatter())
-        axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
-    finish(left, right)
+            labels += [(*row, color) for row in shown]
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                axis.set_major_formatter(LogFormatter())
+                axis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+        finish(axes)
+        label_points(axes, labels)
     save_figure(figure, path)
 
 

@@ -193,7 +193,10 @@ def compare(
 def _line(row: "Row") -> str:
     case = row.case
     name = f"{case.name} batch {case.batch_size} {case.precision} {row.ran_as}"
-    return f"{name}: {row.reason or f'{row.latency_ms:.3f} ms'}"
+    if row.latency_ms is None:
+        return f"{name}: {row.reason}"
+    doubt = row.problem or ("" if row.steady else "not steady")
+    return f"{name}: {row.latency_ms:.3f} ms" + (f" ({doubt})" if doubt else "")
 
 
 def _pair_line(pair: "Pair") -> str:

@@ -32,7 +32,10 @@ def command(
     ] = "top1",
     engine: Annotated[
         str,
-        typer.Option(help="What runs it; auto: the fastest of PyTorch, ONNX Runtime, OpenVINO."),
+        typer.Option(
+            help="What runs it; auto: the fastest of PyTorch, ONNX Runtime, OpenVINO; best: "
+            "compilers too."
+        ),
     ] = "auto",
     models: Annotated[str, typer.Option(help="Pattern of weights or variants.")] = "*",
     peers: Annotated[

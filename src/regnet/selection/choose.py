@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import torch
 
-from regnet.engines.optimize import find_engine
+from regnet.bench.document import AUTO, BEST
+from regnet.engines.optimize import ENGINES, find_engine
 from regnet.errors import ConfigError, EngineError, check_number
 from regnet.machine import Waiting, environment
 from regnet.selection.device import Conditions, DeviceMeter, check_engine, race
@@ -174,8 +175,9 @@ def choose(
         device: where it shall run.
         min_top1: least accuracy in percent, by the metric.
         metric: "top1" on ImageNet-1k, "real" with ReaL's labels, "v2" on ImageNet-V2.
-        engine: a name, or "auto": the fastest of folded eager, ONNX Runtime and OpenVINO, as far as
-            they are installed.
+        engine: a name; "auto": the fastest of folded eager, ONNX Runtime and OpenVINO, as far as
+            they are installed; or "best": the same, and all other engines, compilers too, for the
+            networks that may be the answer.
         models: pattern of checkpoints or variants, with * and ?.
         peers: also measure the paper's EfficientNets, whose weights pycls publishes; they are shown
             beside the answer.
@@ -199,8 +201,7 @@ def choose(
     names = _engines(engine, where)
     waiting = Waiting()
     clock = _Clock(timings_here(where, batch_size), where, batch_size, on_step)
-    only = None if engine == "auto" else engine
-    found = _Search(clock, names, every, latency_ms, only)
+    found = _Search(clock, names, every, latency_ms, asked=engine)
     pick = found.pick(allowed)
     best = pick.setting.accuracy if pick else 0
     slower = [c for c in map(found.choice, allowed) if c.setting.accuracy > best]
@@ -227,7 +228,7 @@ def choose(
 
 
 def _engines(engine: str, device: torch.device) -> tuple[str, ...]:
-    if engine != "auto":
+    if engine not in (AUTO, BEST):
         find_engine(engine)
         check_engine(Conditions(device=device, engine=engine))
         return (engine,) if engine == REFERENCE else (REFERENCE, engine)
@@ -363,9 +364,10 @@ class _Search:
         engines: Sequence[str],
         every: Sequence[Setting],
         limit: float,
-        only: str | None,
+        *,
+        asked: str,
     ) -> None:
-        self.clock, self.limit = clock, limit
+        self.clock, self.limit, self.best = clock, limit, asked == BEST
         networks = {row.network: row for row in sorted(every, key=lambda row: row.flops)}
         self.of = PROBES + OUTSIDE_PROBES * (len(engines) - 1) + 4
         probes = _spread(list(networks.values()), PROBES)
@@ -381,10 +383,10 @@ class _Search:
                 clock.time(setting, name, of=self.of)
             if rows := clock.timings.on(name):
                 self.predictors[name] = Predictor(rows, base)
-        if only:
-            self.predictors = {n: p for n, p in self.predictors.items() if n == only}
+        if asked not in (AUTO, BEST):
+            self.predictors = {n: p for n, p in self.predictors.items() if n == asked}
             if not self.predictors:
-                raise EngineError(f"{only} runs none of these networks here")
+                raise EngineError(f"{asked} runs none of these networks here")
         self.base = base
 
     @property
@@ -400,7 +402,8 @@ class _Search:
     def choice(self, setting: Setting) -> Choice:
         """A setting with its time: measured, or predicted."""
         network = setting.network
-        rows = [self.clock.timings.get(network, name) for name in self.predictors]
+        usable = [engine.name for engine in ENGINES] if self.best else self.predictors
+        rows = [self.clock.timings.get(network, name) for name in usable]
         times = {row.engine: row.latency_ms for row in rows if row}
         name = self.engine(network)
         if name is None:
@@ -433,6 +436,8 @@ class _Search:
         network = setting.network
         times = {name: predictor(network) for name, predictor in self.predictors.items()}
         near = [name for name, ms in times.items() if ms <= RACE * min(times.values())]
+        if self.best:
+            near = [engine.name for engine in ENGINES]
         if len(near) > 1 and not any(self.clock.raced(network, name) for name in near):
             self.clock.race(setting, near, of=self.of)
         return self.choice(setting)
