@@ -112,15 +112,16 @@ def test_options_of_the_hub():
     } <= known
 
 
-@pytest.mark.parametrize(
-    "name", ["regnety_016.tv2_in1k", "facebook/regnet-y-016", Path("x"), None, 7]
-)
+@pytest.mark.parametrize("name", ["regnety_016.tv2_in1k", "facebook/regnet-y-016"])
+def test_preprocess_takes_names_of_other_libraries(name):
+    assert regnet.preprocess(name).size == (224, 224)
+
+
+@pytest.mark.parametrize("name", [Path("x"), None, 7])
 def test_preprocess_says_what_it_was_given(name):
-    with pytest.raises(ConfigError, match="preprocess takes a model, got ") as refusal:
+    with pytest.raises(ConfigError, match="takes a model or the name of one, got ") as refusal:
         regnet.preprocess(name)
     assert type(name).__name__ in str(refusal.value)
-    if isinstance(name, str):
-        assert f"build it first: create({name!r})" in str(refusal.value)
     with pytest.raises(ConfigError, match="this model does not say how its images look"):
         regnet.preprocess(nn.Linear(3, 3))
 

@@ -12,11 +12,12 @@ from regnet.design.layers import Layer, network_layers
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, EngineError, MissingExtraError, WeightsError, unknown
 from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet, EfficientNetSize
+from regnet.paths import expanded
 from regnet.weights.catalog import find_checkpoint
 from regnet.weights.download import fetch_file
 from regnet.weights.unwrap import read_tensors
 from regnet.zoo.create import create
-from regnet.zoo.listing import list_models
+from regnet.zoo.listing import is_model, list_models
 from regnet.zoo.names import find_variant
 from regnet.zoo.resolver import is_config_file
 
@@ -88,10 +89,10 @@ def load(name: str | AnyNetConfig | RegNetConfig) -> Network:
     """Build a network to measure.
 
     Args:
-        name: a config, a variant, a checkpoint (`regnety_016.tv2_in1k`), a file of a config
-            (.json), an EfficientNet (`efficientnet_b0`; with weights of the Hub
-            `efficientnet_b0.ra_in1k`), or another library's network (`timm:regnety_016`,
-            `torchvision:regnety_016`).
+        name: a config, a variant, a checkpoint (`regnety_016.tv2_in1k`) or whatever else `create`
+            takes (a folder, a repository, a file of weights or of a config), an EfficientNet
+            (`efficientnet_b0`; with weights of the Hub `efficientnet_b0.ra_in1k`), or another
+            library's network (`timm:regnety_016`, `torchvision:regnety_016`).
 
     Raises:
         RegNetError: it cannot be had; the message says why.
@@ -112,6 +113,11 @@ def load(name: str | AnyNetConfig | RegNetConfig) -> Network:
     if is_config_file(name):
         model = create(name)
         return Network(model=model, architecture=model.config, image_size=224)
+    if not is_model(name):
+        model = create(name, pretrained=True)
+        assert model.card is not None, "it was loaded"
+        size = model.card.preprocess.size[0]
+        return Network(model=model, architecture=model.config, image_size=size)
     model = create(name, pretrained=bool(tag))
     size = find_variant(name)[0].image_size
     facts: dict[str, Any] = {"model": model, "architecture": model.config, "image_size": size}
@@ -190,7 +196,8 @@ def expand(patterns: Sequence[str], peers: Sequence[str] = ()) -> list[str]:
     names: list[str] = []
     for pattern in patterns:
         base = pattern.partition(".")[0]
-        if is_config_file(pattern) or pattern.partition(":")[0] in PEERS:
+        place = expanded(pattern).exists() and not is_model(pattern)
+        if is_config_file(pattern) or place or ":" in pattern:
             names.append(pattern)
             continue
         found = [name for name in EFFICIENTNETS if fnmatchcase(name, pattern.lower())]

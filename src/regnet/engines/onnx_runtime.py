@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from regnet.engines.base import OWN_LAYOUT, Runner, Target
-from regnet.engines.program import AXES, capture
+from regnet.engines.program import AXES, capture, shared
 from regnet.quiet import quiet
 
 LARGEST: Final = 1_900_000_000
@@ -43,9 +43,14 @@ class ONNXRuntime:
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         plain = Target(device=target.device, layout="contiguous")
+        program = capture(model, example, plain)
+        if others := shared():
+            path = others.folder / f"{id(program)}.onnx"
+            write_onnx(program, path, names=_numbered(program))
+            others.files[id(program)] = path
+            return load_onnx(path, target)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            program = capture(model, example, plain)
             write_onnx(program, path, names=_numbered(program))
             return load_onnx(path, target)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from regnet.engines.base import OWN_LAYOUT, Runner, Target, half_obstacle
-from regnet.engines.program import AXES, capture
+from regnet.engines.program import AXES, capture, shared
 from regnet.quiet import quiet
 
 
@@ -33,7 +33,10 @@ class OpenVINO:
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         # The plugin chooses types and layouts itself: it gets the network as float32, NCHW.
         plain = Target(device=target.device, layout="contiguous")
-        return run_openvino(convert(capture(model, example, plain), example), target)
+        program = capture(model, example, plain)
+        # Where another engine has exported it, that file opens at once, and runs as fast.
+        path = others.files.get(id(program)) if (others := shared()) else None
+        return run_openvino(path or convert(program, example), target)
 
 
 def convert(

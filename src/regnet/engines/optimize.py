@@ -30,6 +30,7 @@ from regnet.engines.int8 import check_installed, read_images
 from regnet.engines.onnx_runtime import ONNXRuntime
 from regnet.engines.openvino import OpenVINO
 from regnet.engines.outputs import form_of
+from regnet.engines.program import shared_programs
 from regnet.engines.race import (
     Candidate,
     OnStep,
@@ -211,7 +212,8 @@ def optimize(
         "budget": budget_seconds,
         "exhaustive": exhaustive,
     }
-    with settings_of_a_race(device), _bar(progress=progress, on_step=on_step) as step:
+    bar = _bar(progress=progress, on_step=on_step)
+    with settings_of_a_race(device), shared_programs(), bar as step:
         view = evaluation_view(model)
         form = form_of(view, torch.zeros(shape, device=device))
         if images is not None:

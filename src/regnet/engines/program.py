@@ -1,6 +1,11 @@
 """A network captured by torch.export: what exporters and ahead-of-time compilers start from."""
 
-from collections.abc import Collection, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -13,6 +18,36 @@ from regnet.engines.transforms import folded, placed
 
 AXES: Final[Mapping[int, str]] = {0: "batch", 2: "height", 3: "width"}
 """Axes of images that may stay free in a program."""
+
+
+_shared: ContextVar["Shared | None"] = ContextVar("shared", default=None)
+
+
+@dataclass(slots=True, kw_only=True)
+class Shared:
+    """What several engines start from, made for the first that asks."""
+
+    folder: Path
+    """For files."""
+    programs: dict[Any, ExportedProgram] = field(default_factory=dict)
+    files: dict[int, Path] = field(default_factory=dict)
+    """ONNX files by the id of their program."""
+
+
+@contextmanager
+def shared_programs() -> Iterator[None]:
+    """Inside, a network is captured and exported once; it must not change meanwhile."""
+    with tempfile.TemporaryDirectory() as folder:
+        token = _shared.set(Shared(folder=Path(folder)))
+        try:
+            yield
+        finally:
+            _shared.reset(token)
+
+
+def shared() -> Shared | None:
+    """What is shared, inside of `shared_programs`; else None."""
+    return _shared.get()
 
 
 class Float32(nn.Module):
@@ -40,6 +75,10 @@ def capture(
         free: axes that may have other sizes than the example's, of `AXES`. Free sides must be
             larger than what one pixel of the last feature map stands for.
     """
+    known = {} if (found := shared()) is None else found.programs
+    key = (id(model), tuple(example.shape), target, tuple(free))
+    if key in known:
+        return known[key]
     # torch.export takes sizes of 1 for constants: a batch of one, a last map of one pixel.
     least = {"batch": 2, "height": smallest_side(model), "width": smallest_side(model)}
     sizes = [
@@ -50,9 +89,11 @@ def capture(
         example = example.new_zeros(sizes)
     wrapped = Float32(folded(model), target).to(example.device)
     with torch.no_grad():
-        return torch.export.export(
+        program = torch.export.export(
             wrapped, (example.contiguous(),), dynamic_shapes=dynamic_shapes(model, free)
         )
+    known[key] = program
+    return program
 
 
 def dynamic_shapes(model: nn.Module, free: Collection[str]) -> tuple[dict[int, Any]] | None:

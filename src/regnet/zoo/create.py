@@ -108,8 +108,9 @@ def create(
     Args:
         name: a variant (`regnety_016`), an alias (`regnet_y_1_6gf`, `RegNetY-1.6GF`), a checkpoint
             (`regnety_016.tv2_in1k`, or what its publisher calls it, `facebook/regnet-y-016`), a
-            repository (`hf-hub:owner/name`, `hf-hub:owner/name@revision`), a folder
-            (`local-dir:path`), the file of a config (`mine.json`), or a config.
+            repository (`hf-hub:owner/name`, `hf-hub:owner/name@revision`), the path of a folder
+            that `save_pretrained`, training or timm wrote (also `local-dir:path`), of a file of
+            weights, whose shapes tell the architecture, or of a config (`mine.json`); or a config.
         pretrained: load weights: those that the name chooses, or the variant's default, the most
             accurate ones under a permissive license (`regnet.weights.catalog.find_checkpoint`).
         checkpoint_path: load the weights in this file or folder, in any known format, instead;
@@ -303,17 +304,27 @@ def create_pretrained(name: str | Path, **options: Any) -> AnyNet:
     return model
 
 
-def preprocess(model: nn.Module) -> Preprocess:
-    """Return the evaluation transform of a model that `create` built.
+def preprocess(model: nn.Module | str) -> Preprocess:
+    """Return the evaluation transform of a model that `create` built, or of a name of weights.
+
+    A name brings no weights: what is known of them says how their images look.
 
     Raises:
         ConfigError: the model does not say how its images look, or they are none that files hold.
+        WeightsError: the name stands for no weights.
     """
-    if not isinstance(model, nn.Module):  # a name, for example
-        hint = f"; build it first: create({model!r})" if isinstance(model, str) else ""
-        raise ConfigError(f"preprocess takes a model, got {type(model).__name__} {model!r}{hint}")
-    if not isinstance(model, Described) or model.card is None:
+    card, channels = None, 3
+    if isinstance(model, str):
+        source = find_source(model, pretrained=True)
+        card, channels = source.card(loaded=True), source.config.in_chans
+    elif not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"preprocess takes a model or the name of one, got {type(model).__name__} {model!r}"
+        )
+    elif isinstance(model, Described):
+        card, channels = model.card, model.config.in_chans
+    if card is None:
         raise ConfigError("this model does not say how its images look; build a regnet.Preprocess")
-    look = model.card.preprocess.for_channels(model.config.in_chans)
+    look = card.preprocess.for_channels(channels)
     look.check_files()
     return look

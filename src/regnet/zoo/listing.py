@@ -11,10 +11,10 @@ from typing import Any, Final, Literal
 from regnet.design.complexity import Complexity, complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS, Variant
-from regnet.errors import ConfigError, RegNetError, check_number, unknown
+from regnet.errors import ConfigError, RegNetError, WeightsError, check_number, unknown
 from regnet.weights.catalog import Checkpoint, checkpoints_of, default_checkpoint
 from regnet.weights.licenses import find_license
-from regnet.zoo.resolver import find_model, find_source, is_config_file
+from regnet.zoo.resolver import find_model, find_source
 
 Sort = Literal["name", "top1", "flops", "params"]
 
@@ -46,29 +46,18 @@ def info(name: str, *, image_size: int | None = None) -> ModelInfo:
     """Everything about one variant, without building it.
 
     Args:
-        name: a variant, a checkpoint, which is described too, or a file of a config (.json).
+        name: a variant, a checkpoint, which is described too, or whatever else `create` takes: a
+            repository, a folder, a file of weights, or a file of a config (.json).
         image_size: side of the images to count the complexity for; None: as published.
 
     Raises:
         ConfigError: there is no such variant, or the file holds no config.
         WeightsError: the name has a tag, and there are no such weights.
     """
-    if is_config_file(name):
-        config, stem = find_source(name, pretrained=False).config, Path(name).stem
-        size = 224 if image_size is None else image_size
-        return ModelInfo(
-            name=stem,
-            label=stem,
-            family=config.kind,
-            aliases=(),
-            factory="create",
-            config=config,
-            image_size=size,
-            complexity=complexity(config, size),
-            checkpoints=(),
-            default=None,
-        )
-    variant, row = find_model(name)
+    try:
+        variant, row = find_model(name)
+    except (ConfigError, WeightsError):
+        return _info_of_place(name, image_size)
     size = variant.image_size if image_size is None else image_size
     default = default_checkpoint(variant.name)
     return ModelInfo(
@@ -82,6 +71,27 @@ def info(name: str, *, image_size: int | None = None) -> ModelInfo:
         complexity=complexity(variant.config, size),
         checkpoints=tuple(row.id for row in checkpoints_of(variant.name)),
         default=default.id if default else None,
+        checkpoint=row,
+    )
+
+
+def _info_of_place(name: str, image_size: int | None) -> ModelInfo:
+    """About the network of a folder, a repository, a file of weights, or a file of a config."""
+    source = find_source(name, pretrained=False)
+    row, config = source.checkpoint, source.config
+    size = image_size or (row.preprocess.size[0] if row else 224)
+    stem = Path(name.partition(":")[2] or name).stem
+    return ModelInfo(
+        name=stem,
+        label=stem,
+        family=config.kind,
+        aliases=(),
+        factory="create",
+        config=config,
+        image_size=size,
+        complexity=complexity(config, size),
+        checkpoints=(),
+        default=None,
         checkpoint=row,
     )
 

@@ -1,16 +1,19 @@
 """From a name to its source: variants, tags, aliases, repositories, folders and config files."""
 
+import logging
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from regnet import documents
+from regnet.data.preprocess import Preprocess
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_json
 from regnet.design.variants import VARIANTS, Variant
 from regnet.errors import ConfigError, NotFoundError, WeightsError
 from regnet.paths import expanded
-from regnet.weights.catalog import Checkpoint, find_checkpoint, find_upstream
+from regnet.weights.catalog import Checkpoint, checkpoints_of, find_checkpoint, find_upstream
+from regnet.weights.identify import signature_of_config
 from regnet.zoo.names import find_variant
 from regnet.zoo.repository import CONFIG_FILE, PROCESSOR_FILE, TRANSFORMERS, read_repository
 from regnet.zoo.source import Source
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 HUB_PREFIXES: Final = ("hf-hub:", "hf_hub:")
 FOLDER_PREFIX: Final = "local-dir:"
 CONFIG_SUFFIX: Final = ".json"
+WEIGHTS_SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".pyth", ".bin", ".torch", ".tar")
+"""Endings that names of models do not have."""
+
+
+_log = logging.getLogger(__name__)
 
 
 def find_source(
@@ -35,7 +43,8 @@ def find_source(
     Args:
         name: a variant, an alias, `variant.tag`, what a publisher calls a checkpoint
             (`facebook/regnet-y-016`), `hf-hub:owner/name`, `hf-hub:owner/name@revision`,
-            `local-dir:folder`, the file of a config (.json), or a config.
+            `local-dir:folder`, the path of a folder or of a file of weights, the file of a config
+            (.json), or a config. Names of the zoo come before paths; `./name` is a path always.
         pretrained: whether weights are wanted: without a tag, the variant's default.
         revision: of the repository that holds the weights; None: as in the name or the table.
         how: how to get the description of a repository.
@@ -66,7 +75,18 @@ def find_source(
         if revision is not None:
             raise ConfigError("a folder has no revisions; leave revision out")
         return _folder(expanded(name[len(FOLDER_PREFIX) :]))
-    variant, row = find_model(name)
+    try:
+        variant, row = find_model(name)
+    except (ConfigError, WeightsError):
+        path = expanded(name)
+        if not name or not path.exists():
+            if len(path.parts) > 1 or path.suffix.lower() in WEIGHTS_SUFFIXES:
+                hub = f"; on the Hub it is hf-hub:{name}" if name.count("/") == 1 else ""
+                raise NotFoundError(f"there is no folder or file {path}{hub}") from None
+            raise
+        if revision is not None:
+            raise ConfigError(f"{path} has no revisions; leave revision out") from None
+        return _folder(path) if path.is_dir() else _weights_file(path)
     if row is None and pretrained:
         row = find_checkpoint(variant.name)
     if row and revision is not None:
@@ -117,6 +137,56 @@ def _repository(name: str, revision: str | None, how: "Fetch | None") -> Source:
         if isinstance(values, dict) and values.get("model_type") == TRANSFORMERS:
             fetch_file(repo, PROCESSOR_FILE, path.parent.name, how or Fetch())
     return read_repository(path, repo=repo, revision=revision)
+
+
+def _weights_file(path: Path) -> Source:
+    """A file of weights, whose architecture its shapes tell."""
+    from regnet.weights.files import read_object  # they bring torch, which listing avoids
+    from regnet.weights.unwrap import networks
+
+    found = networks(read_object(path))
+    if not found:
+        raise WeightsError(
+            f"{path}: no network of a known format is in it; `regnet weights inspect {path}` says "
+            "what is"
+        )
+    kind = found[0].kind
+    fitting = [
+        variant
+        for variant in VARIANTS.values()
+        if signature_of_config(variant.config) == kind.signature
+    ]
+    if len(fitting) != 1:
+        names = " and ".join(variant.name for variant in fitting) or "no published network"
+        raise WeightsError(
+            f"{path} fits {names}; say which network it is, with its name or its config (.json), "
+            "and pass the file as checkpoint_path="
+        )
+    [variant] = fitting
+    config = replace(variant.config, num_classes=kind.num_classes, in_chans=kind.in_chans)
+    return Source(
+        config=config,
+        architecture=variant.name,
+        checkpoint=Checkpoint(
+            variant=variant.name,
+            tag="file",
+            collection="repository",
+            upstream=str(path),
+            file=str(path.resolve()),
+            format="timm",  # whichever it is, is found when it is read
+            license="unknown",
+            num_classes=kind.num_classes,
+            preprocess=_usual_preprocess(variant, path),
+        ),
+    )
+
+
+def _usual_preprocess(variant: Variant, path: Path) -> Preprocess:
+    """That of the variant's published weights: a file of weights does not say its own."""
+    for row in checkpoints_of(variant.name):
+        _log.warning("%s does not say how its images look; taken as for %s", path, row.id)
+        return row.preprocess
+    return Preprocess(size=(variant.image_size, variant.image_size))
 
 
 def _folder(folder: Path) -> Source:

@@ -1,0 +1,234 @@
+"""Networks in exported files: opened by what they say about themselves, and run as they are."""
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from regnet import digest
+from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
+from regnet.engines.base import Runner, Target, for_any_batch, inference
+from regnet.engines.compiled import load_package
+from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx
+from regnet.engines.openvino import OpenVINO, run_openvino
+from regnet.errors import ConfigError, MissingExtraError, NotFoundError, in_one_line
+from regnet.nn.features import Described
+from regnet.nn.model import AnyNet
+from regnet.paths import expanded
+from regnet.weights.card import Card
+from regnet.zoo.create import create
+
+KEY: Final = "regnet"
+"""Under which a file says what is in it."""
+
+CPU: Final = torch.device("cpu")
+
+
+class FileNetwork(Described):
+    """A network in an exported file, for inference on the CPU; float32 in and out."""
+
+    def __init__(
+        self,
+        path: Path,
+        runner: Runner,
+        shape: tuple[int | None, ...],
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Put together what was read.
+
+        Args:
+            path: the file.
+            runner: runs it.
+            shape: of the images (N, C, H, W) that it takes; None where a size is free.
+            facts: what it says about itself.
+        """
+        super().__init__()
+        self.path, self.shape = path, shape
+        self._config: AnyNetConfig | RegNetConfig = config_from_dict(facts["config"])
+        self.card = Card.from_timm(facts)
+        self.runtime = str(facts.get("runtime", path.suffix.removeprefix(".")))
+        self.precision = str(facts.get("precision", "fp32"))
+        self._runner = for_any_batch(runner, shape[0]) if shape[0] else runner
+        # Whoever asks for a digest of the tensors gets one of the file.
+        self.register_buffer("digest", torch.tensor(list(bytes.fromhex(_digest(path)))))
+        self.eval()
+
+    @property
+    def config(self) -> AnyNetConfig | RegNetConfig:
+        """The architecture that it was made from."""
+        return self._config
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs."""
+        return self.config.num_classes
+
+    def forward(self, x: Tensor) -> Any:
+        """The file's answers; several where it has several outputs."""
+        for name, size, given in zip(
+            ("channels", "height", "width"), self.shape[1:], x.shape[1:], strict=True
+        ):
+            if size not in (None, given):
+                raise ConfigError(
+                    f"{self.path} takes images of {name} {size}, got {given}; export it again with "
+                    "this size, or with free ones (dynamic=True)"
+                )
+        return self._runner(x)
+
+
+def open_model(name: str, *, trust: bool = False) -> AnyNet | FileNetwork:
+    """The network that a name stands for, with weights: what `create` takes, or an exported file.
+
+    Args:
+        name: as for `create`, or the path of an .onnx, .xml or .pt2 file.
+        trust: open .pt2 files too, which can run code.
+
+    Raises:
+        ConfigError: the file is not one that `regnet export` wrote, or must be trusted first.
+        MissingExtraError: what runs it is not installed.
+        RegNetError: there is no such model; see `create`.
+    """
+    if not is_exported(name):
+        return create(name, pretrained=True)
+    return open_file(expanded(name), trust=trust)
+
+
+def is_exported(name: str) -> bool:
+    """Whether a name is the path of a file that `regnet export` writes."""
+    return ":" not in name[2:] and Path(name).suffix.lower() in _OPENERS
+
+
+def open_file(path: Path, *, trust: bool = False) -> FileNetwork:
+    """Open an exported file.
+
+    Raises:
+        ConfigError: it is not one that `regnet export` wrote, is damaged, or must be trusted first.
+        MissingExtraError: what runs it is not installed.
+    """
+    opener = _OPENERS[path.suffix.lower()]
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {path}")
+    if opener.runs_code and not trust:
+        raise ConfigError(
+            f"{path} can run code when it is opened, as .pt2 files can; --trust (trust=True) opens "
+            "it, if you know who wrote it"
+        )
+    if opener.engine and (obstacle := opener.engine.obstacle(Target(device=CPU))):
+        raise MissingExtraError(f"{path}: {obstacle}")
+    try:
+        runner, shape, text = opener.open(path)
+    except ConfigError:
+        raise
+    except Exception as error:  # a runtime may fail in any way
+        raise ConfigError(f"{path} cannot be opened: {in_one_line(error, most=200)}") from error
+    try:
+        facts = json.loads(text or "")
+        return FileNetwork(path, runner, shape, facts)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} does not say which images it takes: it has no metadata under {KEY!r}, as "
+            "files of `regnet export` have"
+        ) from error
+
+
+Opened = tuple[Runner, tuple[int | None, ...], str | None]
+"""What runs it, the shape of its images, and what it says about itself."""
+
+
+def _open_onnx(path: Path) -> Opened:
+    import onnxruntime
+
+    _check_onnx(path)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    text = session.get_modelmeta().custom_metadata_map.get(KEY)
+    [images] = session.get_inputs()
+    shape = tuple(size if isinstance(size, int) else None for size in images.shape)
+    del session
+    return load_onnx(path, Target(device=CPU)), shape, text
+
+
+def _check_onnx(path: Path) -> None:
+    """Refuse tensors that lie in files outside the folder.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    for tensor in _tensors(model.graph):
+        for entry in tensor.external_data:
+            if entry.key != "location":
+                continue
+            place = path.parent / entry.value
+            if Path(entry.value).name != entry.value or place.is_symlink():
+                raise ConfigError(
+                    f"{path}: it takes weights from {entry.value!r}, outside its folder"
+                )
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _tensors(inner)
+
+
+def _open_openvino(path: Path) -> Opened:
+    import openvino
+
+    # Said outright, so that no other file is looked for.
+    model = openvino.Core().read_model(path, path.with_suffix(".bin"))
+    text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
+    [images] = model.inputs
+    shape = tuple(None if size.is_dynamic else size.get_length() for size in images.partial_shape)
+    return run_openvino(model, Target(device=CPU)), shape, text
+
+
+def _open_torch(path: Path) -> Opened:
+    with zipfile.ZipFile(path) as archive:
+        package = any("aotinductor" in name for name in archive.namelist())
+    if package:
+        loaded: Any = torch._inductor.aoti_load_package(str(path))
+        text = loaded.get_metadata().get(KEY)
+        return load_package(path, Target(device=CPU)), (None,) * 4, text
+    extra: dict[str, Any] = {KEY: ""}
+    program = torch.export.load(path, extra_files=extra)
+    [name] = program.graph_signature.user_inputs
+    [images] = [node for node in program.graph.nodes if node.name == name]
+    sizes = images.meta["val"].shape
+    shape = tuple(size if isinstance(size, int) else None for size in sizes)
+    text = extra[KEY]
+    text = text.decode() if isinstance(text, bytes) else text
+    return inference(program.module()), shape, text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opener:
+    open: Callable[[Path], Opened]
+    engine: ONNXRuntime | OpenVINO | None = None
+    runs_code: bool = False
+
+
+_OPENERS: Final[Mapping[str, _Opener]] = {
+    ".onnx": _Opener(open=_open_onnx, engine=ONNXRuntime()),
+    ".xml": _Opener(open=_open_openvino, engine=OpenVINO()),
+    ".pt2": _Opener(open=_open_torch, runs_code=True),
+}
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of the file and of what lies beside it with its weights."""
+    beside = (path.with_suffix(".bin"), path.with_name(path.name + ".data"))
+    return digest.of_json([digest.of_file(p) for p in (path, *beside) if p.is_file()])
