@@ -178,7 +178,9 @@ def finetune(document: Document) -> Iterator[str]:
             cell = f"{sum(runs) / len(runs):.1f}"
             for found in document["differences"]:
                 if (found["set"], found["over"]) == (name, way):
-                    cell += f" ({found['points']:+.1f}; {found['low']:+.1f} to {found['high']:+.1f})"
+                    cell += (
+                        f" ({found['points']:+.1f}; {found['low']:+.1f} to {found['high']:+.1f})"
+                    )
             cells.append(cell)
         rows.append([name, *cells])
     yield from table(["top-1, %", *ways], rows)

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from regnet import __version__
 from regnet.data.images import ImageSource
 from regnet.engines.base import AnyPrecision, Engine, Runner, Target, inference, tolerance
 from regnet.engines.check import INPUT_SETS, answers, worst_error, wrong
 from regnet.engines.compiled import load_package, write_package
+from regnet.engines.files import KEY
 from regnet.engines.int8 import quantize_openvino, quantize_program, read_images
 from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx, write_onnx
 from regnet.engines.openvino import OpenVINO, convert, run_openvino, write_openvino
@@ -239,7 +241,8 @@ def export(
     if form.runtime and (obstacle := form.runtime.obstacle(Target(device=device))):
         raise MissingExtraError(f"{form.name}: {obstacle}")
     shape = tuple(example.shape)
-    metadata = {"regnet": json.dumps(_facts(model), default=str)}
+    said = {"runtime": form.name, "precision": precision, "version": __version__}
+    metadata = {KEY: json.dumps(_facts(model) | said, default=str)}
     view = evaluation_view(model)
     outputs = form_of(view, example.to(device_of(view)))
     seen = None

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from regnet.data.images import ImageSource, image_name
 from regnet.data.preprocess import Preprocess
+from regnet.engines.files import FileNetwork, open_model
 from regnet.errors import ConfigError, ImageError
 from regnet.nn.model import AnyNet, evaluation_view
-from regnet.zoo.create import create, preprocess
+from regnet.zoo.create import preprocess
 
 DEFAULT_MODEL = "regnety_cifar"
 """The variant whose weights come with the package."""
@@ -41,16 +42,19 @@ class Prediction:
 
 def predict(
     images: ImageSource | Sequence[ImageSource],
-    model: AnyNet | str = DEFAULT_MODEL,
+    model: AnyNet | FileNetwork | str = DEFAULT_MODEL,
     *,
     topk: int | None = None,
+    trust: bool = False,
 ) -> list[Prediction]:
     """Classify images.
 
     Args:
         images: paths or Pillow images; one, or several.
-        model: a model that `create` built, or the name of a checkpoint.
+        model: a model that `create` built, the name of a checkpoint or whatever else `create` takes
+            (a folder, a file of weights), or the path of an exported file (.onnx, .xml).
         topk: classes per image; None gives 5, or all where there are fewer.
+        trust: open .pt2 files too, which can run code.
 
     Raises:
         ImageError: an image cannot be read.
@@ -58,7 +62,7 @@ def predict(
         WeightsError: there are no such weights.
     """
     several = [images] if isinstance(images, (str, Path, Image.Image)) else images
-    results = list(predict_each(several, model, topk=topk))
+    results = list(predict_each(several, model, topk=topk, trust=trust))
     for result in results:
         if result.error:
             raise ImageError(result.error)
@@ -66,11 +70,15 @@ def predict(
 
 
 def predict_each(
-    images: Iterable[ImageSource], model: AnyNet | str = DEFAULT_MODEL, *, topk: int | None = None
+    images: Iterable[ImageSource],
+    model: AnyNet | FileNetwork | str = DEFAULT_MODEL,
+    *,
+    topk: int | None = None,
+    trust: bool = False,
 ) -> Iterator[Prediction]:
     """As `predict`, one after another; an image that cannot be read gives a result with `error`."""
-    network = create(model, pretrained=True) if isinstance(model, str) else model
-    if not isinstance(network, AnyNet) or not network.num_classes:
+    network = open_model(model, trust=trust) if isinstance(model, str) else model
+    if not isinstance(network, AnyNet | FileNetwork) or not network.num_classes:
         raise ConfigError("this model has no classifier; create it with num_classes")
     classes = network.num_classes
     topk = min(5, classes) if topk is None else topk
@@ -81,9 +89,11 @@ def predict_each(
     return _results(images, network, topk)
 
 
-def _results(images: Iterable[ImageSource], model: AnyNet, topk: int) -> Iterator[Prediction]:
+def _results(
+    images: Iterable[ImageSource], model: AnyNet | FileNetwork, topk: int
+) -> Iterator[Prediction]:
     transform, network = preprocess(model), evaluation_view(model)
-    reference = next(model.parameters())
+    reference = next(model.parameters(), torch.empty(0))  # of a file there are none
     remaining = iter(images)
     while batch := list(islice(remaining, BATCH_SIZE)):
         inputs = [_read(image, transform) for image in batch]
@@ -119,7 +129,7 @@ def _top(
         )
 
 
-def _labels(model: AnyNet) -> Sequence[str]:
+def _labels(model: AnyNet | FileNetwork) -> Sequence[str]:
     """Names of the classes; their numbers where the model has none for them."""
     labels: Sequence[str] = model.card.labels if model.card else ()
     if len(labels) == model.num_classes:

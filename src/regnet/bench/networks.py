@@ -10,6 +10,7 @@ from torch import nn
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.layers import Layer, network_layers
 from regnet.design.variants import VARIANTS
+from regnet.engines.files import FileNetwork, is_exported, open_model
 from regnet.errors import ConfigError, EngineError, MissingExtraError, WeightsError, unknown
 from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet, EfficientNetSize
 from regnet.paths import expanded
@@ -91,8 +92,9 @@ def load(name: str | AnyNetConfig | RegNetConfig) -> Network:
     Args:
         name: a config, a variant, a checkpoint (`regnety_016.tv2_in1k`) or whatever else `create`
             takes (a folder, a repository, a file of weights or of a config), an EfficientNet
-            (`efficientnet_b0`; with weights of the Hub `efficientnet_b0.ra_in1k`), or another
-            library's network (`timm:regnety_016`, `torchvision:regnety_016`).
+            (`efficientnet_b0`; with weights of the Hub `efficientnet_b0.ra_in1k`), another
+            library's network (`timm:regnety_016`, `torchvision:regnety_016`), or an exported file
+            (.onnx, .xml).
 
     Raises:
         RegNetError: it cannot be had; the message says why.
@@ -107,6 +109,12 @@ def load(name: str | AnyNetConfig | RegNetConfig) -> Network:
         return Network(
             model=PEERS[peer](variant), architecture=ours.architecture, image_size=ours.image_size
         )
+    if is_exported(name):
+        file = open_model(name)
+        assert file.card is not None, "an exported file has a card"
+        size = file.shape[-1] if isinstance(file, FileNetwork) else None
+        size = size or file.card.preprocess.size[0]
+        return Network(model=file, architecture=file.config, image_size=size)
     base, _, tag = name.partition(".")
     if base in EFFICIENTNETS:
         return _efficientnet(base, tag)

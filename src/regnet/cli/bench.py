@@ -89,6 +89,7 @@ def command(
     from regnet.bench.runner import run
     from regnet.devices import find_device
     from regnet.engines.base import DTYPES
+    from regnet.engines.files import is_exported
     from regnet.engines.optimize import ENGINES, LAYOUTS, find_engine
 
     if train and engine:
@@ -121,6 +122,7 @@ def command(
         for way in (["eager"] if train else engines)
         if not number or way not in (AUTO, BEST)  # these choose a layout themselves
         for model in expand(chosen, split(peers or ""))
+        if way == engines[0] or not is_exported(model)  # an exported file runs one way
     ]
     if plot:
         from regnet.figures import check_plot_file

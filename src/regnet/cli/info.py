@@ -5,19 +5,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regnet.cli.arguments import AsJson
+from regnet.cli.arguments import AsJson, Trust
 from regnet.cli.output import print_json, print_table, scaled, stderr, stdout
+from regnet.paths import expanded
 
 if TYPE_CHECKING:
     from regnet.weights.catalog import Checkpoint
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="A variant, an alias, or weights.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="A variant, weights, a folder, a file of weights, an exported file."),
+    ],
     *,
     image_size: Annotated[
         int | None, typer.Option(help="Side of the images to count for, in pixels.", min=1)
     ] = None,
+    trust: Trust = False,
     as_json: AsJson = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the block widths into this file (.svg, .png, .pdf).")
@@ -28,9 +33,18 @@ def command(
     Example: regnet info regnety_016.tv2_in1k
     """
     from regnet.design.config import RegNetConfig
-    from regnet.zoo.listing import info
+    from regnet.zoo.listing import info, info_of_config
+    from regnet.zoo.resolver import EXPORTED_SUFFIXES
 
-    row = info(name, image_size=image_size)
+    file = None
+    if Path(name).suffix.lower() in EXPORTED_SUFFIXES:
+        from regnet.engines.files import open_file
+
+        file = open_file(expanded(name), trust=trust)
+        size = image_size or (file.card.preprocess.size[0] if file.card else 224)
+        row = info_of_config(Path(name).stem, file.config, image_size=size)
+    else:
+        row = info(name, image_size=image_size)
     if plot is not None:
         from regnet.design.plot import save_block_widths
 
@@ -75,6 +89,13 @@ def command(
         "default": row.default or "none: name the weights that you want",
         "aliases": ", ".join(row.aliases) or "none",
     }
+    if file:
+        for key in ("weights", "default", "aliases"):
+            del facts[key]
+        sizes = zip(("batch", "channels", "height", "width"), file.shape, strict=True)
+        facts["file"] = f"{file.runtime}, {file.precision}; it takes images of " + ", ".join(
+            f"any {axis}" if size is None else f"{axis} {size}" for axis, size in sizes
+        )
     for key, value in facts.items():
         stdout.print(f"{key:12s}{value}")
     if row.checkpoint:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from regnet.cli.arguments import AsJson, find_images
+from regnet.cli.arguments import AsJson, Model, Trust, find_images
 from regnet.cli.output import print_error, print_json, print_table, stdout
 from regnet.cli.progress import ProgressBar
 
@@ -15,12 +15,11 @@ def command(
         list[str], typer.Argument(help="Image files, folders, or - for a list of paths on stdin.")
     ],
     *,
-    model: Annotated[
-        str, typer.Option(help="A variant with weights, or variant.tag.")
-    ] = "regnety_cifar",
+    model: Model = "regnety_cifar",
     topk: Annotated[
         int | None, typer.Option(help="Classes per image; 5, or all if fewer.", min=1)
     ] = None,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Classify images; a file that cannot be read is reported, and the rest goes on.
@@ -37,7 +36,7 @@ def command(
     # Results that scroll by on the screen show the progress themselves.
     shown = stdout.is_terminal and not as_json
     with ProgressBar("classifying", hidden=shown) as bar:
-        for number, result in enumerate(predict_each(paths, model, topk=topk), 1):
+        for number, result in enumerate(predict_each(paths, model, topk=topk, trust=trust), 1):
             bar.step("classifying", number, len(paths))
             if result.error:
                 failures.append(result.error)

@@ -22,6 +22,7 @@ from regnet.nn.model import AnyNet
 from regnet.paths import expanded
 from regnet.weights.card import Card
 from regnet.zoo.create import create
+from regnet.zoo.resolver import EXPORTED_SUFFIXES
 
 KEY: Final = "regnet"
 """Under which a file says what is in it."""
@@ -100,7 +101,7 @@ def open_model(name: str, *, trust: bool = False) -> AnyNet | FileNetwork:
 
 def is_exported(name: str) -> bool:
     """Whether a name is the path of a file that `regnet export` writes."""
-    return ":" not in name[2:] and Path(name).suffix.lower() in _OPENERS
+    return ":" not in name[2:] and Path(name).suffix.lower() in EXPORTED_SUFFIXES
 
 
 def open_file(path: Path, *, trust: bool = False) -> FileNetwork:
@@ -221,11 +222,17 @@ class _Opener:
     runs_code: bool = False
 
 
-_OPENERS: Final[Mapping[str, _Opener]] = {
-    ".onnx": _Opener(open=_open_onnx, engine=ONNXRuntime()),
-    ".xml": _Opener(open=_open_openvino, engine=OpenVINO()),
-    ".pt2": _Opener(open=_open_torch, runs_code=True),
-}
+_OPENERS: Final[Mapping[str, _Opener]] = dict(
+    zip(
+        EXPORTED_SUFFIXES,
+        (
+            _Opener(open=_open_onnx, engine=ONNXRuntime()),
+            _Opener(open=_open_openvino, engine=OpenVINO()),
+            _Opener(open=_open_torch, runs_code=True),
+        ),
+        strict=True,
+    )
+)
 
 
 def _digest(path: Path) -> str:

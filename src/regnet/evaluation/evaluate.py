@@ -20,7 +20,8 @@ from regnet.data.sets import ImageSet, open_set
 from regnet.devices import find_device
 from regnet.engines.base import DTYPES, Precision, Target, for_any_batch
 from regnet.engines.check import INPUT_SETS, answers, build_checked
-from regnet.engines.optimize import find_engine
+from regnet.engines.files import FileNetwork, open_model
+from regnet.engines.optimize import device_of, find_engine
 from regnet.errors import ConfigError, DataError, EngineError, in_one_line, unknown
 from regnet.evaluation import scores
 from regnet.evaluation.datasets import BY_ORDER, Match, identify, match_classes
@@ -31,7 +32,7 @@ from regnet.nn.model import AnyNet, digest_of, evaluation_view
 from regnet.prediction import DEFAULT_MODEL
 from regnet.process_group import Group, joined
 from regnet.weights.card import Card
-from regnet.zoo.create import create, preprocess
+from regnet.zoo.create import preprocess
 
 SAME: Final = 0.1
 """Percent points within which a measured accuracy counts as the published one: decoders, rounding
@@ -93,7 +94,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: AnyNet | str = DEFAULT_MODEL,
+    model: AnyNet | FileNetwork | str = DEFAULT_MODEL,
     data: ImageSet | str | Path = ".",
     *,
     split: Split = "val",
@@ -108,12 +109,15 @@ def evaluate(
     dataset: str | None = None,
     real_labels: str | Path | None = None,
     keep: str | Path | None = None,
+    trust: bool = False,
     on_images: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Measure accuracy; under `torchrun` the processes share the images.
 
     Args:
-        model: a model that `create` built, or the name of a checkpoint.
+        model: a model that `create` built, the name of a checkpoint or whatever else `create` takes
+            (a folder, a file of weights), or an exported file (.onnx, .xml; .pt2 if trusted), which
+            runs as it is.
         data: images, as `regnet.data.sets.open_set` takes them.
         split: which images of a source that holds several splits.
         engine: how to run the network, a name of `regnet.engines`; its answers are checked first.
@@ -128,6 +132,7 @@ def evaluate(
         real_labels: the file `real.json` of ImageNet-ReaL, for ImageNet-1k's validation images.
         keep: a folder to save the answers in; pass it again to resume an interrupted evaluation.
             Images that could not be read are tried again.
+        trust: open .pt2 files, which can run code.
         on_images: called with images done and of all.
 
     Raises:
@@ -137,14 +142,14 @@ def evaluate(
         WeightsError: there are no such weights.
     """
     images = data if isinstance(data, ImageSet) else open_set(data, split)
-    network = create(model, pretrained=True) if isinstance(model, str) else model
+    network = open_model(model, trust=trust) if isinstance(model, str) else model
     if not network.num_classes:
         raise ConfigError("this model has no classifier; create it with num_classes")
     look = _look(network, larger=larger, image_size=image_size, crop_pct=crop_pct)
     names: Sequence[str] = network.card.labels if network.card else ()
     match = match_classes(images, names, network.num_classes)
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
-    weights, home = digest_of(network), next(network.parameters()).device
+    weights, home = digest_of(network), device_of(network)
     with joined(find_device(device) if device is not None else home) as group:
         what = {
             "weights": weights,
@@ -184,14 +189,14 @@ def evaluate(
         failures=failures,
         allowed=allowed,
         look=look,
-        engine=engine,
+        engine=network.runtime if isinstance(network, FileNetwork) else engine,
         precision=ran,
         device=group.device,
     )
 
 
 def _look(
-    network: AnyNet, *, larger: bool, image_size: int | None, crop_pct: float | None
+    network: AnyNet | FileNetwork, *, larger: bool, image_size: int | None, crop_pct: float | None
 ) -> Preprocess:
     look = preprocess(network)
     if larger:
@@ -206,7 +211,7 @@ def _look(
 
 
 def _runner(
-    network: AnyNet,
+    network: AnyNet | FileNetwork,
     look: Preprocess,
     engine: str,
     precision: Precision,
@@ -216,6 +221,13 @@ def _runner(
     """What answers, and the precision it computes in."""
     if precision not in DTYPES:
         raise ConfigError(unknown("precision", precision, DTYPES))
+    if isinstance(network, FileNetwork):
+        if engine != "eager" or group.device.type != "cpu":
+            raise ConfigError(
+                f"{network.path} is run by {network.runtime} on the CPU; leave engine and device "
+                "out"
+            )
+        return (lambda x: network(x).float()), network.precision
     kind = next(network.parameters()).dtype
     if engine == "eager":
         own = next((name for name, dtype in DTYPES.items() if dtype == kind), str(kind))
@@ -338,7 +350,7 @@ def _real(path: Path, images: ImageSet) -> list[frozenset[int]]:
 
 def _judged(
     *,
-    network: AnyNet,
+    network: AnyNet | FileNetwork,
     name: str,
     weights: str,
     images: ImageSet,
@@ -424,7 +436,11 @@ def _warnings(
 
 
 def _published(
-    network: AnyNet, dataset: str | None, look: Preprocess, found: float | None, failures: int
+    network: AnyNet | FileNetwork,
+    dataset: str | None,
+    look: Preprocess,
+    found: float | None,
+    failures: int,
 ) -> Published | None:
     """The accuracy that the card gives for this set at this setting."""
     usual = preprocess(network)

@@ -78,21 +78,32 @@ def info(name: str, *, image_size: int | None = None) -> ModelInfo:
 def _info_of_place(name: str, image_size: int | None) -> ModelInfo:
     """About the network of a folder, a repository, a file of weights, or a file of a config."""
     source = find_source(name, pretrained=False)
-    row, config = source.checkpoint, source.config
+    row = source.checkpoint
     size = image_size or (row.preprocess.size[0] if row else 224)
     stem = Path(name.partition(":")[2] or name).stem
+    return info_of_config(stem, source.config, image_size=size, checkpoint=row)
+
+
+def info_of_config(
+    name: str,
+    config: AnyNetConfig | RegNetConfig,
+    *,
+    image_size: int,
+    checkpoint: Checkpoint | None = None,
+) -> ModelInfo:
+    """About a network that is no published variant."""
     return ModelInfo(
-        name=stem,
-        label=stem,
+        name=name,
+        label=name,
         family=config.kind,
         aliases=(),
         factory="create",
         config=config,
-        image_size=size,
-        complexity=complexity(config, size),
+        image_size=image_size,
+        complexity=complexity(config, image_size),
         checkpoints=(),
         default=None,
-        checkpoint=row,
+        checkpoint=checkpoint,
     )
 
 

@@ -26,6 +26,8 @@ FOLDER_PREFIX: Final = "local-dir:"
 CONFIG_SUFFIX: Final = ".json"
 WEIGHTS_SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".pyth", ".bin", ".torch", ".tar")
 """Endings that names of models do not have."""
+EXPORTED_SUFFIXES: Final = (".onnx", ".xml", ".pt2")
+"""Of the files that `regnet.export` writes, which `regnet.engines.files` opens."""
 
 
 _log = logging.getLogger(__name__)
@@ -86,6 +88,11 @@ def find_source(
             raise
         if revision is not None:
             raise ConfigError(f"{path} has no revisions; leave revision out") from None
+        if path.suffix.lower() in EXPORTED_SUFFIXES:
+            raise ConfigError(
+                f"{path} is an exported file, which has no modules to train or to change; predict, "
+                "evaluate, bench and info open it, anything else wants what it was made from"
+            ) from None
         return _folder(path) if path.is_dir() else _weights_file(path)
     if row is None and pretrained:
         row = find_checkpoint(variant.name)
