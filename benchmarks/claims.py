@@ -95,7 +95,7 @@ def by_choose(name: str) -> str | None:
         rows.append(
             Choice(
                 setting=setting, engine="folded", latency_ms=found.latency_ms,
-                low_ms=found.low_ms, high_ms=found.high_ms,
+                low_ms=found.low_ms, high_ms=found.high_ms, reference_ms=found.reference_ms,
             )
         )  # fmt: skip
     claimed = shown_faster(*rows) or shown_faster(*reversed(rows))

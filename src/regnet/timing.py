@@ -46,6 +46,8 @@ class Samples:
     warmup_calls: int
     problem: str | None = None
     """Why the times mean little, such as a busy machine; None where nothing is known."""
+    reference: tuple[float, float] | None = None
+    """Least and most seconds of a fixed piece of work, before and after."""
 
     @property
     def median(self) -> float:
@@ -191,40 +193,47 @@ def measure(
         window = min(window, WINDOW)
     steady, warmup_calls = warm_up(call, inputs, seconds=warmup_seconds, window=window)
     times: list[float] = []
+    before = reference_seconds(inputs[0].device)
     waiting = Waiting()
     end = time.perf_counter() + seconds
     for x in islice(cycle(inputs), calls):
         times.append(time_call(call, x))
         if len(times) >= 5 and time.perf_counter() > end:
             break
+    problem, after = waiting.problem, reference_seconds(inputs[0].device)
     return Samples(
         seconds=tuple(times),
         steady=steady,
         warmup_calls=warmup_calls + 1,
-        problem=waiting.problem,
+        problem=problem,
+        reference=(min(before, after), max(before, after)),
     )
 
 
 def pooled(rounds: Sequence[Samples]) -> Samples:
     """Samples of the same call from several rounds."""
+    references = [part.reference for part in rounds if part.reference]
     return Samples(
         seconds=tuple(second for part in rounds for second in part.seconds),
         steady=all(part.steady for part in rounds),
         warmup_calls=sum(part.warmup_calls for part in rounds),
         problem=next((part.problem for part in rounds if part.problem), None),
+        reference=(min(low for low, _ in references), max(high for _, high in references))
+        if references
+        else None,
     )
 
 
 def reference_seconds(device: torch.device) -> float:
-    """Seconds of a fixed piece of work, some milliseconds long: the best of several tries.
+    """Seconds of a fixed piece of work, some milliseconds long: the median of several tries.
 
-    What a machine gives to a process changes by the minute where others share it; between two runs
-    this shows by how much.
+    What a machine gives to a process changes by the minute where others share it; between two
+    measurements this shows by how much.
     """
     side = 512 if device.type == "cpu" else 4096
     rng = torch.Generator().manual_seed(0)
     a = torch.randn(side, side, generator=rng).to(device)
-    return min(time_call(lambda x: x @ x, a) for _ in range(12))
+    return statistics.median(time_call(lambda x: x @ x, a) for _ in range(20))
 
 
 def time_queued(call: Call, inputs: Sequence[Tensor], *, calls: int = WINDOW) -> float:
@@ -358,6 +367,15 @@ class _Turns:
             control_high=control_high,
             problem=self.waiting.problem,
         )
+
+
+def bootstrap_blocks(
+    values: Sequence[float], rng: np.random.Generator, *, blocks: int = 10, resamples: int = 1000
+) -> np.ndarray[Any, Any]:
+    """Medians of samples that are drawn in blocks, since calls that follow each other are alike."""
+    parts = np.array_split(np.asarray(values), min(blocks, len(values)))
+    draws = rng.integers(0, len(parts), (resamples, len(parts)))
+    return np.array([np.median(np.concatenate([parts[n] for n in draw])) for draw in draws])
 
 
 def bootstrap_median(

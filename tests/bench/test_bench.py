@@ -287,8 +287,9 @@ def test_a_config_is_a_case_of_its_own(tmp_path):
 def test_documents_are_compared(tmp_path, config_file):
     done = run(cases(config_file), device=CPU, seconds=0.2)
 
-    def timed(seconds):
-        return replace(done, rows=(replace(done.rows[0], seconds=tuple(seconds)),))
+    def timed(seconds, **facts):
+        row = replace(done.rows[0], problem=None, reference_ms=(1.0, 1.01), steady=True)
+        return replace(done, rows=(replace(row, seconds=tuple(seconds), **facts),))
 
     before = timed((1 + 0.01 * (n % 5)) * 1e-3 for n in range(50))
     slower = timed(1.2 * s for s in before.rows[0].seconds)
@@ -299,6 +300,16 @@ def test_documents_are_compared(tmp_path, config_file):
     noisy = timed((0.5 + n % 2) * 1e-3 for n in range(50))
     assert compare_documents(before, before)[0].verdict == "no difference shown"
     assert compare_documents(noisy, noisy)[0].verdict == "no difference shown"
+    # What the machine itself changed by is no difference of the network.
+    elsewhere = timed((1.2 * s for s in before.rows[0].seconds), reference_ms=(1.15, 1.3))
+    assert "the machine itself changed by 30%" in compare_documents(before, elsewhere)[0].verdict
+    much = timed((2.0 * s for s in before.rows[0].seconds), reference_ms=(1.15, 1.3))
+    assert compare_documents(before, much)[0].verdict == "2.00x slower in the second"
+    busy = timed(before.rows[0].seconds, problem="the machine is busy")
+    told = "no claim: in the second run the machine is busy"
+    assert compare_documents(before, busy)[0].verdict == told
+    unknown = timed(before.rows[0].seconds, reference_ms=None)
+    assert "no reference times" in compare_documents(before, unknown)[0].verdict
 
 
 @pytest.mark.parametrize(

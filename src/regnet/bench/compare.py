@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from regnet.bench.document import Document, Row
+from regnet.timing import bootstrap_blocks
 
 MARGIN: Final = 1.05
 """Ratio that two runs of the same thing may show on a quiet machine: another process lies
@@ -44,17 +45,15 @@ def compare_documents(before: Document, after: Document) -> list[Change]:
         if not row.seconds or _key(row) not in old:
             continue
         former = old[_key(row)]
-        a, b = np.asarray(former.seconds), np.asarray(row.seconds)
-        draws = np.median(rng.choice(a, (1000, len(a))), axis=1) / np.median(
-            rng.choice(b, (1000, len(b))), axis=1
-        )
+        a, b = statistics.median(former.seconds), statistics.median(row.seconds)
+        draws = bootstrap_blocks(former.seconds, rng) / bootstrap_blocks(row.seconds, rng)
         low, high = map(float, np.percentile(draws, [2.5, 97.5]))
-        ratio = statistics.median(a) / statistics.median(b)
+        ratio = a / b
         changes.append(
             Change(
                 case=_key(row),
-                before_ms=1e3 * statistics.median(a),
-                after_ms=1e3 * statistics.median(b),
+                before_ms=1e3 * a,
+                after_ms=1e3 * b,
                 ratio=ratio,
                 low=low,
                 high=high,
@@ -66,8 +65,8 @@ def compare_documents(before: Document, after: Document) -> list[Change]:
 
 def _drift(before: Document, after: Document) -> tuple[float, float] | None:
     """By what factors the machine differed, from the least to the most; None: not known."""
-    first = [row.reference_ms for row in before.rows if row.reference_ms]
-    second = [row.reference_ms for row in after.rows if row.reference_ms]
+    first = [ms for row in before.rows for ms in row.reference_ms or ()]
+    second = [ms for row in after.rows for ms in row.reference_ms or ()]
     if not first or not second:
         return None
     return min(1.0, min(first) / max(second)), max(1.0, max(first) / min(second))

@@ -76,8 +76,9 @@ class Row:
     steady: bool | None = None
     problem: str | None = None
     """Why the times mean little, such as a busy machine; None where nothing is known."""
-    reference_ms: float | None = None
-    """Of a fixed piece of work after this row: what it changes, the machine changed."""
+    reference_ms: tuple[float, float] | None = None
+    """Least and most of a fixed piece of work before and after: what it changes, the machine
+    changed."""
     latency_ms: float | None = None
     """Median of a call, that is, of a batch."""
     low_ms: float | None = None

@@ -29,7 +29,6 @@ from regnet.timing import (
     measure,
     peak_memory,
     pooled,
-    reference_seconds,
     synchronize,
     time_queued,
 )
@@ -264,6 +263,8 @@ class Bench:
             ready.row,
             steady=samples.steady,
             problem=samples.problem,
+            reference_ms=samples.reference
+            and (1e3 * samples.reference[0], 1e3 * samples.reference[1]),
             latency_ms=1e3 * samples.median,
             low_ms=1e3 * low,
             high_ms=1e3 * high,
@@ -293,7 +294,6 @@ class Bench:
             row,
             floor_epilogue_ms=1e3 * least.epilogue,
             floor_fused_ms=1e3 * least.fused,
-            reference_ms=1e3 * reference_seconds(self.device),
         )
 
     def _ceilings(self, precision: Precision) -> Ceilings:

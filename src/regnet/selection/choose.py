@@ -68,6 +68,8 @@ class Choice:
     low_ms: float | None
     high_ms: float | None
     """95 % interval of the median."""
+    reference_ms: tuple[float, float] | None = None
+    """Least and most of a fixed piece of work before and after it was measured."""
 
     @property
     def measured(self) -> bool:
@@ -280,6 +282,7 @@ class _Clock:
             latency_ms=found.latency_ms,
             low_ms=found.low_ms,
             high_ms=found.high_ms,
+            reference_ms=found.reference_ms,
         )
         self.timings.add(row, lasting=not found.problem)
         self.problem = self.problem or found.problem
@@ -417,6 +420,7 @@ class _Search:
             latency_ms=row.latency_ms if row else self.predictors[name](network),
             low_ms=row.low_ms if row else None,
             high_ms=row.high_ms if row else None,
+            reference_ms=row.reference_ms if row else None,
         )
 
     def pick(self, candidates: Sequence[Setting]) -> Choice | None:
@@ -482,11 +486,14 @@ def shown_faster(a: Choice, b: Choice) -> bool:
     """Whether a network may be shown as faster than another one.
 
     They were measured one after another, on a machine that may have changed meanwhile: more than
-    the intervals must lie between them.
+    the intervals, and what a fixed piece of work changed, must lie between them.
     """
     if a.high_ms is None or b.low_ms is None:
         return a.latency_ms < b.latency_ms
-    return APART * a.high_ms < b.low_ms
+    changed = 1.0
+    if a.reference_ms and b.reference_ms:
+        changed = max(1.0, b.reference_ms[1] / a.reference_ms[0])
+    return APART * changed * a.high_ms < b.low_ms
 
 
 def _peers(clock: _Clock, pick: Choice | None, limit: float) -> list[Peer]:

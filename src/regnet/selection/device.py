@@ -112,6 +112,7 @@ class DeviceMeter:
             high_ms=row.high_ms,
             memory_mb=memory / 1e6,
             problem=row.problem,
+            reference_ms=row.reference_ms,
         )
 
     def row(self, model: Config | str) -> Row:

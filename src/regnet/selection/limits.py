@@ -34,6 +34,8 @@ class Measured:
     """The latency that was predicted before it was measured."""
     problem: str | None = None
     """Why the times mean little, such as a busy machine; None where nothing is known."""
+    reference_ms: tuple[float, float] | None = None
+    """Least and most of a fixed piece of work before and after."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,8 @@ class Timing:
     low_ms: float
     high_ms: float
     """95 % interval of the median."""
+    reference_ms: tuple[float, float] | None = None
+    """Least and most of a fixed piece of work before and after."""
     raced: bool = False
     """Whether it was timed in turn with other engines."""
 
