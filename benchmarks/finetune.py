@@ -41,7 +41,14 @@ WAYS = {
     "finetune": (START, find_recipe("finetune", epochs=EPOCHS)),
     "random weights": (
         "regnety_cifar",
-        replace(find_recipe("cifar", epochs=EPOCHS, batch_size=32), lr=0.2, precision="fp32"),
+        replace(
+            find_recipe("cifar", epochs=EPOCHS, batch_size=32),
+            lr=0.2,
+            precision="fp32",
+            crop="resized",
+            min_area=0.35,
+            cutout=0,
+        ),
     ),
     "random weights, same recipe": (
         "regnety_cifar",

@@ -472,6 +472,8 @@ def rendered(text: str) -> str:
         path = RESULTS / f"{name}.json"
         if not path.exists():
             path = RESULTS / f"{name.partition('_')[0]}.json"
+        if not path.exists():  # not measured yet: the place stays empty
+            return start + end
         document = json.loads(path.read_text(encoding="utf-8"))
         return start + "\n".join(TABLES[name](document)) + "\n" + end
 
