@@ -73,13 +73,13 @@ def shapes(folder: Path) -> None:
 
 def photos(source: Path, folder: Path) -> None:
     """Two classes of photos, every other one to test on."""
-    classes = sorted(path for path in source.iterdir() if path.is_dir())
-    for number, place in enumerate(classes):
-        for index, path in enumerate(sorted(place.iterdir())):
-            half = 2 * number // len(classes)
-            to = folder / ("train", "val")[index % 2] / ("first", "second")[half]
-            to.mkdir(parents=True, exist_ok=True)
-            (to / f"{place.name}-{path.name}").symlink_to(path.absolute())
+    files = [(n, path) for n, place in enumerate(sorted(source.iterdir())) if place.is_dir()
+             for path in sorted(place.iterdir())]  # fmt: skip
+    last = max(number for number, _ in files)
+    for index, (number, path) in enumerate(files):
+        to = folder / ("train", "val")[index % 2] / ("first", "second")[2 * number > last]
+        to.mkdir(parents=True, exist_ok=True)
+        (to / f"{path.parent.name}-{path.name}").symlink_to(path.absolute())
 
 
 def cifar(source: Path, folder: Path) -> None:
