@@ -104,6 +104,21 @@ def test_a_network_of_few_classes_and_other_channels_can_be_timed(tmp_path):
     assert [row.reason for row in rows] == [None, None]
 
 
+def test_cases_can_be_measured_in_turn(config_file):
+    todo = [*cases(config_file), Case(model="no/such.json"), *cases(config_file, train=True)]
+    order = []
+    done = run(
+        todo, device=CPU, seconds=0.1, calls=50, in_turn=True,
+        on_row=lambda row: order.append(row.case),
+    )  # fmt: skip
+    assert order == todo
+    assert [row.reason is None for row in done.rows] == [True, False, True]
+    for row in (done.rows[0], done.rows[2]):
+        assert row.low_ms <= row.latency_ms <= row.high_ms
+        assert row.reference_ms[0] <= row.reference_ms[1]
+        assert 25 <= len(row.seconds) <= 50, "five calls or more in each of five rounds"
+
+
 def test_what_there_is_can_be_kept_after_each_case(config_file):
     kept = []
     run(cases(config_file) * 2, device=CPU, seconds=0.05, on_document=kept.append)
