@@ -375,7 +375,9 @@ def test_the_command(tmp_path, config_file):
     again = regnet("bench", *args, "--against", out, "--json")
     assert len(json.loads(again.stdout)["against"]) == 1
     both = regnet("bench", "compare", out, out, "--json")
-    assert {change["verdict"] for change in json.loads(both.stdout)} == {"no difference shown"}
+    verdicts = [change["verdict"] for change in json.loads(both.stdout)]
+    assert len(verdicts) == 2
+    assert all(verdict.startswith("no ") for verdict in verdicts), "no claim, if it was busy"
     [row] = json.loads(regnet("bench", *args, "--json").stdout)["rows"]
     assert row["latency_ms"] > 0
 
