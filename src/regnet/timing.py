@@ -29,8 +29,9 @@ STEADY: Final = 0.01
 """Largest relative difference of the medians of three windows that counts as steady."""
 
 SHORT: Final = 0.02
-"""Seconds of calls before which a call that does not count pays for what the other side left behind
-(its data in the caches, its threads that still spin); of longer ones that is a small part."""
+"""Where calls take fewer seconds than this, a turn begins with a call that is not counted: it pays
+for what the other side left behind, such as its data in the caches and its threads that still spin.
+In longer calls that is a small part."""
 
 CLEAR: Final = 1.1
 """From this ratio on, in every pair, `settle` needs no more pairs."""

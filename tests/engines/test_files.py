@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import regnet
-from regnet.engines.files import FileNetwork, is_exported, open_model
+from regnet.engines.files import _OPENERS, FileNetwork, open_model
 from regnet.errors import ConfigError, NotFoundError
 from regnet.nn.model import digest_of
+from regnet.zoo.resolver import EXPORTED_SUFFIXES, is_exported
 from tests.command import refused
 from tests.command import regnet as command
 from tests.pictures import write_folder
@@ -179,3 +180,4 @@ def test_names_of_files():
     assert is_exported("C:\\b.XML")
     assert not is_exported("hf-hub:owner/name.onnx")
     assert not is_exported("regnety_016.tv2_in1k")
+    assert tuple(_OPENERS) == EXPORTED_SUFFIXES

@@ -10,7 +10,7 @@ from torch import nn
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.layers import Layer, network_layers
 from regnet.design.variants import VARIANTS
-from regnet.engines.files import FileNetwork, is_exported, open_model
+from regnet.engines.files import FileNetwork, open_model
 from regnet.errors import ConfigError, EngineError, MissingExtraError, WeightsError, unknown
 from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet, EfficientNetSize
 from regnet.paths import expanded
@@ -20,7 +20,7 @@ from regnet.weights.unwrap import read_tensors
 from regnet.zoo.create import create
 from regnet.zoo.listing import is_model, list_models
 from regnet.zoo.names import find_variant
-from regnet.zoo.resolver import is_config_file
+from regnet.zoo.resolver import is_config_file, is_exported, is_prefixed
 
 PAIRINGS: Final = (
     ("efficientnet_b0", "regnety_004", 24.9, 25.9),
@@ -205,7 +205,8 @@ def expand(patterns: Sequence[str], peers: Sequence[str] = ()) -> list[str]:
     for pattern in patterns:
         base = pattern.partition(".")[0]
         place = expanded(pattern).exists() and not is_model(pattern)
-        if is_config_file(pattern) or place or ":" in pattern:
+        named = is_config_file(pattern) or is_prefixed(pattern) or is_exported(pattern)
+        if named or place or pattern.partition(":")[0] in PEERS:
             names.append(pattern)
             continue
         found = [name for name in EFFICIENTNETS if fnmatchcase(name, pattern.lower())]

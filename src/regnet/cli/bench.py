@@ -89,8 +89,8 @@ def command(
     from regnet.bench.runner import run
     from regnet.devices import find_device
     from regnet.engines.base import DTYPES
-    from regnet.engines.files import is_exported
     from regnet.engines.optimize import ENGINES, LAYOUTS, find_engine
+    from regnet.zoo.resolver import is_exported
 
     if train and engine:
         raise ConfigError("--train runs eagerly; leave --engine out")

@@ -34,10 +34,10 @@ def command(
     """
     from regnet.design.config import RegNetConfig
     from regnet.zoo.listing import info, info_of_config
-    from regnet.zoo.resolver import EXPORTED_SUFFIXES
+    from regnet.zoo.resolver import is_exported
 
     file = None
-    if Path(name).suffix.lower() in EXPORTED_SUFFIXES:
+    if is_exported(name):
         from regnet.engines.files import open_file
 
         file = open_file(expanded(name), trust=trust)

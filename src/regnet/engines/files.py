@@ -22,7 +22,7 @@ from regnet.nn.model import AnyNet
 from regnet.paths import expanded
 from regnet.weights.card import Card
 from regnet.zoo.create import create
-from regnet.zoo.resolver import EXPORTED_SUFFIXES
+from regnet.zoo.resolver import is_exported
 
 KEY: Final = "regnet"
 """Under which a file says what is in it."""
@@ -99,11 +99,6 @@ def open_model(name: str, *, trust: bool = False) -> AnyNet | FileNetwork:
     return open_file(expanded(name), trust=trust)
 
 
-def is_exported(name: str) -> bool:
-    """Whether a name is the path of a file that `regnet export` writes."""
-    return ":" not in name[2:] and Path(name).suffix.lower() in EXPORTED_SUFFIXES
-
-
 def open_file(path: Path, *, trust: bool = False) -> FileNetwork:
     """Open an exported file.
 
@@ -142,37 +137,21 @@ Opened = tuple[Runner, tuple[int | None, ...], str | None]
 
 
 def _open_onnx(path: Path) -> Opened:
-    import onnxruntime
-
-    _check_onnx(path)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    text = session.get_modelmeta().custom_metadata_map.get(KEY)
-    [images] = session.get_inputs()
-    shape = tuple(size if isinstance(size, int) else None for size in images.shape)
-    del session
-    return load_onnx(path, Target(device=CPU)), shape, text
-
-
-def _check_onnx(path: Path) -> None:
-    """Refuse tensors that lie in files outside the folder.
-
-    Raises:
-        ConfigError: there are some.
-    """
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     for tensor in _tensors(model.graph):
         for entry in tensor.external_data:
-            if entry.key != "location":
-                continue
-            place = path.parent / entry.value
-            if Path(entry.value).name != entry.value or place.is_symlink():
+            outside = Path(entry.value).name != entry.value
+            if entry.key == "location" and (outside or (path.parent / entry.value).is_symlink()):
                 raise ConfigError(
                     f"{path}: it takes weights from {entry.value!r}, outside its folder"
                 )
+    [images] = model.graph.input
+    sizes = images.type.tensor_type.shape.dim
+    shape = tuple(size.dim_value if size.HasField("dim_value") else None for size in sizes)
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    return load_onnx(path, Target(device=CPU)), shape, said.get(KEY)
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
@@ -222,17 +201,12 @@ class _Opener:
     runs_code: bool = False
 
 
-_OPENERS: Final[Mapping[str, _Opener]] = dict(
-    zip(
-        EXPORTED_SUFFIXES,
-        (
-            _Opener(open=_open_onnx, engine=ONNXRuntime()),
-            _Opener(open=_open_openvino, engine=OpenVINO()),
-            _Opener(open=_open_torch, runs_code=True),
-        ),
-        strict=True,
-    )
-)
+_OPENERS: Final[Mapping[str, _Opener]] = {
+    ".onnx": _Opener(open=_open_onnx, engine=ONNXRuntime()),
+    ".xml": _Opener(open=_open_openvino, engine=OpenVINO()),
+    ".pt2": _Opener(open=_open_torch, runs_code=True),
+}
+"""By ending: those of `regnet.zoo.resolver.EXPORTED_SUFFIXES`."""
 
 
 def _digest(path: Path) -> str:

@@ -36,8 +36,8 @@ LOST: Final = 1.05
 """From this ratio on a precision has lost to another one on the same engine."""
 
 REST: Final = 1.11
-"""A compiler is not asked where so many times the convolutions alone take longer than the leader.
-Compiled networks took 1.06 to 1.43 times their convolutions, so that it would gain 5 % at most."""
+"""No compiler is tried if the convolutions alone, times this, take longer than the leader. Compiled
+networks took 1.06 to 1.43 times as long as their convolutions, so that 5 % is the most to gain."""
 
 COMPILING: Final = 30.0
 """Seconds that a compiler takes for a network, about."""
@@ -85,6 +85,8 @@ class Candidate:
     """Median of single calls."""
     interval: tuple[float, float] | None = None
     """Of the winner: 95 % interval of that median."""
+    problem: str | None = None
+    """Of the winner: why its times mean little, such as a busy machine."""
     error: float | None = None
     """norm(output - reference) / norm(reference), the worst of the inputs."""
     agreement: float | None = None
@@ -256,7 +258,9 @@ class Race:
             if row.latency_ms is not None:
                 self.rows[key] = replace(row, latency_ms=row.latency_ms * scale)
         low, high = bootstrap_median(samples.seconds, np.random.default_rng(0))
-        self.rows[best.key] = replace(self.rows[best.key], interval=(1e3 * low, 1e3 * high))
+        self.rows[best.key] = replace(
+            self.rows[best.key], interval=(1e3 * low, 1e3 * high), problem=samples.problem
+        )
         if self.eager and best.engine != "eager":
             found = compare(winner, self.eager, self.inputs, pairs=12, seconds=self.seconds)
             speedup = found.median, found.low, found.high
@@ -286,11 +290,10 @@ class Race:
                     f"not tried: {way.precision} was slower than {other} on {' and '.join(engines)}"
                 )
         best = fastest(list(ran.values()))
-        if way.engine.compiles and best:
-            bound = self._bound(way)
+        if way.engine.compiles and best and (bound := self._bound(way)) is not None:
             # The machine may have changed since: the leader shows again what it can do now.
             leader = 1e3 * min(time_call(self.runners[best.key], x) for x in self.inputs)
-            if bound is not None and REST * bound > leader:
+            if REST * bound > leader:
                 return (
                     f"not tried: the convolutions alone take {bound:.2f} ms in oneDNN, which it "
                     f"calls, and {best} takes {leader:.2f} ms in all"

@@ -23,8 +23,12 @@ def identify(shapes: Shapes) -> tuple[Variant, ...]:
     Args:
         shapes: of a whole state dict under our names; the classifier does not matter.
     """
-    found = signature_of_shapes(shapes)
-    return tuple(v for v in VARIANTS.values() if signature_of_config(v.config) == found)
+    return variants_with(signature_of_shapes(shapes))
+
+
+def variants_with(signature: Signature) -> tuple[Variant, ...]:
+    """The variants with this signature."""
+    return tuple(v for v in VARIANTS.values() if signature_of_config(v.config) == signature)
 
 
 def num_classes(shapes: Shapes) -> int:

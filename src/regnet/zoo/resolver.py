@@ -13,7 +13,7 @@ from regnet.design.variants import VARIANTS, Variant
 from regnet.errors import ConfigError, NotFoundError, WeightsError
 from regnet.paths import expanded
 from regnet.weights.catalog import Checkpoint, checkpoints_of, find_checkpoint, find_upstream
-from regnet.weights.identify import signature_of_config
+from regnet.weights.identify import variants_with
 from regnet.zoo.names import find_variant
 from regnet.zoo.repository import CONFIG_FILE, PROCESSOR_FILE, TRANSFORMERS, read_repository
 from regnet.zoo.source import Source
@@ -28,7 +28,6 @@ WEIGHTS_SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".pyth", ".bin", ".tor
 """Endings that names of models do not have."""
 EXPORTED_SUFFIXES: Final = (".onnx", ".xml", ".pt2")
 """Of the files that `regnet.export` writes, which `regnet.engines.files` opens."""
-
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ def find_source(
             raise
         if revision is not None:
             raise ConfigError(f"{path} has no revisions; leave revision out") from None
-        if path.suffix.lower() in EXPORTED_SUFFIXES:
+        if is_exported(name):
             raise ConfigError(
                 f"{path} is an exported file, which has no modules to train or to change; predict, "
                 "evaluate, bench and info open it, anything else wants what it was made from"
@@ -119,8 +118,17 @@ def find_model(name: str) -> tuple[Variant, Checkpoint | None]:
 
 def is_config_file(name: str) -> bool:
     """Return whether a name stands for the file of a config."""
-    prefixed = name.lower().startswith((*HUB_PREFIXES, FOLDER_PREFIX))
-    return name.lower().endswith(CONFIG_SUFFIX) and not prefixed
+    return name.lower().endswith(CONFIG_SUFFIX) and not is_prefixed(name)
+
+
+def is_exported(name: str) -> bool:
+    """Return whether a name stands for a file that `regnet.export` writes."""
+    return name.lower().endswith(EXPORTED_SUFFIXES) and not is_prefixed(name)
+
+
+def is_prefixed(name: str) -> bool:
+    """Return whether a name says by its beginning that it is a repository's or a folder's."""
+    return name.lower().startswith((*HUB_PREFIXES, FOLDER_PREFIX))
 
 
 def _read_config(name: str) -> AnyNetConfig | RegNetConfig:
@@ -158,11 +166,7 @@ def _weights_file(path: Path) -> Source:
             "what is"
         )
     kind = found[0].kind
-    fitting = [
-        variant
-        for variant in VARIANTS.values()
-        if signature_of_config(variant.config) == kind.signature
-    ]
+    fitting = variants_with(kind.signature)
     if len(fitting) != 1:
         names = " and ".join(variant.name for variant in fitting) or "no published network"
         raise WeightsError(
