@@ -13,6 +13,7 @@ from regnet.engines.optimize import Report
 from regnet.engines.race import Candidate
 from regnet.errors import ConfigError, EngineError
 from regnet.selection import choose as choosing
+from regnet.selection import clock as clock_module
 from regnet.selection.limits import Measured
 from regnet.selection.published import settings
 from tests.command import refused
@@ -75,8 +76,8 @@ class Quiet:
 def clock(monkeypatch, tmp_path):
     monkeypatch.setattr(choosing, "Waiting", Quiet)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(choosing, "DeviceMeter", Meter)
-    monkeypatch.setattr(choosing, "race", race)
+    monkeypatch.setattr(clock_module, "DeviceMeter", Meter)
+    monkeypatch.setattr(clock_module, "race", race)
     monkeypatch.setattr(choosing, "check_engine", lambda _: None)
     Meter.asked.clear()
 
@@ -170,7 +171,7 @@ def test_a_network_that_an_engine_cannot_run_is_never_its_pick(monkeypatch):
             found = super().measure(config, name)
             return None if failed else found
 
-    monkeypatch.setattr(choosing, "DeviceMeter", Failing)
+    monkeypatch.setattr(clock_module, "DeviceMeter", Failing)
     monkeypatch.setitem(SPEEDS, "openvino", 0.1)
     for limit in (5, 20, 40):
         found = regnet.choose(limit)
@@ -249,7 +250,7 @@ def test_a_time_that_was_taken_while_others_computed_is_taken_again_and_not_kept
             busy = self.lasting or (name == "regnety_002" and not again)
             return replace(found, problem="the machine is busy" if busy else None)
 
-    monkeypatch.setattr(choosing, "DeviceMeter", Disturbed)
+    monkeypatch.setattr(clock_module, "DeviceMeter", Disturbed)
     found = regnet.choose(8, engine="folded")
     assert found.problem is None
     Disturbed.lasting = True
@@ -257,6 +258,20 @@ def test_a_time_that_was_taken_while_others_computed_is_taken_again_and_not_kept
     assert found.doubts[0] == "no claim: the machine is busy; ask again when it is quiet"
     Disturbed.lasting = False
     assert regnet.choose(60, engine="folded", batch_size=3).measured == found.measured
+
+
+def test_a_race_on_a_busy_machine_is_said_and_not_kept(monkeypatch):
+    def busy(*args, **options):
+        report = race(*args, **options)
+        return replace(report, winner=replace(report.winner, problem="the machine is busy"))
+
+    monkeypatch.setattr(clock_module, "race", busy)
+    found = regnet.choose(20)
+    assert found.doubts[0].startswith("no claim: the machine is busy")
+    monkeypatch.setattr(clock_module, "race", race)
+    again = regnet.choose(20)
+    assert again.measured == 1, "the race alone is run again"
+    assert again.problem is None
 
 
 def test_twins_are_not_shown_as_faster_and_slower():
@@ -279,7 +294,7 @@ def efficientnets(monkeypatch):
                 images_per_second=1,
             )  # fmt: skip
 
-    monkeypatch.setattr(choosing, "DeviceMeter", WithRows)
+    monkeypatch.setattr(clock_module, "DeviceMeter", WithRows)
 
 
 def test_efficientnets_stand_beside_the_answer(efficientnets, tmp_path):

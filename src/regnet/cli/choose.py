@@ -10,7 +10,7 @@ from regnet.cli.output import print_error, print_json, print_table, stderr, stdo
 from regnet.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from regnet.selection.choose import Choice, Chosen, Peer
+    from regnet.selection.choose import Chosen
 
 
 def command(
@@ -91,6 +91,8 @@ def command(
 
 
 def _print(found: "Chosen") -> None:
+    from regnet.selection.choose import milliseconds
+
     for doubt in found.doubts:
         stdout.print(doubt)
     if found.doubts:
@@ -106,7 +108,7 @@ def _print(found: "Chosen") -> None:
         return
     stdout.print(
         f"{pick.setting.checkpoint}, images of {pick.setting.image_size} pixels: "
-        f"{pick.setting.accuracy:.2f} %, {_time(pick)} on {pick.engine}\n"
+        f"{pick.setting.accuracy:.2f} %, {milliseconds(pick)} on {pick.engine}\n"
     )
     rows = list(found.front)
     place = next((n for n, row in enumerate(rows) if row.setting == pick.setting), len(rows) - 1)
@@ -118,7 +120,7 @@ def _print(found: "Chosen") -> None:
                 row.setting.checkpoint,
                 f"{row.setting.accuracy:.2f}",
                 str(row.setting.image_size),
-                _time(row),
+                milliseconds(row),
                 row.engine,
                 row.setting.license,
             )
@@ -128,19 +130,25 @@ def _print(found: "Chosen") -> None:
     if better := found.next_better:
         stdout.print(
             f"\nmore accurate: {better.setting.checkpoint} ({better.setting.accuracy:.2f} %), "
-            f"{_time(better)}"
+            f"{milliseconds(better)}"
         )
     if other := found.without_license:
         stdout.print(
             f"left out by the license: {other.setting.checkpoint} "
-            f"({other.setting.accuracy:.2f} %, {_time(other)}), {other.setting.license}"
+            f"({other.setting.accuracy:.2f} %, {milliseconds(other)}), {other.setting.license}"
         )
     if found.peers:
         stdout.print("\nbeside them, the paper's EfficientNets with the weights of pycls:")
         print_table(
             ("network", ">top1, %", ">image", ">ms", "engine"),
             [
-                (row.name, f"{row.accuracy:.2f}", str(row.image_size), _time(row), row.engine)
+                (
+                    row.name,
+                    f"{row.accuracy:.2f}",
+                    str(row.image_size),
+                    milliseconds(row),
+                    row.engine,
+                )
                 for row in found.peers
             ],
         )
@@ -151,9 +159,3 @@ def _print(found: "Chosen") -> None:
         f"\n~: predicted, with a median error of {found.prediction_error:.0%}; "
         f"{found.measured} networks measured now"
     )
-
-
-def _time(row: "Choice | Peer") -> str:
-    if row.low_ms is None or row.high_ms is None:
-        return f"~{row.latency_ms:.1f} ms"
-    return f"{row.latency_ms:.1f} ms ({row.low_ms:.1f}-{row.high_ms:.1f})"

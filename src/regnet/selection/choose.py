@@ -15,14 +15,12 @@ from regnet.bench.document import AUTO, BEST
 from regnet.engines.optimize import ENGINES, find_engine
 from regnet.errors import ConfigError, EngineError, check_number
 from regnet.machine import Waiting, environment
-from regnet.selection.device import Conditions, DeviceMeter, check_engine, race
+from regnet.selection.clock import REFERENCE, Clock, Peer
+from regnet.selection.device import Conditions, check_engine
 from regnet.selection.limits import DOUBTFUL
 from regnet.selection.published import Measure, Setting, efficientnets, settings
-from regnet.selection.timings import Network, Predictor, Timing, Timings, timings_here
+from regnet.selection.timings import Network, Predictor, timings_here
 from regnet.weights.catalog import checkpoints
-
-REFERENCE: Final = "folded"
-"""PyTorch with folded norms, which every device has and which is built at once."""
 
 OUTSIDE: Final = ("onnx_runtime", "openvino")
 """Other engines that "auto" tries where they are installed."""
@@ -35,9 +33,6 @@ OUTSIDE_PROBES: Final = 3
 
 MOST_BUILT: Final = 12
 """Networks that are built for other engines, which takes seconds each."""
-
-SECONDS: Final = 0.5
-"""For the calls of a network that count."""
 
 MARGIN: Final = 1.4
 """What is predicted to take so many times the limit is not measured."""
@@ -75,20 +70,6 @@ class Choice:
     def measured(self) -> bool:
         """Whether it was measured, rather than predicted."""
         return self.low_ms is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """An EfficientNet of the paper's comparison, trained as its RegNets, and its time here."""
-
-    name: str
-    accuracy: float
-    """Top-1 on ImageNet-1k, in percent, of the weights that pycls publishes."""
-    image_size: int
-    engine: str
-    latency_ms: float
-    low_ms: float
-    high_ms: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +183,7 @@ def choose(
     where = torch.device(device)
     names = _engines(engine, where)
     waiting = Waiting()
-    clock = _Clock(timings_here(where, batch_size), where, batch_size, on_step)
+    clock = Clock(timings_here(where, batch_size), where, batch_size, on_step)
     found = _Search(clock, names, every, latency_ms, asked=engine)
     pick = found.pick(allowed)
     best = pick.setting.accuracy if pick else 0
@@ -244,126 +225,12 @@ def _engines(engine: str, device: torch.device) -> tuple[str, ...]:
     return (REFERENCE, *usable)
 
 
-class _Clock:
-    """Measures networks, unless they were measured before."""
-
-    def __init__(
-        self,
-        timings: Timings,
-        device: torch.device,
-        batch_size: int,
-        on_step: Callable[[str, int, int], None],
-    ) -> None:
-        self.timings, self.device, self.batch_size = timings, device, batch_size
-        self.on_step = on_step
-        self.measured = self.built = 0
-        self.problem: str | None = None
-        """Of the first network whose times mean little."""
-        self.failed: set[tuple[Network, str]] = set()
-
-    def time(self, setting: Setting, engine: str, *, of: int) -> Timing | None:
-        """The time of a setting's network on an engine; None where it cannot run."""
-        if row := self.timings.get(setting.network, engine):
-            return row
-        self.on_step("measuring networks", self.measured, max(of, self.measured + 1))
-        meter = self._meter(engine, setting.image_size)
-        found = meter.measure(setting.config, setting.variant)
-        if found and found.problem:  # what kept the machine busy may be over
-            found = meter.measure(setting.config, setting.variant) or found
-        self.measured += 1
-        self.built += engine != REFERENCE
-        if found is None:
-            self.failed.add((setting.network, engine))
-            return None
-        row = Timing(
-            variant=setting.variant,
-            image_size=setting.image_size,
-            engine=engine,
-            latency_ms=found.latency_ms,
-            low_ms=found.low_ms,
-            high_ms=found.high_ms,
-            reference_ms=found.reference_ms,
-        )
-        self.timings.add(row, lasting=not found.problem)
-        self.problem = self.problem or found.problem
-        return row
-
-    def raced(self, network: Network, engine: str) -> bool:
-        """Whether the engines of a network were timed in turn."""
-        row = self.timings.get(network, engine)
-        return row is not None and row.raced
-
-    def race(self, setting: Setting, engines: Sequence[str], *, of: int) -> None:
-        """Time a network on several engines in turn; what came out takes the place of the rest."""
-        self.on_step("racing engines", self.measured, max(of, self.measured + 1))
-        conditions = Conditions(
-            device=self.device,
-            engine=engines[0],
-            batch_size=self.batch_size,
-            image_size=setting.image_size,
-        )
-        report = race(setting.config, conditions, engines, seconds=SECONDS)
-        self.measured += 1
-        self.built += len(engines) - (REFERENCE in engines)
-        interval = report.winner.interval
-        for row in report.candidates:
-            if row.precision != "fp32" or row.latency_ms is None or interval is None:
-                continue
-            scale = row.latency_ms / (report.winner.latency_ms or row.latency_ms)
-            self.timings.add(
-                Timing(
-                    variant=setting.variant,
-                    image_size=setting.image_size,
-                    engine=row.engine,
-                    latency_ms=row.latency_ms,
-                    low_ms=scale * interval[0],
-                    high_ms=scale * interval[1],
-                    raced=True,
-                )
-            )
-
-    def peer(self, name: str, engine: str) -> Peer | None:
-        """An EfficientNet on an engine; None where it cannot run."""
-        facts = efficientnets()[name]
-        row = self.timings.get((name, facts.image_size), engine)
-        if row is None:
-            self.on_step("measuring EfficientNets", self.measured, self.measured + 1)
-            found = self._meter(engine, facts.image_size).row(name)
-            self.measured += 1
-            if found.latency_ms is None or found.low_ms is None or found.high_ms is None:
-                return None
-            row = Timing(
-                variant=name,
-                image_size=facts.image_size,
-                engine=engine,
-                latency_ms=found.latency_ms,
-                low_ms=found.low_ms,
-                high_ms=found.high_ms,
-            )
-            self.timings.add(row)
-        return Peer(
-            name=name,
-            accuracy=100 - facts.top1_error,
-            image_size=facts.image_size,
-            engine=engine,
-            latency_ms=row.latency_ms,
-            low_ms=row.low_ms,
-            high_ms=row.high_ms,
-        )
-
-    def _meter(self, engine: str, image_size: int) -> DeviceMeter:
-        conditions = Conditions(
-            device=self.device, engine=engine, batch_size=self.batch_size, image_size=image_size
-        )
-        return DeviceMeter(conditions, seconds=SECONDS)
-
-
 class _Search:
     """Which networks are worth measuring, and what the others take."""
 
     def __init__(
         self,
-        clock: _Clock,
+        clock: Clock,
         engines: Sequence[str],
         every: Sequence[Setting],
         limit: float,
@@ -470,6 +337,13 @@ def _spread(rows: Sequence[Setting], count: int) -> list[Setting]:
     return [rows[round(n * (len(rows) - 1) / (count - 1))] for n in range(count)]
 
 
+def milliseconds(row: Choice | Peer) -> str:
+    """A time with its interval, or marked as predicted."""
+    if row.low_ms is None or row.high_ms is None:
+        return f"~{row.latency_ms:.1f} ms"
+    return f"{row.latency_ms:.1f} ms ({row.low_ms:.1f}-{row.high_ms:.1f})"
+
+
 def _front(choices: Iterable[Choice]) -> list[Choice]:
     """The most accurate, and of the others those that are faster than all more accurate ones.
 
@@ -496,7 +370,7 @@ def shown_faster(a: Choice, b: Choice) -> bool:
     return APART * changed * a.high_ms < b.low_ms
 
 
-def _peers(clock: _Clock, pick: Choice | None, limit: float) -> list[Peer]:
+def _peers(clock: Clock, pick: Choice | None, limit: float) -> list[Peer]:
     """EfficientNets on the engine of the pick; of those that are far off, on the reference."""
     engine = pick.engine if pick else REFERENCE
     rows = [row for name in efficientnets() if (row := clock.peer(name, REFERENCE))]

@@ -5,7 +5,7 @@ import json
 from importlib import util
 
 from regnet import pages
-from regnet.selection.choose import Choice, Chosen, Peer
+from regnet.selection.choose import Chosen, milliseconds
 from regnet.selection.plot import draw
 
 
@@ -16,7 +16,7 @@ def render(found: Chosen) -> str:
         "choice.html",
         found=found,
         picture=_picture(found),
-        time=_time,
+        time=milliseconds,
         facts=json.dumps(found.environment, indent=1),
     )
 
@@ -27,9 +27,3 @@ def _picture(found: Chosen) -> str | None:
     text = io.StringIO()
     draw(found).savefig(text, format="svg")
     return text.getvalue().partition("<svg")[2]
-
-
-def _time(row: Choice | Peer) -> str:
-    if row.low_ms is None or row.high_ms is None:
-        return f"~{row.latency_ms:.1f}"
-    return f"{row.latency_ms:.1f} ({row.low_ms:.1f}-{row.high_ms:.1f})"
