@@ -5,10 +5,10 @@ import torch
 
 import regnet
 from regnet.design.config import RegNetConfig
+from regnet.engines import int8, race
 from regnet.engines import optimize as module
-from regnet.engines import race
 from regnet.engines.base import DTYPES, inference
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, MissingExtraError
 from regnet.timing import Comparison, Samples
 from tests.pictures import pictures
 
@@ -189,11 +189,32 @@ def test_images_need_an_engine_for_int8(model):
     for options, words in (
         ({"engines": ["eager"]}, "runs on openvino; add it to engines"),
         ({"precision": "fp32"}, "precision='fp32' leaves it out"),
-        ({"images": images[:1]}, "int8 needs 2 images or more"),
-        ({"images": torch.zeros(4, 3, 16, 16)}, "do not fit"),
     ):
         with pytest.raises(ConfigError, match=words):
-            regnet.optimize(model, EXAMPLE, **{"images": images, "progress": False, **options})
+            regnet.optimize(model, EXAMPLE, images=images, progress=False, **options)
+
+
+@pytest.mark.slow  # it needs what only `make test-all` installs
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.zeros(1, 3, 32, 32), "int8 needs 2 images or more"),
+        (torch.zeros(4, 3, 16, 16), "do not fit"),
+    ],
+)
+def test_images_must_fit(model, images, words):
+    with pytest.raises(ConfigError, match=words):
+        regnet.optimize(model, EXAMPLE, images=images, progress=False)
+
+
+@pytest.mark.parametrize("package", ["openvino", "nncf"])
+def test_what_int8_needs_and_lacks_is_named(model, monkeypatch, package):
+    monkeypatch.setattr(int8.OpenVINO, "obstacle", lambda *_: None)
+    monkeypatch.setattr(int8.util, "find_spec", lambda _: None)
+    if package == "openvino":
+        monkeypatch.setattr(int8.OpenVINO, "obstacle", lambda *_: "not installed: openvino")
+    with pytest.raises(MissingExtraError, match=f"int8.*{package}"):
+        regnet.optimize(model, EXAMPLE, images=torch.zeros(4, 3, 32, 32), progress=False)
 
 
 @pytest.mark.slow
