@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from regnet.design.config import RegNetConfig
 from regnet.errors import ConfigError
@@ -14,6 +16,7 @@ from regnet.training.average import Average
 from regnet.training.optimizer import build_optimizer, layers_behind, set_learning_rate
 from regnet.training.recipe import RECIPES, Recipe, find_recipe, recipe_from_json
 
+AVERAGED = [name for name, recipe in RECIPES.items() if recipe.ema_alpha]
 TINY = RegNetConfig(
     depth=4, w0=16, wa=16.0, wm=2.0, group_width=8, se_ratio=0.25, stem="cifar", num_classes=3
 )
@@ -72,10 +75,25 @@ def test_learning_rate_per_step():
 def test_weight_of_the_average():
     # pycls's CIFAR sweeps: alpha 2.5e-4, batch 1024, 50 epochs, period 32: 0.164 (METHOD, 6.5).
     sweeps = Recipe(epochs=50, batch_size=1024, ema_alpha=2.5e-4, warmup_epochs=5)
-    assert sweeps.ema_weight(10) == pytest.approx(0.164, abs=5e-4)
-    assert sweeps.ema_weight(4) == 1.0  # a copy, in the warm-up
+    assert sweeps.ema_steps(50_000 // 1024) == 32
+    assert sweeps.ema_weight(10, 50_000 // 1024) == pytest.approx(0.164, abs=5e-4)
+    assert sweeps.ema_weight(4, 50_000 // 1024) == 1.0  # a copy, in the warm-up
     # torchvision's references: decay 0.99998, 8 x 128 images, 32 steps, 600 epochs.
-    assert RECIPES["tv2"].ema_weight(10) == pytest.approx((1 - 0.99998) * 1024 * 32 / 600)
+    weight = RECIPES["tv2"].ema_weight(10, 1_281_167 // 1024)
+    assert weight == pytest.approx((1 - 0.99998) * 1024 * 32 / 600)
+
+
+@given(
+    images=st.integers(32, 2_000_000), epochs=st.integers(10, 600), recipe=st.sampled_from(AVERAGED)
+)
+def test_an_average_follows_the_training_however_few_the_images(images, epochs, recipe):
+    recipe = find_recipe(recipe, epochs=epochs)
+    steps = max(1, images // recipe.batch_size)
+    every, left = recipe.ema_steps(steps), 1.0
+    for epoch in range(recipe.epochs):
+        updates = len(range(0, steps, every))
+        left *= (1 - recipe.ema_weight(epoch, steps)) ** updates if epoch else 1.0
+    assert left < 0.01, "what the training began with has left the average"
 
 
 def test_the_average_has_buffers_too():

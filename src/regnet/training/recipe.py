@@ -89,7 +89,7 @@ class Recipe:
     ema_alpha: float = 0.0
     """Of the moving average of the weights: see `ema_weight`; 0: none."""
     ema_period: int = 32
-    """Steps from one update of the average to the next."""
+    """Most steps from one update of the average to the next: see `ema_steps`."""
     precise_bn: int = 8192
     """Training images whose statistics replace batch norm's running ones before each test; 0: keep
     the running ones."""
@@ -164,16 +164,27 @@ class Recipe:
             rate *= WARMUP_START * (1 - done) + done
         return rate
 
-    def ema_weight(self, epoch: int) -> float:
+    def ema_steps(self, steps: int) -> int:
+        """Steps from one update of the average to the next, in epochs of `steps` steps.
+
+        `ema_period`, or a fiftieth of a training that is shorter than fifty such periods.
+        """
+        return min(self.ema_period, max(1, self.epochs * steps // 50))
+
+    def ema_weight(self, epoch: int, steps: int) -> float:
         """Weight of the newest parameters in the average, at each update in this epoch.
 
         min(1, alpha * batch_size / epochs * period), and 1 while the learning rate warms up (pycls
         `core/trainer.py`, torchvision's references), so that alpha means the same for every batch
-        size and number of epochs.
+        size and number of epochs. It does not mean the same for every number of images: on a few
+        hundred, the alpha of ImageNet would average over a hundred times the training's length, and
+        the average would stay where the training began. So the average never reaches back
+        further than a tenth of the training's steps.
         """
         if epoch < self.warmup_epochs:
             return 1.0
-        return min(1.0, self.ema_alpha * self.batch_size / self.epochs * self.ema_period)
+        each = max(self.ema_alpha * self.batch_size / self.epochs, 10 / (self.epochs * steps))
+        return min(1.0, each * self.ema_steps(steps))
 
     def changed(self, **changes: Any) -> "Recipe":
         """Return the recipe with other values, and what follows from them.

@@ -298,8 +298,8 @@ class Session:
         state.scaler.update()
         self._share_buffers()
         # Counted within the epoch, from 0, so that each epoch has one (pycls, torchvision).
-        if state.average and state.step % recipe.ema_period == 0:
-            state.average.update(self.network, recipe.ema_weight(state.epoch))
+        if state.average and state.step % recipe.ema_steps(self.plan.steps) == 0:
+            state.average.update(self.network, recipe.ema_weight(state.epoch, self.plan.steps))
 
     def _pass(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
         """Loss and hits of one forward pass."""
