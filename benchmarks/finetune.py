@@ -35,7 +35,7 @@ from regnet.training.session import Options
 
 START = "regnety_cifar.cifar10"
 EPOCHS = 20
-SEEDS = 3
+SEEDS = 5
 WAYS = {
     "finetune": (START, find_recipe("finetune", epochs=EPOCHS)),
     "random weights": (

@@ -16,7 +16,7 @@ from regnet.evaluation.evaluate import Evaluation, evaluate
 from regnet.exporting import Exported, export
 from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet, RegNet
-from regnet.prediction import ClassScore, Prediction, predict
+from regnet.prediction.images import ClassScore, Prediction, predict
 from regnet.selection.choose import Choice, Chosen, choose
 from regnet.selection.limits import Limits
 from regnet.selection.search import search

@@ -13,7 +13,7 @@ from regnet.data.images import open_image
 from regnet.design.config import RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, RegNetError
-from regnet.prediction import DEFAULT_MODEL, predict
+from regnet.prediction.images import DEFAULT_MODEL, predict
 from regnet.selection.device import LEARNED_ENGINE, Learned, learn
 from regnet.zoo.listing import list_models
 

@@ -1,7 +1,6 @@
 """regnet study: the paper's method."""
 
 from dataclasses import replace
-from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,9 +8,10 @@ import typer
 
 from regnet import documents
 from regnet.cli.arguments import AsJson, parse_count, read_recipe
+from regnet.cli.executors import Devices, ExecutorName, Gpus, Slurm, executor_of
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
-from regnet.errors import ConfigError, check_number, unknown
+from regnet.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from regnet.executors import Executor
@@ -29,25 +29,13 @@ Workers = Annotated[
     int | None,
     typer.Option(help="Networks trained at once; one per core, or per GPU.", min=1),
 ]
-Devices = Annotated[
-    list[str] | None, typer.Option("--device", help="cpu, cuda:0, cuda:1, ...; may be repeated.")
-]
-ExecutorName = Annotated[
-    str, typer.Option("--executor", help="local, ray (a Ray cluster), or slurm.")
-]
 Seed = Annotated[int, typer.Option(help="Of the bootstrap's draws.", min=0)]
 Threads = Annotated[
     int | None, typer.Option(help="Of each network; else the cores divided among them.", min=1)
 ]
-Gpus = Annotated[
-    float | None, typer.Option(help="Part of a GPU for each network on a Ray cluster: 0.25.")
-]
 TimeLimit = Annotated[
     float | None,
     typer.Option(help="Minutes that a network may train; one that takes longer has failed."),
-]
-Slurm = Annotated[
-    list[str] | None, typer.Option(help="submitit's parameters: slurm_partition=gpu; repeat.")
 ]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Train failed networks again.")]
 
@@ -135,7 +123,7 @@ def init(
         recipe=read_recipe(recipe, set_ or []),
         seed=seed,
     )
-    chosen = _executor(executor, workers, device, threads, gpus, slurm, time_limit)
+    chosen = executor_of(executor, workers, device, threads, gpus, slurm, time_limit)
     study = population.init(folder, study)
     stderr.print(f"{folder}: {study.count} networks of {len(study.spaces)} spaces")
     if run:
@@ -170,7 +158,7 @@ def run(
 
     Example: regnet study run runs/study --workers 2
     """
-    chosen = _executor(executor, workers, device, threads, gpus, slurm, time_limit)
+    chosen = executor_of(executor, workers, device, threads, gpus, slurm, time_limit)
     _train(folder, chosen, retry_failed=retry_failed, data=data, val=val)
     status(folder, as_json=as_json)
     _fail_if_all_failed(folder)
@@ -392,58 +380,6 @@ def _report(folder: Path, out: Path, *, plots: Path | None = None, seed: int = 0
     if plots:
         for path in save_plots(populations, plots, seed=seed):
             stderr.print(f"plot: {path}")
-
-
-def _executor(
-    name: str,
-    workers: int | None,
-    devices: list[str] | None,
-    threads: int | None,
-    gpus: float | None,
-    slurm: list[str] | None,
-    time_limit: float | None,
-) -> "Executor":
-    from regnet.devices import find_device
-    from regnet.executors import ProcessPool
-
-    if time_limit is not None:
-        check_number("--time-limit", time_limit, least=1e-3)
-    seconds = None if time_limit is None else 60 * time_limit
-    if name == "local":
-        for device in devices or []:
-            find_device(device)
-        return ProcessPool(workers, devices=devices or ["cpu"], threads=threads, time_limit=seconds)
-    if name == "ray":
-        from regnet.executors.ray import RayExecutor
-
-        return RayExecutor(
-            workers, device=_one(devices), threads=threads or 1, gpus=gpus, time_limit=seconds
-        )
-    if name == "slurm":
-        from regnet.executors.slurm import SlurmExecutor
-
-        parameters = dict(_parameter(text) for text in slurm or [])
-        if time_limit is not None:
-            parameters.setdefault("timeout_min", ceil(time_limit))
-        return SlurmExecutor(
-            workers, device=_one(devices), threads=threads or 1, parameters=parameters
-        )
-    raise ConfigError(unknown("executor", name, ("local", "ray", "slurm")))
-
-
-def _parameter(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--slurm needs name=value, got {text!r}")
-    return name, int(value) if value.isdigit() else value
-
-
-def _one(devices: list[str] | None) -> str:
-    """Elsewhere each process sees the GPU that it was given as the first."""
-    kinds = {device.partition(":")[0] for device in devices or ["cpu"]}
-    if len(kinds) > 1:
-        raise ConfigError("on a cluster all networks train on one kind of device: cpu or cuda")
-    return kinds.pop()
 
 
 def _space(name: str, **options: Any) -> "Space":

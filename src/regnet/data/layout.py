@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeAlias
@@ -91,23 +91,42 @@ def _reason_to_skip(parts: Parts) -> str | None:
     return None if suffix in IMAGE_SUFFIXES else suffix or "without an ending"
 
 
+def walk(folder: Path) -> Iterator[tuple[Parts, bool]]:
+    """Yield each path in a folder, at any depth and in order, and whether it is a folder.
+
+    Hidden folders are left out; links are followed, but for those in circles.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
+    yield from _walk(folder, (), frozenset())
+
+
+def _walk(folder: Path, here: Parts, around: frozenset[Path]) -> Iterator[tuple[Parts, bool]]:
+    real = folder.resolve()
+    if real in around:
+        return
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((entry.name, entry.is_dir()) for entry in found)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+    for name, is_folder in entries:
+        if not is_folder:
+            yield (*here, name), False
+        elif not is_hidden([name]):
+            yield (*here, name), True
+            yield from _walk(folder / name, (*here, name), around | {real})
+
+
 def listed(folder: Path) -> Listing:
-    """Return what lies in a folder, at any depth; links are followed, but for those in circles."""
+    """Return what lies in a folder, as `walk` finds it."""
     found = Listing()
-    around: dict[Path, frozenset[Path]] = {}
-    for place, folders, files in os.walk(folder, followlinks=True):
-        path = Path(place)
-        here = path.relative_to(folder).parts
-        outer, real = around.get(path.parent, frozenset()), path.resolve()
-        if real in outer:
-            folders.clear()
-            continue
-        around[path] = outer | {real}
-        folders[:] = sorted(name for name in folders if not is_hidden([name]))
-        found.folders.update((*here, name) for name in folders)
-        for name in sorted(files):
-            found.add((*here, name))
-    found.files.sort()
+    for parts, is_folder in walk(folder):
+        if is_folder:
+            found.folders.add(parts)
+        else:
+            found.add(parts)
     return found
 
 

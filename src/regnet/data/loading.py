@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from regnet.data.readers import Reader
 from regnet.data.sets import ImageSet
 from regnet.errors import DataError, ImageError
 
@@ -57,7 +58,7 @@ class Loaded:
 
 
 def load(
-    images: ImageSet,
+    images: Reader,
     indices: Sequence[int],
     transform: Transform,
     *,
@@ -67,7 +68,7 @@ def load(
     """The images of these numbers, in order, in batches.
 
     Args:
-        images: the set.
+        images: a set, or a chunk of a collection.
         indices: which.
         transform: gives tensors of one shape.
         batch_size: images per batch; less where some cannot be read, and at the end.
@@ -232,7 +233,7 @@ def _ignore_signals(_worker: int) -> None:
 
 
 class _Transformed(Dataset[Any]):
-    def __init__(self, images: ImageSet, transform: Transform) -> None:
+    def __init__(self, images: Reader, transform: Transform) -> None:
         self.images, self.transform = images, transform
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | str]:

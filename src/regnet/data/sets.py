@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from PIL import Image
 
 from regnet import digest
 from regnet.data import shapes
-from regnet.data.images import IMAGE_SUFFIXES, decode_image, open_image
+from regnet.data.images import IMAGE_SUFFIXES
 from regnet.data.layout import (
     SPLITS,
     Arranged,
@@ -35,8 +35,9 @@ from regnet.data.layout import (
     listed,
     told,
 )
+from regnet.data.readers import IMAGE_COLUMNS, Archive, Files, Reader, Rows, column_of
 from regnet.data.sources import HUB_PREFIX
-from regnet.errors import DataError, ImageError, MissingExtraError, NoSplitError, NotFoundError
+from regnet.errors import DataError, MissingExtraError, NoSplitError, NotFoundError
 from regnet.hub.files import Repository
 from regnet.hub.transfer import retrying
 from regnet.paths import expanded
@@ -46,16 +47,7 @@ MOST_CLASSES: Final = 100_000
 
 SPLIT_NAMES: Final = frozenset(name for names in SPLITS.values() for name in names)
 
-IMAGE_COLUMNS: Final = ("image", "img", "jpg")
 LABEL_COLUMNS: Final = ("label", "labels", "fine_label", "wnid", "class_name", "cls")
-
-
-class Reader(Protocol):
-    """How the images of a set are read."""
-
-    def open(self, index: int) -> Image.Image:
-        """One image, 8-bit RGB, upright; raises ImageError where it cannot be read."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +174,7 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
     if source == shapes.NAME:
         return _drawn(split)
     if str(source).startswith(HUB_PREFIX):
-        return _open_parquet(_fetch(str(source).removeprefix(HUB_PREFIX), split), str(source))
+        return _open_parquet(fetch(str(source).removeprefix(HUB_PREFIX), split), str(source))
     path = expanded(source)
     if path.is_dir():
         return _open_folder(path, split)
@@ -228,7 +220,7 @@ def _open_folder(path: Path, split: Split) -> ImageSet:
         found,
         names=["/".join(parts) for parts in places],
         sizes=[file.stat().st_size if file.exists() else 0 for file in paths],
-        reader=_Files(paths),
+        reader=Files(paths),
     )
 
 
@@ -257,7 +249,7 @@ def _open_tar(path: Path, split: Split) -> ImageSet:
         found,
         names=[name for name, _, _ in members],
         sizes=[size for _, _, size in members],
-        reader=_Archive(path, members),
+        reader=Archive(path, members),
     )
 
 
@@ -305,7 +297,7 @@ def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> l
     return chosen
 
 
-def _fetch(asked: str, split: Split) -> list[Path]:
+def fetch(asked: str, split: Split) -> list[Path]:
     """The Parquet files of a split, from a data set of the Hub."""
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError
@@ -364,7 +356,9 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
         try:
             with parquet.ParquetFile(path, page_checksum_verification=True) as file:
                 columns = file.schema_arrow.names
-                image, label = (_column(columns, known) for known in (IMAGE_COLUMNS, LABEL_COLUMNS))
+                image, label = (
+                    column_of(columns, known) for known in (IMAGE_COLUMNS, LABEL_COLUMNS)
+                )
                 if image is None or label is None:
                     raise DataError(
                         f"{path}: needs columns 'image' (or 'img') and 'label', "
@@ -412,12 +406,8 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
         labels=np.array(labels, dtype=np.int64),
         classes=known,
         sizes=sizes,
-        reader=_Rows(tuple(groups), image or "image"),
+        reader=Rows(tuple(groups), image or "image"),
     )
-
-
-def _column(columns: Sequence[str], known: Sequence[str]) -> str | None:
-    return next((name for name in known if name in columns), None)
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
@@ -429,63 +419,3 @@ def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str,
         return None
     listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return tuple(names) if listed and names else None
-
-
-@dataclass(frozen=True)
-class _Files:
-    paths: tuple[Path, ...]
-
-    def open(self, index: int) -> Image.Image:
-        return open_image(self.paths[index])
-
-
-@dataclass(frozen=True)
-class _Archive:
-    path: Path
-    members: tuple[tuple[str, int, int], ...]
-    """Name, offset and size."""
-
-    def open(self, index: int) -> Image.Image:
-        name, offset, size = self.members[index]
-        try:
-            with self.path.open("rb") as file:
-                file.seek(offset)
-                data = file.read(size)
-        except OSError as error:
-            raise ImageError(f"{self.path}/{name}: {error.strerror or error}") from error
-        return decode_image(data, f"{self.path}/{name}")
-
-
-class _Rows:
-    """Rows of Parquet files; the group of rows read last stays in memory."""
-
-    def __init__(self, groups: tuple[tuple[Path, int, int], ...], column: str) -> None:
-        self.groups = groups
-        """File, number of the group in it, and first row."""
-        self.column = column
-        self._starts = np.array([start for _, _, start in groups])
-        self._last: tuple[int, Any] | None = None
-
-    def open(self, index: int) -> Image.Image:
-        group = int(np.searchsorted(self._starts, index, side="right")) - 1
-        path, _, start = self.groups[group]
-        try:
-            cell = self._rows(group)[index - start].as_py()
-        except Exception as error:  # on damaged files, pyarrow raises whatever it hits
-            [reason, *_] = str(error).splitlines() or [type(error).__name__]
-            raise ImageError(f"{path} row {index}: damaged file ({reason})") from error
-        data = cell.get("bytes") if isinstance(cell, dict) else cell
-        return decode_image(data or b"", f"{path} row {index}")
-
-    def _rows(self, group: int) -> Any:
-        if self._last is None or self._last[0] != group:
-            import pyarrow.parquet as parquet
-
-            path, number, _ = self.groups[group]
-            self._last = None
-            with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-                self._last = group, file.read_row_group(number, [self.column])[self.column]
-        return self._last[1]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_last": None}

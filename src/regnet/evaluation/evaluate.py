@@ -18,18 +18,18 @@ from regnet.data.loading import load, lost_workers
 from regnet.data.preprocess import Preprocess
 from regnet.data.sets import ImageSet, open_set
 from regnet.devices import find_device
-from regnet.engines.base import DTYPES, Precision, Target, for_any_batch
-from regnet.engines.check import INPUT_SETS, answers, build_checked
+from regnet.engines.base import Precision
 from regnet.engines.files import FileNetwork, open_model
-from regnet.engines.optimize import device_of, find_engine
-from regnet.errors import ConfigError, DataError, EngineError, in_one_line, unknown
+from regnet.engines.optimize import device_of
+from regnet.engines.running import running
+from regnet.errors import ConfigError, DataError, EngineError
 from regnet.evaluation import scores
 from regnet.evaluation.datasets import BY_ORDER, Match, identify, match_classes
 from regnet.evaluation.kept import Kept, kept
 from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
 from regnet.machine import environment
 from regnet.nn.model import AnyNet, digest_of, evaluation_view
-from regnet.prediction import DEFAULT_MODEL
+from regnet.prediction.images import DEFAULT_MODEL
 from regnet.process_group import Group, joined
 from regnet.weights.card import Card
 from regnet.zoo.create import preprocess
@@ -219,8 +219,6 @@ def _runner(
     group: Group,
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """What answers, and the precision it computes in."""
-    if precision not in DTYPES:
-        raise ConfigError(unknown("precision", precision, DTYPES))
     if isinstance(network, FileNetwork):
         if engine != "eager" or group.device.type != "cpu":
             raise ConfigError(
@@ -228,28 +226,8 @@ def _runner(
                 "out"
             )
         return (lambda x: network(x).float()), network.precision
-    kind = next(network.parameters()).dtype
-    if engine == "eager":
-        own = next((name for name, dtype in DTYPES.items() if dtype == kind), str(kind))
-        if precision not in ("fp32", own):
-            raise ConfigError(
-                f"eager computes in the precision of the weights, {own}; for {precision} take "
-                "another engine, such as folded"
-            )
-        return (lambda x: network(x.to(kind)).float()), own
-    shape = (batch_size, 3, *look.size)
-    rng = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(shape, generator=rng).to(group.device) for _ in range(INPUT_SETS)]
-    target = Target(device=group.device, precision=precision)
-    known = find_engine(engine)
-    try:
-        built = build_checked(known, network, inputs, answers(network, inputs), target)
-        reason = built.reason
-    except Exception as error:  # noqa: BLE001 - an engine may fail in any way
-        reason = in_one_line(error, most=200)
-    if reason or built.runner is None:
-        raise EngineError(f"{engine} does not run this network in {precision} here: {reason}")
-    return for_any_batch(built.runner, batch_size), precision
+    shape = (batch_size, network.config.in_chans, *look.size)
+    return running(network, shape, engine, precision, group.device)
 
 
 def _answers(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Generic
+from typing import Any, Final, Generic
 
 from regnet.devices import core_count
 from regnet.errors import ConfigError, ExecutorError
@@ -25,6 +25,9 @@ from regnet.executors.base import (
     Task,
     with_threads,
 )
+
+PATIENCE: Final = 5.0
+"""Seconds that an idle process has to end by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +188,13 @@ class _Pool(Generic[Task, Result]):
     def end(self) -> None:
         """End all processes; what they were doing is lost."""
         for worker in self.workers:
-            worker.process.kill()
+            if worker.task is None:
+                worker.pipe.close()  # it ends by itself, and gives back what it holds
+            else:
+                worker.process.kill()
         for worker in self.workers:
+            worker.process.join(timeout=PATIENCE)
+            worker.process.kill()
             worker.process.join()
             worker.pipe.close()
         self.workers.clear()

@@ -242,7 +242,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     ),
     # From weights, on some hundred to some ten thousand photos.
     "finetune": Recipe(
-        epochs=20, batch_size=32, lr=0.04, lr_per="step", warmup_epochs=1, weight_decay=1e-4,
+        epochs=20, batch_size=32, lr=0.16, lr_per="step", warmup_epochs=1, weight_decay=1e-4,
         norm_weight_decay=0.0, layer_decay=0.85, clip_norm=5.0, min_area=0.35, lighting=0.0,
         label_smoothing=0.1, ema_alpha=2.5e-4, precise_bn=0,
     ),

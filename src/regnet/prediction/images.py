@@ -103,7 +103,7 @@ def _results(
             stacked = torch.stack(tensors).to(reference.device, reference.dtype)
             with torch.inference_mode():
                 probabilities = network(stacked).float().softmax(1).cpu()
-            scores = _top(probabilities, topk, _labels(model))
+            scores = _top(probabilities, topk, labels_of(model))
         for image, x in zip(batch, inputs, strict=True):
             if isinstance(x, ImageError):
                 yield Prediction(image=image_name(image), error=str(x))
@@ -129,7 +129,7 @@ def _top(
         )
 
 
-def _labels(model: AnyNet | FileNetwork) -> Sequence[str]:
+def labels_of(model: AnyNet | FileNetwork) -> Sequence[str]:
     """Names of the classes; their numbers where the model has none for them."""
     labels: Sequence[str] = model.card.labels if model.card else ()
     if len(labels) == model.num_classes:

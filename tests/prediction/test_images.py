@@ -6,9 +6,9 @@ from PIL import Image
 
 import regnet
 from regnet.errors import ConfigError, ImageError
-from regnet.prediction import BATCH_SIZE, predict_each
+from regnet.prediction.images import BATCH_SIZE, predict_each
 
-PHOTO = Path(__file__).parents[1] / "docs/photos/chelsea.png"
+PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
 
 
 def test_a_photo_of_a_cat():

@@ -1,0 +1,82 @@
+"""Options of commands that hand tasks to executors: `regnet study` and `regnet predict --out`."""
+
+from math import ceil
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from regnet.errors import ConfigError, check_number, unknown
+
+if TYPE_CHECKING:
+    from regnet.executors import Executor
+
+Devices = Annotated[
+    list[str] | None, typer.Option("--device", help="cpu, cuda:0, cuda:1, ...; may be repeated.")
+]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="local, ray (a Ray cluster), or slurm.")
+]
+Gpus = Annotated[
+    float | None, typer.Option(help="Part of a GPU for each task on a Ray cluster: 0.25.")
+]
+Slurm = Annotated[
+    list[str] | None, typer.Option(help="submitit's parameters: slurm_partition=gpu; repeat.")
+]
+
+
+def executor_of(
+    name: str,
+    workers: int | None,
+    devices: list[str] | None,
+    threads: int | None,
+    gpus: float | None,
+    slurm: list[str] | None,
+    time_limit: float | None,
+) -> "Executor":
+    """The executor that the options of a command describe.
+
+    Raises:
+        ConfigError: an option cannot be used.
+        MissingExtraError: what it needs is not installed.
+    """
+    from regnet.devices import find_device
+    from regnet.executors import ProcessPool
+
+    if time_limit is not None:
+        check_number("--time-limit", time_limit, least=1e-3)
+    seconds = None if time_limit is None else 60 * time_limit
+    if name == "local":
+        for device in devices or []:
+            find_device(device)
+        return ProcessPool(workers, devices=devices or ["cpu"], threads=threads, time_limit=seconds)
+    if name == "ray":
+        from regnet.executors.ray import RayExecutor
+
+        return RayExecutor(
+            workers, device=_one(devices), threads=threads or 1, gpus=gpus, time_limit=seconds
+        )
+    if name == "slurm":
+        from regnet.executors.slurm import SlurmExecutor
+
+        parameters = dict(_parameter(text) for text in slurm or [])
+        if time_limit is not None:
+            parameters.setdefault("timeout_min", ceil(time_limit))
+        return SlurmExecutor(
+            workers, device=_one(devices), threads=threads or 1, parameters=parameters
+        )
+    raise ConfigError(unknown("executor", name, ("local", "ray", "slurm")))
+
+
+def _parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--slurm needs name=value, got {text!r}")
+    return name, int(value) if value.isdigit() else value
+
+
+def _one(devices: list[str] | None) -> str:
+    """Elsewhere each process sees the GPU that it was given as the first."""
+    kinds = {device.partition(":")[0] for device in devices or ["cpu"]}
+    if len(kinds) > 1:
+        raise ConfigError("on a cluster all tasks run on one kind of device: cpu or cuda")
+    return kinds.pop()

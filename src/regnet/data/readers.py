@@ -1,0 +1,95 @@
+"""How one image of many is read: from its file, out of a tar file, or out of a row of Parquet."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+from PIL import Image
+
+from regnet.data.images import decode_image, open_image
+from regnet.errors import ImageError
+
+IMAGE_COLUMNS: Final = ("image", "img", "jpg")
+"""Columns of Parquet files that hold images, by name."""
+
+
+class Reader(Protocol):
+    """How the images of a set are read."""
+
+    def open(self, index: int) -> Image.Image:
+        """One image, 8-bit RGB, upright; raises ImageError where it cannot be read."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of images."""
+
+    paths: tuple[Path, ...]
+
+    def open(self, index: int) -> Image.Image:
+        """See `Reader.open`."""
+        return open_image(self.paths[index])
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Members of a tar file, each found at once."""
+
+    path: Path
+    members: tuple[tuple[str, int, int], ...]
+    """Name, offset and size."""
+
+    def open(self, index: int) -> Image.Image:
+        """See `Reader.open`."""
+        name, offset, size = self.members[index]
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+        except OSError as error:
+            raise ImageError(f"{self.path}/{name}: {error.strerror or error}") from error
+        return decode_image(data, f"{self.path}/{name}")
+
+
+class Rows:
+    """Rows of Parquet files; the group of rows read last stays in memory."""
+
+    def __init__(self, groups: tuple[tuple[Path, int, int], ...], column: str) -> None:
+        self.groups = groups
+        """File, number of the group in it, and first row."""
+        self.column = column
+        self._starts = np.array([start for _, _, start in groups])
+        self._last: tuple[int, Any] | None = None
+
+    def open(self, index: int) -> Image.Image:
+        """See `Reader.open`."""
+        group = int(np.searchsorted(self._starts, index, side="right")) - 1
+        path, _, start = self.groups[group]
+        try:
+            cell = self._rows(group)[index - start].as_py()
+        except Exception as error:  # on damaged files, pyarrow raises whatever it hits
+            [reason, *_] = str(error).splitlines() or [type(error).__name__]
+            raise ImageError(f"{path} row {index}: damaged file ({reason})") from error
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        return decode_image(data or b"", f"{path} row {index}")
+
+    def _rows(self, group: int) -> Any:
+        if self._last is None or self._last[0] != group:
+            import pyarrow.parquet as parquet
+
+            path, number, _ = self.groups[group]
+            self._last = None
+            with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                self._last = group, file.read_row_group(number, [self.column])[self.column]
+        return self._last[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_last": None}
+
+
+def column_of(columns: Sequence[str], known: Sequence[str]) -> str | None:
+    """The first of the known names that is a column."""
+    return next((name for name in known if name in columns), None)

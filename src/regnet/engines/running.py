@@ -1,0 +1,57 @@
+"""A network on the engine that was asked for by name, its answers checked first."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from regnet.engines.base import DTYPES, Precision, Target, for_any_batch
+from regnet.engines.check import INPUT_SETS, answers, build_checked
+from regnet.engines.optimize import find_engine
+from regnet.errors import ConfigError, EngineError, in_one_line, unknown
+from regnet.nn.model import AnyNet
+
+
+def running(
+    network: AnyNet,
+    shape: tuple[int, ...],
+    engine: str,
+    precision: Precision,
+    device: torch.device,
+) -> tuple[Callable[[Tensor], Tensor], str]:
+    """What answers for batches of images, float32 in and out, and the precision it computes in.
+
+    Args:
+        network: in evaluation mode, on the device.
+        shape: of the batches (N, C, H, W); others of that size are padded or cut.
+        engine: its name; eager computes in the precision of the weights.
+        precision: to compute in.
+        device: where.
+
+    Raises:
+        ConfigError: there is no such engine or precision, or eager computes in another one.
+        EngineError: the engine does not run this network here, or answers differently.
+    """
+    if precision not in DTYPES:
+        raise ConfigError(unknown("precision", precision, DTYPES))
+    kind = next(network.parameters()).dtype
+    if engine == "eager":
+        own = next((name for name, dtype in DTYPES.items() if dtype == kind), str(kind))
+        if precision not in ("fp32", own):
+            raise ConfigError(
+                f"eager computes in the precision of the weights, {own}; for {precision} take "
+                "another engine, such as folded"
+            )
+        return (lambda x: network(x.to(kind)).float()), own
+    rng = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=rng).to(device) for _ in range(INPUT_SETS)]
+    target = Target(device=device, precision=precision)
+    known = find_engine(engine)
+    try:
+        built = build_checked(known, network, inputs, answers(network, inputs), target)
+        reason = built.reason
+    except Exception as error:  # noqa: BLE001 - an engine may fail in any way
+        reason = in_one_line(error, most=200)
+    if reason or built.runner is None:
+        raise EngineError(f"{engine} does not run this network in {precision} here: {reason}")
+    return for_any_batch(built.runner, shape[0]), precision

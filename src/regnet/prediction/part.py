@@ -1,0 +1,246 @@
+"""One part of a collection: its images to a Parquet file, in whatever process works on it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from regnet.atomic import writing
+from regnet.data.collection import Chunk
+from regnet.data.loading import load
+from regnet.data.preprocess import Preprocess
+from regnet.devices import core_count, find_device
+from regnet.engines.base import Precision
+from regnet.engines.files import FileNetwork, open_model
+from regnet.engines.optimize import optimize
+from regnet.engines.running import running
+from regnet.errors import ConfigError, EngineError
+from regnet.nn.model import AnyNet, digest_of, evaluation_view
+from regnet.prediction.images import labels_of
+from regnet.zoo.create import create, preprocess
+from regnet.zoo.resolver import is_exported
+
+if TYPE_CHECKING:
+    import pyarrow
+
+AUTO: Final = ("folded", "onnx_runtime", "openvino")
+"""Engines of which "auto" takes the fastest: those that are built within seconds."""
+
+PATH: Final = "path"
+"""The column that says which image a row is of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked about every image."""
+
+    model: str
+    features: bool
+    """The vector before the classifier, rather than classes."""
+    half: bool
+    """Features as float16."""
+    topk: int | None
+    """Classes per image; None: 5, or all where there are fewer."""
+    engine: str
+    """A name, "auto" or "best"."""
+    precision: Precision
+    batch_size: int
+    trust: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is known of the model once it is open."""
+
+    weights: str
+    """SHA-256 over its tensors, 16 digits."""
+    preprocess: dict[str, Any]
+    columns: int
+    """Classes per row, or length of the feature vector."""
+    engine: str
+    """The one that runs it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Some images of the collection, and the file to write about them."""
+
+    number: int
+    chunk: Chunk
+    question: Question
+    facts: Facts
+    file: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A part that is on disk."""
+
+    rows: int
+    unreadable: int
+    """Rows with a reason instead of an answer."""
+
+
+def look_at(question: Question, device: str) -> Facts:
+    """Open the model, and find the engine that is the fastest for it where this runs.
+
+    Raises:
+        ConfigError: what is asked cannot be had of this model.
+        EngineError: the engine does not run it.
+        RegNetError: there is no such model.
+    """
+    where = find_device(device)
+    network = _network(question, where)
+    classes = network.num_classes
+    columns = question.topk or min(5, classes)
+    if question.features:
+        columns = network.config.num_features
+    elif not classes:
+        raise ConfigError("this model has no classifier; ask for its features (--features)")
+    elif not 1 <= columns <= classes:
+        raise ConfigError(
+            f"topk must lie between 1 and the number of classes, {classes}; got {columns}"
+        )
+    return Facts(
+        weights=digest_of(network),
+        preprocess=preprocess(network).to_timm(),
+        columns=columns,
+        engine=_engine(question, network, where),
+    )
+
+
+def _network(question: Question, device: torch.device) -> AnyNet | FileNetwork:
+    name = question.model
+    if not is_exported(name) and question.features:
+        return create(name, pretrained=True, num_classes=0).eval().to(device)
+    network = open_model(name, trust=question.trust)
+    if isinstance(network, FileNetwork):
+        if question.features and network.num_classes:
+            raise ConfigError(
+                f"{name} gives classes, and its features are no longer in it; predict with the "
+                "model that it was exported from, or export that with num_classes=0"
+            )
+        if device.type != "cpu" or question.engine != "auto":
+            raise ConfigError(
+                f"{name} is run by {network.runtime} on the CPU; leave engine and device out"
+            )
+        return network
+    return network.eval().to(device)
+
+
+def _shape(question: Question, network: AnyNet | FileNetwork) -> tuple[int, ...]:
+    return (question.batch_size, network.config.in_chans, *preprocess(network).size)
+
+
+def _engine(question: Question, network: AnyNet | FileNetwork, device: torch.device) -> str:
+    if isinstance(network, FileNetwork):
+        return network.runtime
+    if question.engine not in ("auto", "best"):
+        view = evaluation_view(network)
+        running(view, _shape(question, network), question.engine, question.precision, device)
+        return question.engine  # which runs it, as has been tried
+    engines: Any = AUTO if question.engine == "auto" and device.type == "cpu" else "auto"
+    if question.engine == "auto" and device.type == "cuda":
+        engines = ("folded", "cuda_graph", "fused")
+    found = optimize(
+        network,
+        torch.zeros(_shape(question, network), device=device),
+        precision=question.precision,
+        engines=engines,
+        progress=False,
+    )
+    return found.report.winner.engine
+
+
+@lru_cache(maxsize=1)
+def _opened(question: Question, engine: str, device: str) -> tuple[Any, Preprocess, list[str]]:
+    """What answers, how images look, and the names of classes: once per process."""
+    where = find_device(device)
+    network = _network(question, where)
+    names = [] if question.features else list(labels_of(network))
+    if isinstance(network, FileNetwork):
+        return network, preprocess(network), names
+    view = evaluation_view(network)
+    runner, _ = running(view, _shape(question, network), engine, question.precision, where)
+    return runner, preprocess(network), names
+
+
+def predict_part(part: Part, device: str) -> Written:
+    """Write the rows of a part: the file is there whole, or not at all.
+
+    Raises:
+        EngineError: an answer is not a number.
+        OSError: the file cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    where, question = find_device(device), part.question
+    runner, look, names = _opened(question, part.facts.engine, device)
+    readers = 0 if where.type == "cpu" else core_count()
+    answers: list[Any] = [None] * len(part.chunk)
+    errors: list[str | None] = [None] * len(part.chunk)
+    with torch.inference_mode():
+        for loaded in load(
+            part.chunk,
+            range(len(part.chunk)),
+            look,
+            batch_size=question.batch_size,
+            workers=readers,
+        ):
+            for index, reason in loaded.failures:
+                errors[index] = reason
+            if loaded.images is not None:
+                outputs = runner(loaded.images.to(where)).float().cpu()
+                if not outputs.isfinite().all():
+                    raise EngineError(
+                        f"the answers for {part.chunk.names[loaded.indices[0]]} and those after it "
+                        "are not finite; are the weights whole, and the precision enough?"
+                    )
+                for index, row in zip(loaded.indices, _rows(outputs, part), strict=True):
+                    answers[index] = row
+    table = pa.table(
+        {
+            PATH: pa.array(part.chunk.names, pa.string()),
+            **_columns(answers, part, names),
+            "error": pa.array(errors, pa.string()),
+        }
+    )
+    with writing(part.file) as temporary:
+        parquet.write_table(table, temporary)
+    return Written(rows=len(table), unreadable=sum(error is not None for error in errors))
+
+
+def _rows(outputs: Tensor, part: Part) -> Iterator[Any]:
+    if part.question.features:
+        yield from outputs.half().numpy() if part.question.half else outputs.numpy()
+        return
+    values, indices = outputs.softmax(1).topk(part.facts.columns, dim=1)
+    yield from zip(indices.tolist(), values.tolist(), strict=True)
+
+
+def _columns(
+    answers: Sequence[Any], part: Part, names: Sequence[str]
+) -> "dict[str, pyarrow.Array]":
+    import pyarrow as pa
+
+    if part.question.features:
+        kind = pa.float16() if part.question.half else pa.float32()
+        return {"features": pa.array(answers, pa.list_(kind, part.facts.columns))}
+    indices = [answer and answer[0] for answer in answers]
+    return {
+        "indices": pa.array(indices, pa.list_(pa.int32())),
+        "labels": pa.array(
+            [row and [names[index] for index in row] for row in indices], pa.list_(pa.string())
+        ),
+        "probabilities": pa.array([a and a[1] for a in answers], pa.list_(pa.float32())),
+    }
+
+
+def file_name(number: int, chunk: Chunk) -> str:
+    """Name of a part's file: another for other images."""
+    return f"{number:06d}-{chunk.digest}.parquet"
