@@ -39,6 +39,9 @@ class Target:
     device: torch.device
     precision: Precision = "fp32"
     layout: Layout = "channels_last"
+    streams: int = 1
+    """Images that are computed at once, each by its part of the threads (`regnet.engines.batches`);
+    1: all threads work on a batch."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,26 +90,6 @@ def casting(call: Callable[[Tensor], Any], target: Target) -> Runner:
     return inference(
         lambda x: each(Tensor.float, call(x.to(dtype=dtype, memory_format=memory_format)))
     )
-
-
-def for_any_batch(runner: Runner, size: int) -> Runner:
-    """A runner of batches of one size for batches of any: padded with zeros, or cut into pieces."""
-
-    def piece(x: Tensor) -> Any:
-        missing = size - len(x)
-        if missing:
-            x = torch.cat([x, x.new_zeros(missing, *x.shape[1:])])
-        return each(lambda output: output[: size - missing], runner(x))
-
-    def run(x: Tensor) -> Any:
-        if len(x) == size:
-            return runner(x)
-        pieces = [piece(part) for part in x.split(size)]
-        if isinstance(pieces[0], Tensor):
-            return torch.cat(pieces)
-        return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))
-
-    return run
 
 
 def tolerance(target: Target) -> float:

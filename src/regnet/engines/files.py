@@ -12,7 +12,8 @@ from torch import Tensor
 
 from regnet import digest
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
-from regnet.engines.base import Runner, Target, for_any_batch, inference
+from regnet.engines.base import Runner, Target, inference
+from regnet.engines.batches import for_any_batch
 from regnet.engines.compiled import load_package
 from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx
 from regnet.engines.openvino import OpenVINO, run_openvino

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from regnet.engines.base import OWN_LAYOUT, Runner, Target
+from regnet.engines.batches import Streams
 from regnet.engines.program import AXES, capture, shared
 from regnet.quiet import quiet
 
@@ -43,7 +44,7 @@ class ONNXRuntime:
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         plain = Target(device=target.device, layout="contiguous")
-        program = capture(model, example, plain)
+        program = capture(model, example[:1] if target.streams > 1 else example, plain)
         if others := shared():
             path = others.folder / f"{id(program)}.onnx"
             write_onnx(program, path, names=_numbered(program))
@@ -108,7 +109,7 @@ def load_onnx(path: Path, target: Target) -> Runner:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = max(1, torch.get_num_threads() // target.streams)
     options.log_severity_level = 3
     provider = _provider(target)
     where = {"device_id": target.device.index or 0} if target.device.type == "cuda" else {}
@@ -122,7 +123,8 @@ def load_onnx(path: Path, target: Target) -> Runner:
         tensors = [torch.from_numpy(output).to(x.device) for output in outputs]
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
-    return run
+    # Several threads may run a session at once.
+    return Streams([run] * target.streams) if target.streams > 1 else run
 
 
 def _provider(target: Target) -> str:

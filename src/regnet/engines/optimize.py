@@ -1,9 +1,9 @@
 """The fastest correct way to run a network here: a race between engines, whose result is kept."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 import torch
@@ -18,9 +18,9 @@ from regnet.engines.base import (
     Precision,
     Runner,
     Target,
-    for_any_batch,
     inference,
 )
+from regnet.engines.batches import for_any_batch, mapped
 from regnet.engines.choices import key_of, recall, remember
 from regnet.engines.compiled import AOTInductor, Compiled, CompiledCUDAGraph
 from regnet.engines.cuda_graph import CUDAGraph, PaddedCUDAGraph
@@ -33,6 +33,7 @@ from regnet.engines.outputs import form_of
 from regnet.engines.program import shared_programs
 from regnet.engines.race import (
     Candidate,
+    Key,
     OnStep,
     Race,
     Way,
@@ -65,6 +66,9 @@ ENGINES: Final[tuple[Engine, ...]] = (
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
 
 LAYOUTS: Final[tuple[Layout, ...]] = ("channels_last", "contiguous")
+
+STREAMS: Final = ("onnx_runtime", "openvino")
+"""Engines that may compute several images at once."""
 
 LASTING: Final = ("wrong: ", "unsuitable: ", "not tried: ")
 """How reasons begin that will be the same next time."""
@@ -128,6 +132,14 @@ class Optimized(nn.Module):
         self.report = report
         self._runner = for_any_batch(runner, report.shape[0])
 
+    def map(self, batches: Iterable[Tensor]) -> Iterator[Any]:
+        """The answers for each batch of many, in order; where there are streams, all stay busy.
+
+        Args:
+            batches: images (N, C, H, W) each, of the height and width that it was made for.
+        """
+        return map(self._restored, mapped(self._runner, batches))
+
     def forward(self, x: Tensor) -> Any:
         if tuple(x.shape[1:]) != tuple(self.report.shape[1:]):
             return self._eager(x)
@@ -164,7 +176,9 @@ def optimize(
             of tensors, of which the first axis is the batch.
         example: images (N, C, H, W) of the size to be fast for; None: one image for latency, 16 for
             throughput, of the size that the model was made for. Its values do not matter.
-        goal: what the default example stands for.
+        goal: "latency": the time of a call; "throughput": images per second over many calls, for
+            which several images may be computed at once, each by a part of the threads (streams of
+            ONNX Runtime and OpenVINO; see `Optimized.map`).
         precision: "auto" also tries halves where this device has instructions for them; "fp32"
             tries nothing else.
         engines: names of those to try; "auto": all.
@@ -207,7 +221,15 @@ def optimize(
         if precision in ("auto", half) or half == "fp32"
         for layout in layouts
     ]
+    threads = min(torch.get_num_threads(), shape[0])
+    if goal == "throughput" and device.type == "cpu" and threads > 1:
+        ways += [
+            replace(way, target=replace(way.target, streams=threads))
+            for way in ways
+            if way.engine.name in STREAMS
+        ]
     conditions: dict[str, Any] = {
+        "goal": goal,
         "seconds": seconds,
         "budget": budget_seconds,
         "exhaustive": exhaustive,
@@ -308,9 +330,7 @@ def _chosen(engines: Sequence[str] | str) -> tuple[Engine, ...]:
     return tuple(map(find_engine, [engines] if isinstance(engines, str) else engines))
 
 
-def _recalled(
-    ways: Sequence[Way], known: Mapping[tuple[str, str, str], Candidate]
-) -> list[Candidate] | None:
+def _recalled(ways: Sequence[Way], known: Mapping[Key, Candidate]) -> list[Candidate] | None:
     """All candidates as they were; None if one was not tried, or may fare better today."""
     rows = []
     for way in ways:
@@ -323,7 +343,7 @@ def _recalled(
     return rows
 
 
-def _known(key: str) -> dict[tuple[str, str, str], Candidate]:
+def _known(key: str) -> dict[Key, Candidate]:
     """Candidates of earlier races."""
     try:
         rows = [build(Candidate, row) for row in recall(key) or ()]

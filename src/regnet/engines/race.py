@@ -47,7 +47,14 @@ COVERED: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """Engines whose kernels others run too, with less of Python between them."""
 
+STREAMING: Final = 1.5
+"""From so many times the leader's time on, an engine is not tried with several streams: they gained
+up to a third."""
+
 OnStep = Callable[[str, int, int], None]
+
+Key = tuple[str, str, str, int]
+"""Engine, precision, layout and streams, which tell ways apart."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,9 +74,9 @@ class Way:
         return "int8" if self.images else self.target.precision
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """Engine, precision and layout."""
-        return self.engine.name, self.precision, self.target.layout
+    def key(self) -> "Key":
+        """Engine, precision, layout and streams."""
+        return self.engine.name, self.precision, self.target.layout, self.target.streams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +86,8 @@ class Candidate:
     engine: str
     precision: AnyPrecision
     layout: Layout = "channels_last"
+    streams: int = 1
+    """Images that it computes at once; 1: all threads work on a batch."""
     reason: str | None = None
     """Why it is out; None if it is in the race."""
     latency_ms: float | None = None
@@ -101,12 +110,13 @@ class Candidate:
 
     def __str__(self) -> str:
         contiguous = " contiguous" if self.layout == "contiguous" else ""
-        return f"{self.engine} {self.precision}{contiguous}"
+        streams = f" {self.streams} streams" if self.streams > 1 else ""
+        return f"{self.engine} {self.precision}{contiguous}{streams}"
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """Engine, precision and layout."""
-        return self.engine, self.precision, self.layout
+    def key(self) -> "Key":
+        """Engine, precision, layout and streams."""
+        return self.engine, self.precision, self.layout, self.streams
 
 
 def fastest(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -136,8 +146,8 @@ class Race:
         self.model, self.seconds = model, seconds
         self.budget, self.exhaustive, self.on_step = budget_seconds, exhaustive, on_step
         self.began = time.monotonic()
-        self.rows: dict[tuple[str, str, str], Candidate] = {}
-        self.runners: dict[tuple[str, str, str], Runner] = {}
+        self.rows: dict[Key, Candidate] = {}
+        self.runners: dict[Key, Runner] = {}
         """Of the fastest, and of those that come close: runners hold weights and memory."""
         self.eager: Runner | None = None
         self._bounds: dict[str, float | None] = {}
@@ -290,6 +300,11 @@ class Race:
                     f"not tried: {way.precision} was slower than {other} on {' and '.join(engines)}"
                 )
         best = fastest(list(ran.values()))
+        single = ran.get((*way.key[:3], 1)) if way.target.streams > 1 else None
+        if single and best and single.latency_ms and best.latency_ms:
+            ratio = single.latency_ms / best.latency_ms
+            if ratio > STREAMING:
+                return f"not tried: with one stream it took {ratio:.1f} times as long as {best}"
         if way.engine.compiles and best and (bound := self._bound(way)) is not None:
             # The machine may have changed since: the leader shows again what it can do now.
             leader = 1e3 * min(time_call(self.runners[best.key], x) for x in self.inputs)
@@ -302,9 +317,10 @@ class Race:
 
     def _losses(self, way: Way) -> dict[str, list[str]]:
         """Precisions that beat this one, and the engines on which they did."""
-        own = {k[0]: r for k, r in self.rows.items() if k[1] == way.precision and r.latency_ms}
+        rows = {key: row for key, row in self.rows.items() if row.streams == 1}
+        own = {k[0]: r for k, r in rows.items() if k[1] == way.precision and r.latency_ms}
         losses: dict[str, list[str]] = {}
-        for (engine, precision, _), row in self.rows.items():
+        for (engine, precision, *_), row in rows.items():
             mine = own.get(engine)
             if mine is None or precision == way.precision or row.latency_ms is None:
                 continue
@@ -320,10 +336,11 @@ class Race:
         return self._bounds[way.precision]
 
 
-def _cost(way: Way) -> tuple[bool, bool, bool, bool]:
+def _cost(way: Way) -> tuple[bool, ...]:
     """What is cheap to build comes first, of equal ones float32, then what covers others."""
     return (
         way.engine.compiles,
+        way.target.streams > 1,
         way.images is not None,
         way.precision != "fp32",
         way.engine.name in COVERED,
@@ -332,8 +349,13 @@ def _cost(way: Way) -> tuple[bool, bool, bool, bool]:
 
 def candidate(way: Way, **facts: Any) -> Candidate:
     """A row of a way."""
-    name, precision, layout = way.engine.name, way.precision, way.target.layout
-    return Candidate(engine=name, precision=precision, layout=layout, **facts)
+    return Candidate(
+        engine=way.engine.name,
+        precision=way.precision,
+        layout=way.target.layout,
+        streams=way.target.streams,
+        **facts,
+    )
 
 
 def _told(row: Candidate) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from regnet.engines.base import DTYPES, Precision, Target, for_any_batch
+from regnet.engines.base import DTYPES, Precision, Target
+from regnet.engines.batches import for_any_batch
 from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.optimize import find_engine
 from regnet.errors import ConfigError, EngineError, in_one_line, unknown
@@ -18,6 +19,7 @@ def running(
     engine: str,
     precision: Precision,
     device: torch.device,
+    streams: int = 1,
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """What answers for batches of images, float32 in and out, and the precision it computes in.
 
@@ -27,6 +29,7 @@ def running(
         engine: its name; eager computes in the precision of the weights.
         precision: to compute in.
         device: where.
+        streams: images that it computes at once; see `regnet.engines.batches`.
 
     Raises:
         ConfigError: there is no such engine or precision, or eager computes in another one.
@@ -45,7 +48,7 @@ def running(
         return (lambda x: network(x.to(kind)).float()), own
     rng = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=rng).to(device) for _ in range(INPUT_SETS)]
-    target = Target(device=device, precision=precision)
+    target = Target(device=device, precision=precision, streams=streams)
     known = find_engine(engine)
     try:
         built = build_checked(known, network, inputs, answers(network, inputs), target)

@@ -279,8 +279,9 @@ def _begun(parts: Path, asked: Mapping[str, Any], facts: Facts) -> Facts:
     if (parts / FILE).exists():
         begun = runfolder.begun(parts, FILE, "an unfinished prediction")
         _check_same(parts, begun["asked"], asked)
-        return replace(facts, engine=begun["engine"])
-    runfolder.begin(parts, FILE, {"asked": asked, "engine": facts.engine})
+        return replace(facts, engine=begun["engine"], streams=begun["streams"])
+    runs = {"engine": facts.engine, "streams": facts.streams}
+    runfolder.begin(parts, FILE, {"asked": asked, **runs})
     return facts
 
 

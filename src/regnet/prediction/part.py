@@ -1,5 +1,6 @@
 """One part of a collection: its images to a Parquet file, in whatever process works on it."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from regnet.data.loading import load
 from regnet.data.preprocess import Preprocess
 from regnet.devices import core_count, find_device
 from regnet.engines.base import Precision
+from regnet.engines.batches import mapped
 from regnet.engines.files import FileNetwork, open_model
 from regnet.engines.optimize import optimize
 from regnet.engines.running import running
@@ -63,6 +65,8 @@ class Facts:
     """Classes per row, or length of the feature vector."""
     engine: str
     """The one that runs it."""
+    streams: int
+    """Images that it computes at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +109,13 @@ def look_at(question: Question, device: str) -> Facts:
         raise ConfigError(
             f"topk must lie between 1 and the number of classes, {classes}; got {columns}"
         )
+    engine, streams = _engine(question, network, where)
     return Facts(
         weights=digest_of(network),
         preprocess=preprocess(network).to_timm(),
         columns=columns,
-        engine=_engine(question, network, where),
+        engine=engine,
+        streams=streams,
     )
 
 
@@ -136,28 +142,34 @@ def _shape(question: Question, network: AnyNet | FileNetwork) -> tuple[int, ...]
     return (question.batch_size, network.config.in_chans, *preprocess(network).size)
 
 
-def _engine(question: Question, network: AnyNet | FileNetwork, device: torch.device) -> str:
+def _engine(
+    question: Question, network: AnyNet | FileNetwork, device: torch.device
+) -> tuple[str, int]:
+    """The engine that is asked for, or the fastest; and its streams."""
     if isinstance(network, FileNetwork):
-        return network.runtime
+        return network.runtime, 1
     if question.engine not in ("auto", "best"):
         view = evaluation_view(network)
         running(view, _shape(question, network), question.engine, question.precision, device)
-        return question.engine  # which runs it, as has been tried
+        return question.engine, 1  # which runs it, as has been tried
     engines: Any = AUTO if question.engine == "auto" and device.type == "cpu" else "auto"
     if question.engine == "auto" and device.type == "cuda":
         engines = ("folded", "cuda_graph", "fused")
     found = optimize(
         network,
         torch.zeros(_shape(question, network), device=device),
+        goal="throughput",
         precision=question.precision,
         engines=engines,
         progress=False,
     )
-    return found.report.winner.engine
+    return found.report.winner.engine, found.report.winner.streams
 
 
 @lru_cache(maxsize=1)
-def _opened(question: Question, engine: str, device: str) -> tuple[Any, Preprocess, list[str]]:
+def _opened(
+    question: Question, engine: str, streams: int, device: str
+) -> tuple[Any, Preprocess, list[str]]:
     """What answers, how images look, and the names of classes: once per process."""
     where = find_device(device)
     network = _network(question, where)
@@ -165,7 +177,8 @@ def _opened(question: Question, engine: str, device: str) -> tuple[Any, Preproce
     if isinstance(network, FileNetwork):
         return network, preprocess(network), names
     view = evaluation_view(network)
-    runner, _ = running(view, _shape(question, network), engine, question.precision, where)
+    shape = _shape(question, network)
+    runner, _ = running(view, shape, engine, question.precision, where, streams)
     return runner, preprocess(network), names
 
 
@@ -180,29 +193,31 @@ def predict_part(part: Part, device: str) -> Written:
     import pyarrow.parquet as parquet
 
     where, question = find_device(device), part.question
-    runner, look, names = _opened(question, part.facts.engine, device)
+    runner, look, names = _opened(question, part.facts.engine, part.facts.streams, device)
     readers = 0 if where.type == "cpu" else core_count()
     answers: list[Any] = [None] * len(part.chunk)
     errors: list[str | None] = [None] * len(part.chunk)
-    with torch.inference_mode():
-        for loaded in load(
-            part.chunk,
-            range(len(part.chunk)),
-            look,
-            batch_size=question.batch_size,
-            workers=readers,
-        ):
+    asked: deque[tuple[int, ...]] = deque()
+
+    def batches() -> Iterator[Tensor]:
+        numbers, size = range(len(part.chunk)), question.batch_size
+        for loaded in load(part.chunk, numbers, look, batch_size=size, workers=readers):
             for index, reason in loaded.failures:
                 errors[index] = reason
             if loaded.images is not None:
-                outputs = runner(loaded.images.to(where)).float().cpu()
-                if not outputs.isfinite().all():
-                    raise EngineError(
-                        f"the answers for {part.chunk.names[loaded.indices[0]]} and those after it "
-                        "are not finite; are the weights whole, and the precision enough?"
-                    )
-                for index, row in zip(loaded.indices, _rows(outputs, part), strict=True):
-                    answers[index] = row
+                asked.append(loaded.indices)
+                yield loaded.images.to(where)
+
+    with torch.inference_mode():
+        for found in mapped(runner, batches()):
+            indices, outputs = asked.popleft(), found.float().cpu()
+            if not outputs.isfinite().all():
+                raise EngineError(
+                    f"the answers for {part.chunk.names[indices[0]]} and those after it are not "
+                    "finite; are the weights whole, and the precision enough?"
+                )
+            for index, row in zip(indices, _rows(outputs, part), strict=True):
+                answers[index] = row
     table = pa.table(
         {
             PATH: pa.array(part.chunk.names, pa.string()),
