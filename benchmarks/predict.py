@@ -30,7 +30,7 @@ from regnet.data.collection import chunks
 from regnet.devices import core_count
 from regnet.engines import optimize
 from regnet.executors import Died, ProcessPool
-from regnet.machine import Waiting, environment
+from regnet.machine import environment
 from regnet.prediction import part as parts
 from regnet.prediction.collection import BATCH_SIZE, predict_collection
 from regnet.prediction.part import Facts, Part, Question, look_at, predict_part
@@ -97,7 +97,7 @@ def throughput(photos: Path, folder: Path) -> dict[str, Any]:
         Part(number=n, chunk=chunk, question=question, facts=facts, file=folder / f"{n}.parquet")
         for n, chunk in enumerate(chunks([str(many)], PART))
     ]
-    waiting, rows = Waiting(), []
+    rows: list[dict[str, float]] = []
     kinds: tuple[Kind, ...] = ("decode", "engine", "both")
     for number in range(ROUNDS):
         order = kinds if number % 2 else kinds[::-1]
@@ -107,7 +107,7 @@ def throughput(photos: Path, folder: Path) -> dict[str, Any]:
         print(json.dumps(rows[-1]), flush=True)
     return {
         "model": MODEL, "engine": facts.engine, "processes": core_count(), "rounds": rows,
-        "share": statistics.median(row["share"] for row in rows), "problem": waiting.problem,
+        "share": statistics.median(row["share"] for row in rows),
     }  # fmt: skip
 
 

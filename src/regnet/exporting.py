@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from regnet import __version__
 from regnet.data.images import ImageSource
+from regnet.data.preprocess import Preprocess
 from regnet.engines.base import AnyPrecision, Engine, Runner, Target, inference, tolerance
 from regnet.engines.check import INPUT_SETS, answers, worst_error, wrong
 from regnet.engines.compiled import load_package, write_package
@@ -24,8 +25,9 @@ from regnet.engines.int8 import quantize_openvino, quantize_program, read_images
 from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx, write_onnx
 from regnet.engines.openvino import OpenVINO, convert, run_openvino, write_openvino
 from regnet.engines.optimize import default_shape, device_of
-from regnet.engines.outputs import form_of
-from regnet.engines.program import AXES, capture, dynamic_shapes, smallest_side
+from regnet.engines.outputs import Form, form_of
+from regnet.engines.program import AXES, axes_of, capture, dynamic_shapes, smallest_side
+from regnet.engines.served import Input, Served, pixels_of
 from regnet.errors import (
     ConfigError,
     EngineError,
@@ -38,6 +40,7 @@ from regnet.errors import (
 from regnet.nn.features import Described
 from regnet.nn.layers import HaloAttention
 from regnet.nn.model import evaluation_view
+from regnet.zoo.create import preprocess
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +56,10 @@ class Exported:
     """Axes whose size is free: "batch", "height", "width"."""
     outputs: tuple[str, ...]
     """Names of the outputs, in their order."""
+    input: Input
+    """"float32": normalized images, NCHW; "uint8": pixels, NHWC, and probabilities come out."""
     shape: tuple[int, ...]
-    """Of the images that it was made with; axes that are not free have these sizes."""
+    """Of the images (N, C, H, W) that it was made with; axes that are not free have these sizes."""
     smallest_side: int | None
     """Least height and width, in pixels, where they are free."""
     error: float
@@ -73,7 +78,9 @@ class Exported:
         if len(self.dynamic) == len(AXES):
             free = f"any batch and size{sides}"
         text = (
-            f"{self.path}: {self.format} {self.precision}, {free}, {self.size_bytes / 1e6:.1f} MB, "
+            f"{self.path}: {self.format} {self.precision}, "
+            f"{'pixels to probabilities, ' if self.input == 'uint8' else ''}"
+            f"{free}, {self.size_bytes / 1e6:.1f} MB, "
             f"differs from eager by {self.error:.1e}"
         )
         if self.agreement is None:
@@ -87,6 +94,7 @@ class Work:
 
     model: nn.Module
     example: Tensor
+    """In the form that the file takes."""
     target: Target
     int8: bool
     free: tuple[str, ...]
@@ -120,6 +128,8 @@ class Format:
     """What reads the file, if it must be installed."""
     portable: bool = True
     """Whether it runs on any device; else on the kind that the model was on."""
+    pixels: bool = False
+    """Whether it may take pixels."""
 
 
 def _write_torch(work: Work, path: Path) -> None:
@@ -134,7 +144,9 @@ def _load_torch(path: Path, target: Target) -> Runner:
 def _write_openvino(work: Work, path: Path) -> None:
     plain = Target(device=work.target.device, layout="contiguous")
     program = capture(work.model, work.example, plain, free=work.free)
-    model = convert(program, work.example, free=work.free, names=work.outputs)
+    model = convert(
+        program, work.example, free=work.free, names=work.outputs, axes=axes_of(work.model)
+    )
     if work.int8:
         model = quantize_openvino(model, work.calibration)
     write_openvino(model, path, work.metadata, halves=work.target.precision == "fp16")
@@ -154,7 +166,10 @@ FORMATS: Final[Mapping[str, Format]] = {
             name="onnx",
             suffix=".onnx",
             precisions=("fp32", "fp16"),
-            write=lambda work, path: write_onnx(work.program(), path, work.metadata, work.outputs),
+            write=lambda work, path: write_onnx(
+                work.program(), path, work.metadata, work.outputs, axes_of(work.model)
+            ),
+            pixels=True,
             load=load_onnx,
             runtime=ONNXRuntime(),
         ),
@@ -163,6 +178,7 @@ FORMATS: Final[Mapping[str, Format]] = {
             suffix=".xml",
             precisions=("fp32", "fp16", "int8"),
             write=_write_openvino,
+            pixels=True,
             load=run_openvino,
             runtime=OpenVINO(),
         ),
@@ -189,14 +205,16 @@ def export(
     precision: AnyPrecision = "fp32",
     example: Tensor | None = None,
     dynamic: bool | str | Collection[str] = True,
+    input: Input = "float32",
     images: Sequence[ImageSource] | Tensor | None = None,
     min_agreement: float = 0.9,
 ) -> Exported:
-    """Write a network for another runtime. It takes and gives float32, NCHW, normalized images.
+    """Write a network for another runtime.
 
-    Norms are folded. The file is loaded again and its outputs are compared with the model's; only
-    one that agrees takes the place of `path`. It carries the config, the preprocessing and the
-    class names as JSON under the key `regnet`.
+    The file takes normalized images (N, C, H, W), float32, and gives what the network gives; or
+    pixels, with `input="uint8"`. Norms are folded. The file is loaded again and its outputs are
+    compared with the model's; only one that agrees takes the place of `path`. It carries the
+    config, the preprocessing and the class names as JSON under the key `regnet`.
 
     Args:
         model: in any mode; it is not changed. Any module will do that takes images and gives a
@@ -210,6 +228,8 @@ def export(
             the model was made for. Its values do not matter.
         dynamic: axes whose size stays free, of "batch", "height" and "width"; True for all, False
             for none. A free batch of a fixed size is what TensorRT likes best.
+        input: "uint8": the file takes the pixels (N, H, W, C) of images that are cropped, and gives
+            `probabilities`, as ONNX and OpenVINO files may.
         images: for int8: paths, Pillow images, or a batch that is preprocessed. Up to 300, at most
             three of four, tell the ranges; up to 1,000 of the others tell the agreement.
         min_agreement: part of those that must get the same class as from float32.
@@ -241,10 +261,19 @@ def export(
     if form.runtime and (obstacle := form.runtime.obstacle(Target(device=device))):
         raise MissingExtraError(f"{form.name}: {obstacle}")
     shape = tuple(example.shape)
-    said = {"runtime": form.name, "precision": precision, "version": __version__}
-    metadata = {KEY: json.dumps(_facts(model) | said, default=str)}
+    said = {
+        "runtime": form.name,
+        "precision": precision,
+        "input": input,
+        "version": __version__,
+    }
+    facts = _facts(model) | said
+    if "input_size" in facts and not {"height", "width"} & {*free}:
+        facts["input_size"] = shape[1:]  # others it does not take
+    metadata = {KEY: json.dumps(facts, default=str)}
     view = evaluation_view(model)
     outputs = form_of(view, example.to(device_of(view)))
+    look = _pixels_look(model, input, form, outputs)
     seen = None
     if images is not None:
         if len(outputs.names) > 1:
@@ -252,14 +281,18 @@ def export(
         fixed = bool({"height", "width"} - {*free})
         seen = read_images(view, images, shape, min_agreement=min_agreement, fixed=fixed)
     view = outputs.flat
+    calibration = seen.calibration if seen else ()
+    if look:
+        example = pixels_of(example, look)
+        calibration = [pixels_of(batch, look) for batch in calibration]
     work = Work(
-        model=view,
+        model=Served(view, look).eval().to(device_of(view)) if look else view,
         example=example.to(device),
         target=Target(device=device, precision="fp32" if precision == "int8" else precision),
         int8=precision == "int8",
         free=free,
-        outputs=outputs.names,
-        calibration=seen.calibration if seen else (),
+        outputs=("probabilities",) if look else outputs.names,
+        calibration=calibration,
         metadata=metadata,
     )
     if not path.parent.is_dir():
@@ -269,8 +302,9 @@ def export(
         try:
             form.write(work, draft)
             runner = form.load(draft, work.target)
-            error = _error(runner, work)
-            agreement = seen.agreement(runner, view, device) if seen else None
+            taking = (lambda x: runner(pixels_of(x, look))) if look else runner
+            error = _error(runner, work, shape, look)
+            agreement = seen.agreement(taking, view, device) if seen else None
         except (RegNetError, OSError):
             raise
         except Exception as problem:
@@ -296,7 +330,8 @@ def export(
         format=form.name,
         precision=precision,
         dynamic=free,
-        outputs=outputs.names,
+        outputs=work.outputs,
+        input=input,
         shape=shape,
         smallest_side=smallest_side(view) if {"height", "width"} & {*free} else None,
         error=error,
@@ -321,6 +356,20 @@ def _format(path: Path, name: str | None, precision: str) -> Format:
     return chosen
 
 
+def _pixels_look(model: nn.Module, input: Input, form: Format, outputs: Form) -> Preprocess | None:
+    """How pixels become what the network takes, where the file shall take them."""
+    if input not in get_args(Input):
+        raise ConfigError(unknown("input", input, get_args(Input)))
+    if input == "float32":
+        return None
+    if not form.pixels:
+        able = " and ".join(row.name for row in FORMATS.values() if row.pixels)
+        raise ConfigError(f"{form.name} files take float32; {able} files may take uint8")
+    if outputs.names != ("logits",) or not getattr(model, "num_classes", 0):
+        raise ConfigError("files that take uint8 give probabilities; this network has no classes")
+    return preprocess(model)
+
+
 def _free(dynamic: Any) -> tuple[str, ...]:
     """The axes that an option leaves free."""
     if isinstance(dynamic, bool):
@@ -342,10 +391,10 @@ def _facts(model: nn.Module) -> dict[str, Any]:
     return {"config": model.config.to_dict(), **model.pretrained_cfg}
 
 
-def _error(runner: Runner, work: Work) -> float:
+def _error(runner: Runner, work: Work, shape: tuple[int, ...], look: Preprocess | None) -> float:
     """The worst on random images, of another shape too if that is free."""
     rng = torch.Generator().manual_seed(0)
-    shapes = [tuple(work.example.shape)] * INPUT_SETS
+    shapes = [shape] * INPUT_SETS
     if work.free:
         n, c, h, w = shapes[0]
         least = smallest_side(work.model)
@@ -357,7 +406,8 @@ def _error(runner: Runner, work: Work) -> float:
         own = {"batch": n, "height": h, "width": w}
         sizes = {name: tried[name] if name in work.free else (own[name],) * 2 for name in own}
         shapes = [(n, c, h, w) for n, h, w in zip(*sizes.values(), strict=True)]
-    inputs = [torch.randn(shape, generator=rng).to(work.example.device) for shape in shapes]
+    inputs = [torch.randn(size, generator=rng) for size in shapes]
+    inputs = [(pixels_of(x, look) if look else x).to(work.example.device) for x in inputs]
     home = device_of(work.model)
     reference = answers(work.model, [x.to(home) for x in inputs])
     return worst_error(runner, inputs, reference)

@@ -99,7 +99,7 @@ def test_throughput_may_be_had_by_streams(engine: str) -> None:
     finally:
         torch.set_num_threads(threads)
     rows = {row.streams: row for row in fast.report.candidates}
-    assert set(rows) == {1, 2}
+    assert set(rows) == {0, 2}
     assert all(row.latency_ms and row.error is not None for row in rows.values())
     assert f"{engine} fp32 2 streams" in str(fast.report)
     batches = [torch.randn(count, 3, 32, 32) for count in (16, 3, 20)]
@@ -108,4 +108,4 @@ def test_throughput_may_be_had_by_streams(engine: str) -> None:
             assert torch.allclose(found, model(batch), atol=1e-4)
     assert regnet.optimize(
         model, goal="latency", engines=[engine], precision="fp32", seconds=0.05, progress=False,
-    ).report.winner.streams == 1  # fmt: skip
+    ).report.winner.streams == 0  # fmt: skip

@@ -70,6 +70,10 @@ class Row:
     """norm(output - eager fp32) / norm(eager fp32), the worst of the timed inputs."""
     top1_agreement: float | None = None
     """Part of the timed images with the same most probable class as in eager fp32."""
+    data_top1: float | None = None
+    """On one's own images, in percent: of the model run eagerly, or of a file as it is."""
+    data_agreement: float | None = None
+    """Part of those images that get the same class as from the first model, in percent."""
     build_seconds: float | None = None
     peak_bytes: int | None = None
     """Growth of memory from building to the last call, at its highest."""

@@ -14,13 +14,11 @@ from regnet.engines.files import FileNetwork, open_model
 from regnet.errors import ConfigError, EngineError, MissingExtraError, WeightsError, unknown
 from regnet.nn.efficientnet import EFFICIENTNETS, EfficientNet, EfficientNetSize
 from regnet.paths import expanded
-from regnet.weights.catalog import find_checkpoint
 from regnet.weights.download import fetch_file
 from regnet.weights.unwrap import read_tensors
 from regnet.zoo.create import create
 from regnet.zoo.listing import is_model, list_models
-from regnet.zoo.names import find_variant
-from regnet.zoo.resolver import is_config_file, is_exported, is_prefixed
+from regnet.zoo.resolver import find_model, is_config_file, is_exported, is_prefixed
 
 PAIRINGS: Final = (
     ("efficientnet_b0", "regnety_004", 24.9, 25.9),
@@ -86,7 +84,7 @@ class Network:
         return network_layers(self.architecture.anynet(), image_size)
 
 
-def load(name: str | AnyNetConfig | RegNetConfig) -> Network:
+def load(name: str | AnyNetConfig | RegNetConfig, *, trust: bool = False) -> Network:
     """Build a network to measure.
 
     Args:
@@ -95,6 +93,7 @@ def load(name: str | AnyNetConfig | RegNetConfig) -> Network:
             (`efficientnet_b0`; with weights of the Hub `efficientnet_b0.ra_in1k`), another
             library's network (`timm:regnety_016`, `torchvision:regnety_016`), or an exported file
             (.onnx, .xml).
+        trust: open .pt2 files too, which can run code.
 
     Raises:
         RegNetError: it cannot be had; the message says why.
@@ -110,7 +109,7 @@ def load(name: str | AnyNetConfig | RegNetConfig) -> Network:
             model=PEERS[peer](variant), architecture=ours.architecture, image_size=ours.image_size
         )
     if is_exported(name):
-        file = open_model(name)
+        file = open_model(name, trust=trust)
         assert file.card is not None, "an exported file has a card"
         size = file.shape[-1] if isinstance(file, FileNetwork) else None
         size = size or file.card.preprocess.size[0]
@@ -126,13 +125,14 @@ def load(name: str | AnyNetConfig | RegNetConfig) -> Network:
         assert model.card is not None, "it was loaded"
         size = model.card.preprocess.size[0]
         return Network(model=model, architecture=model.config, image_size=size)
-    model = create(name, pretrained=bool(tag))
-    size = find_variant(name)[0].image_size
-    facts: dict[str, Any] = {"model": model, "architecture": model.config, "image_size": size}
-    if not tag:
+    found, row = find_model(name)
+    model = create(name, pretrained=row is not None)
+    facts: dict[str, Any] = {
+        "model": model, "architecture": model.config, "image_size": found.image_size
+    }  # fmt: skip
+    if row is None:
         return Network(**facts, **_paper(name))
-    top1 = find_checkpoint(name).top1
-    error = None if top1 is None else round(100 - top1, 3)
+    error = None if row.top1 is None else round(100 - row.top1, 3)
     return Network(**facts, top1_error=error, top1_source="its publisher" if error else None)
 
 

@@ -49,6 +49,7 @@ def run(
     seconds: float = 3.0,
     calls: int = 200,
     in_turn: bool = False,
+    trust: bool = False,
     on_row: Callable[[Row], object] = lambda _row: None,
     on_pair: Callable[[Pair], object] = lambda _pair: None,
     on_document: Callable[[Document], object] = lambda _document: None,
@@ -64,6 +65,7 @@ def run(
         calls: how many count, or fewer where the time is over.
         in_turn: measure all cases in several rounds rather than one after another, so that what
             changes on the machine meanwhile changes all of them; all are in memory at once.
+        trust: open .pt2 files too, which can run code.
         on_row: called with each row as it comes.
         on_pair: called with each pair as it comes.
         on_document: called after each case with the document so far, `complete` false.
@@ -75,7 +77,7 @@ def run(
         ConfigError: `seconds` cannot be used.
     """
     check_number("seconds", seconds, least=0)
-    bench = Bench(device, seconds, calls)
+    bench = Bench(device, seconds, calls, trust=trust)
     facts = environment(device)
     rows: list[Row] = []
     pairs: list[Pair] = []
@@ -132,8 +134,10 @@ class _Prepared:
 class Bench:
     """Measures one case after another, and holds the networks that are still to be compared."""
 
-    def __init__(self, device: torch.device, seconds: float, calls: int) -> None:
-        self.device, self.seconds, self.calls = device, seconds, calls
+    def __init__(
+        self, device: torch.device, seconds: float, calls: int, *, trust: bool = False
+    ) -> None:
+        self.device, self.seconds, self.calls, self.trust = device, seconds, calls, trust
         self.ceilings: dict[str, Ceilings] = {}
         self._ready: dict[Case, tuple[Callable[[Tensor], Any], list[Tensor], str]] = {}
 
@@ -210,7 +214,7 @@ class Bench:
     def _prepared(self, case: Case) -> "_Prepared | Row":
         """A case that is built and checked; a row where it must not be timed."""
         torch.manual_seed(0)
-        network = load(case.model)
+        network = load(case.model, trust=self.trust)
         size = case.image_size or network.image_size
         layers = tuple(network.layers(size))
         cost = total(layers)

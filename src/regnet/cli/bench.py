@@ -1,5 +1,6 @@
 """`regnet bench`: how fast networks are on this device."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ from regnet.cli.arguments import (
     AsJson,
     Device,
     Threads,
+    Trust,
     check_choice,
     check_folder_of,
     set_threads,
@@ -17,11 +19,13 @@ from regnet.cli.arguments import (
 )
 from regnet.cli.interrupt import handled
 from regnet.cli.output import print_error, print_json, print_table, scaled, stderr, stdout
+from regnet.cli.progress import ProgressBar
 from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
     from regnet.bench.compare import Change
     from regnet.bench.document import Document, Pair, Row
+    from regnet.data.sets import ImageSet
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
 
@@ -57,6 +61,11 @@ def command(
         int | None, typer.Option(help="Side of the images; else each network's own.", min=1)
     ] = None,
     threads: Threads = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Labelled images: also their accuracy, and agreement with the first."),
+    ] = None,
+    trust: Trust = False,
     train: Annotated[bool, typer.Option("--train", help="Forward and backward.")] = False,
     seconds: Annotated[
         float, typer.Option(help="For the calls that count, per case.", min=0.01)
@@ -87,6 +96,7 @@ def command(
     from regnet.bench.document import AUTO, BEST, Case, read
     from regnet.bench.networks import DEFAULT_MODELS, QUICK_MODELS, expand
     from regnet.bench.runner import run
+    from regnet.data.sets import open_set
     from regnet.devices import find_device
     from regnet.engines.base import DTYPES
     from regnet.engines.optimize import ENGINES, LAYOUTS, find_engine
@@ -129,6 +139,7 @@ def command(
 
         check_plot_file(plot)
     set_threads(threads)
+    images = open_set(data) if data else None
     limit = min(seconds, 1.0) if quick else seconds
     # The progress is the rows themselves; with --json they go to stderr.
     done = run(
@@ -137,11 +148,14 @@ def command(
         seconds=limit,
         calls=calls,
         in_turn=quick,
+        trust=trust,
         on_row=lambda row: stderr.print(_line(row)),
         on_pair=lambda pair: stderr.print(_pair_line(pair)),
         on_document=lambda document: documents.write(out, document) if out else None,
     )
     handled()  # after Ctrl-C it returns what is there
+    if images and done.complete:
+        done = _with_accuracy(done, images, trust=trust)
     comparison = compare_documents(earlier, done) if earlier else None
     if as_json:
         changes = {} if comparison is None else {"against": comparison}
@@ -211,10 +225,12 @@ def _print(done: "Document") -> None:
     speedups = {
         (p.b, p.batch_size, p.precision, p.engine, p.layout): f"{p.ratio:.2f}" for p in done.pairs
     }
-    columns = (
+    columns: tuple[str, ...] = (
         *("network", ">batch", "ran", ">image", ">flops", ">acts", ">ms", "95 %"),
         *(">p90", ">img/s", ">of floor", ">error %", ">speed-up", "~note"),
     )
+    if any(row.data_top1 is not None for row in done.rows):
+        columns = (*columns[:-1], ">top-1 %", ">same class %", columns[-1])
     print_table(
         columns,
         [
@@ -241,6 +257,7 @@ def _print(done: "Document") -> None:
                     ),
                     "",
                 ),
+                *_accuracy(line, of=len(columns) - 14),
                 row["note"],
             )
             for line in done.rows
@@ -252,6 +269,43 @@ def _print(done: "Document") -> None:
     sources = sorted({row.top1_source for row in done.rows if row.top1_source})
     told = f"; errors are those of {' and '.join(sources)}" if sources else ""
     stdout.print(f"{done.environment['device']}, {done.environment['threads']} threads{told}")
+
+
+def _accuracy(row: "Row", *, of: int) -> tuple[str, ...]:
+    """Cells of the accuracy on one's own images; there are none where nobody asked."""
+    values = (row.data_top1, row.data_agreement)
+    return tuple("" if value is None else f"{value:.2f}" for value in values)[:of]
+
+
+def _with_accuracy(done: "Document", images: "ImageSet", *, trust: bool) -> "Document":
+    """Evaluate every model that was measured, and compare its answers with the first one's."""
+    from dataclasses import replace
+
+    from regnet.devices import core_count
+    from regnet.errors import RegNetError
+    from regnet.evaluation.evaluate import Evaluation, evaluate
+
+    found: dict[str, Evaluation] = {}
+    names = dict.fromkeys(row.case.name for row in done.rows if row.latency_ms)
+    with ProgressBar("evaluating") as bar:
+        for name in names:
+            step = partial(bar.step, f"evaluating {name}")
+            try:
+                found[name] = evaluate(
+                    name, images, workers=core_count(), trust=trust, on_images=step
+                )
+            except RegNetError as error:
+                print_error(f"{name}: no accuracy: {error}")
+    first = next(iter(found.values()), None)
+    rows = []
+    for row in done.rows:
+        one = found.get(row.case.name)
+        if one and first:
+            pairs = zip(one.answers, first.answers, strict=True)
+            same = sum(a == b for a, b in pairs if a is not None) / max(one.evaluated, 1)
+            row = replace(row, data_top1=one.top1, data_agreement=100 * same)
+        rows.append(row)
+    return replace(done, rows=tuple(rows))
 
 
 def _print_changes(changes: "list[Change]") -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regnet.cli.arguments import AsJson, Device, check_choice, check_folder_of
+from regnet.cli.arguments import AsJson, Device, Model, Trust, check_choice, check_folder_of
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
 
@@ -18,9 +18,7 @@ def command(
         str, typer.Argument(help="Class folders, .tar, .parquet, or hf:owner/name of the Hub.")
     ],
     *,
-    model: Annotated[
-        str, typer.Option(help="A variant with weights, variant.tag, or local-dir:path.")
-    ] = "regnety_cifar",
+    model: Model = "regnety_cifar",
     split: Annotated[str, typer.Option(help="val or train, where there are both.")] = "val",
     engine: Annotated[
         str, typer.Option(help="How to run it: eager, compiled, openvino, ...; see regnet bench.")
@@ -52,6 +50,7 @@ def command(
         typer.Option(help="Save answers in this folder; pass it again to resume an evaluation."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result, all of it, as JSON.")] = None,
+    trust: Trust = False,
     per_class: Annotated[bool, typer.Option("--per-class", help="A line for each class.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -101,6 +100,7 @@ def command(
             dataset=dataset,
             real_labels=real_labels,
             keep=keep,
+            trust=trust,
             on_images=step,
         )
     if not leads:

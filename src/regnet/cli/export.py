@@ -36,6 +36,14 @@ def command(
     image_size: Annotated[
         int | None, typer.Option(help="Side of the images in pixels; else the model's.", min=1)
     ] = None,
+    input: Annotated[
+        str,
+        typer.Option(help="float32: normalized images; uint8: pixels in, probabilities out."),
+    ] = "float32",
+    example: Annotated[
+        bool,
+        typer.Option("--example", help="Also write a script that serves an .onnx file of uint8."),
+    ] = False,
     checkpoint: Annotated[
         Path | None, typer.Option(help="A file of weights, for a variant.")
     ] = None,
@@ -48,9 +56,14 @@ def command(
 
     Example: regnet export regnety_016.tv2_in1k regnety.onnx
     """
+    from importlib import resources
+    from typing import get_args
+
     import torch
 
+    from regnet.atomic import write_bytes
     from regnet.engines.optimize import default_shape
+    from regnet.engines.served import EXAMPLE, Input
     from regnet.exporting import FORMATS, export
     from regnet.zoo.create import create
 
@@ -61,6 +74,12 @@ def command(
         raise ConfigError("--static fixes every axis, --dynamic says which stay free; give one")
     if batch_size is not None and not static and "batch" in (dynamic or "batch"):
         raise ConfigError("--batch-size is that of a --static file; others take any")
+    check_choice("input", input, get_args(Input))
+    script = path.with_name(f"{path.stem}_serve.py")
+    if example and (input != "uint8" or path.suffix != ".onnx"):
+        raise ConfigError("--example serves .onnx files that take pixels: add --input uint8")
+    if example and script.exists():
+        raise ConfigError(f"{script} is there; remove it, or leave --example out")
     files: list[str] | None = None
     if images:
         files, failures = find_images(images)
@@ -81,6 +100,7 @@ def command(
             precision=precision,  # type: ignore[arg-type]  # checked above
             example=torch.zeros(batch_size or 1, channels, *size),
             dynamic=not static if dynamic is None else dynamic.split(","),
+            input=input,  # type: ignore[arg-type]  # checked above
             images=files,
             min_agreement=min_agreement,
         )
@@ -88,3 +108,6 @@ def command(
         print_json(done)
     else:
         stdout.print(str(done))
+    if example:
+        write_bytes(script, resources.files("regnet.engines").joinpath(EXAMPLE).read_bytes())
+        stderr.print(f"{script}: python {script} {path} photo.jpg")

@@ -39,9 +39,9 @@ class Target:
     device: torch.device
     precision: Precision = "fp32"
     layout: Layout = "channels_last"
-    streams: int = 1
+    streams: int = 0
     """Images that are computed at once, each by its part of the threads (`regnet.engines.batches`);
-    1: all threads work on a batch."""
+    0: all threads work on a batch."""
 
     @property
     def dtype(self) -> torch.dtype:

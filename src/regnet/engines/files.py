@@ -17,6 +17,7 @@ from regnet.engines.batches import for_any_batch
 from regnet.engines.compiled import load_package
 from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx
 from regnet.engines.openvino import OpenVINO, run_openvino
+from regnet.engines.served import pixels_of
 from regnet.errors import ConfigError, MissingExtraError, NotFoundError, in_one_line
 from regnet.nn.features import Described
 from regnet.nn.model import AnyNet
@@ -32,7 +33,11 @@ CPU: Final = torch.device("cpu")
 
 
 class FileNetwork(Described):
-    """A network in an exported file, for inference on the CPU; float32 in and out."""
+    """A network in an exported file, for inference on the CPU; normalized images in, logits out.
+
+    A file that takes pixels gets those of the images, and the logarithms of its probabilities are
+    logits.
+    """
 
     def __init__(
         self,
@@ -46,11 +51,15 @@ class FileNetwork(Described):
         Args:
             path: the file.
             runner: runs it.
-            shape: of the images (N, C, H, W) that it takes; None where a size is free.
+            shape: of what it takes; None where a size is free.
             facts: what it says about itself.
         """
         super().__init__()
+        self.pixels = facts.get("input") == "uint8"
+        if self.pixels:
+            shape = (shape[0], shape[3], shape[1], shape[2])
         self.path, self.shape = path, shape
+        """Of images (N, C, H, W)."""
         self._config: AnyNetConfig | RegNetConfig = config_from_dict(facts["config"])
         self.card = Card.from_timm(facts)
         self.runtime = str(facts.get("runtime", path.suffix.removeprefix(".")))
@@ -80,7 +89,11 @@ class FileNetwork(Described):
                     f"{self.path} takes images of {name} {size}, got {given}; export it again with "
                     "this size, or with free ones (dynamic=True)"
                 )
-        return self._runner(x)
+        if not self.pixels:
+            return self._runner(x)
+        assert self.card is not None
+        found = self._runner(pixels_of(x.float(), self.card.preprocess.for_channels(x.shape[1])))
+        return found.clamp_min(torch.finfo(found.dtype).tiny).log()
 
 
 def open_model(name: str, *, trust: bool = False) -> AnyNet | FileNetwork:

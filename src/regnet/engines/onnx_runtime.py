@@ -44,7 +44,7 @@ class ONNXRuntime:
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         plain = Target(device=target.device, layout="contiguous")
-        program = capture(model, example[:1] if target.streams > 1 else example, plain)
+        program = capture(model, example[:1] if target.streams else example, plain)
         if others := shared():
             path = others.folder / f"{id(program)}.onnx"
             write_onnx(program, path, names=_numbered(program))
@@ -61,6 +61,7 @@ def write_onnx(
     path: Path,
     metadata: Mapping[str, str] | None = None,
     names: Sequence[str] = ("logits",),
+    axes: Mapping[int, str] = AXES,
 ) -> None:
     """Write a program as ONNX; its input is `images`, its outputs have these names.
 
@@ -72,19 +73,19 @@ def write_onnx(
         )
     if written is None:
         raise RuntimeError("torch.onnx.export gave nothing")
-    _name_axes(written.model.graph)
+    _name_axes(written.model.graph, axes)
     written.model.metadata_props.update(metadata or {})
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
     written.save(path, external_data=weights > LARGEST)
 
 
-def _name_axes(graph: Any) -> None:
+def _name_axes(graph: Any, axes: Mapping[int, str]) -> None:
     """Give the free axes of the images readable names, wherever a shape speaks of them."""
     from onnx_ir import Shape  # the exporter's own
 
     [images] = graph.inputs
     names = {
-        str(size): AXES[axis] for axis, size in enumerate(images.shape) if not isinstance(size, int)
+        str(size): axes[axis] for axis, size in enumerate(images.shape) if not isinstance(size, int)
     }
     if not names:
         return
@@ -109,7 +110,7 @@ def load_onnx(path: Path, target: Target) -> Runner:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = max(1, torch.get_num_threads() // target.streams)
+    options.intra_op_num_threads = max(1, torch.get_num_threads() // (target.streams or 1))
     options.log_severity_level = 3
     provider = _provider(target)
     where = {"device_id": target.device.index or 0} if target.device.type == "cuda" else {}
@@ -124,7 +125,7 @@ def load_onnx(path: Path, target: Target) -> Runner:
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
     # Several threads may run a session at once.
-    return Streams([run] * target.streams) if target.streams > 1 else run
+    return Streams([run] * target.streams) if target.streams else run
 
 
 def _provider(target: Target) -> str:

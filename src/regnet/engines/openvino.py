@@ -34,7 +34,7 @@ class OpenVINO:
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         # The plugin chooses types and layouts itself: it gets the network as float32, NCHW.
         plain = Target(device=target.device, layout="contiguous")
-        example = example[:1] if target.streams > 1 else example
+        example = example[:1] if target.streams else example
         program = capture(model, example, plain)
         # Where another engine has exported it, that file opens at once, and runs as fast.
         path = others.files.get(id(program)) if (others := shared()) else None
@@ -47,6 +47,7 @@ def convert(
     *,
     free: Sequence[str] = (),
     names: Sequence[str] = (),
+    axes: Mapping[int, str] = AXES,
 ) -> Any:
     """A program as an `openvino.Model`.
 
@@ -55,6 +56,7 @@ def convert(
         example: images whose shape it is for; None: any.
         free: axes of that shape that stay free, of `regnet.engines.program.AXES`.
         names: of its outputs.
+        axes: of the example, by their names.
     """
     import openvino
 
@@ -62,7 +64,7 @@ def convert(
         model = openvino.convert_model(program)
     if example is not None:
         # Converted shapes are free, which costs 5 % of the time, whatever the program says.
-        sizes = [-1 if AXES.get(axis) in free else n for axis, n in enumerate(example.shape)]
+        sizes = [-1 if axes.get(axis) in free else n for axis, n in enumerate(example.shape)]
         model.reshape(sizes)
     for output, name in zip(model.outputs, names, strict=bool(names)):
         output.get_tensor().set_names({name})
@@ -93,12 +95,12 @@ def run_openvino(model: Any | Path, target: Target) -> Runner:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         },
     )
-    runners = [_runner(compiled) for _ in range(target.streams)]
-    return Streams(runners) if target.streams > 1 else runners[0]
+    runners = [_runner(compiled) for _ in range(target.streams or 1)]
+    return Streams(runners) if target.streams else runners[0]
 
 
 def _hint(target: Target) -> dict[str, Any]:
-    if target.streams > 1:
+    if target.streams:
         return {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": target.streams}
     return {"PERFORMANCE_HINT": "LATENCY"}
 

@@ -25,6 +25,7 @@ from regnet.engines.choices import key_of, recall, remember
 from regnet.engines.compiled import AOTInductor, Compiled, CompiledCUDAGraph
 from regnet.engines.cuda_graph import CUDAGraph, PaddedCUDAGraph
 from regnet.engines.eager import Eager, Folded, Padded
+from regnet.engines.files import FileNetwork
 from regnet.engines.fused import Fused
 from regnet.engines.int8 import check_installed, read_images
 from regnet.engines.onnx_runtime import ONNXRuntime
@@ -46,6 +47,7 @@ from regnet.errors import ConfigError, EngineError, check_number, unknown
 from regnet.machine import what_decides_speed
 from regnet.nn.features import Described
 from regnet.nn.model import evaluation_view
+from regnet.zoo.create import create
 
 ENGINES: Final[tuple[Engine, ...]] = (
     Eager(),
@@ -147,7 +149,7 @@ class Optimized(nn.Module):
 
 
 def optimize(
-    model: nn.Module,
+    model: nn.Module | str,
     example: Tensor | None = None,
     *,
     goal: Literal["latency", "throughput"] = "latency",
@@ -171,9 +173,10 @@ def optimize(
     the next call only builds and checks the winner.
 
     Args:
-        model: in any mode; it is not changed, and must not change while the result is in use. Any
-            module will do that takes images and gives a tensor, or a list, a tuple or a dictionary
-            of tensors, of which the first axis is the batch.
+        model: a model, or the name of one with weights, as `create` takes it. In any mode; it is
+            not changed, and must not change while the result is in use. Any module will do that
+            takes images and gives a tensor, or a list, a tuple or a dictionary of tensors, of which
+            the first axis is the batch.
         example: images (N, C, H, W) of the size to be fast for; None: one image for latency, 16 for
             throughput, of the size that the model was made for. Its values do not matter.
         goal: "latency": the time of a call; "throughput": images per second over many calls, for
@@ -204,6 +207,13 @@ def optimize(
     check_number("min_agreement", min_agreement, least=0)
     if budget_seconds is not None:
         check_number("budget_seconds", budget_seconds, least=0)
+    if isinstance(model, str):
+        model = create(model, pretrained=True).eval()
+    if isinstance(model, FileNetwork):
+        raise ConfigError(
+            f"{model.path} is exported, and runs on {model.runtime} as it is; optimize the model "
+            "that it was made from"
+        )
     chosen = _chosen(engines)
     for kind, value, known in (
         ("precision", precision, ("auto", *PRECISIONS)),
@@ -222,7 +232,7 @@ def optimize(
         for layout in layouts
     ]
     threads = min(torch.get_num_threads(), shape[0])
-    if goal == "throughput" and device.type == "cpu" and threads > 1:
+    if goal == "throughput" and device.type == "cpu" and shape[0] > 1:
         ways += [
             replace(way, target=replace(way.target, streams=threads))
             for way in ways

@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from regnet.engines.base import Target
 from regnet.engines.outputs import each
+from regnet.engines.served import PIXEL_AXES, Served
 from regnet.engines.transforms import folded, placed
 
 AXES: Final[Mapping[int, str]] = {0: "batch", 2: "height", 3: "width"}
@@ -69,7 +70,7 @@ def capture(
     """The folded network as a program: float32 (N, C, H, W) to float32.
 
     Args:
-        model: it is not changed.
+        model: it is not changed; `Served` takes pixels instead.
         example: images of the shape to capture for.
         target: precision and layout inside the program.
         free: axes that may have other sizes than the example's, of `AXES`. Free sides must be
@@ -81,8 +82,9 @@ def capture(
         return known[key]
     # torch.export takes sizes of 1 for constants: a batch of one, a last map of one pixel.
     least = {"batch": 2, "height": smallest_side(model), "width": smallest_side(model)}
+    axes = axes_of(model)
     sizes = [
-        max(size, least[AXES[axis]]) if AXES.get(axis) in free else size
+        max(size, least[axes[axis]]) if axes.get(axis) in free else size
         for axis, size in enumerate(example.shape)
     ]
     if sizes != list(example.shape):
@@ -101,7 +103,13 @@ def dynamic_shapes(model: nn.Module, free: Collection[str]) -> tuple[dict[int, A
     least = smallest_side(model)
     dims = {"batch": Dim("batch"), "height": Dim("height", min=least)}
     dims["width"] = Dim("width", min=least)
-    return ({axis: dims[name] for axis, name in AXES.items() if name in free},) if free else None
+    axes = axes_of(model).items()
+    return ({axis: dims[name] for axis, name in axes if name in free},) if free else None
+
+
+def axes_of(model: nn.Module) -> Mapping[int, str]:
+    """Axes of a network's input that may stay free."""
+    return PIXEL_AXES if isinstance(model, Served) else AXES
 
 
 def smallest_side(model: nn.Module) -> int:

@@ -48,8 +48,8 @@ COVERED: Final[Mapping[str, tuple[str, ...]]] = {
 """Engines whose kernels others run too, with less of Python between them."""
 
 STREAMING: Final = 1.5
-"""From so many times the leader's time on, an engine is not tried with several streams: they gained
-up to a third."""
+"""From so many times the leader's time on, an engine is not tried with streams: they gained up to a
+third."""
 
 OnStep = Callable[[str, int, int], None]
 
@@ -86,8 +86,8 @@ class Candidate:
     engine: str
     precision: AnyPrecision
     layout: Layout = "channels_last"
-    streams: int = 1
-    """Images that it computes at once; 1: all threads work on a batch."""
+    streams: int = 0
+    """Images that it computes at once; 0: all threads work on a batch."""
     reason: str | None = None
     """Why it is out; None if it is in the race."""
     latency_ms: float | None = None
@@ -110,7 +110,7 @@ class Candidate:
 
     def __str__(self) -> str:
         contiguous = " contiguous" if self.layout == "contiguous" else ""
-        streams = f" {self.streams} streams" if self.streams > 1 else ""
+        streams = f" {self.streams} stream{'s'[: self.streams - 1]}" if self.streams else ""
         return f"{self.engine} {self.precision}{contiguous}{streams}"
 
     @property
@@ -300,11 +300,11 @@ class Race:
                     f"not tried: {way.precision} was slower than {other} on {' and '.join(engines)}"
                 )
         best = fastest(list(ran.values()))
-        single = ran.get((*way.key[:3], 1)) if way.target.streams > 1 else None
-        if single and best and single.latency_ms and best.latency_ms:
-            ratio = single.latency_ms / best.latency_ms
+        batch = ran.get((*way.key[:3], 0)) if way.target.streams else None
+        if batch and best and batch.latency_ms and best.latency_ms:
+            ratio = batch.latency_ms / best.latency_ms
             if ratio > STREAMING:
-                return f"not tried: with one stream it took {ratio:.1f} times as long as {best}"
+                return f"not tried: without streams it took {ratio:.1f} times as long as {best}"
         if way.engine.compiles and best and (bound := self._bound(way)) is not None:
             # The machine may have changed since: the leader shows again what it can do now.
             leader = 1e3 * min(time_call(self.runners[best.key], x) for x in self.inputs)
@@ -317,7 +317,7 @@ class Race:
 
     def _losses(self, way: Way) -> dict[str, list[str]]:
         """Precisions that beat this one, and the engines on which they did."""
-        rows = {key: row for key, row in self.rows.items() if row.streams == 1}
+        rows = {key: row for key, row in self.rows.items() if not row.streams}
         own = {k[0]: r for k, r in rows.items() if k[1] == way.precision and r.latency_ms}
         losses: dict[str, list[str]] = {}
         for (engine, precision, *_), row in rows.items():
@@ -340,7 +340,7 @@ def _cost(way: Way) -> tuple[bool, ...]:
     """What is cheap to build comes first, of equal ones float32, then what covers others."""
     return (
         way.engine.compiles,
-        way.target.streams > 1,
+        way.target.streams > 0,
         way.images is not None,
         way.precision != "fp32",
         way.engine.name in COVERED,

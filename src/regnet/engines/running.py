@@ -19,7 +19,7 @@ def running(
     engine: str,
     precision: Precision,
     device: torch.device,
-    streams: int = 1,
+    streams: int = 0,
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """What answers for batches of images, float32 in and out, and the precision it computes in.
 

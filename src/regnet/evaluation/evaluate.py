@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,6 +90,8 @@ class Evaluation:
     classes: tuple[ClassResult, ...]
     confusions: tuple[Confusion, ...]
     confusion_matrix: list[list[int]] | None
+    answers: tuple[int | None, ...] = field(repr=False)
+    """The most probable class of each image, in the order of the set; None: not readable."""
     environment: dict[str, Any]
 
 
@@ -177,7 +179,7 @@ def evaluate(
                 saved=saved,
                 on_images=on_images,
             )
-    answers, failures = _merged(records, len(images))
+    found, failures = _merged(records, len(images))
     return _judged(
         network=network,
         name=model if isinstance(model, str) else (network.card or Card()).name,
@@ -185,7 +187,7 @@ def evaluate(
         images=images,
         dataset=dataset or identify(images, match),
         match=match,
-        answers=answers,
+        answers=found,
         failures=failures,
         allowed=allowed,
         look=look,
@@ -384,8 +386,14 @@ def _judged(
         confusion_matrix=scores.confusion_matrix(answers, labels, present)
         if len(present) <= MATRIX_CLASSES
         else None,
+        answers=_in_order(answers, len(images)),
         environment=environment(device),
     )
+
+
+def _in_order(answers: Answers, count: int) -> tuple[int | None, ...]:
+    found = dict(zip(answers.indices.tolist(), answers.top[:, 0].tolist(), strict=True))
+    return tuple(found.get(index) for index in range(count))
 
 
 def _warnings(

@@ -1,11 +1,8 @@
 """The paper's initialization (pycls, `models/blocks.py`)."""
 
-from collections.abc import Callable
 from math import sqrt
-from typing import Any
 
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from regnet.nn.layers import EvoNormS0a, HaloPositions, ScaledStdConv2d
 
@@ -14,8 +11,11 @@ def init_weights(model: nn.Module) -> None:
     """Convolutions normal by fan-out, linear layers normal with 0.01, biases zero, norms fresh.
 
     The fan-out counts all output channels, whatever the number of groups. Every parameter and
-    buffer is set, so that a model may come from memory that nobody has written.
+    buffer is set, so that a model may come from memory that nobody has written. On the device
+    "meta" there are no numbers to set.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
@@ -46,22 +46,3 @@ def zero_last_norms(model: nn.Module) -> None:
         weight = getattr(getattr(last, "bn", None), "weight", None)
         if weight is not None:
             nn.init.zeros_(weight)
-
-
-class NoInit(TorchFunctionMode):
-    """Inside, the functions of `torch.nn.init` do nothing.
-
-    For models on the device "meta", which hold no numbers: random numbers there would do nothing
-    either, but import a symbolic algebra package, which takes a second and 70 MB.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Any = (),
-        kwargs: Any = None,
-    ) -> Any:
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))

@@ -147,11 +147,11 @@ def _engine(
 ) -> tuple[str, int]:
     """The engine that is asked for, or the fastest; and its streams."""
     if isinstance(network, FileNetwork):
-        return network.runtime, 1
+        return network.runtime, 0
     if question.engine not in ("auto", "best"):
         view = evaluation_view(network)
         running(view, _shape(question, network), question.engine, question.precision, device)
-        return question.engine, 1  # which runs it, as has been tried
+        return question.engine, 0  # which runs it, as has been tried
     engines: Any = AUTO if question.engine == "auto" and device.type == "cpu" else "auto"
     if question.engine == "auto" and device.type == "cuda":
         engines = ("folded", "cuda_graph", "fused")

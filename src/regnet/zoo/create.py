@@ -1,7 +1,6 @@
 """Build a model by name, with or without weights."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, overload
@@ -13,7 +12,6 @@ from regnet.data.preprocess import Preprocess
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError, WeightsError
 from regnet.nn.features import Described, FeatureNet
-from regnet.nn.init import NoInit
 from regnet.nn.model import AnyNet, GlobalPool
 from regnet.paths import expanded
 from regnet.weights.card import Card
@@ -193,7 +191,7 @@ def create(
     if global_pool is None and changes.get("num_classes"):
         pool = pool or None  # a classifier needs a pool, also where a repository had none
     where = torch.device("meta") if loads else target
-    with NoInit() if where.type == "meta" else nullcontext(), where:
+    with where:
         model = AnyNet(
             replace(source.config, **changes),
             drop_rate=drop_rate or 0.0,

@@ -20,7 +20,6 @@ from regnet.atomic import write_bytes
 from regnet.data.preprocess import Preprocess
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, WeightsError
-from regnet.nn.init import NoInit
 from regnet.nn.layers import DropPath
 from regnet.nn.model import AnyNet
 from regnet.paths import expanded
@@ -161,7 +160,7 @@ def _described_tensors(model: AnyNet) -> dict[str, Tensor]:
     """
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     config = model.config
-    with NoInit(), torch.device("meta"):
+    with torch.device("meta"):
         twin = AnyNet(config, global_pool=getattr(model.head, "global_pool", "avg"))
     found = _shapes(plain_classifier(tensors)) | _layers(model)
     meant = _shapes(twin.state_dict()) | _layers(twin)
