@@ -185,9 +185,67 @@ def finetune(document: Document) -> Iterator[str]:
         rows.append([name, *cells])
     yield from table(["top-1, %", *ways], rows)
     yield ""
+    seeds = len({row["seed"] for row in document["rows"]})
     yield (
-        "Means of three seeds; in brackets by how many points `finetune` is better, with the 95 % "
-        f"interval of pairs. {origin(document)}."
+        f"Means of {seeds} seeds; in brackets by how many points `finetune` is better, with the "
+        f"95 % interval of pairs. {origin(document)}."
+    )
+
+
+def predict(document: Document) -> Iterator[str]:
+    """A collection: decoder, engine, both; streams; memory."""
+    found = document["throughput"]
+    rows = found["rounds"]
+    names = {"decode": "decoding alone", "engine": "the engine alone", "both": "a collection"}
+    yield from table(
+        ["images/s, median", *names.values(), "of what both alone allow"],
+        [
+            [
+                f"{found['model']}, {found['engine']}, {found['processes']} processes",
+                *(f"{statistics.median(row[kind] for row in rows):.0f}" for kind in names),
+                f"{found['share']:.2f}",
+            ]
+        ],
+    )
+    yield ""
+    gain, (low, high) = document["streams"]["gain"], document["streams"]["interval"]
+    memory = document["memory"]
+    megabytes = [row["mb"] for row in memory["rows"]]
+    busy = f" ({document['streams']['problem']})" if document["streams"]["problem"] else ""
+    yield (
+        f'`optimize(goal="throughput")` of {document["streams"]["model"]} took '
+        f"{document['streams']['winner']}: {gain:.2f} times as fast as where streams are left out "
+        f"(95 % {low:.2f} to {high:.2f}){busy}. Memory of all processes while "
+        f"{memory['images']:,} images were predicted by regnety_cifar: {min(megabytes):,.0f} to "
+        f"{max(megabytes):,.0f} MB. {origin(document)}."
+    )
+
+
+def choose(document: Document) -> Iterator[str]:
+    """What `regnet choose` took, and whether it was right."""
+    rows = []
+    for question, judged in zip(document["questions"], document["answers"], strict=True):
+        rows.append(
+            [
+                f"{question['limit_ms']:g} ms",
+                f"{question['seconds']:.0f}",
+                f"{question['measured']}",
+                f"{question['again_seconds'] - question['import_torch_seconds']:.1f}",
+                judged["chosen"] or "none",
+                judged["best"] or "none",
+            ]
+        )
+    header = ["limit", "seconds", "measured", "again, over `import torch`", "chosen", "of all"]
+    yield from table(header, rows)
+    yield ""
+    errors = ", ".join(
+        f"{engine} {row['median']:.0%}" for engine, row in document["prediction_errors"].items()
+    )
+    busy = f" {document['problem']}." if document["problem"] else ""
+    yield (
+        f"Without a network; {document['networks']} networks, all measured afterwards in "
+        f'{document["exhaustive_seconds"]:.0f} s ("of all"). Median error of the prediction for '
+        f"networks that were not measured: {errors}.{busy} {origin(document)}."
     )
 
 
@@ -447,6 +505,8 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         claims,
         race,
         finetune,
+        predict,
+        choose,
         families,
         train,
         sampling,

@@ -20,7 +20,7 @@ from tests.command import regnet as command
 from tests.pictures import write_folder
 
 PAGE: Final = Path(__file__).parents[2] / "docs/models.md"
-BEGIN, END = "<!-- table kinds -->\n", "<!-- end -->"
+BEGIN, END = "<!-- kinds -->\n", "<!-- end -->"
 
 COMMANDS: Final = ("info", "predict", "evaluate", "bench", "export", "optimize")
 
