@@ -16,6 +16,7 @@ from regnet.evaluation.evaluate import Evaluation, evaluate
 from regnet.exporting import Exported, export
 from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet, RegNet
+from regnet.prediction.collection import Collected, predict_collection
 from regnet.prediction.images import ClassScore, Prediction, predict
 from regnet.selection.choose import Choice, Chosen, choose
 from regnet.selection.limits import Limits
@@ -41,6 +42,7 @@ __all__ = [
     "Choice",
     "Chosen",
     "ClassScore",
+    "Collected",
     "Complexity",
     "Evaluation",
     "Exported",
@@ -73,6 +75,7 @@ __all__ = [
     "list_pretrained",
     "optimize",
     "predict",
+    "predict_collection",
     "preprocess",
     "resume",
     "scale",

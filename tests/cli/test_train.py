@@ -113,7 +113,7 @@ def test_fine_tuning_works_the_first_time(tmp_path):
     assert lines[0] == "weights: regnety_cifar.cifar10 (apache-2.0)"
     assert any(line.endswith("40 images of 2 classes") for line in lines)
     assert "images of 32x32 pixels" in lines
-    assert "1 epochs of 1 steps of 32 images, peak learning rate 0.01" in lines
+    assert "1 epochs of 1 steps of 32 images, peak learning rate 0.04" in lines
     told = json.loads((out / "run.json").read_text())["run"]
     assert told["recipe"]["layer_decay"] < 1, "the recipe is finetune"
     card = (out / "model/README.md").read_text()

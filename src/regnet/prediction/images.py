@@ -41,16 +41,16 @@ class Prediction:
 
 
 def predict(
-    images: ImageSource | Sequence[ImageSource],
+    images: ImageSource | Iterable[ImageSource],
     model: AnyNet | FileNetwork | str = DEFAULT_MODEL,
     *,
     topk: int | None = None,
     trust: bool = False,
 ) -> list[Prediction]:
-    """Classify images.
+    """Classify images; `predict_collection` does so for more than fit into memory.
 
     Args:
-        images: paths or Pillow images; one, or several.
+        images: paths or Pillow images; one, or any iterable of them.
         model: a model that `create` built, the name of a checkpoint or whatever else `create` takes
             (a folder, a file of weights), or the path of an exported file (.onnx, .xml).
         topk: classes per image; None gives 5, or all where there are fewer.
