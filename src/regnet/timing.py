@@ -22,6 +22,9 @@ from regnet.machine import Waiting
 
 Call = Callable[[Tensor], Any]
 
+QUARTERS: Final = 4
+"""Parts of a measurement between which the reference work is timed."""
+
 WINDOW: Final = 20
 """Calls in a window of the search for steadiness."""
 
@@ -48,7 +51,7 @@ class Samples:
     problem: str | None = None
     """Why the times mean little, such as a busy machine; None where nothing is known."""
     reference: tuple[float, float] | None = None
-    """Least and most seconds of a fixed piece of work, before and after."""
+    """Least and most seconds of a fixed piece of work: before, between and after the calls."""
 
     @property
     def median(self) -> float:
@@ -194,20 +197,27 @@ def measure(
         window = min(window, WINDOW)
     steady, warmup_calls = warm_up(call, inputs, seconds=warmup_seconds, window=window)
     times: list[float] = []
-    before = reference_seconds(inputs[0].device)
+    device = inputs[0].device
+    references = [reference_seconds(device)]
     waiting = Waiting()
-    end = time.perf_counter() + seconds
+    left, part = seconds, seconds / QUARTERS
     for x in islice(cycle(inputs), calls):
         times.append(time_call(call, x))
-        if len(times) >= 5 and time.perf_counter() > end:
+        left, part = left - times[-1], part - times[-1]
+        if len(times) >= 5 and left < 0:
             break
-    problem, after = waiting.problem, reference_seconds(inputs[0].device)
+        if part < 0:  # what the machine changes in between shows too
+            references.append(reference_seconds(device, tries=5))
+            time_call(call, x)  # the caches are the network's again
+            part = seconds / QUARTERS
+    problem = waiting.problem
+    references.append(reference_seconds(device))
     return Samples(
         seconds=tuple(times),
         steady=steady,
         warmup_calls=warmup_calls + 1,
         problem=problem,
-        reference=(min(before, after), max(before, after)),
+        reference=(min(references), max(references)),
     )
 
 
@@ -225,7 +235,7 @@ def pooled(rounds: Sequence[Samples]) -> Samples:
     )
 
 
-def reference_seconds(device: torch.device) -> float:
+def reference_seconds(device: torch.device, *, tries: int = 20) -> float:
     """Seconds of a fixed piece of work, some milliseconds long: the median of several tries.
 
     What a machine gives to a process changes by the minute where others share it; between two
@@ -234,7 +244,7 @@ def reference_seconds(device: torch.device) -> float:
     side = 512 if device.type == "cpu" else 4096
     rng = torch.Generator().manual_seed(0)
     a = torch.randn(side, side, generator=rng).to(device)
-    return statistics.median(time_call(lambda x: x @ x, a) for _ in range(20))
+    return statistics.median(time_call(lambda x: x @ x, a) for _ in range(tries))
 
 
 def time_queued(call: Call, inputs: Sequence[Tensor], *, calls: int = WINDOW) -> float:

@@ -1,4 +1,4 @@
-"""A study on a real Ray cluster of two nodes, of which one is killed."""
+"""A study and predictions on a real Ray cluster of two nodes, of which one is killed."""
 
 import os
 from collections.abc import Iterator
@@ -57,3 +57,28 @@ def test_a_study_ends_complete_though_a_node_is_killed(cluster: Any, tmp_path: P
     population.resume(tmp_path / "s", executor=RayExecutor(), on_result=after_each)
     assert population.counts(tmp_path / "s") == {"anynetx_a": {"done": 4}, "regnetx": {"done": 4}}
     assert len(set(told)) == len(told) == 8
+
+
+def test_predictions_are_complete_though_a_node_is_killed(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as parquet
+
+    from regnet.executors.ray import RayExecutor
+    from regnet.prediction import collection
+
+    monkeypatch.setattr(collection, "PART", 10)
+    images, out = write_folder(tmp_path / "images", 200), tmp_path / "out.parquet"
+    killed: list[int] = []
+
+    def after_each(what: str, done: int, _all: int) -> None:
+        if what == "predicting" and not killed:
+            [node] = [node for node in cluster.list_all_nodes() if node != cluster.head_node]
+            cluster.remove_node(node, allow_graceful=False)
+            killed.append(done)
+
+    found = collection.predict_collection(images, out, executor=RayExecutor(), on_images=after_each)
+    assert (found.images, found.unreadable) == (200, 0)
+    assert 0 < killed[0] < 200
+    paths = parquet.read_table(out)["path"].to_pylist()
+    assert paths == sorted(map(str, images.rglob("*.png")))

@@ -81,7 +81,7 @@ class Row:
     problem: str | None = None
     """Why the times mean little, such as a busy machine; None where nothing is known."""
     reference_ms: tuple[float, float] | None = None
-    """Least and most of a fixed piece of work before and after: what it changes, the machine
+    """Least and most of a fixed piece of work beside its calls: what it changes, the machine
     changed."""
     latency_ms: float | None = None
     """Median of a call, that is, of a batch."""

@@ -64,7 +64,7 @@ class Choice:
     high_ms: float | None
     """95 % interval of the median."""
     reference_ms: tuple[float, float] | None = None
-    """Least and most of a fixed piece of work before and after it was measured."""
+    """Least and most of a fixed piece of work before, between and after its calls."""
 
     @property
     def measured(self) -> bool:

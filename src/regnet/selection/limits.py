@@ -35,7 +35,7 @@ class Measured:
     problem: str | None = None
     """Why the times mean little, such as a busy machine; None where nothing is known."""
     reference_ms: tuple[float, float] | None = None
-    """Least and most of a fixed piece of work before and after."""
+    """Least and most of a fixed piece of work before, between and after its calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,11 +6,12 @@ from functools import cache
 from typing import Final, Literal
 
 from regnet.bench.networks import PAIRINGS
-from regnet.design.complexity import complexity, total
+from regnet.design.complexity import total
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, check_number, unknown
 from regnet.nn.efficientnet import EFFICIENTNETS
+from regnet.selection.timings import cost_of
 from regnet.weights.catalog import Checkpoint, checkpoints
 from regnet.weights.licenses import find_license
 
@@ -84,7 +85,7 @@ def settings(
             size = found.image_size or row.preprocess.size[0]
             if found.dataset != DATASETS[metric] or found.top1 < (min_accuracy or 0):
                 continue
-            flops = _flops(row.variant, size)
+            flops = cost_of((row.variant, size)).flops
             if flops > max_flops:
                 continue
             rows.append(
@@ -126,11 +127,6 @@ def efficientnets(max_flops: float = 8e9) -> dict[str, EfficientNetFacts]:
         if total(size.layers(size.image_size)).flops <= max_flops:
             found[name] = EfficientNetFacts(image_size=size.image_size, top1_error=error)
     return found
-
-
-@cache
-def _flops(variant: str, image_size: int) -> int:
-    return complexity(VARIANTS[variant].config, image_size).flops
 
 
 def _allowed(row: Checkpoint, license: str | None) -> bool:

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from regnet import digest
-from regnet.design.complexity import complexity
-from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.design.complexity import Complexity, complexity
 from regnet.design.variants import VARIANTS
 from regnet.design.widths import FloatArray
 from regnet.documents import build
@@ -38,7 +37,7 @@ class Timing:
     high_ms: float
     """95 % interval of the median."""
     reference_ms: tuple[float, float] | None = None
-    """Least and most of a fixed piece of work before and after."""
+    """Least and most of a fixed piece of work before, between and after its calls."""
     raced: bool = False
     """Whether it was timed in turn with other engines."""
 
@@ -121,12 +120,16 @@ class Predictor:
 
 
 @cache
+def cost_of(network: Network) -> Complexity[int]:
+    """What a network costs at its image size; many questions ask it of the same networks."""
+    variant, image_size = network
+    return complexity(VARIANTS[variant].config, image_size)
+
+
+@cache
 def features_of(network: Network) -> FloatArray:
     """What the model sees of a network (1, k), logarithms."""
-    variant, image_size = network
-    config: AnyNetConfig | RegNetConfig = VARIANTS[variant].config
-    cost = complexity(config, image_size)
-    blocks = config.blocks()
+    cost, blocks = cost_of(network), VARIANTS[network[0]].config.blocks()
     gates = 1 + sum(block.se_width > 0 for block in blocks)
     values = (cost.flops, cost.activations, cost.params, len(blocks), gates)
     return np.log(np.asarray([values], dtype=np.float64))
