@@ -356,7 +356,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(
     ("kills", "count"),
     [
-        pytest.param(2, 1000, marks=pytest.mark.slow),
+        pytest.param(1, 600, marks=pytest.mark.slow),
         pytest.param(20, 5000, marks=pytest.mark.long),
     ],
 )
@@ -364,7 +364,7 @@ if __name__ == "__main__":
 def test_kills_lose_and_repeat_nothing(tmp_path: Path, kills: int, count: int) -> None:
     images = [{"bytes": encoded(number), "path": f"{number}.png"} for number in range(count)]
     source, out = tmp_path / "images.parquet", tmp_path / "out.parquet"
-    parquet.write_table(pa.table({"image": images}), source, row_group_size=500)
+    parquet.write_table(pa.table({"image": images}), source, row_group_size=200)
     script = tmp_path / "predict.py"
     script.write_text(KILLED)
     command, rng = [sys.executable, str(script), str(source), str(out)], random.Random(0)

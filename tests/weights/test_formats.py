@@ -38,7 +38,7 @@ def records() -> list[Any]:
             for case in cases:
                 size = "x".join(map(str, case["input"][2:]))
                 parts = "-parts" if "stage_checkpoints" in case else ""
-                giant = complexity(VARIANTS[case["variant"]].config, 224).flops > 4e9
+                giant = complexity(VARIANTS[case["variant"]].config, 224).flops > 1e9
                 marks = [pytest.mark.long] if giant else [] if first else [pytest.mark.slow]
                 first = first and giant
                 rows.append(
