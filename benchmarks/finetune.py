@@ -2,7 +2,7 @@
 
     python benchmarks/finetune.py --photos photos/ --cifar cifar10/ --out finetune.json
 
-From the weights that come with the package, on few images, with three seeds each:
+From the weights that come with the package, on few images, with five seeds each:
 
 - shapes: 240 drawn shapes of six classes, 360 others to test on
 - photos: photos in class folders, sorted into two classes by their folder's number; half to test on

@@ -281,6 +281,25 @@ def test_what_cannot_be_asked(photos: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "out.parquet.parts").exists(), "nothing is left of what never began"
 
 
+def test_a_file_without_rows_holds_no_images(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "none.parquet")
+    with pytest.raises(DataError, match=r"none\.parquet: there are no images"):
+        predict_collection(tmp_path / "none.parquet", tmp_path / "out.parquet", executor=HERE)
+
+
+def test_an_exported_file_computes_as_it_does(photos: Path, tmp_path: Path) -> None:
+    file, out = tmp_path / "model.onnx", tmp_path / "out.parquet"
+    regnet.export(regnet.create("regnety_cifar", pretrained=True), file, input="uint8")
+    for options in ({"engine": "folded"}, {"precision": "bf16"}):
+        with pytest.raises(
+            ConfigError, match="run by onnx on the CPU, in fp32; leave engine, prec"
+        ):
+            predict_collection(photos, out, str(file), executor=HERE, **options)  # type: ignore[arg-type]
+    predict_collection(photos, out, str(file), executor=HERE)
+    [alone] = predict_each([rows(out)[0]["path"]])
+    assert rows(out)[0]["labels"] == [score.label for score in alone.classes]
+
+
 def test_the_result_is_not_among_the_images(photos: Path) -> None:
     out = photos / "out.parquet"
     assert predict_collection(photos, out, executor=HERE).images == 12

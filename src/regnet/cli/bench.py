@@ -229,7 +229,8 @@ def _print(done: "Document") -> None:
         *("network", ">batch", "ran", ">image", ">flops", ">acts", ">ms", "95 %"),
         *(">p90", ">img/s", ">of floor", ">error %", ">speed-up", "~note"),
     )
-    if any(row.data_top1 is not None for row in done.rows):
+    judged = any(row.data_top1 is not None for row in done.rows)
+    if judged:
         columns = (*columns[:-1], ">top-1 %", ">same class %", columns[-1])
     print_table(
         columns,
@@ -257,7 +258,7 @@ def _print(done: "Document") -> None:
                     ),
                     "",
                 ),
-                *_accuracy(line, of=len(columns) - 14),
+                *(_accuracy(line) if judged else ()),
                 row["note"],
             )
             for line in done.rows
@@ -271,10 +272,10 @@ def _print(done: "Document") -> None:
     stdout.print(f"{done.environment['device']}, {done.environment['threads']} threads{told}")
 
 
-def _accuracy(row: "Row", *, of: int) -> tuple[str, ...]:
-    """Cells of the accuracy on one's own images; there are none where nobody asked."""
+def _accuracy(row: "Row") -> tuple[str, ...]:
+    """Cells of the accuracy on one's own images."""
     values = (row.data_top1, row.data_agreement)
-    return tuple("" if value is None else f"{value:.2f}" for value in values)[:of]
+    return tuple("" if value is None else f"{value:.2f}" for value in values)
 
 
 def _with_accuracy(done: "Document", images: "ImageSet", *, trust: bool) -> "Document":
@@ -301,9 +302,7 @@ def _with_accuracy(done: "Document", images: "ImageSet", *, trust: bool) -> "Doc
     for row in done.rows:
         one = found.get(row.case.name)
         if one and first:
-            pairs = zip(one.answers, first.answers, strict=True)
-            same = sum(a == b for a, b in pairs if a is not None) / max(one.evaluated, 1)
-            row = replace(row, data_top1=one.top1, data_agreement=100 * same)
+            row = replace(row, data_top1=one.top1, data_agreement=one.agreement(first))
         rows.append(row)
     return replace(done, rows=tuple(rows))
 

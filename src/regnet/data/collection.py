@@ -11,17 +11,17 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from PIL import Image
 
 from regnet import digest
 from regnet.data.images import IMAGE_SUFFIXES
 from regnet.data.layout import Split, is_hidden, walk
-from regnet.data.readers import IMAGE_COLUMNS, Archive, Files, Reader, Rows, column_of
+from regnet.data.readers import IMAGE_COLUMNS, Archive, Files, Reader, Rows, open_parquet
 from regnet.data.sets import fetch
 from regnet.data.sources import HUB_PREFIX
-from regnet.errors import DataError, MissingExtraError, NotFoundError
+from regnet.errors import DataError, NotFoundError
 from regnet.paths import expanded
 
 ARCHIVES: Final = (".tar", ".parquet")
@@ -177,7 +177,7 @@ def _in_parquet(path: Path, size: int) -> Iterator[Chunk]:
     column = _image_column(path)
     if column is None:
         raise DataError(f"{path}: has no column of images ({', '.join(IMAGE_COLUMNS)})")
-    with _parquet(path) as file:
+    with open_parquet(path) as file:
         counts = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     starts = [sum(counts[:n]) for n in range(len(counts))]
     reader = Rows(tuple((path, n, start) for n, start in enumerate(starts)), column)
@@ -195,26 +195,11 @@ def _in_parquet(path: Path, size: int) -> Iterator[Chunk]:
 
 def _image_column(path: Path) -> str | None:
     """The column that holds images, as bytes or as the Hub keeps them; None where none does."""
-    with _parquet(path) as file:
+    with open_parquet(path) as file:
         schema = file.schema_arrow
     for name in IMAGE_COLUMNS:
-        if column_of(schema.names, (name,)):
+        if name in schema.names:
             kind = str(schema.field(name).type)
             if kind.startswith(("binary", "large_binary", "struct")):
                 return name
     return None
-
-
-def _parquet(path: Path) -> Any:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{path}: Parquet files need pyarrow, which is not installed; "
-            "pip install 'regnet[train]'"
-        ) from error
-    try:
-        return parquet.ParquetFile(path, page_checksum_verification=True)
-    except Exception as error:  # on damaged files, pyarrow raises whatever it hits
-        [reason, *_] = str(error).splitlines() or [type(error).__name__]
-        raise DataError(f"{path}: not a Parquet file that can be read ({reason})") from error

@@ -1,6 +1,7 @@
 """How one image of many is read: from its file, out of a tar file, or out of a row of Parquet."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -9,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from regnet.data.images import decode_image, open_image
-from regnet.errors import ImageError
+from regnet.errors import DataError, ImageError, MissingExtraError
 
 IMAGE_COLUMNS: Final = ("image", "img", "jpg")
 """Columns of Parquet files that hold images, by name."""
@@ -93,3 +94,27 @@ class Rows:
 def column_of(columns: Sequence[str], known: Sequence[str]) -> str | None:
     """The first of the known names that is a column."""
     return next((name for name in known if name in columns), None)
+
+
+@contextmanager
+def open_parquet(path: Path) -> Iterator[Any]:
+    """A `pyarrow.parquet.ParquetFile`, whose pages are checked; whatever fails inside says where.
+
+    Raises:
+        DataError: it cannot be read.
+        MissingExtraError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MissingExtraError(
+            "Parquet files need pyarrow, which is not installed; pip install 'regnet[train]'"
+        ) from error
+    try:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except DataError:
+        raise
+    except Exception as error:  # on damaged files, pyarrow raises whatever it hits
+        [reason, *_] = str(error).splitlines() or [type(error).__name__]
+        raise DataError(f"{path}: not a Parquet file that can be read ({reason})") from error

@@ -35,9 +35,17 @@ from regnet.data.layout import (
     listed,
     told,
 )
-from regnet.data.readers import IMAGE_COLUMNS, Archive, Files, Reader, Rows, column_of
+from regnet.data.readers import (
+    IMAGE_COLUMNS,
+    Archive,
+    Files,
+    Reader,
+    Rows,
+    column_of,
+    open_parquet,
+)
 from regnet.data.sources import HUB_PREFIX
-from regnet.errors import DataError, MissingExtraError, NoSplitError, NotFoundError
+from regnet.errors import DataError, NoSplitError, NotFoundError
 from regnet.hub.files import Repository
 from regnet.hub.transfer import retrying
 from regnet.paths import expanded
@@ -341,44 +349,30 @@ def fetch(asked: str, split: Split) -> list[Path]:
 
 
 def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise MissingExtraError(
-            "Parquet files need pyarrow, which is not installed; pip install 'regnet[train]'"
-        ) from error
     labels: list[Any] = []
     names: list[str] = []
     groups: list[tuple[Path, int, int]] = []
     sizes: list[int] = []
     classes: tuple[str, ...] | None = None
     for path in files:
-        try:
-            with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-                columns = file.schema_arrow.names
-                image, label = (
-                    column_of(columns, known) for known in (IMAGE_COLUMNS, LABEL_COLUMNS)
+        with open_parquet(path) as file:
+            columns = file.schema_arrow.names
+            image, label = (column_of(columns, known) for known in (IMAGE_COLUMNS, LABEL_COLUMNS))
+            if image is None or label is None:
+                raise DataError(
+                    f"{path}: needs columns 'image' (or 'img') and 'label', "
+                    f"has {', '.join(columns)}"
                 )
-                if image is None or label is None:
-                    raise DataError(
-                        f"{path}: needs columns 'image' (or 'img') and 'label', "
-                        f"has {', '.join(columns)}"
-                    )
-                classes = classes or _class_names(file.schema_arrow.metadata, label)
-                for group in range(file.num_row_groups):
-                    groups.append((path, group, len(labels)))
-                    sizes.append(file.metadata.row_group(group).total_byte_size)
-                    rows = file.read_row_group(group, [label, f"{image}.path"])
-                    held = rows[image].to_pylist() if image in rows.column_names else []
-                    paths = [cell and cell.get("path") for cell in held] or [None] * rows.num_rows
-                    first = len(labels)
-                    names += [p or f"row {first + n}" for n, p in enumerate(paths)]
-                    labels += rows[label].to_pylist()
-        except DataError:
-            raise
-        except Exception as error:  # on damaged files, pyarrow raises whatever it hits
-            [reason, *_] = str(error).splitlines() or [type(error).__name__]
-            raise DataError(f"{path}: not a Parquet file that can be read ({reason})") from error
+            classes = classes or _class_names(file.schema_arrow.metadata, label)
+            for group in range(file.num_row_groups):
+                groups.append((path, group, len(labels)))
+                sizes.append(file.metadata.row_group(group).total_byte_size)
+                rows = file.read_row_group(group, [label, f"{image}.path"])
+                held = rows[image].to_pylist() if image in rows.column_names else []
+                paths = [cell and cell.get("path") for cell in held] or [None] * rows.num_rows
+                first = len(labels)
+                names += [p or f"row {first + n}" for n, p in enumerate(paths)]
+                labels += rows[label].to_pylist()
     if not labels:
         raise DataError(f"{source}: there are no rows in it")
     if all(isinstance(label, str) for label in labels):

@@ -69,6 +69,10 @@ PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
 
 LAYOUTS: Final[tuple[Layout, ...]] = ("channels_last", "contiguous")
 
+QUICK: Final = ("folded", "onnx_runtime", "openvino")
+"""Engines that are built within seconds, PyTorch's first: of which "auto" takes the fastest where a
+network is chosen for a CPU, or a collection predicted on one."""
+
 STREAMS: Final = ("onnx_runtime", "openvino")
 """Engines that may compute several images at once."""
 

@@ -94,6 +94,12 @@ class Evaluation:
     """The most probable class of each image, in the order of the set; None: not readable."""
     environment: dict[str, Any]
 
+    def agreement(self, other: "Evaluation") -> float:
+        """Part of the images, in percent, that get the same class in another evaluation of them."""
+        pairs = zip(self.answers, other.answers, strict=True)
+        same = sum(ours == theirs for ours, theirs in pairs if ours is not None)
+        return 100 * same / self.evaluated
+
 
 def evaluate(
     model: AnyNet | FileNetwork | str = DEFAULT_MODEL,

@@ -21,7 +21,7 @@ from regnet.atomic import writing
 from regnet.data.collection import Chunk, chunks
 from regnet.data.layout import Split
 from regnet.engines.base import Precision
-from regnet.errors import ConfigError, ExecutorError, MissingExtraError
+from regnet.errors import ConfigError, DataError, ExecutorError, MissingExtraError
 from regnet.executors import Died, Executor, ProcessPool
 from regnet.machine import environment
 from regnet.prediction.images import DEFAULT_MODEL
@@ -58,8 +58,6 @@ GROUP: Final = 8_192
 
 MOST_SHOWN: Final = 80
 """Letters of a value in a message."""
-
-CPU: Final = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +123,11 @@ def predict_collection(
         MissingExtraError: pyarrow is not installed.
         OSError: something cannot be written.
     """
-    _check_pyarrow()
+    if util.find_spec("pyarrow") is None:
+        raise MissingExtraError(
+            "predictions are written by pyarrow, which is not installed; "
+            "pip install 'regnet[train]'"
+        )
     out = Path(out)
     if out.suffix != ".parquet":
         raise ConfigError(f"{out}: predictions are written as Parquet; name a file *.parquet")
@@ -159,10 +161,12 @@ def predict_collection(
     plan = {file_name(number, chunk): len(chunk) for number, chunk in enumerate(collection())}
     on_images("opening the model", 0, 0)
     count = sum(plan.values())
+    if not count:
+        raise DataError(f"{', '.join(sources)}: there are no images")
     if engine == "auto" and count < FEW and not is_exported(model):
         question = replace(question, engine="folded")
     facts = _looked(executor, question)
-    asked = _asked(question, facts)
+    asked = _asked(replace(question, engine=engine), facts)
     whole = asked | {"images": digest.of_json(list(plan))[:16]}
     with runfolder.owned(parts, "predicting"):
         if out.exists():
@@ -196,7 +200,7 @@ def predict_collection(
             if isinstance(result, Died):
                 lost.append(f"part {part.number}: {result.reason}")
                 continue
-            done += result.rows
+            done += result
             on_images("predicting", done, count)
         if lost:
             raise ExecutorError(
@@ -204,8 +208,9 @@ def predict_collection(
                 "on with what is missing"
             )
         on_images("joining the parts", count, count)
-        facts_now = {"engine": facts.engine, "count": count, "environment": environment(CPU)}
-        unreadable = _join([parts / name for name in plan], out, whole | facts_now)
+        here = environment(torch.device("cpu"))
+        said = whole | {"engine": facts.engine, "count": count, "environment": here}
+        unreadable = _join([parts / name for name in plan], out, said)
         for path in (*parts.glob("*.parquet"), parts / FILE):
             path.unlink()
     return Collected(
@@ -217,14 +222,6 @@ def predict_collection(
         engine=facts.engine,
         model=model,
     )
-
-
-def _check_pyarrow() -> None:
-    if util.find_spec("pyarrow") is None:
-        raise MissingExtraError(
-            "predictions are written by pyarrow, which is not installed; "
-            "pip install 'regnet[train]'"
-        )
 
 
 def _on_gpu(executor: Executor) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from regnet.devices import core_count, find_device
 from regnet.engines.base import Precision
 from regnet.engines.batches import mapped
 from regnet.engines.files import FileNetwork, open_model
-from regnet.engines.optimize import optimize
+from regnet.engines.optimize import QUICK, optimize
 from regnet.engines.running import running
 from regnet.errors import ConfigError, EngineError
 from regnet.nn.model import AnyNet, digest_of, evaluation_view
@@ -28,12 +28,6 @@ from regnet.zoo.resolver import is_exported
 
 if TYPE_CHECKING:
     import pyarrow
-
-AUTO: Final = ("folded", "onnx_runtime", "openvino")
-"""Engines of which "auto" takes the fastest: those that are built within seconds."""
-
-PATH: Final = "path"
-"""The column that says which image a row is of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,15 +74,6 @@ class Part:
     file: Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
-    """A part that is on disk."""
-
-    rows: int
-    unreadable: int
-    """Rows with a reason instead of an answer."""
-
-
 def look_at(question: Question, device: str) -> Facts:
     """Open the model, and find the engine that is the fastest for it where this runs.
 
@@ -130,9 +115,10 @@ def _network(question: Question, device: torch.device) -> AnyNet | FileNetwork:
                 f"{name} gives classes, and its features are no longer in it; predict with the "
                 "model that it was exported from, or export that with num_classes=0"
             )
-        if device.type != "cpu" or question.engine != "auto":
+        if device.type != "cpu" or question.engine != "auto" or question.precision != "fp32":
             raise ConfigError(
-                f"{name} is run by {network.runtime} on the CPU; leave engine and device out"
+                f"{name} is run by {network.runtime} on the CPU, in {network.precision}; leave "
+                "engine, precision and device out"
             )
         return network
     return network.eval().to(device)
@@ -152,7 +138,7 @@ def _engine(
         view = evaluation_view(network)
         running(view, _shape(question, network), question.engine, question.precision, device)
         return question.engine, 0  # which runs it, as has been tried
-    engines: Any = AUTO if question.engine == "auto" and device.type == "cpu" else "auto"
+    engines: Any = QUICK if question.engine == "auto" and device.type == "cpu" else "auto"
     if question.engine == "auto" and device.type == "cuda":
         engines = ("folded", "cuda_graph", "fused")
     found = optimize(
@@ -182,8 +168,8 @@ def _opened(
     return runner, preprocess(network), names
 
 
-def predict_part(part: Part, device: str) -> Written:
-    """Write the rows of a part: the file is there whole, or not at all.
+def predict_part(part: Part, device: str) -> int:
+    """Write the rows of a part, and return their number: the file is whole, or not there.
 
     Raises:
         EngineError: an answer is not a number.
@@ -220,14 +206,14 @@ def predict_part(part: Part, device: str) -> Written:
                 answers[index] = row
     table = pa.table(
         {
-            PATH: pa.array(part.chunk.names, pa.string()),
+            "path": pa.array(part.chunk.names, pa.string()),
             **_columns(answers, part, names),
             "error": pa.array(errors, pa.string()),
         }
     )
     with writing(part.file) as temporary:
         parquet.write_table(table, temporary)
-    return Written(rows=len(table), unreadable=sum(error is not None for error in errors))
+    return len(table)
 
 
 def _rows(outputs: Tensor, part: Part) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from regnet.bench.document import AUTO, BEST
-from regnet.engines.optimize import ENGINES, find_engine
+from regnet.engines.optimize import ENGINES, QUICK, find_engine
 from regnet.errors import ConfigError, EngineError, check_number
 from regnet.machine import Waiting, environment
 from regnet.selection.clock import REFERENCE, Clock, Peer
@@ -22,7 +22,7 @@ from regnet.selection.published import Measure, Setting, efficientnets, settings
 from regnet.selection.timings import Network, Predictor, timings_here
 from regnet.weights.catalog import checkpoints
 
-OUTSIDE: Final = ("onnx_runtime", "openvino")
+OUTSIDE: Final = QUICK[1:]
 """Other engines that "auto" tries where they are installed."""
 
 PROBES: Final = 10
