@@ -1,5 +1,6 @@
 """Files for other runtimes: right, free in size, whole or not there."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import regnet
 from regnet import exporting
 from regnet.design.config import RegNetConfig
 from regnet.design.variants import VARIANTS
+from regnet.engines import int8
 from regnet.engines.base import TOLERANCES, relative_error
 from regnet.engines.outputs import listed
 from regnet.errors import ConfigError, EngineError, MissingExtraError
@@ -336,8 +338,58 @@ def test_int8(model, tmp_path, name):
         assert done.size_bytes < 0.5 * floats
 
 
+def with_outlier(model, factor=3000.0):
+    """The same function, with one channel so large that int8 leaves nothing of the others."""
+    model = copy.deepcopy(model)
+    first, second = model.s1.b1.conv1, model.s1.b1.conv2
+    with torch.no_grad():
+        first.bn.weight[0] *= factor  # before a ReLU, which keeps factors
+        first.bn.bias[0] *= factor
+        second.conv.weight[: second.conv.weight.shape[0] // second.conv.groups, 0] /= factor
+    return model
+
+
 @pytest.mark.slow
-def test_int8_is_refused_where_classes_change(model, tmp_path):
+@pytest.mark.parametrize("name", ["openvino", *long("torch")])
+def test_int8_leaves_in_float_what_it_would_spoil(model, tmp_path, name):
+    spoilt = with_outlier(model)
+    images = photos(80)
+    torch.testing.assert_close(spoilt(images[:4]), model(images[:4]), rtol=1e-3, atol=1e-3)
+    options = {"format": name, "precision": "int8", "images": images, "dynamic": "batch"}
+    suffix = FORMATS[name].suffix
+    done = regnet.export(spoilt, tmp_path / f"a{suffix}", min_agreement=0.9, **options)
+    assert done.agreement >= 0.9
+    assert "s1.b1.conv2.conv" in done.floats
+    assert "s1.b1.se.fc1" in done.floats
+    assert "in float: squeeze-excitation, " in str(done)
+    assert [file.name for file in tmp_path.iterdir() if file.suffix != ".bin"] == [f"a{suffix}"]
+
+
+@pytest.mark.slow
+def test_int8_is_bound_by_accuracy_on_own_images(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(int8, "SHARES", ())  # all of them take a minute
+
+    def top1(network):
+        seen.append(type(network).__name__)
+        return 90.0 if isinstance(network, regnet.AnyNet) else answers.pop(0)
+
+    options = {"precision": "int8", "images": photos(), "min_agreement": 0, "top1": top1}
+    seen, answers = [], [88.9, 89.5]
+    done = regnet.export(model, tmp_path / "a.xml", **options)
+    assert seen == ["AnyNet", "FileNetwork", "FileNetwork"]
+    assert (done.top1_before, done.top1) == (90, 89.5)
+    assert all(".se." in name for name in done.floats)
+    assert "top-1 89.50 % (before: 90.00 %); in float: squeeze-excitation" in str(done)
+    monkeypatch.setattr(exporting, "floats", lambda *_: iter([()]))
+    answers = [80.0]
+    with pytest.raises(EngineError, match=r"right for 80\.00 % of images, 10\.00 points less"):
+        regnet.export(model, tmp_path / "b.xml", **options)
+    assert not (tmp_path / "b.xml").exists()
+
+
+@pytest.mark.slow
+def test_int8_is_refused_where_classes_change(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "floats", lambda *_: iter([()]))
     path = tmp_path / "model.xml"
     path.write_bytes(b"earlier")
     with pytest.raises(EngineError, match=r"int8 gives .* nothing was written"):

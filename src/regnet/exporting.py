@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -20,13 +20,27 @@ from regnet.data.preprocess import Preprocess
 from regnet.engines.base import AnyPrecision, Engine, Runner, Target, inference, tolerance
 from regnet.engines.check import INPUT_SETS, answers, worst_error, wrong
 from regnet.engines.compiled import load_package, write_package
-from regnet.engines.files import KEY
-from regnet.engines.int8 import quantize_openvino, quantize_program, read_images
+from regnet.engines.files import KEY, open_file
+from regnet.engines.int8 import (
+    Images,
+    floats,
+    quantize_openvino,
+    quantize_program,
+    read_images,
+    weights_of,
+)
 from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx, write_onnx
 from regnet.engines.openvino import OpenVINO, convert, run_openvino, write_openvino
 from regnet.engines.optimize import default_shape, device_of
 from regnet.engines.outputs import Form, form_of
-from regnet.engines.program import AXES, axes_of, capture, dynamic_shapes, smallest_side
+from regnet.engines.program import (
+    AXES,
+    axes_of,
+    capture,
+    dynamic_shapes,
+    shared_programs,
+    smallest_side,
+)
 from regnet.engines.served import Input, Served, pixels_of
 from regnet.errors import (
     ConfigError,
@@ -68,6 +82,12 @@ class Exported:
     """Part of the images kept from calibration that got the same class as from eager fp32."""
     judged: int = 0
     """How many such images there were."""
+    floats: tuple[str, ...] = ()
+    """Layers of an int8 file that compute in float."""
+    top1: float | None = None
+    """What the file gets right of the images that bound it, in percent."""
+    top1_before: float | None = None
+    """What the network does."""
     size_bytes: int
     seconds: float
 
@@ -85,7 +105,14 @@ class Exported:
         )
         if self.agreement is None:
             return text
-        return f"{text}, the same class for {self.agreement:.1%} of {self.judged} images"
+        text += f", the same class for {self.agreement:.1%} of {self.judged} images"
+        if self.top1 is not None:
+            text += f", top-1 {self.top1:.2f} % (before: {self.top1_before:.2f} %)"
+        if self.floats:
+            gates = ["squeeze-excitation"] if any(".se." in name for name in self.floats) else []
+            others = [name for name in self.floats if ".se." not in name]
+            text += f"; in float: {', '.join(gates + others)}"
+        return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +129,8 @@ class Work:
     outputs: tuple[str, ...]
     calibration: Sequence[Tensor]
     metadata: Mapping[str, str]
+    floats: tuple[str, ...] = ()
+    """Layers that an int8 file leaves in float."""
 
     def program(self, *, portable: bool = True) -> ExportedProgram:
         """The network captured; a portable one leaves layouts to whoever runs it."""
@@ -112,7 +141,8 @@ class Work:
         if not self.int8:
             return program
         shapes = dynamic_shapes(self.model, self.free)
-        return quantize_program(program, self.calibration, shapes)
+        names = [f"model.{name}" for name in self.floats]  # `capture` wraps the network
+        return quantize_program(program, self.calibration, shapes, names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,8 +178,56 @@ def _write_openvino(work: Work, path: Path) -> None:
         program, work.example, free=work.free, names=work.outputs, axes=axes_of(work.model)
     )
     if work.int8:
-        model = quantize_openvino(model, work.calibration)
+        keep = weights_of(work.model, work.floats)
+        model = quantize_openvino(model, work.calibration, keep)
     write_openvino(model, path, work.metadata, halves=work.target.precision == "fp16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """How a file compares with the network."""
+
+    error: float
+    agreement: float | None
+    top1: float | None
+    doubt: str | None
+    """Why it may not be kept; None: it may."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judge:
+    """Compares files with the network that they were made from."""
+
+    model: nn.Module
+    look: Preprocess | None
+    shape: tuple[int, ...]
+    images: Images | None
+    top1: Callable[[Any], float] | None
+    before: float | None
+    max_drop: float
+
+    def __call__(self, form: Format, file: Path, work: Work) -> _Found:
+        runner, look = form.load(file, work.target), self.look
+        error = _error(runner, work, self.shape, look)
+        if not self.images:
+            doubt = (
+                f"outputs differ from eager's by {error:.1e}, more than "
+                f"{tolerance(work.target):.0e}"
+            )
+            wrongly = wrong(error, work.target)
+            return _Found(error=error, agreement=None, top1=None, doubt=doubt if wrongly else None)
+        taking = (lambda x: runner(pixels_of(x, look))) if look else runner
+        agreement = self.images.agreement(taking, self.model, work.target.device)
+        problem = self.images.problem(agreement if math.isfinite(error) else 0.0)
+        top1 = None
+        if self.top1 and self.before is not None and not problem:
+            top1 = self.top1(open_file(file, trust=True))
+            if not top1 >= self.before - self.max_drop:
+                problem = (
+                    f"int8 is right for {top1:.2f} % of images, {self.before - top1:.2f} points "
+                    f"less than before; max_drop is {self.max_drop:g}"
+                )
+        return _Found(error=error, agreement=agreement, top1=top1, doubt=problem)
 
 
 FORMATS: Final[Mapping[str, Format]] = {
@@ -208,6 +286,8 @@ def export(
     input: Input = "float32",
     images: Sequence[ImageSource] | Tensor | None = None,
     min_agreement: float = 0.9,
+    top1: Callable[[Any], float] | None = None,
+    max_drop: float = 1.0,
 ) -> Exported:
     """Write a network for another runtime.
 
@@ -232,7 +312,12 @@ def export(
             `probabilities`, as ONNX and OpenVINO files may.
         images: for int8: paths, Pillow images, or a batch that is preprocessed. Up to 300, at most
             three of four, tell the ranges; up to 1,000 of the others tell the agreement.
-        min_agreement: part of those that must get the same class as from float32.
+        min_agreement: part of those that must get the same class as from float32. While int8 does
+            not reach it, layers are left in float: those of squeeze-excitation, then those that
+            change the outputs most.
+        top1: for int8: the top-1 accuracy of a network in percent, on images of your own, such as
+            `lambda network: regnet.evaluate(network, "val/").top1`. It bounds int8 too.
+        max_drop: how much of it int8 may lose, in points.
 
     Raises:
         ConfigError: a format, precision or option cannot be used.
@@ -243,9 +328,12 @@ def export(
     """
     start, path = time.monotonic(), Path(path)
     check_number("min_agreement", min_agreement, least=0)
+    check_number("max_drop", max_drop, least=0)
     form = _format(path, format, precision)
     if (precision == "int8") != (images is not None):
         raise ConfigError("precision 'int8' and images to calibrate with go together")
+    if top1 is not None and not (precision == "int8" and isinstance(model, Described)):
+        raise ConfigError("top1 is for int8 files of this library's networks")
     free = _free(dynamic)
     if {"height", "width"} & {*free} and any(
         isinstance(module, HaloAttention) for module in model.modules()
@@ -297,31 +385,34 @@ def export(
     )
     if not path.parent.is_dir():
         raise ConfigError(f"{path}: there is no folder {path.parent}")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        draft = Path(folder) / path.name
-        try:
-            form.write(work, draft)
-            runner = form.load(draft, work.target)
-            taking = (lambda x: runner(pixels_of(x, look))) if look else runner
-            error = _error(runner, work, shape, look)
-            agreement = seen.agreement(taking, view, device) if seen else None
-        except (RegNetError, OSError):
-            raise
-        except Exception as problem:
-            reason = in_one_line(problem, most=300)
-            raise EngineError(f"{form.name} cannot take this network: {reason}") from problem
-        if seen:
-            if doubt := seen.problem(agreement if math.isfinite(error) else 0.0):
-                raise EngineError(
-                    f"{path}: {doubt}; nothing was written; more or better images may help, or "
-                    "a lower min_agreement"
-                )
-        elif wrong(error, work.target):
-            raise EngineError(
-                f"{path}: outputs differ from eager's by {error:.1e}, more than "
-                f"{tolerance(work.target):.0e}; nothing was written"
-            )
-        files = sorted(Path(folder).iterdir(), key=lambda file: file.name == path.name)
+    judge = _Judge(
+        model=view, look=look, shape=shape, images=seen, top1=top1,
+        before=top1(model) if top1 else None, max_drop=max_drop,
+    )  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder,
+        shared_programs(),
+    ):
+        for number, names in enumerate(floats(work.model, calibration) if seen else [()]):
+            work = replace(work, floats=names)
+            # A folder each: a runtime may still read the file of the last one.
+            draft = Path(folder, str(number), path.name)
+            draft.parent.mkdir()
+            try:
+                form.write(work, draft)
+                found = judge(form, draft, work)
+            except (RegNetError, OSError):
+                raise
+            except Exception as problem:
+                reason = in_one_line(problem, most=300)
+                raise EngineError(f"{form.name} cannot take this network: {reason}") from problem
+            if found.doubt is None:
+                break
+            _log.info("%s with %d layers in float", found.doubt, len(names))
+        else:
+            advice = "; more or better images may help, or a lower bound" if seen else ""
+            raise EngineError(f"{path}: {found.doubt}; nothing was written{advice}")
+        files = sorted(draft.parent.iterdir(), key=lambda file: file.name == path.name)
         size = sum(file.stat().st_size for file in files)
         for file in files:  # the one that is asked for last
             file.replace(path.parent / file.name)
@@ -334,9 +425,12 @@ def export(
         input=input,
         shape=shape,
         smallest_side=smallest_side(view) if {"height", "width"} & {*free} else None,
-        error=error,
-        agreement=agreement,
+        error=found.error,
+        agreement=found.agreement,
         judged=seen.judged if seen else 0,
+        floats=tuple(name.removeprefix("model.") for name in work.floats),
+        top1=found.top1,
+        top1_before=judge.before,
         size_bytes=size,
         seconds=time.monotonic() - start,
     )

@@ -76,6 +76,25 @@ def done(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 NAMES = ("anynetx_a", "regnetx")
 
 
+def test_the_last_epoch_counts_unless_the_lowest_is_asked_for(done: Path) -> None:
+    last, lowest = population.load(done), population.load(done, "lowest")
+    for name in NAMES:
+        assert (last[name].select, lowest[name].select) == ("last", "lowest")
+        epochs = [row.outcome["epochs"] for row in last[name].rows if row.outcome]
+        assert last[name].errors == pytest.approx([100 - rows[-1]["top1"] for rows in epochs])
+        assert lowest[name].errors == pytest.approx(
+            [100 - max(row["top1"] for row in rows) for rows in epochs]
+        )
+
+
+def test_errors_are_those_of_averaged_weights_where_there_are(done: Path) -> None:
+    row = population.load(done)["regnetx"].rows[0]
+    epochs = [{"top1": 50.0, "average_top1": 61.0}, {"top1": 40.0, "average_top1": 60.0}]
+    row = replace(row, outcome={"error": 39.0, "epochs": epochs})
+    assert population.error_of(row, "last") == 40
+    assert population.error_of(row, "lowest") == 39
+
+
 class Stopping:
     """Trains in this process, and stops the study after so many networks."""
 

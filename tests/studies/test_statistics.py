@@ -1,11 +1,14 @@
 """Statistics against worked numbers, and against scipy where it has them."""
 
+import itertools
 import math
 import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,16 +120,50 @@ def test_a_seed_gives_the_same_numbers(repeats: int) -> None:
     assert once == again
 
 
-def test_search_curve_has_the_expected_minimum() -> None:
-    """Of m draws from n distinct errors: the sum over ranks of P(best >= rank)."""
-    errors = np.arange(64.0)
-    many = [s.search_curve(errors, np.random.default_rng(seed)) for seed in range(200)]
-    assert list(many[0]) == [1, 2, 4, 8, 16, 32, 64]
-    for m in (1, 4, 16):
-        exact = sum(((64 - r) / 64) ** m for r in range(1, 64))
-        mean = np.mean([curve[m][0] for curve in many])
-        assert mean == pytest.approx(exact, rel=0.1)
-    assert many[0][64][1] == 0
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 3)), min_size=1, max_size=5)
+    .filter(lambda rows: any(weight for _, weight in rows)),
+    st.sampled_from([0.5, 0.9, 0.95]),
+)  # fmt: skip
+def test_a_search_curve_is_what_counting_every_search_gives(
+    rows: list[tuple[int, int]], level: float
+) -> None:
+    """All n^m draws of m networks, each as likely as the product of its weights."""
+    errors, weights = zip(*rows, strict=True)
+    share = np.array(weights) / sum(weights)
+    for m, found in s.search_curve(errors, weights=weights, level=level).items():
+        draws = [
+            (min(errors[at] for at in drawn), math.prod(share[at] for at in drawn))
+            for drawn in itertools.product(range(len(errors)), repeat=m)
+        ]
+        assert found.mean == pytest.approx(sum(least * p for least, p in draws))
+        tail = (1 - level) / 2
+        assert sum(p for least, p in draws if least <= found.low) >= tail - 1e-9
+        assert sum(p for least, p in draws if least < found.low) <= tail + 1e-9
+        assert sum(p for least, p in draws if least <= found.high) >= 1 - tail - 1e-9
+        assert sum(p for least, p in draws if least < found.high) <= 1 - tail + 1e-9
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=200))
+def test_more_networks_never_find_worse(errors: list[float]) -> None:
+    curve = s.search_curve(errors)
+    assert list(curve) == [2**power for power in range(len(errors).bit_length())]
+    assert curve[1].mean == pytest.approx(np.mean(errors))
+    points = list(curve.values())
+    for before, after in itertools.pairwise(points):
+        assert after.mean <= before.mean + 1e-9
+        assert after.low <= before.low
+        assert after.high <= before.high
+    assert min(errors) <= points[-1].mean + 1e-9
+
+
+def test_the_search_curve_of_a_published_population() -> None:
+    """Of the shipped study's AnyNetX_D, computed elsewhere from the formula."""
+    table = Path(__file__).parents[2] / "benchmarks/results/study.parquet"
+    rows = pyarrow.parquet.read_table(table).to_pylist()
+    errors = [row["error"] for row in rows if row["space"] == "anynetx_d" and row["error"]]
+    found = [round(best.mean, 2) for best in s.search_curve(errors).values()]
+    assert found == [60.15, 56.91, 54.74, 53.10, 51.69, 50.48, 49.46]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.95])

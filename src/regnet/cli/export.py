@@ -1,7 +1,7 @@
 """`regnet export`: a network as a file for another runtime."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,13 @@ def command(
     min_agreement: Annotated[
         float, typer.Option(help="For int8: part of images that must keep their class.")
     ] = 0.9,
+    data: Annotated[
+        str | None,
+        typer.Option(help="For int8: images whose top-1 must not fall; what `evaluate` takes."),
+    ] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="With --data: points of top-1 that int8 may lose.", min=0)
+    ] = 1.0,
     static: Annotated[bool, typer.Option("--static", help="Fix the batch and image size.")] = False,
     dynamic: Annotated[
         str | None,
@@ -62,8 +69,11 @@ def command(
     import torch
 
     from regnet.atomic import write_bytes
+    from regnet.data.sets import open_set
+    from regnet.devices import core_count
     from regnet.engines.optimize import default_shape
     from regnet.engines.served import EXAMPLE, Input
+    from regnet.evaluation.evaluate import evaluate
     from regnet.exporting import FORMATS, export
     from regnet.zoo.create import create
 
@@ -75,6 +85,8 @@ def command(
     if batch_size is not None and not static and "batch" in (dynamic or "batch"):
         raise ConfigError("--batch-size is that of a --static file; others take any")
     check_choice("input", input, get_args(Input))
+    if data is not None and precision != "int8":
+        raise ConfigError("--data bounds what int8 may lose; add --precision int8 and --images")
     script = path.with_name(f"{path.stem}_serve.py")
     if example and (input != "uint8" or path.suffix != ".onnx"):
         raise ConfigError("--example serves .onnx files that take pixels: add --input uint8")
@@ -87,11 +99,17 @@ def command(
             print_error(failure)
         if failures:
             raise typer.Exit(1)
+    labelled = open_set(data) if data is not None else None
     network = create(
         model, pretrained=not (random or checkpoint is not None), checkpoint_path=checkpoint
     )
     _, channels, *own = default_shape(network, "latency")
     size = (image_size, image_size) if image_size else own
+
+    def top1(candidate: Any) -> float:
+        assert labelled
+        return evaluate(candidate, labelled, workers=core_count()).top1
+
     with stderr.status(f"exporting to {path}"):
         done = export(
             network,
@@ -103,6 +121,8 @@ def command(
             input=input,  # type: ignore[arg-type]  # checked above
             images=files,
             min_agreement=min_agreement,
+            top1=top1 if labelled else None,
+            max_drop=max_drop,
         )
     if as_json:
         print_json(done)

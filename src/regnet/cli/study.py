@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regnet import documents
-from regnet.cli.arguments import AsJson, parse_count, read_recipe
+from regnet.cli.arguments import AsJson, check_choice, parse_count, read_recipe
 from regnet.cli.executors import Devices, ExecutorName, Gpus, Slurm, executor_of
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
@@ -16,6 +16,7 @@ from regnet.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from regnet.executors import Executor
     from regnet.spaces import Space
+    from regnet.studies.population import Population
     from regnet.studies.store import Row
 
 REPORT = "report.html"
@@ -30,6 +31,12 @@ Workers = Annotated[
     typer.Option(help="Networks trained at once; one per core, or per GPU.", min=1),
 ]
 Seed = Annotated[int, typer.Option(help="Of the bootstrap's draws.", min=0)]
+SelectOption = Annotated[
+    str,
+    typer.Option(
+        "--select", help="Whose error counts: last, of the last epoch; lowest, of the best epoch."
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(help="Of each network; else the cores divided among them.", min=1)
 ]
@@ -199,6 +206,7 @@ def analyze(
         typer.Option(help="Weigh networks so that this is uniform: flops, params, activations."),
     ] = None,
     bins: Annotated[int, typer.Option(help="Of the range that all spaces share.", min=1)] = 10,
+    select: SelectOption = "last",
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -209,7 +217,7 @@ def analyze(
     from regnet.studies import population
     from regnet.studies.analysis import analyze as analyzed
 
-    found = analyzed(population.load(folder), seed=seed, normalize=normalize, bins=bins)
+    found = analyzed(_populations(folder, select), seed=seed, normalize=normalize, bins=bins)
     if as_json:
         print_json({"study": population.read(folder).to_dict(), **found.to_dict()})
         return
@@ -253,13 +261,14 @@ def report(
     plots: Annotated[
         Path | None, typer.Option(help="A folder for the plots as SVG files, as well.")
     ] = None,
+    select: SelectOption = "last",
     seed: Seed = 0,
 ) -> None:
     """Write one HTML file with everything to look at; it needs no network.
 
     Example: regnet study report runs/study --out study.html
     """
-    _report(folder, out or folder / REPORT, plots=plots, seed=seed)
+    _report(folder, out or folder / REPORT, plots=plots, select=select, seed=seed)
 
 
 @app.command("export")
@@ -287,6 +296,7 @@ def refine(
         list[str] | None, typer.Option(help="Whose interval to take; repeat. Else all.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Of the new space.")] = None,
+    select: SelectOption = "last",
     seed: Seed = 0,
 ) -> None:
     """Add the part of a space in which its best networks lie, to be trained next.
@@ -298,7 +308,7 @@ def refine(
     from regnet.studies.analysis import refine as refined
 
     study = population.read(folder)
-    found = analyzed(population.load(folder), seed=seed)
+    found = analyzed(_populations(folder, select), seed=seed)
     if space not in found.spaces:
         raise ConfigError(unknown("space with trained networks", space, found.spaces))
     new = refined(study.space(space), found.spaces[space], *(metric or []), name=name)
@@ -319,6 +329,15 @@ def recover(folder: Folder) -> None:
     where = f"; the damaged file is {damaged}" if damaged else ""
     stderr.print(f"{kept} results are kept{where}")
     status(folder)
+
+
+def _populations(folder: Path, select: str) -> "dict[str, Population]":
+    from typing import get_args
+
+    from regnet.studies import population
+
+    check_choice("select", select, get_args(population.Select))
+    return population.load(folder, select)  # type: ignore[arg-type]  # checked above
 
 
 def _tell_of_the_rest(folder: Path) -> None:
@@ -368,12 +387,19 @@ def _fail_if_all_failed(folder: Path) -> None:
             raise typer.Exit(1)
 
 
-def _report(folder: Path, out: Path, *, plots: Path | None = None, seed: int = 0) -> None:
+def _report(
+    folder: Path,
+    out: Path,
+    *,
+    plots: Path | None = None,
+    select: str = "last",
+    seed: int = 0,
+) -> None:
     from regnet.atomic import write_bytes
     from regnet.studies import population
     from regnet.studies.report import render, save_plots
 
-    study, populations = population.read(folder), population.load(folder)
+    study, populations = population.read(folder), _populations(folder, select)
     _tell_of_the_rest(folder)
     write_bytes(out, render(study, populations, seed=seed).encode())
     stderr.print(f"report: {out}")

@@ -1,6 +1,6 @@
 """Weights and feature maps as int8, with ranges seen on real images: OpenVINO's way and torch's."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import util
 from typing import Any, Final
@@ -10,17 +10,25 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from regnet import digest
 from regnet.data.images import ImageSource
 from regnet.engines.base import Runner, Target
 from regnet.engines.openvino import OpenVINO, convert, run_openvino
 from regnet.engines.outputs import listed
 from regnet.engines.program import capture
-from regnet.errors import ConfigError, MissingExtraError
+from regnet.engines.transforms import folded
+from regnet.errors import ConfigError, EngineError, MissingExtraError
+from regnet.nn.layers import SqueezeExcitation
 from regnet.quiet import quiet
 from regnet.zoo.create import preprocess
 
 CALIBRATION_IMAGES: Final = 300
 JUDGING_IMAGES: Final = 1000
+
+SHARES: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Parts of the layers, those that lose most, that are left in float one after the other."""
+
+RANKING_IMAGES: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,17 +129,91 @@ def check_installed(device: torch.device) -> None:
         raise MissingExtraError(_MISSING.format("nncf"))
 
 
+def floats(model: nn.Module, batches: Sequence[Tensor]) -> Iterator[tuple[str, ...]]:
+    """Names of layers to leave in float, more each time, until int8 is accurate enough.
+
+    None; then those of squeeze-excitation, which see one pixel and so take hardly any time; then
+    parts of the others, first those that change the outputs most when they alone are in int8.
+
+    Args:
+        model: in evaluation mode; it is not changed.
+        batches: what it takes.
+    """
+    yield ()
+    layers = [name for name, module in model.named_modules() if isinstance(module, _LAYERS)]
+    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in layers}
+    gates = tuple(name for name in layers if isinstance(owners[name], SqueezeExcitation))
+    if gates:
+        yield gates
+    others = [name for name in layers if name not in gates]
+    ranked = _costliest(folded(model), others, batches)
+    for share in SHARES:
+        yield gates + tuple(ranked[: max(1, round(share * len(others)))])
+
+
+_LAYERS = nn.Conv2d | nn.Linear
+
+
+def _costliest(model: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> list[str]:
+    """Layers by how much the outputs change where that one alone is in int8, the most first."""
+    images = torch.cat([*batches])[:RANKING_IMAGES]
+    costs = {}
+    with torch.inference_mode():
+        [exact] = listed(model(images))
+        for name in names:
+            layer: Any = model.get_submodule(name)
+            weight = layer.weight
+            layer.weight = nn.Parameter(_rounded_weight(weight), requires_grad=False)
+            hook = layer.register_forward_pre_hook(lambda _layer, args: (_rounded(args[0]),))
+            [found] = listed(model(images))
+            hook.remove()
+            layer.weight = weight
+            costs[name] = float((found - exact).norm())
+    return sorted(names, key=lambda name: -costs[name])
+
+
+def _rounded(x: Tensor) -> Tensor:
+    """A feature map as int8 gives it: one scale, from the least to the largest value."""
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    scale = float((high - low) / 255) or 1.0
+    zero = round(-float(low) / scale)
+    return torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255)
+
+
+def _rounded_weight(weight: Tensor) -> Tensor:
+    """Weights as int8 gives them: a scale for each output channel."""
+    scale = (weight.flatten(1).abs().amax(1) / 127).clamp(min=1e-12)
+    zero = torch.zeros(len(scale), dtype=torch.int32)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
+
+
 def build_int8(
-    model: nn.Module, example: Tensor, target: Target, batches: Sequence[Tensor]
+    model: nn.Module,
+    example: Tensor,
+    target: Target,
+    batches: Sequence[Tensor],
+    keep: Collection[str] = (),
 ) -> Runner:
-    """A runner in int8, by OpenVINO."""
+    """A runner in int8, by OpenVINO; the layers of some names stay in float."""
     plain = Target(device=target.device, layout="contiguous")
     converted = convert(capture(model, example, plain), example)
-    return run_openvino(quantize_openvino(converted, batches), target)
+    weights = weights_of(model, keep)
+    return run_openvino(quantize_openvino(converted, batches, weights), target)
 
 
-def quantize_openvino(model: Any, batches: Sequence[Tensor]) -> Any:
+def weights_of(model: nn.Module, names: Collection[str]) -> list[Tensor]:
+    """Weights of layers as they are in a captured program, norms folded."""
+    network: Any = folded(model) if names else model
+    return [network.get_submodule(name).weight for name in names]
+
+
+def quantize_openvino(model: Any, batches: Sequence[Tensor], keep: Collection[Tensor] = ()) -> Any:
     """An int8 copy of an `openvino.Model`, by NNCF: mixed preset, fast bias correction.
+
+    Args:
+        model: in float32.
+        batches: of images that tell the ranges.
+        keep: weights of the layers that stay in float.
 
     Raises:
         MissingExtraError: nncf is not installed.
@@ -146,13 +228,45 @@ def quantize_openvino(model: Any, batches: Sequence[Tensor]) -> Any:
             nncf.Dataset([batch.numpy() for batch in batches]),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(batches),
+            ignored_scope=nncf.IgnoredScope(names=_operations(model, keep)),
         )
 
 
+def _operations(model: Any, weights: Collection[Tensor]) -> list[str]:
+    """Names of the operations of an `openvino.Model` with these weights.
+
+    Names of layers are lost on the way there, and weights may be transposed: values tell.
+    """
+    wanted, names = {_mark(weight.numpy()) for weight in weights}, []
+    for operation in model.get_ordered_ops():
+        if operation.get_type_name() in ("Convolution", "GroupConvolution", "MatMul"):
+            node = operation.input_value(1).get_node()
+            while node.get_type_name() != "Constant" and node.get_input_size():
+                node = node.input_value(0).get_node()
+            if node.get_type_name() == "Constant" and _mark(node.data) in wanted:
+                names.append(operation.get_friendly_name())
+    if len(names) < len(wanted):
+        raise EngineError(f"{len(wanted)} layers shall stay in float, and {len(names)} were found")
+    return names
+
+
+def _mark(values: Any) -> str:
+    return digest.of_bytes(np.sort(values, axis=None).tobytes())
+
+
 def quantize_program(
-    program: ExportedProgram, batches: Sequence[Tensor], shapes: tuple[dict[int, Any]] | None
+    program: ExportedProgram,
+    batches: Sequence[Tensor],
+    shapes: tuple[dict[int, Any]] | None,
+    keep: Collection[str] = (),
 ) -> ExportedProgram:
     """An int8 program for x86 CPUs, by torchao's PT2E and its quantizer for Inductor.
+
+    Args:
+        program: in float32.
+        batches: of images that tell the ranges.
+        shapes: which sizes are free, as torch.export takes them.
+        keep: names of modules of the program that stay in float.
 
     Raises:
         MissingExtraError: torchao is not installed.
@@ -165,6 +279,8 @@ def quantize_program(
         raise MissingExtraError(_MISSING.format("torchao")) from error
     quantizer = x86.X86InductorQuantizer()
     quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    for name in keep:
+        quantizer.set_module_name_qconfig(name, None)
     with torch.no_grad(), quiet("torchao"):
         prepared = prepare_pt2e(program.module(), quantizer)
         for batch in batches:

@@ -244,20 +244,29 @@ class _Search:
         rows = [row for setting in probes if (row := clock.time(setting, engines[0], of=self.of))]
         if not rows:
             raise EngineError(f"{engines[0]} runs none of these networks here")
-        base = Predictor(clock.timings.on(engines[0]))
-        self.predictors = {engines[0]: base}
+        self.base = base = Predictor(clock.timings.on(engines[0]))
         # Other engines are compared with this one on networks that both have run.
         near = [row for row in probes if base(row.network) <= 8 * limit] or probes[:1]
+        networks_near, needed = {row.network for row in near}, _spread(near, OUTSIDE_PROBES)
         for name in engines[1:]:
-            for setting in _spread(near, OUTSIDE_PROBES):
+            # What an earlier question measured will do, so that a repeated one measures nothing.
+            known = [row for row in clock.timings.on(name) if row.network in networks_near]
+            for setting in needed if len(known) < len(needed) else ():
                 clock.time(setting, name, of=self.of)
-            if rows := clock.timings.on(name):
-                self.predictors[name] = Predictor(rows, base)
-        if asked not in (AUTO, BEST):
-            self.predictors = {n: p for n, p in self.predictors.items() if n == asked}
-            if not self.predictors:
-                raise EngineError(f"{asked} runs none of these networks here")
-        self.base = base
+        self.engines = engines if asked in (AUTO, BEST) else (asked,)
+        self.predictors: dict[str, Predictor] = {}
+        self._fit()
+        if not self.predictors:
+            raise EngineError(f"{asked} runs none of these networks here")
+
+    def _fit(self) -> None:
+        """Predict from all that is measured by now."""
+        self.base = Predictor(self.clock.timings.on(REFERENCE))
+        for name in self.engines:
+            if name == REFERENCE:
+                self.predictors[name] = self.base
+            elif rows := self.clock.timings.on(name):
+                self.predictors[name] = Predictor(rows, self.base)
 
     @property
     def error(self) -> float:
@@ -292,6 +301,15 @@ class _Search:
 
     def pick(self, candidates: Sequence[Setting]) -> Choice | None:
         """The most accurate within the limit, measured; candidates come the best first."""
+        while True:
+            measured = self.clock.measured
+            found = self._picked(candidates)
+            if self.clock.measured == measured:
+                return found
+            # What was measured tells more of those that were passed over: look at them again.
+            self._fit()
+
+    def _picked(self, candidates: Sequence[Setting]) -> Choice | None:
         for setting in candidates:
             if self.choice(setting).latency_ms > MARGIN * self.limit:
                 continue
@@ -323,8 +341,7 @@ class _Search:
             if self.clock.built >= spare and REFERENCE in self.predictors:
                 name = REFERENCE
             self.clock.time(setting, name, of=self.of)
-            rows = self.clock.timings.on(name)
-            self.predictors[name] = Predictor(rows, None if name == REFERENCE else self.base)
+            self._fit()
             if name == REFERENCE:
                 break
         return self.choice(setting)

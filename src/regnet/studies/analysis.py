@@ -16,8 +16,8 @@ from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, MissingExtraError, unknown
 from regnet.spaces.space import COMPLEXITY, Space
 from regnet.studies import statistics
-from regnet.studies.population import Population
-from regnet.studies.statistics import Comparison, Interval
+from regnet.studies.population import Population, error_of
+from regnet.studies.statistics import Best, Comparison, Interval
 from regnet.studies.store import Row
 
 
@@ -33,8 +33,8 @@ class SpaceResult:
     """Of each metric, the values of the best networks: see `statistics.best_values`."""
     correlation: Mapping[str, float]
     """Rank correlation of each metric with the error; negative where more is better."""
-    search: Mapping[int, tuple[float, float]]
-    """Mean and standard deviation of the best of so many random networks."""
+    search: Mapping[int, Best]
+    """The error of the best of so many random networks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ def analyze(
                 metric: statistics.rank_correlation(values, errors)
                 for metric, values in population.metrics.items()
             },
-            search=statistics.search_curve(errors, rng, weights=weights[name]),
+            search=statistics.search_curve(errors, weights=weights[name]),
         )
     names = [(second, first) for first, second in combinations(found, 2)]
     comparisons = statistics.adjust(
@@ -191,8 +191,8 @@ def refinable(space: Space) -> tuple[str, ...]:
 def write_table(populations: Mapping[str, Population], path: Path) -> int:
     """Write a row per network that was trained or failed, as .csv or .parquet; returns how many.
 
-    Columns are space, number, error or the reason of a failure, all metrics, where and on what it
-    was trained, seed, and config and epochs as JSON.
+    Columns are space, number, error of the last epoch and the lowest of any, or the reason of a
+    failure, all metrics, where and on what it was trained, seed, and config and epochs as JSON.
 
     Raises:
         ConfigError: the file has another ending.
@@ -237,7 +237,8 @@ def _cells(row: Row) -> dict[str, Any]:
     return {
         "space": row.space,
         "number": row.number,
-        "error": outcome.get("error"),
+        "error": None if row.status == "failed" else error_of(row, "last"),
+        "lowest_error": outcome.get("error"),
         "reason": outcome.get("reason"),
         **row.metrics,
         **{name: outcome.get(name) for name in kept},

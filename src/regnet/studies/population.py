@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -27,6 +27,10 @@ from regnet.training.recipe import Recipe
 from regnet.training.run import Run
 
 FILE: Final = "study.json"
+
+Select = Literal["last", "lowest"]
+"""Which epoch a network is judged by: its last; or the one with the lowest test error, as pycls
+does (`sweep/analysis.py`), which favours networks whose errors vary more."""
 
 MOST_FAILURES: Final = 20
 """Networks that may fail in a row before a study is ended: something else is wrong then."""
@@ -127,13 +131,14 @@ class Population:
 
     space: Space
     errors: FloatArray
-    """The lowest test error of any epoch, in percent; of the averaged weights where the recipe
-    averages (pycls `sweep/analysis.py`)."""
+    """Test errors in percent; of the averaged weights where the recipe averages."""
     metrics: Mapping[str, FloatArray]
     """By the space's `metric_names`."""
     rows: tuple[Row, ...]
     failed: tuple[Row, ...] = ()
     """Networks whose training failed: they count in no statistic."""
+    select: Select = "last"
+    """Whose error that is."""
 
     def __len__(self) -> int:
         """Networks that were trained."""
@@ -328,8 +333,12 @@ def _check_complete(study: Study, store: Store) -> list[Row]:
     return rows
 
 
-def load(folder: str | Path) -> dict[str, Population]:
+def load(folder: str | Path, select: Select = "last") -> dict[str, Population]:
     """The populations trained so far, by the names of their spaces.
+
+    Args:
+        folder: of the study.
+        select: which epoch's error counts.
 
     Raises:
         ConfigError: there is no study.
@@ -343,12 +352,13 @@ def load(folder: str | Path) -> dict[str, Population]:
         done = tuple(r for r in rows if r.space == space.name and r.status == "done")
         found[space.name] = Population(
             space=space,
-            errors=np.array([_error(row) for row in done]),
+            errors=np.array([error_of(row, select) for row in done]),
             metrics={
                 name: np.array([row.metrics[name] for row in done]) for name in space.metric_names
             },
             rows=done,
             failed=tuple(r for r in rows if r.space == space.name and r.status == "failed"),
+            select=select,
         )
     return found
 
@@ -426,6 +436,10 @@ def _check_images(study: Study, found: Mapping[str, str], where: str) -> None:
         )
 
 
-def _error(row: Row) -> float:
+def error_of(row: Row, select: Select) -> float:
+    """The test error of a trained network, in percent."""
     assert row.outcome is not None, "it is done"
-    return float(row.outcome["error"])
+    if select == "lowest":
+        return float(row.outcome["error"])
+    last = row.outcome["epochs"][-1]
+    return 100 - float(last.get("average_top1", last["top1"]))

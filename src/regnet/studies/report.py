@@ -104,11 +104,9 @@ def save_plots(
         edf_axes.step(curve["errors"], curve["share"], where="post", color=color, label=label)
         edf_axes.fill_between(curve["at"], curve["low"], curve["high"], color=color, alpha=0.12)
         sizes = list(result.search)
-        means, deviations = np.array(list(result.search.values())).T
+        means, low, high = np.array([(b.mean, b.low, b.high) for b in result.search.values()]).T
         search_axes.plot(sizes, means, ".-", color=color, label=name)
-        search_axes.fill_between(
-            sizes, means - 2 * deviations, means + 2 * deviations, color=color, alpha=0.1
-        )
+        search_axes.fill_between(sizes, low, high, color=color, alpha=0.1)
         path = folder / f"space-{name}.svg"
         figure = new_figure(12, 3 * -(-len(result.best) // 4))
         panels = figure.subplots(-(-len(result.best) // 4), 4, squeeze=False).ravel()
@@ -249,7 +247,7 @@ def _plain(result: SpaceResult) -> dict[str, Any]:
         "mean": result.mean,
         "best": {name: [b.low, b.median, b.high] for name, b in result.best.items()},
         "correlation": dict(result.correlation),
-        "search": [[size, *found] for size, found in result.search.items()],
+        "search": [[size, b.mean, b.low, b.high] for size, b in result.search.items()],
     }
 
 

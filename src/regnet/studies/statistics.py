@@ -32,6 +32,15 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Best:
+    """The error of the best of so many random networks."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Edf:
     """An error distribution: `share` of the weight has an error up to and with `errors`."""
 
@@ -204,20 +213,34 @@ def best_values(
 
 
 def search_curve(
-    errors: ArrayLike, rng: np.random.Generator, *, weights: ArrayLike | None = None
-) -> dict[int, tuple[float, float]]:
-    """What a random search finds: mean and standard deviation of the best of m networks (NDS).
+    errors: ArrayLike, *, weights: ArrayLike | None = None, level: float = 0.95
+) -> dict[int, Best]:
+    """What a random search finds: the best of m networks (NDS), for every power of two m up to n.
 
-    For every power of two m up to n: m networks are drawn with replacement by their weights,
-    floor(n / m) times.
+    The networks are drawn with replacement by their weights, and the mean and the quantiles of
+    the least of m errors are exact. With S_i the share of networks that are at least as bad as the
+    i-th best, the least is the i-th best or worse with probability S_i^m. (NDS draws floor(n / m)
+    times, which leaves one draw at m = n.)
+
+    Args:
+        errors: of n networks, in percent.
+        weights: of the networks (NDS, see `uniform_weights`); None: all equal.
+        level: part of all searches that end between `low` and `high`.
     """
     found, share = _weighted(errors, weights)
-    sizes = [2**power for power in range(len(found).bit_length()) if 2**power <= len(found)]
-    curve = {}
-    for size in sizes:
-        drawn = rng.choice(found, size=(len(found) // size, size), p=share)
-        best = drawn.min(axis=1)
-        curve[size] = (float(best.mean()), float(best.std()))
+    order = np.argsort(found, kind="stable")
+    found, share = found[order], share[order]
+    # Summed from the worst, whose share is small: as exact as it can be.
+    at_least = np.append(np.cumsum(share[::-1])[::-1], 0.0)
+    at_least[0] = 1.0
+    tail, curve = (1 - level) / 2, {}
+    for size in (2**power for power in range(len(found).bit_length())):
+        probability = -np.diff(at_least**size)
+        reached = 1 - at_least[1:] ** size  # the least error is the i-th best or better
+        low, high = np.searchsorted(reached, [tail, 1 - tail])
+        curve[size] = Best(
+            mean=float(probability @ found), low=float(found[low]), high=float(found[high])
+        )
     return curve
 
 
