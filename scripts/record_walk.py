@@ -1,18 +1,23 @@
 """Do what a new user would, from a fresh clone, and record the commands, their output and time.
 
-    python scripts/record_walk.py [FOLDER]
+    python scripts/record_walk.py --photos PHOTOS --cifar10 CIFAR10 [--folder FOLDER]
 
 Clones this repository into FOLDER (a temporary one by default), sets it up there with nothing but
 Python, and writes benchmarks/results/walk.json here; scripts/write_tables.py puts it into
-docs/walk.md.
+docs/walk.md. PHOTOS are photos in class folders, of which two classes are made, and CIFAR10 is a
+folder with the images of that name in Parquet: what a user would have. A server on this machine
+stands in for the Hub.
 """
 
+import argparse
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -36,27 +41,97 @@ STUDY = (
     "--train-images 3000 --val-images 600 --run"
 )
 
+NEAREST = """
+import pyarrow.parquet as parquet
+import torch
+rows = parquet.read_table("features.parquet").to_pylist()
+x = torch.nn.functional.normalize(torch.tensor([row["features"] for row in rows]), dim=1)
+nearest = (x @ x.T).fill_diagonal_(-1).argmax(1)
+for row in (0, 20, 40):
+    print(rows[row]["path"], "is most like", rows[nearest[row]]["path"])
+""".strip()
+
+FINETUNED = "runs/photos/model"
+
 STEPS = (
     ("a real photo, classified", "make demo"),
     ("five lines of Python", f"python <<'END'\n{FIVE_LINES}\nEND"),
     ("a benchmark of this device", "regnet bench --quick --engine folded --html bench.html"),
-    ("an export", "pip install -q '.[onnx]' && regnet export regnety_cifar.cifar10 regnety.onnx"),
     ("a study, on shapes that are drawn", f"pip install -q '.[study]' && {STUDY}"),
+    (
+        "which network to take",
+        "pip install -q '.[onnx,openvino,int8]' && "
+        "regnet choose --latency-ms 30 --license commercial",
+    ),
+    (
+        "fine-tuning on 120 photos of two classes",
+        "regnet train photos/ --model regnety_cifar.cifar10 --image-size 64 --out runs/photos",
+    ),
+    (
+        "fine-tuning on 200 images of ten classes",
+        "regnet train cifar/ --model regnety_cifar.cifar10 --out runs/cifar",
+    ),
+    ("how good it is", f"regnet evaluate photos/val --model {FINETUNED}"),
+    (
+        "the same weights from the Hub",
+        "regnet predict docs/photos/chelsea.png --model hf-hub:me/photos",
+    ),
+    (
+        "a file that takes pixels, and serves itself",
+        f"regnet export {FINETUNED} photos.onnx --input uint8 --dynamic batch --example && "
+        "python photos_serve.py photos.onnx docs/photos/chelsea.png",
+    ),
+    (
+        "int8, that may lose two points",
+        f"regnet export {FINETUNED} photos.int8.xml --precision int8 --images photos/train "
+        "--data photos/val --max-drop 2 --dynamic batch",
+    ),
+    ("the accuracy of int8", "regnet evaluate photos/val --model photos.int8.xml"),
+    (
+        "before and after, side by side",
+        f"regnet bench --models {FINETUNED},photos.onnx,photos.int8.xml --data photos/val",
+    ),
+    (
+        "a folder into a table, and the photo most like another",
+        f"regnet predict photos/ --model {FINETUNED} --features --out features.parquet && "
+        f"python <<'END'\n{NEAREST}\nEND",
+    ),
     ("all checks", "make test"),
 )
 
 
 def main() -> None:
     """Walk."""
-    folder = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else Path(tempfile.mkdtemp())
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--cifar10", type=Path, required=True)
+    parser.add_argument("--folder", type=Path)
+    args = parser.parse_args()
+    folder = args.folder.resolve() if args.folder else Path(tempfile.mkdtemp())
     clone = folder / "regnet"
+    sys.path.insert(0, str(ROOT))
+    from tests.hub_server import Hub
+
+    hub = Hub()
+    variables = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(folder / "hub"),
+                 "XDG_CACHE_HOME": str(folder / "cache")}  # fmt: skip
     began = time.monotonic()
     steps = [
         _step(
-            "a clone", f"git clone -q {ROOT} {clone}", folder, shown="git clone REPOSITORY regnet"
+            "a clone", f"git clone -q {ROOT} {clone}", folder, {},
+            shown="git clone REPOSITORY regnet",
         )
-    ]
-    steps += [_step(what, command, clone) for what, command in STEPS]
+    ]  # fmt: skip
+    sets = runpy.run_path(str(ROOT / "benchmarks/finetune.py"))
+    sets["photos"](args.photos, clone / "photos")
+    sets["cifar"](args.cifar10, clone / "cifar")
+    for what, command in STEPS:
+        steps.append(_step(what, command, clone, variables))
+        if (clone / FINETUNED).is_dir():
+            files = [path for path in (clone / FINETUNED).iterdir() if path.is_file()]
+            hub.repos["me/photos"] = {path.name: path.read_bytes() for path in files}
     document: dict[str, Any] = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "cores": os.cpu_count(),
@@ -66,14 +141,21 @@ def main() -> None:
     RESULT.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def _step(what: str, command: str, folder: Path, *, shown: str | None = None) -> dict[str, Any]:
+def _step(
+    what: str,
+    command: str,
+    folder: Path,
+    variables: Mapping[str, str],
+    *,
+    shown: str | None = None,
+) -> dict[str, Any]:
     print(f"{what}: {shown or command}", file=sys.stderr)
     path = f"{folder / '.venv/bin'}{os.pathsep}{os.environ['PATH']}"
     began = time.monotonic()
     done = subprocess.run(
         ["bash", "-ec", command],
         cwd=folder,
-        env={**os.environ, "PATH": path, "COLUMNS": "110", "CI": "true"},
+        env={**os.environ, **variables, "PATH": path, "COLUMNS": "110", "CI": "true"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

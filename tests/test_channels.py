@@ -128,7 +128,17 @@ def test_every_command_takes_gray_images(tmp_path):
         ("evaluate", data / "val", "--model", folder, "--workers", 0),
         ("evaluate", data / "val", "--model", folder, "--workers", 2, "--batch-size", 4),
         ("export", folder, tmp_path / "a.onnx"),
-        ("export", folder, tmp_path / "a.xml", "--precision", "int8", "--images", data / "val"),
+        (
+            "export",
+            folder,
+            tmp_path / "a.xml",
+            "--precision",
+            "int8",
+            "--images",
+            data / "val",
+            "--min-agreement",
+            0,
+        ),
         ("bench", "--models", config, "--seconds", "0.01", "--engine", "eager"),
     ):
         done = command(*words)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 
+from regnet import digest
 from regnet.bench.document import AUTO, BEST
 from regnet.engines.optimize import ENGINES, QUICK, find_engine
 from regnet.errors import ConfigError, EngineError, check_number
@@ -182,13 +183,24 @@ def choose(
         )
     where = torch.device(device)
     names = _engines(engine, where)
-    waiting = Waiting()
-    clock = Clock(timings_here(where, batch_size), where, batch_size, on_step)
+    waiting, timings = Waiting(), timings_here(where, batch_size)
+    question = {
+        "latency_ms": latency_ms,
+        "settings": digest.of_json([[r.checkpoint, r.image_size, r.allowed] for r in every]),
+        "engines": names,
+        "engine": engine,
+        "peers": peers,
+    }
+    clock = Clock(timings, where, batch_size, on_step, measuring=not timings.answers(question))
     found = _Search(clock, names, every, latency_ms, asked=engine)
     pick = found.pick(allowed)
     best = pick.setting.accuracy if pick else 0
-    slower = [c for c in map(found.choice, allowed) if c.setting.accuracy > best]
     others = found.pick([row for row in every if not row.allowed and row.accuracy > best])
+    peer_rows = tuple(_peers(clock, pick, latency_ms)) if peers else ()
+    found.fit()  # so that the question asked again, with all this on disk, has the same answer
+    slower = [c for c in map(found.choice, allowed) if c.setting.accuracy > best]
+    if not clock.problem:
+        timings.answered(question)
     front = _front(map(found.choice, allowed))
     if pick and pick not in front:
         front.append(pick)
@@ -198,7 +210,7 @@ def choose(
         next_better=min(slower, key=lambda c: c.latency_ms, default=None) if pick else None,
         without_license=others,
         fastest=min(map(found.choice, allowed), key=lambda c: c.latency_ms),
-        peers=tuple(_peers(clock, pick, latency_ms)) if peers else (),
+        peers=peer_rows,
         problem=clock.problem or (waiting.problem if clock.measured else None),
         latency_ms=latency_ms,
         license=license,
@@ -244,29 +256,26 @@ class _Search:
         rows = [row for setting in probes if (row := clock.time(setting, engines[0], of=self.of))]
         if not rows:
             raise EngineError(f"{engines[0]} runs none of these networks here")
-        self.base = base = Predictor(clock.timings.on(engines[0]))
+        base = Predictor(clock.timings.on(engines[0]))
         # Other engines are compared with this one on networks that both have run.
         near = [row for row in probes if base(row.network) <= 8 * limit] or probes[:1]
-        networks_near, needed = {row.network for row in near}, _spread(near, OUTSIDE_PROBES)
         for name in engines[1:]:
-            # What an earlier question measured will do, so that a repeated one measures nothing.
-            known = [row for row in clock.timings.on(name) if row.network in networks_near]
-            for setting in needed if len(known) < len(needed) else ():
+            for setting in _spread(near, OUTSIDE_PROBES):
                 clock.time(setting, name, of=self.of)
         self.engines = engines if asked in (AUTO, BEST) else (asked,)
         self.predictors: dict[str, Predictor] = {}
-        self._fit()
+        self.fit()
         if not self.predictors:
             raise EngineError(f"{asked} runs none of these networks here")
 
-    def _fit(self) -> None:
+    def fit(self) -> None:
         """Predict from all that is measured by now."""
-        self.base = Predictor(self.clock.timings.on(REFERENCE))
+        base = Predictor(self.clock.timings.on(REFERENCE))
         for name in self.engines:
             if name == REFERENCE:
-                self.predictors[name] = self.base
+                self.predictors[name] = base
             elif rows := self.clock.timings.on(name):
-                self.predictors[name] = Predictor(rows, self.base)
+                self.predictors[name] = Predictor(rows, base)
 
     @property
     def error(self) -> float:
@@ -301,15 +310,6 @@ class _Search:
 
     def pick(self, candidates: Sequence[Setting]) -> Choice | None:
         """The most accurate within the limit, measured; candidates come the best first."""
-        while True:
-            measured = self.clock.measured
-            found = self._picked(candidates)
-            if self.clock.measured == measured:
-                return found
-            # What was measured tells more of those that were passed over: look at them again.
-            self._fit()
-
-    def _picked(self, candidates: Sequence[Setting]) -> Choice | None:
         for setting in candidates:
             if self.choice(setting).latency_ms > MARGIN * self.limit:
                 continue
@@ -340,8 +340,9 @@ class _Search:
             spare = MOST_BUILT - len(OUTSIDE)  # those of the race
             if self.clock.built >= spare and REFERENCE in self.predictors:
                 name = REFERENCE
-            self.clock.time(setting, name, of=self.of)
-            self._fit()
+            if self.clock.time(setting, name, of=self.of) is None and not self.clock.measuring:
+                break
+            self.fit()
             if name == REFERENCE:
                 break
         return self.choice(setting)

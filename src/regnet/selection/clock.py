@@ -40,18 +40,25 @@ class Clock:
         device: torch.device,
         batch_size: int,
         on_step: Callable[[str, int, int], None],
+        *,
+        measuring: bool = True,
     ) -> None:
         self.timings, self.device, self.batch_size = timings, device, batch_size
-        self.on_step = on_step
+        self.on_step, self.measuring = on_step, measuring
         self.measured = self.built = 0
         self.problem: str | None = None
         """Of the first network whose times mean little."""
         self.failed: set[tuple[Network, str]] = set()
 
     def time(self, setting: Setting, engine: str, *, of: int) -> Timing | None:
-        """The time of a setting's network on an engine; None where it cannot run."""
+        """The time of a setting's network on an engine; None where it cannot run.
+
+        None too where it is not known, if nothing is to be measured.
+        """
         if row := self.timings.get(setting.network, engine):
             return row
+        if not self.measuring:
+            return None
         self.on_step("measuring networks", self.measured, max(of, self.measured + 1))
         meter = self._meter(engine, setting.image_size)
         found = meter.measure(setting.config, setting.variant)
@@ -82,6 +89,8 @@ class Clock:
 
     def race(self, setting: Setting, engines: Sequence[str], *, of: int) -> None:
         """Time a network on several engines in turn; what came out takes the place of the rest."""
+        if not self.measuring:
+            return
         self.on_step("racing engines", self.measured, max(of, self.measured + 1))
         conditions = Conditions(
             device=self.device,
@@ -115,6 +124,8 @@ class Clock:
         """An EfficientNet on an engine; None where it cannot run."""
         facts = efficientnets()[name]
         row = self.timings.get((name, facts.image_size), engine)
+        if row is None and not self.measuring:
+            return None
         if row is None:
             self.on_step("measuring EfficientNets", self.measured, self.measured + 1)
             found = self._meter(engine, facts.image_size).row(name)

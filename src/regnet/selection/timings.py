@@ -52,6 +52,7 @@ class Timings:
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
         """Read what there is."""
+        self._facts = dict(facts)
         self._key = digest.of_json({"timings": facts})[:32]
         self.rows: dict[tuple[Network, str], Timing] = {}
         with suppress(ConfigError):  # of another version
@@ -66,6 +67,17 @@ class Timings:
         if lasting:
             self._lasting[row.network, row.engine] = row
             remember(self._key, [asdict(r) for r in self._lasting.values()])
+
+    def answers(self, question: Mapping[str, Any]) -> bool:
+        """Whether a question was answered by what is on disk."""
+        return recall(self._key_of(question)) is not None
+
+    def answered(self, question: Mapping[str, Any]) -> None:
+        """A question is answered: asked again, it needs no further measurement."""
+        remember(self._key_of(question), [dict(question)])
+
+    def _key_of(self, question: Mapping[str, Any]) -> str:
+        return digest.of_json({"timings": self._facts, "question": question})[:32]
 
     def get(self, network: Network, engine: str) -> Timing | None:
         """A measurement; None where there is none."""
