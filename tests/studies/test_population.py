@@ -23,9 +23,10 @@ from regnet.executors.pool import ProcessPool
 from regnet.spaces.paper import SPACES
 from regnet.spaces.space import Space
 from regnet.studies import population
-from regnet.studies.analysis import analyze, refine, write_table
+from regnet.studies.analysis import analyze, refine
 from regnet.studies.population import Study
 from regnet.studies.store import _SELECT, Row, Store, _digest
+from regnet.studies.tables import write_table
 from regnet.studies.task import _images
 from regnet.training.recipe import Recipe
 from tests.faults import flipped_bits

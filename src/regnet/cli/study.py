@@ -199,7 +199,10 @@ def status(folder: Folder, *, as_json: AsJson = False) -> None:
 
 @app.command("analyze")
 def analyze(
-    folder: Folder,
+    source: Annotated[
+        Path,
+        typer.Argument(help="The folder of a study, or a table: .parquet, .csv, .json of NDS."),
+    ],
     *,
     normalize: Annotated[
         str | None,
@@ -212,16 +215,21 @@ def analyze(
 ) -> None:
     """Compare the spaces, and say which values their best networks have.
 
+    A table may come from anywhere: `regnet study export`, a file with the columns space and error,
+    or the JSON files of NDS.
+
     Example: regnet study analyze runs/study
     """
     from regnet.studies import population
     from regnet.studies.analysis import analyze as analyzed
 
-    found = analyzed(_populations(folder, select), seed=seed, normalize=normalize, bins=bins)
+    found = analyzed(_populations(source, select), seed=seed, normalize=normalize, bins=bins)
+    study = population.read(source) if source.is_dir() else None
     if as_json:
-        print_json({"study": population.read(folder).to_dict(), **found.to_dict()})
+        print_json({"study": study.to_dict() if study else None, **found.to_dict()})
         return
-    _tell_of_the_rest(folder)
+    if study:
+        _tell_of_the_rest(source)
     print_table(
         ("space", ">networks", ">failed", ">min error %", ">mean error %"),
         [
@@ -281,7 +289,7 @@ def export(
     Example: regnet study export runs/study study.parquet
     """
     from regnet.studies import population
-    from regnet.studies.analysis import write_table
+    from regnet.studies.tables import write_table
 
     count = write_table(population.load(folder), out)
     stdout.print(f"{out}: {count} networks")
@@ -331,13 +339,15 @@ def recover(folder: Folder) -> None:
     status(folder)
 
 
-def _populations(folder: Path, select: str) -> "dict[str, Population]":
+def _populations(source: Path, select: str) -> "dict[str, Population]":
     from typing import get_args
 
     from regnet.studies import population
+    from regnet.studies.tables import read_table
 
     check_choice("select", select, get_args(population.Select))
-    return population.load(folder, select)  # type: ignore[arg-type]  # checked above
+    chosen: population.Select = "lowest" if select == "lowest" else "last"
+    return (read_table if source.is_file() else population.load)(source, chosen)
 
 
 def _tell_of_the_rest(folder: Path) -> None:

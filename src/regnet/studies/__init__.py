@@ -5,7 +5,7 @@ A study's truth is one SQLite file. This room may import `training`, `selection`
 """
 
 from regnet.studies import statistics
-from regnet.studies.analysis import Analysis, SpaceResult, analyze, refine, write_table
+from regnet.studies.analysis import Analysis, SpaceResult, analyze, refine
 from regnet.studies.population import (
     Population,
     Study,
@@ -18,6 +18,7 @@ from regnet.studies.population import (
     resume,
 )
 from regnet.studies.report import render, save_plots
+from regnet.studies.tables import read_table, write_table
 
 __all__ = [
     "Analysis",
@@ -30,6 +31,7 @@ __all__ = [
     "init",
     "load",
     "read",
+    "read_table",
     "recover",
     "refine",
     "render",

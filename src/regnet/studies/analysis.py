@@ -1,24 +1,18 @@
 """What a study found: its populations compared, and what their best networks have in common."""
 
-import csv
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from regnet.atomic import write_bytes, writing
 from regnet.design.widths import FloatArray
-from regnet.errors import ConfigError, MissingExtraError, unknown
+from regnet.errors import ConfigError, unknown
 from regnet.spaces.space import COMPLEXITY, Space
 from regnet.studies import statistics
-from regnet.studies.population import Population, error_of
+from regnet.studies.population import Population
 from regnet.studies.statistics import Best, Comparison, Interval
-from regnet.studies.store import Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +47,9 @@ class Analysis:
     spaces: Mapping[str, SpaceResult]
     pairs: tuple[Pair, ...]
     machines: tuple[str, ...]
-    """What the networks were trained on."""
+    """What the networks were trained on, as far as is known."""
     finished: str
-    """When the last of them was."""
+    """When the last of them was; empty where that is not known."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -125,8 +119,8 @@ def analyze(
     return Analysis(
         spaces=spaces,
         pairs=pairs,
-        machines=tuple(sorted({_machine(outcome) for outcome in outcomes})),
-        finished=max(outcome["finished"] for outcome in outcomes),
+        machines=tuple(sorted({_machine(found) for found in outcomes if "device" in found})),
+        finished=max((found["finished"] for found in outcomes if "finished" in found), default=""),
     )
 
 
@@ -186,64 +180,3 @@ def refinable(space: Space) -> tuple[str, ...]:
     """The metrics that describe a network of a space: what `refine` takes by itself."""
     known = set(space.parameters) if space.family == "regnet" else set(space.metric_names)
     return tuple(name for name in space.metric_names if name in known - set(COMPLEXITY))
-
-
-def write_table(populations: Mapping[str, Population], path: Path) -> int:
-    """Write a row per network that was trained or failed, as .csv or .parquet; returns how many.
-
-    Columns are space, number, error of the last epoch and the lowest of any, or the reason of a
-    failure, all metrics, where and on what it was trained, seed, and config and epochs as JSON.
-
-    Raises:
-        ConfigError: the file has another ending.
-        MissingExtraError: Parquet needs pyarrow.
-        OSError: it cannot be written.
-    """
-    if path.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"{path}: a table's file must end in .csv or .parquet")
-    rows = [
-        _cells(row)
-        for population in populations.values()
-        for row in sorted((*population.rows, *population.failed), key=lambda row: row.number)
-    ]
-    # Spaces differ in their metrics: a column that one lacks is empty there.
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    if path.suffix == ".csv":
-        text = io.StringIO()
-        table = csv.DictWriter(text, names)
-        table.writeheader()
-        table.writerows(rows)
-        write_bytes(path, text.getvalue().encode())
-        return len(rows)
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError(
-            "Parquet files need pyarrow, which is not installed; pip install 'regnet[study]', or "
-            "write a .csv file"
-        ) from error
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    with writing(path) as temporary:
-        parquet.write_table(pyarrow.table(columns), temporary)
-    return len(rows)
-
-
-def _cells(row: Row) -> dict[str, Any]:
-    assert row.outcome is not None, "it has been tried"
-    outcome = dict(row.outcome)
-    kept = ("seconds", "host", "device", "threads", "torch", "code", "finished")
-    images = outcome.get("images", {})
-    return {
-        "space": row.space,
-        "number": row.number,
-        "error": None if row.status == "failed" else error_of(row, "last"),
-        "lowest_error": outcome.get("error"),
-        "reason": outcome.get("reason"),
-        **row.metrics,
-        **{name: outcome.get(name) for name in kept},
-        **{f"{name}_images": images.get(name) for name in ("train", "val")},
-        "seed": row.seed,
-        "config": json.dumps(row.config),
-        "epochs": json.dumps(outcome.get("epochs")),
-    }

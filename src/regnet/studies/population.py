@@ -129,11 +129,12 @@ class Study:
 class Population:
     """The trained networks of a space, as arrays (n,)."""
 
-    space: Space
+    space: Space | None
+    """None where it is not known: of a table."""
     errors: FloatArray
     """Test errors in percent; of the averaged weights where the recipe averages."""
     metrics: Mapping[str, FloatArray]
-    """By the space's `metric_names`."""
+    """By the space's `metric_names`, or by the columns of a table."""
     rows: tuple[Row, ...]
     failed: tuple[Row, ...] = ()
     """Networks whose training failed: they count in no statistic."""

@@ -44,6 +44,7 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
     spaces = []
     for number, (name, result) in enumerate(analysis.spaces.items()):
         population = populations[name]
+        assert population.space is not None, "a study has spaces"
         spaces.append(
             {
                 "name": name,
@@ -227,6 +228,7 @@ def _stages(config: AnyNetConfig | RegNetConfig) -> str:
 
 def _refined(population: Population, result: SpaceResult) -> list[dict[str, Any]]:
     """What `refine` would restrict, and to what."""
+    assert population.space is not None, "a study has spaces"
     return [
         {
             "metric": metric,

@@ -1,0 +1,235 @@
+"""Populations as tables: written for other tools, and read, also those that others published."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from regnet.atomic import write_bytes, writing
+from regnet.errors import ConfigError, DataError, MissingExtraError, in_one_line
+from regnet.studies.population import Population, Select, error_of
+from regnet.studies.store import Row
+
+SUFFIXES: Final = (".parquet", ".csv", ".json")
+"""Tables that can be read; the first two can be written."""
+
+_TRAINED: Final = ("seconds", "host", "device", "threads", "torch", "code", "finished")
+"""What is known of the training of a network."""
+
+_NO_METRICS: Final = frozenset(
+    {"space", "number", "error", "lowest_error", "reason", "seed", "config", "epochs",
+     "train_images", "val_images", *_TRAINED}
+)  # fmt: skip
+"""Columns that do not describe a network."""
+
+_MISSING: Final = (
+    "Parquet files need pyarrow, which is not installed; pip install 'regnet[study]', or use a "
+    ".csv file"
+)
+
+
+def write_table(populations: Mapping[str, Population], path: Path) -> int:
+    """Write a row per network that was trained or failed, as .csv or .parquet; returns how many.
+
+    Columns are space, number, error of the last epoch and the lowest of any, or the reason of a
+    failure, all metrics, where and on what it was trained, seed, and config and epochs as JSON.
+
+    Raises:
+        ConfigError: the file has another ending.
+        MissingExtraError: Parquet needs pyarrow.
+        OSError: it cannot be written.
+    """
+    if path.suffix not in SUFFIXES[:2]:
+        raise ConfigError(f"{path}: a table's file must end in .csv or .parquet")
+    rows = [
+        _cells(row)
+        for population in populations.values()
+        for row in sorted((*population.rows, *population.failed), key=lambda row: row.number)
+    ]
+    # Spaces differ in their metrics: a column that one lacks is empty there.
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if path.suffix == ".csv":
+        text = io.StringIO()
+        table = csv.DictWriter(text, names)
+        table.writeheader()
+        table.writerows(rows)
+        write_bytes(path, text.getvalue().encode())
+        return len(rows)
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError(_MISSING) from error
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    with writing(path) as temporary:
+        parquet.write_table(pyarrow.table(columns), temporary)
+    return len(rows)
+
+
+def _cells(row: Row) -> dict[str, Any]:
+    assert row.outcome is not None, "it has been tried"
+    outcome = dict(row.outcome)
+    images = outcome.get("images", {})
+    return {
+        "space": row.space,
+        "number": row.number,
+        "error": None if row.status == "failed" else error_of(row, "last"),
+        "lowest_error": outcome.get("error"),
+        "reason": outcome.get("reason"),
+        **row.metrics,
+        **{name: outcome.get(name) for name in _TRAINED},
+        **{f"{name}_images": images.get(name) for name in ("train", "val")},
+        "seed": row.seed,
+        "config": json.dumps(row.config),
+        "epochs": json.dumps(outcome.get("epochs")),
+    }
+
+
+def read_table(path: Path, select: Select = "last") -> dict[str, Population]:
+    """Read the populations of a table, by the names of their spaces.
+
+    - Parquet and CSV files with a row per network: `write_table`'s, or any with a column `error`
+      in percent. `space` tells populations apart (else the file's name does); every other column
+      of numbers is a metric of the network. A row without an error has failed.
+    - JSON files of NDS (Radosavovic et al. 2019, github.com/facebookresearch/nds): a list of jobs
+      with `min_test_top1` and `test_ep_top1`, which are errors; `params`, `flops` and the numbers
+      of `net` are metrics.
+
+    Args:
+        path: the file.
+        select: which epoch's error counts, where the file has both.
+
+    Raises:
+        DataError: it cannot be read, or is not such a table.
+        MissingExtraError: Parquet needs pyarrow.
+    """
+    readers = {".parquet": _read_parquet, ".csv": _read_csv, ".json": _read_nds}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: a table ends in {', '.join(SUFFIXES)}")
+    try:
+        cells = readers[path.suffix](path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = in_one_line(error, most=150)
+        raise DataError(f"{path} cannot be read as a table of networks: {reason}") from error
+    if not cells:
+        raise DataError(f"{path} has no rows")
+    if not any(name in cells[0] for name in ("error", "lowest_error")):
+        raise DataError(f"{path} has no column 'error'; it has {', '.join(map(str, cells[0]))}")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in cells:
+        found.setdefault(str(row.get("space") or path.stem), []).append(row)
+    return {name: _population(path, name, rows, select) for name, rows in found.items()}
+
+
+def _population(
+    path: Path, name: str, cells: Sequence[Mapping[str, Any]], select: Select
+) -> Population:
+    errors = [_error(row, select) for row in cells]
+    done = [n for n, error in enumerate(errors) if error is not None]
+    columns = [column for column in cells[0] if column not in _NO_METRICS]
+    metrics = {}
+    for column in columns:
+        values = [cells[n].get(column) for n in done]
+        if values and all(_is_number(value) for value in values):
+            metrics[column] = np.array(values, dtype=np.float64)
+    wrong = [errors[n] for n in done if not 0 <= (errors[n] or 0) <= 100]
+    if wrong:
+        raise DataError(f"{path}: errors are in percent, from 0 to 100; {name} has {wrong[0]!r}")
+    rows = [_row(name, number, row, metrics) for number, row in enumerate(cells)]
+    return Population(
+        space=None,
+        errors=np.array([errors[n] for n in done], dtype=np.float64),
+        metrics=metrics,
+        rows=tuple(rows[n] for n in done),
+        failed=tuple(row for n, row in enumerate(rows) if errors[n] is None),
+        select=select,
+    )
+
+
+def _error(row: Mapping[str, Any], select: Select) -> float | None:
+    """The error that counts; None of a network that failed."""
+    epochs = row.get("epochs")
+    epochs = json.loads(epochs) if isinstance(epochs, str) else epochs
+    lowest = row.get("lowest_error", row.get("error"))
+    last = row.get("error", lowest)
+    if epochs and "lowest_error" not in row:  # of before there were two
+        last = 100 - float(epochs[-1].get("average_top1", epochs[-1]["top1"]))
+    found = lowest if select == "lowest" else last
+    return float(found) if _is_number(found) else None
+
+
+def _row(space: str, number: int, cells: Mapping[str, Any], metrics: Iterable[str]) -> Row:
+    def decoded(name: str) -> Any:
+        value = cells.get(name)
+        return json.loads(value) if isinstance(value, str) else value
+
+    known = {name: cells.get(name) for name in _TRAINED if cells.get(name) is not None}
+    failed = _error(cells, "last") is None
+    return Row(
+        id=0,
+        space=space,
+        number=int(cells.get("number") or number),
+        config=decoded("config") or {},
+        metrics={name: cells[name] for name in metrics if _is_number(cells.get(name))},
+        seed=int(cells.get("seed") or 0),
+        status="failed" if failed else "done",
+        outcome=known
+        | ({"reason": cells.get("reason")} if failed else {"epochs": decoded("epochs") or []}),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtraError(_MISSING) from error
+    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    return rows
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(text: str | None) -> Any:
+    if not text:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _read_nds(path: Path) -> list[dict[str, Any]]:
+    jobs = json.loads(path.read_bytes())
+    if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
+        raise ValueError("not a list of jobs")
+    return [
+        {
+            "space": path.stem,
+            "error": job["test_ep_top1"][-1] if job.get("test_ep_top1") else job["min_test_top1"],
+            "lowest_error": job["min_test_top1"],
+            **{name: job[name] for name in ("params", "flops", "acts") if name in job},
+            **_flat(job.get("net", {})),
+        }
+        for job in jobs
+    ]
+
+
+def _flat(net: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of a description, those of lists counted from 1."""
+    found = {}
+    for name, value in net.items():
+        values = enumerate(value, 1) if isinstance(value, list) else [("", value)]
+        found.update({f"{name}{n}": each for n, each in values if _is_number(each)})
+    return found

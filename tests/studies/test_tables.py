@@ -1,0 +1,120 @@
+"""Populations in tables: this library's, plain ones, and those of NDS."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regnet.errors import DataError
+from regnet.studies.analysis import analyze
+from regnet.studies.tables import read_table, write_table
+from tests.command import refused
+from tests.command import regnet as command
+
+STUDY = Path(__file__).parents[2] / "benchmarks/results/study.parquet"
+PLAIN = (
+    "space,error,width,act\na,40,16,relu\na,42.5,32,relu\nb,39,8,silu\na,,64,relu\nb,44,9,silu\n"
+)
+
+
+def test_a_plain_table_is_a_population_of_each_space(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(PLAIN)
+    found = read_table(path)
+    assert found["a"].errors.tolist() == [40, 42.5]
+    assert found["a"].metrics["width"].tolist() == [16, 32]
+    assert list(found["b"].metrics) == ["width"], "what is no number describes no network"
+    assert [row.number for row in found["a"].failed] == [2]
+    analysis = analyze(found)
+    assert analysis.spaces["a"].failed == 1
+    assert analysis.spaces["b"].correlation == {"width": 1}
+    assert (analysis.machines, analysis.finished) == ((), "")
+
+
+def test_without_spaces_the_file_gives_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "resnets.csv"
+    path.write_text("error\n50\n60\n")
+    assert list(read_table(path)) == ["resnets"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_what_is_written_is_read_again(tmp_path: Path, suffix: str) -> None:
+    before = read_table(STUDY)
+    path = tmp_path / f"table{suffix}"
+    assert write_table(before, path) == 320
+    after = read_table(path)
+    for name, population in before.items():
+        assert np.allclose(after[name].errors, population.errors)
+        assert after[name].metrics.keys() == population.metrics.keys()
+        for metric, values in population.metrics.items():
+            assert np.allclose(after[name].metrics[metric], values)
+    assert analyze(after).spaces.keys() == before.keys()
+
+
+def test_last_and_lowest_errors_are_told_apart() -> None:
+    last, lowest = read_table(STUDY), read_table(STUDY, "lowest")
+    for name, population in last.items():
+        assert (population.errors >= lowest[name].errors - 1e-9).all()
+    assert (last["anynetx_a"].errors > lowest["anynetx_a"].errors).any()
+
+
+def test_nds_files_are_read(tmp_path: Path) -> None:
+    """With the fields of the published ones (github.com/facebookresearch/nds)."""
+    jobs = [
+        {
+            "job_id": number, "rng_seed": 1, "params": 1e6 * (number + 1), "flops": 1e8,
+            "min_test_top1": 5.0 + number, "test_ep_top1": [30.0, 5.0 + number, 6.0 + number],
+            "train_ep_top1": [40.0, 3.0, 2.0],
+            "net": {"block_type": "res_basic_block", "ds": [2, number], "ws": [16, 32]},
+        }
+        for number in range(4)
+    ]  # fmt: skip
+    path = tmp_path / "ResNet-B.json"
+    path.write_text(json.dumps(jobs))
+    found = read_table(path)["ResNet-B"]
+    assert found.errors.tolist() == [6, 7, 8, 9]
+    assert set(found.metrics) == {"params", "flops", "ds1", "ds2", "ws1", "ws2"}
+    assert found.metrics["ds2"].tolist() == [0, 1, 2, 3]
+    assert read_table(path, "lowest")["ResNet-B"].errors.tolist() == [5, 6, 7, 8]
+    text = command("study", "analyze", path, code=0).stdout
+    assert "ResNet-B" in text
+    assert "+1.00" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "space,loss\nx,1\n", "has no column 'error'; it has space, loss"),
+        ("a.csv", "", "has no rows"),
+        ("a.csv", "error\n0.31\n150\n", "errors are in percent, from 0 to 100; a has 150"),
+        ("a.json", "{}", "not a list of jobs"),
+        ("a.json", "[{}]", "cannot be read as a table of networks: KeyError: 'min_test_top1'"),
+        ("a.json", "[", "cannot be read as a table of networks"),
+        ("a.parquet", "x", "cannot be read as a table of networks"),
+        ("a.csv", "\0\xff", "cannot be read as a table of networks"),
+        ("a.txt", "x", "a table ends in .parquet, .csv, .json"),
+    ],
+)
+def test_other_files_are_refused_in_a_line(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(DataError) as refusal:
+        read_table(path)
+    assert message in str(refusal.value)
+    refused(command("study", "analyze", path), 1, str(path))
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(-1e9, 1e9)), min_size=1, max_size=20))
+def test_any_numbers_survive_a_csv_file(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[float, float]]
+) -> None:
+    path = tmp_path_factory.mktemp("csv") / "x.csv"
+    path.write_text("error,metric\n" + "".join(f"{e!r},{m!r}\n" for e, m in rows))
+    found = read_table(path)["x"]
+    assert found.errors.tolist() == [error for error, _ in rows]
+    assert found.metrics["metric"].tolist() == [metric for _, metric in rows]
