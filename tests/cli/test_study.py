@@ -6,7 +6,7 @@ import pytest
 
 import regnet.selection.search as searching
 from regnet.spaces import find_space
-from tests.command import regnet
+from tests.command import refused, regnet
 from tests.pictures import write_folder
 
 pytestmark = pytest.mark.xdist_group("study")  # one process trains the study
@@ -39,6 +39,26 @@ def study(data, tmp_path_factory):
     assert "the first is" in done.stdout
     assert (out / "report.html").exists()
     return out
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "no networks are given"),
+        ("[1]", "is not a JSON list of networks"),
+        ('[{"depth": 3}]', "is not a JSON list of networks"),
+        ("[", "is not a JSON list of networks"),
+    ],
+)
+def test_files_that_list_no_networks_are_refused(tmp_path, text, message):
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    refused(regnet("study", "init", tmp_path / "s", "--configs", path), 2, "mine", message)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_study_needs_something_to_train(tmp_path):
+    refused(regnet("study", "init", tmp_path / "s"), 2, "needs a space, or networks that are given")
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from regnet import documents
-from regnet.design.config import ArchitectureConfig
+from regnet.design.config import ArchitectureConfig, config_from_dict
 from regnet.errors import ConfigError, DataError, StudyError
 from regnet.executors.base import Died, InProcess
 from regnet.executors.pool import ProcessPool
@@ -24,7 +24,7 @@ from regnet.spaces.paper import SPACES
 from regnet.spaces.space import Space
 from regnet.studies import population
 from regnet.studies.analysis import analyze, refine
-from regnet.studies.population import Study
+from regnet.studies.population import Given, Study
 from regnet.studies.store import _SELECT, Row, Store, _digest
 from regnet.studies.tables import write_table
 from regnet.studies.task import _images
@@ -86,6 +86,53 @@ def test_the_last_epoch_counts_unless_the_lowest_is_asked_for(done: Path) -> Non
         assert lowest[name].errors == pytest.approx(
             [100 - max(row["top1"] for row in rows) for rows in epochs]
         )
+
+
+def test_replicas_are_the_first_networks_with_other_seeds(study: Study, tmp_path: Path) -> None:
+    again = replace(study, replicas=3, replicated=2)
+    assert again.count == 2 * (4 + 2 * 2)
+    rows = {name: list(again.rows(name)) for name in NAMES}
+    for name, found in rows.items():
+        first = list(study.rows(name))
+        assert found[:4] == first, "the networks of a study without replicas"
+        assert [row.number for row in found] == list(range(8))
+        for row in found[4:]:
+            assert row.config == first[row.number % 2].config
+        assert len({row.seed for row in found}) == 8
+    folder = tmp_path / "s"
+    population.init(folder, again)
+    population.resume(folder, executor=InProcess())
+    for found in population.load(folder).values():
+        assert len(found) == 4
+        assert {number: len(errors) for number, errors in found.repeats.items()} == {0: 3, 1: 3}
+        assert found.repeats[1][0] == found.errors[1]
+    analysis = analyze(population.load(folder))
+    noise = analysis.spaces["regnetx"].noise
+    assert noise is not None
+    assert noise.networks == 2
+    assert "fewer than 16 networks in anynetx_a, regnetx" in analysis.warnings[0]
+
+
+def test_given_networks_are_trained_and_compared_in_pairs(study: Study, tmp_path: Path) -> None:
+    """The same draws with and without squeeze-excitation."""
+    configs = [config_from_dict(row.config) for row in study.rows("regnetx")]
+    plain = Given(name="plain", configs=tuple(configs))
+    gated = Given(name="gated", configs=tuple(replace(c, se_ratio=0.25) for c in configs))
+    folder = tmp_path / "s"
+    began = population.init(folder, replace(study, spaces=(), given=(plain, gated)))
+    assert population.read(folder) == began
+    assert began.given[0].configs[0].num_classes == 3
+    assert began.given[0].image_size == 16
+    population.resume(folder, executor=InProcess())
+    found = population.load(folder)
+    assert found["plain"].space is None
+    assert set(found["plain"].metrics) >= {"d", "d1", "w4", "flops", "params", "activations"}
+    assert (found["gated"].metrics["params"] > found["plain"].metrics["params"]).all()
+    [pair] = analyze(found, paired=True).pairs
+    expected = (found["gated"].errors - found["plain"].errors).mean()
+    assert pair.comparison.difference == pytest.approx(expected)
+    with pytest.raises(ConfigError, match="leave normalize out"):
+        analyze(found, paired=True, normalize="flops")
 
 
 def test_errors_are_those_of_averaged_weights_where_there_are(done: Path) -> None:

@@ -165,6 +165,54 @@ def test_the_search_curve_of_a_published_population() -> None:
     assert found == [60.15, 56.91, 54.74, 53.10, 51.69, 50.48, 49.46]
 
 
+def test_seed_noise_is_that_of_an_analysis_of_variance() -> None:
+    """Between and within mean squares as scipy's F has them, for equally many trainings."""
+    groups = [rng().normal(at, 1, 3) for at in (40.0, 44.0, 41.0, 47.0)]
+    groups = [g + n for n, g in enumerate(groups)]
+    found = s.seed_noise(groups, rng())
+    within = np.mean([g.var(ddof=1) for g in groups])
+    assert found.seed_deviation == pytest.approx(math.sqrt(within))
+    between = np.var([g.mean() for g in groups], ddof=1) * 3
+    assert stats.f_oneway(*groups).statistic == pytest.approx(between / within)
+    assert found.network_deviation == pytest.approx(math.sqrt((between - within) / 3))
+    assert 0 <= found.low <= found.share <= found.high <= 1
+
+
+@pytest.mark.parametrize(("networks", "seeds"), [(0.0, 2.0), (3.0, 1.0), (4.0, 0.0)])
+def test_seed_noise_finds_what_was_put_in(networks: float, seeds: float) -> None:
+    generator = rng()
+    groups = [
+        50 + generator.normal(0, networks) + generator.normal(0, seeds, int(n))
+        for n in generator.integers(2, 5, 400)
+    ]
+    found = s.seed_noise(groups, generator)
+    assert found.networks == 400
+    assert found.seed_deviation == pytest.approx(seeds, rel=0.1, abs=0.05)
+    assert found.network_deviation == pytest.approx(networks, rel=0.1, abs=0.4)
+
+
+@pytest.mark.parametrize("groups", [[], [[1.0, 2.0]], [[1.0, 2.0], [3.0]]])
+def test_seed_noise_needs_networks_that_were_trained_again(groups: list[list[float]]) -> None:
+    with pytest.raises(ConfigError, match="two networks or more, each trained twice"):
+        s.seed_noise(groups, rng())
+
+
+def test_pairs_agree_with_scipys_permutation_test_of_pairs() -> None:
+    base = rng().normal(50, 8, 20)
+    a, b = base + rng().normal(0, 1, 20), base + np.random.default_rng(1).normal(0.9, 1, 20)
+    found = s.compare_pairs(a, b, rng())
+    theirs = stats.permutation_test(
+        (a, b), lambda x, y, axis: (x - y).mean(axis), permutation_type="samples",
+        vectorized=True, n_resamples=9999, rng=0,
+    )  # fmt: skip
+    assert found.difference == pytest.approx(theirs.statistic)
+    assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02)
+    assert found.verdict == "better"
+    assert s.compare(a, b, rng()).verdict == "not told apart", "networks differ more than pairs"
+    with pytest.raises(ConfigError, match="as many of both, got 20 and 19"):
+        s.compare_pairs(a, b[1:], rng())
+
+
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.95])
 def test_bands_hold_the_truth_as_often_as_they_say(share: float) -> None:
     """Coverage of the 95 % band, over many populations of a known law; at its ends too."""

@@ -16,7 +16,7 @@ from regnet.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from regnet.executors import Executor
     from regnet.spaces import Space
-    from regnet.studies.population import Population
+    from regnet.studies.population import Given, Population
     from regnet.studies.store import Row
 
 REPORT = "report.html"
@@ -52,13 +52,23 @@ def init(
     folder: Folder,
     *,
     space: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(help="anynetx_a ... e, regnetx, regnety, regnetz, or a JSON file; repeat."),
-    ],
+    ] = None,
+    configs: Annotated[
+        list[Path] | None,
+        typer.Option(help="A JSON file with a list of networks, not sampled but given; repeat."),
+    ] = None,
     data: Annotated[
         str, typer.Option(help="Images, as `regnet train` takes them; shapes: drawn ones.")
     ] = "shapes",
     models: Annotated[int, typer.Option(help="Networks of each space.", min=1)] = 100,
+    replicas: Annotated[
+        int, typer.Option(help="Train the first networks of each so often, for seed noise.", min=1)
+    ] = 1,
+    replicated: Annotated[
+        int, typer.Option(help="With --replicas: how many networks those are.", min=1)
+    ] = 8,
     flops: Annotated[
         str | None, typer.Option(help="Multiply-adds of each network, at most: 4e6, 400M.")
     ] = None,
@@ -110,7 +120,7 @@ def init(
             tolerance=tolerance,
             final=final,
         )
-        for name in space
+        for name in space or ()
     ]
     shape: dict[str, Any] = {
         name: value
@@ -123,6 +133,9 @@ def init(
             for found in _restricted(spaces, restrict or [])
         ),
         models=models,
+        given=tuple(_given(path) for path in configs or ()),
+        replicas=replicas,
+        replicated=replicated,
         train=data,
         val=val or data,
         train_images=train_images,
@@ -132,7 +145,7 @@ def init(
     )
     chosen = executor_of(executor, workers, device, threads, gpus, slurm, time_limit)
     study = population.init(folder, study)
-    stderr.print(f"{folder}: {study.count} networks of {len(study.spaces)} spaces")
+    stderr.print(f"{folder}: {study.count} networks of {len(study.names)} spaces")
     if run:
         _train(folder, chosen, retry_failed=False)
         _fail_if_all_failed(folder)
@@ -209,6 +222,10 @@ def analyze(
         typer.Option(help="Weigh networks so that this is uniform: flops, params, activations."),
     ] = None,
     bins: Annotated[int, typer.Option(help="Of the range that all spaces share.", min=1)] = 10,
+    paired: Annotated[
+        bool,
+        typer.Option("--paired", help="Compare networks of the same number with each other."),
+    ] = False,
     select: SelectOption = "last",
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -223,7 +240,9 @@ def analyze(
     from regnet.studies import population
     from regnet.studies.analysis import analyze as analyzed
 
-    found = analyzed(_populations(source, select), seed=seed, normalize=normalize, bins=bins)
+    found = analyzed(
+        _populations(source, select), seed=seed, normalize=normalize, bins=bins, paired=paired
+    )
     study = population.read(source) if source.is_dir() else None
     if as_json:
         print_json({"study": study.to_dict() if study else None, **found.to_dict()})
@@ -248,6 +267,20 @@ def analyze(
                 for c in [p.comparison]
             ],
         )  # fmt: skip
+    noisy = {name: r.noise for name, r in found.spaces.items() if r.noise}
+    if noisy:
+        stdout.print()
+        print_table(
+            ("space", ">trained again", ">seeds differ by", ">networks differ by",
+             ">of the variance between networks"),
+            [
+                (name, f"{n.networks}", f"{n.seed_deviation:.2f}", f"{n.network_deviation:.2f}",
+                 f"{n.share:.0%} ({n.low:.0%} to {n.high:.0%})")
+                for name, n in noisy.items()
+            ],
+        )  # fmt: skip
+    for warning in found.warnings:
+        stderr.print(f"warning: {warning}")
     for name, result in found.spaces.items():
         stdout.print()
         print_table(
@@ -429,6 +462,21 @@ def _space(name: str, **options: Any) -> "Space":
         return part_at(Space.from_dict(values), **options)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def _given(path: Path) -> "Given":
+    """Networks of a JSON file: a list of configs, such as `AnyNetConfig.to_dict` gives."""
+    import json
+
+    from regnet.design.config import config_from_dict
+    from regnet.studies.population import Given
+
+    try:
+        listed = json.loads(path.read_bytes())
+        configs = tuple(config_from_dict(config) for config in listed)
+        return Given(name=path.stem, configs=configs)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ConfigError(f"{path} is not a JSON list of networks: {error}") from error
 
 
 def _restricted(spaces: "list[Space]", restrictions: list[str]) -> "list[Space]":

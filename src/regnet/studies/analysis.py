@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -12,7 +12,10 @@ from regnet.errors import ConfigError, unknown
 from regnet.spaces.space import COMPLEXITY, Space
 from regnet.studies import statistics
 from regnet.studies.population import Population
-from regnet.studies.statistics import Best, Comparison, Interval
+from regnet.studies.statistics import Best, Comparison, Interval, SeedNoise
+
+FEW: Final = 16
+"""Networks of a space below which intervals mean little: the bootstrap draws a quarter of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +32,8 @@ class SpaceResult:
     """Rank correlation of each metric with the error; negative where more is better."""
     search: Mapping[int, Best]
     """The error of the best of so many random networks."""
+    noise: SeedNoise | None
+    """What lies between seeds; None where fewer than two networks were trained more than once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +55,8 @@ class Analysis:
     """What the networks were trained on, as far as is known."""
     finished: str
     """When the last of them was; empty where that is not known."""
+    warnings: tuple[str, ...] = ()
+    """What the numbers do not bear."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -62,6 +69,7 @@ def analyze(
     seed: int = 0,
     normalize: str | None = None,
     bins: int = 10,
+    paired: bool = False,
 ) -> Analysis:
     """The statistics of a study; the same seed gives the same numbers.
 
@@ -72,10 +80,14 @@ def analyze(
             errors are weighted so that it is uniform over the range that all spaces share (NDS,
             section 3.4). Best values and correlations stay those of the networks as they are.
         bins: of that range; each needs a network of every space.
+        paired: networks of the same number belong together, such as one with and one without
+            squeeze-excitation; spaces are compared by their differences.
 
     Raises:
         ConfigError: no network was trained yet, or weights cannot be had.
     """
+    if paired and normalize is not None:
+        raise ConfigError("pairs are alike but for what differs: leave normalize out")
     found = {name: population for name, population in populations.items() if len(population)}
     if not found:
         raise ConfigError("no network of the study is trained yet; resume it first")
@@ -95,10 +107,15 @@ def analyze(
                 for metric, values in population.metrics.items()
             },
             search=statistics.search_curve(errors, weights=weights[name]),
+            noise=statistics.seed_noise(list(population.repeats.values()), rng)
+            if len(population.repeats) > 1
+            else None,
         )
     names = [(second, first) for first, second in combinations(found, 2)]
-    comparisons = statistics.adjust(
-        [
+    if paired:
+        compared = [_paired(found[a], found[b], seed) for a, b in names]
+    else:
+        compared = [
             statistics.compare(
                 found[a].errors,
                 found[b].errors,
@@ -108,10 +125,15 @@ def analyze(
             )
             for a, b in names
         ]
-    )
+    comparisons = statistics.adjust(compared)
     pairs = tuple(
         Pair(first=a, second=b, comparison=comparison)
         for (a, b), comparison in zip(names, comparisons, strict=True)
+    )
+    few = [name for name, result in spaces.items() if result.models < FEW]
+    warning = (
+        f"fewer than {FEW} networks in {', '.join(few)}: intervals, p-values and best values say "
+        "little"
     )
     outcomes = [
         row.outcome for population in found.values() for row in population.rows if row.outcome
@@ -121,7 +143,21 @@ def analyze(
         pairs=pairs,
         machines=tuple(sorted({_machine(found) for found in outcomes if "device" in found})),
         finished=max((found["finished"] for found in outcomes if "finished" in found), default=""),
+        warnings=(warning,) if few else (),
     )
+
+
+def _paired(first: Population, second: Population, seed: int) -> Comparison:
+    """Two populations by the networks whose numbers both have."""
+    by_number = [
+        {row.number: error for row, error in zip(each.rows, each.errors, strict=True)}
+        for each in (first, second)
+    ]
+    both = sorted(by_number[0].keys() & by_number[1].keys())
+    if not both:
+        raise ConfigError("the spaces have no networks of the same number that are trained")
+    a, b = ([errors[number] for number in both] for errors in by_number)
+    return statistics.compare_pairs(a, b, np.random.default_rng(seed))
 
 
 def _machine(outcome: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ A folder holds it: study.json says what it is, and the store what has become of 
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -13,12 +13,13 @@ import numpy as np
 
 from regnet import documents, runfolder
 from regnet.data import sources
-from regnet.design.config import config_from_dict
+from regnet.design.complexity import complexity
+from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
 from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, DataError, ImageError, StudyError, unknown
 from regnet.executors import Died, Executor, ProcessPool
 from regnet.spaces.sampling import sample
-from regnet.spaces.space import Space
+from regnet.spaces.space import COMPLEXITY, Space
 from regnet.studies import store as stores
 from regnet.studies.store import Row, Store
 from regnet.studies.task import Task, fingerprints, train_network
@@ -36,6 +37,69 @@ MOST_FAILURES: Final = 20
 """Networks that may fail in a row before a study is ended: something else is wrong then."""
 
 
+Network = tuple[AnyNetConfig | RegNetConfig, dict[str, float]]
+"""A network, and what is known of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """Networks that are not sampled, such as one population with a change."""
+
+    name: str
+    configs: tuple[AnyNetConfig | RegNetConfig, ...]
+    image_size: int = 224
+    """Side of the images in pixels, at which complexity is counted."""
+
+    def __post_init__(self) -> None:
+        if not self.configs:
+            raise ConfigError(f"{self.name}: no networks are given")
+        stages = {len(config.depths) for config in self.configs}
+        if len(stages) > 1:
+            raise ConfigError(
+                f"{self.name}: networks of one population have as many stages, got {sorted(stages)}"
+            )
+
+    def described(self) -> list[Network]:
+        """The networks with depth and widths of their stages, and their complexity."""
+        return [(config, self._metrics(config)) for config in self.configs]
+
+    def _metrics(self, config: AnyNetConfig | RegNetConfig) -> dict[str, float]:
+        cost = complexity(config, self.image_size)
+        stages = {
+            f"{letter}{number}": float(value)
+            for letter, values in (("d", config.depths), ("w", config.widths))
+            for number, value in enumerate(values, 1)
+        }
+        return {
+            "d": float(sum(config.depths)),
+            **stages,
+            **{name: float(getattr(cost, name)) for name in COMPLEXITY},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "configs": [config.to_dict() for config in self.configs],
+            "image_size": self.image_size,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Given":
+        """The networks of `to_dict`.
+
+        Raises:
+            ConfigError: they are none.
+        """
+        try:
+            configs = tuple(config_from_dict(config) for config in values["configs"])
+            return cls(
+                name=str(values["name"]), configs=configs, image_size=int(values["image_size"])
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"not a list of networks: {error}") from error
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """What is sampled and how it is trained: with the same seed, the same networks."""
@@ -43,6 +107,12 @@ class Study:
     spaces: tuple[Space, ...]
     models: int
     """Networks of each space."""
+    given: tuple[Given, ...] = ()
+    """Networks that are not sampled."""
+    replicas: int = 1
+    """How often the first networks of each space are trained, each time with another seed."""
+    replicated: int = 8
+    """How many networks of each space those are, where replicas are more than one."""
     train: str
     """Where the training images are; see `regnet.data.sets.open_set`."""
     val: str
@@ -56,18 +126,45 @@ class Study:
     """Fingerprints of the images, by what they are for; `init` finds them."""
 
     def __post_init__(self) -> None:
-        names = [space.name for space in self.spaces]
+        names = list(self.names)
         if not names:
-            raise ConfigError("a study needs a space")
+            raise ConfigError("a study needs a space, or networks that are given")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"two spaces are called {twice[0]!r}; give one another name")
-        if self.models < 1:
-            raise ConfigError(f"models must be at least 1, got {self.models}")
+        for name in ("models", "replicas", "replicated"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the populations: its spaces, and the networks that are given."""
+        return (*(space.name for space in self.spaces), *(each.name for each in self.given))
+
+    def networks(self, name: str) -> int:
+        """How many different networks a population has."""
+        given = [len(each.configs) for each in self.given if each.name == name]
+        return given[0] if given else self.models
+
+    def trainings(self, name: str) -> int:
+        """How many rows a population has: its networks, and their replicas."""
+        networks = self.networks(name)
+        return networks + (self.replicas - 1) * min(networks, self.replicated)
+
+    def network(self, name: str, number: int) -> int:
+        """Which network of a population a row is a training of."""
+        networks = self.networks(name)
+        again = min(networks, self.replicated)
+        return number if number < networks else (number - networks) % again
 
     @property
     def count(self) -> int:
-        """Networks of all spaces."""
-        return self.models * len(self.spaces)
+        """Rows of all populations."""
+        return sum(map(self.trainings, self.names))
+
+    def image_size(self, name: str) -> int:
+        """Side of the images of a population in pixels, where it is not drawn."""
+        known = {space.name: space.image_size for space in self.spaces}
+        return (known | {each.name: each.image_size for each in self.given})[name]
 
     def space(self, name: str) -> Space:
         """One of its spaces.
@@ -80,29 +177,43 @@ class Study:
                 return space
         raise ConfigError(unknown("space in the study", name, [s.name for s in self.spaces]))
 
-    def rows(self, space: Space) -> Iterator[Row]:
-        """The networks of one of its spaces, to be trained.
+    def rows(self, name: str) -> Iterator[Row]:
+        """The networks of one of its populations, to be trained.
+
+        Numbers from `networks(name)` on are replicas; `network` says of which.
 
         Raises:
             ConfigError: the space has too few.
         """
-        found = sample(space, self.models, seed_of(self.seed, "sample", space.name))
-        metrics = found.metrics
-        for number in range(self.models):
+        given = [each for each in self.given if each.name == name]
+        found = given[0].described() if given else self._sampled(self.space(name))
+        for number in range(self.trainings(name)):
+            config, metrics = found[self.network(name, number)]
             yield Row(
                 id=0,
-                space=space.name,
+                space=name,
                 number=number,
-                config=found.config(number).to_dict(),
-                metrics={name: values[number].item() for name, values in metrics.items()},
-                seed=seed_of(self.seed, "train", space.name, number) % 2**31,
+                config=config.to_dict(),
+                metrics=metrics,
+                seed=seed_of(self.seed, "train", name, number) % 2**31,
             )
+
+    def _sampled(self, space: Space) -> list[Network]:
+        found = sample(space, self.models, seed_of(self.seed, "sample", space.name))
+        metrics = found.metrics
+        return [
+            (found.config(n), {name: values[n].item() for name, values in metrics.items()})
+            for n in range(self.models)
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
         return {
             "spaces": [space.to_dict() for space in self.spaces],
+            "given": [each.to_dict() for each in self.given],
             "models": self.models,
+            "replicas": self.replicas,
+            "replicated": self.replicated,
             "train": self.train,
             "val": self.val,
             "train_images": self.train_images,
@@ -138,6 +249,8 @@ class Population:
     rows: tuple[Row, ...]
     failed: tuple[Row, ...] = ()
     """Networks whose training failed: they count in no statistic."""
+    repeats: Mapping[int, FloatArray] = field(default_factory=dict)
+    """Errors of the networks that were trained more than once, by their numbers."""
     select: Select = "last"
     """Whose error that is."""
 
@@ -164,9 +277,13 @@ def init(folder: str | Path, study: Study) -> Study:
         if {FILE, stores.FILE} & set(runfolder.contents(path)):
             raise ConfigError(f"{path} holds a study already; resume it, or name another folder")
         images = _open(study)
-        spaces = _suited(study, study.spaces, images)
-        study = replace(study, spaces=spaces, images=fingerprints(images))
-        rows = [row for space in study.spaces for row in study.rows(space)]
+        study = replace(
+            study,
+            spaces=_suited(study, study.spaces, images),
+            given=_suited_networks(study, images),
+            images=fingerprints(images),
+        )
+        rows = [row for name in study.names for row in study.rows(name)]
         # From here on there is a study; networks that the store lacks are added when it is resumed.
         _write(path, study)
         with Store(path, create=True) as store:
@@ -189,7 +306,7 @@ def extend(folder: str | Path, space: Space) -> Study:
     with runfolder.owned(path, "adding a space"):
         study = read(path)
         study = replace(study, spaces=(*study.spaces, *_suited(study, (space,), _open(study))))
-        rows = list(study.rows(study.spaces[-1]))
+        rows = list(study.rows(space.name))
         _write(path, study)
         with Store(path) as store:
             store.add(rows)
@@ -254,9 +371,9 @@ def resume(
     with Store(path) as store:
         store.check()
         there = store.counts()
-        for space in study.spaces:
-            if sum(there.get(space.name, {}).values()) < study.models:  # `init` was interrupted
-                store.add(study.rows(space))
+        for name in study.names:
+            if sum(there.get(name, {}).values()) < study.trainings(name):  # `init` was interrupted
+                store.add(study.rows(name))
         if retry_failed:
             store.retry_failed()
         with contextlib.closing(
@@ -294,7 +411,7 @@ def recover(folder: str | Path) -> tuple[int, Path | None]:
     read(folder)
     with runfolder.owned(Path(folder), "recovering the study"):
         study = read(folder)
-        rows = [row for space in study.spaces for row in study.rows(space)]
+        rows = [row for name in study.names for row in study.rows(name)]
         return stores.recover(Path(folder), rows)
 
 
@@ -348,17 +465,22 @@ def load(folder: str | Path, select: Select = "last") -> dict[str, Population]:
     study = read(folder)
     with Store(Path(folder)) as store:
         rows = [row for row in _check_complete(study, store) if row.outcome is not None]
-    found = {}
-    for space in study.spaces:
-        done = tuple(r for r in rows if r.space == space.name and r.status == "done")
-        found[space.name] = Population(
-            space=space,
+    found, spaces = {}, {space.name: space for space in study.spaces}
+    for name in study.names:
+        networks = study.networks(name)
+        trained = [row for row in rows if row.space == name and row.status == "done"]
+        done = tuple(row for row in trained if row.number < networks)
+        metrics = spaces[name].metric_names if name in spaces else next(study.rows(name)).metrics
+        repeats: dict[int, list[float]] = {}
+        for row in trained:
+            repeats.setdefault(study.network(name, row.number), []).append(error_of(row, select))
+        found[name] = Population(
+            space=spaces.get(name),
             errors=np.array([error_of(row, select) for row in done]),
-            metrics={
-                name: np.array([row.metrics[name] for row in done]) for name in space.metric_names
-            },
+            metrics={name: np.array([row.metrics[name] for row in done]) for name in metrics},
             rows=done,
-            failed=tuple(r for r in rows if r.space == space.name and r.status == "failed"),
+            failed=tuple(row for row in rows if row.space == name and row.status == "failed"),
+            repeats={at: np.array(errors) for at, errors in repeats.items() if len(errors) > 1},
             select=select,
         )
     return found
@@ -372,41 +494,59 @@ def _open(study: Study) -> Images:
 
 def _suited(study: Study, spaces: Sequence[Space], images: Images) -> tuple[Space, ...]:
     """Spaces whose networks have the classes and the size of the study's images."""
+    classes, side = _classes_and_side(study, images)
+    if side is not None and any("r" in space.parameters for space in spaces):
+        raise ConfigError(
+            f"a space that draws the size of images needs a recipe that crops 'resized' and leaves "
+            f"image_size open; this one trains at {side}"
+        )
+    return tuple(
+        replace(
+            space,
+            architecture=replace(space.architecture, num_classes=classes),
+            image_size=side or space.image_size,
+        )
+        for space in spaces
+    )
+
+
+def _suited_networks(study: Study, images: Images) -> tuple[Given, ...]:
+    """Networks that are given, likewise."""
+    classes, side = _classes_and_side(study, images)
+    return tuple(
+        replace(
+            each,
+            configs=tuple(replace(config, num_classes=classes) for config in each.configs),
+            image_size=side or each.image_size,
+        )
+        for each in study.given
+    )
+
+
+def _classes_and_side(study: Study, images: Images) -> tuple[int, int | None]:
+    """How many classes the images have, and their side in pixels where the recipe fixes it."""
     assert images.val is not None, "a study has images to test on"
     if images.val.fingerprint == images.train.fingerprint:
         raise ConfigError(
             f"{study.train}: the images to test on are those to train on; name others with val"
         )
     classes = len(images.train.classes)
-    found = tuple(
-        replace(space, architecture=replace(space.architecture, num_classes=classes))
-        for space in spaces
-    )
-    recipe = study.recipe
-    if recipe.crop == "pad":
-        try:
-            width, height = images.train.open(0).size
-        except ImageError as error:
-            raise DataError(f"{error}; a set that is kept in memory must be whole") from error
-        if width != height:
-            raise ConfigError(
-                f"{images.train.source} has images of {width} x {height} pixels; the crop 'pad' "
-                "needs square ones here"
-            )
-        side: int | None = width
-    else:
-        side = recipe.image_size
-    if side is not None and any("r" in space.parameters for space in found):
+    if study.recipe.crop != "pad":
+        return classes, study.recipe.image_size
+    try:
+        width, height = images.train.open(0).size
+    except ImageError as error:
+        raise DataError(f"{error}; a set that is kept in memory must be whole") from error
+    if width != height:
         raise ConfigError(
-            f"a space that draws the size of images needs a recipe that crops 'resized' and leaves "
-            f"image_size open; this one trains at {side}"
+            f"{images.train.source} has images of {width} x {height} pixels; the crop 'pad' "
+            "needs square ones here"
         )
-    return tuple(replace(space, image_size=side or space.image_size) for space in found)
+    return classes, width
 
 
 def _tasks(study: Study, store: Store) -> Iterator[Task]:
-    names = [space.name for space in study.spaces]
-    while (row := store.claim(names)) is not None:
+    while (row := store.claim(study.names)) is not None:
         yield Task(row=row, run=_run(study, row))
 
 
@@ -414,7 +554,7 @@ def _run(study: Study, row: Row) -> Run:
     """How a network of the study is trained."""
     recipe, size = study.recipe, None
     if recipe.crop == "resized":
-        size = round(row.metrics.get("r", study.space(row.space).image_size))
+        size = round(row.metrics.get("r", study.image_size(row.space)))
         recipe = replace(recipe, image_size=size)
     return Run(
         model=config_from_dict(row.config),

@@ -5,6 +5,7 @@ Design Spaces for Visual Recognition (2019), called NDS. Errors are in percent, 
 randomness is an argument.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -50,6 +51,23 @@ class Edf:
     """(n,), from 1/n to 1."""
     minimum: float
     mean: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedNoise:
+    """What trainings of the same networks with other seeds say."""
+
+    networks: int
+    """That were trained more than once."""
+    seed_deviation: float
+    """Standard deviation of a network's error over seeds, in points."""
+    network_deviation: float
+    """Standard deviation of errors over networks, without that of seeds."""
+    share: float
+    """Of the variance of single trainings, the part that lies between networks."""
+    low: float
+    """Of the share, the ends of its bootstrap interval."""
+    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +260,97 @@ def search_curve(
             mean=float(probability @ found), low=float(found[low]), high=float(found[high])
         )
     return curve
+
+
+def seed_noise(
+    repeats: Sequence[ArrayLike], rng: np.random.Generator, *, level: float = 0.95
+) -> SeedNoise:
+    """How much of the variance of errors lies between networks, and how much between seeds.
+
+    A one-way analysis of variance with random effects; networks may be trained unlike often.
+
+    Args:
+        repeats: errors of each network that was trained more than once, in percent.
+        rng: where randomness comes from.
+        level: of the interval of `share`, a bootstrap over networks.
+
+    Raises:
+        ConfigError: there are fewer than two networks, or one was trained once.
+    """
+    groups = [np.asarray(errors, dtype=np.float64) for errors in repeats]
+    if len(groups) < 2 or any(len(errors) < 2 for errors in groups):
+        raise ConfigError("seed noise needs two networks or more, each trained twice or more")
+    drawn = rng.integers(len(groups), size=(2000, len(groups)))
+    shares = [_variances([groups[at] for at in chosen]) for chosen in drawn]
+    parts = np.array([between / (between + within or 1) for between, within in shares])
+    tail = 50 * (1 - level)
+    low, high = np.percentile(parts, [tail, 100 - tail])
+    between, within = _variances(groups)
+    return SeedNoise(
+        networks=len(groups),
+        seed_deviation=math.sqrt(within),
+        network_deviation=math.sqrt(between),
+        share=between / (between + within or 1),
+        low=float(low),
+        high=float(high),
+    )
+
+
+def _variances(groups: Sequence[FloatArray]) -> tuple[float, float]:
+    """Between networks, and between seeds of a network."""
+    counts = np.array([len(errors) for errors in groups], dtype=np.float64)
+    means = np.array([errors.mean() for errors in groups])
+    total = counts.sum()
+    within = sum(float(((e - e.mean()) ** 2).sum()) for e in groups) / (total - len(groups))
+    grand = float(counts @ means / total)
+    mean_square = float(counts @ (means - grand) ** 2) / (len(groups) - 1)
+    each = (total - float(counts @ counts) / total) / (len(groups) - 1)
+    return max(0.0, (mean_square - within) / each), float(within)
+
+
+def compare_pairs(
+    first: ArrayLike,
+    second: ArrayLike,
+    rng: np.random.Generator,
+    *,
+    level: float = 0.95,
+    repeats: int = REPEATS,
+) -> Comparison:
+    """As `compare`, of networks that belong together one by one.
+
+    The interval is a bootstrap over pairs; the test changes signs of differences, which is exact
+    for differences that are symmetric about zero.
+
+    Args:
+        first: errors of n networks, in percent.
+        second: of their partners.
+        rng: where randomness comes from.
+        level: of the interval.
+        repeats: resampled sets of pairs, and changes of signs.
+
+    Raises:
+        ConfigError: there are not as many of both.
+    """
+    a, _ = _weighted(first, None)
+    b, _ = _weighted(second, None)
+    if len(a) != len(b):
+        raise ConfigError(f"pairs need as many of both, got {len(a)} and {len(b)}")
+    differences = a - b
+    means = differences[rng.integers(len(a), size=(repeats, len(a)))].mean(axis=1)
+    tail = 50 * (1 - level)
+    low, high = np.percentile(means, [tail, 100 - tail])
+    mixed = (differences * rng.choice([-1.0, 1.0], size=(repeats, len(a)))).mean(axis=1)
+    difference = float(differences.mean())
+    as_large = np.abs(mixed) >= abs(difference) * (1 - 1e-9)
+    p_value = float((1 + as_large.sum()) / (1 + repeats))
+    return Comparison(
+        difference=difference,
+        low=float(low),
+        high=float(high),
+        p_value=p_value,
+        ks=ks_distance(a, b),
+        verdict=_verdict(float(low), float(high), p_value, level),
+    )
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
