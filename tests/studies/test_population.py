@@ -23,7 +23,7 @@ from regnet.executors.pool import ProcessPool
 from regnet.spaces.paper import SPACES
 from regnet.spaces.space import Space
 from regnet.studies import population
-from regnet.studies.analysis import analyze, refine
+from regnet.studies.analysis import analyze, gain, refine
 from regnet.studies.population import Given, Study
 from regnet.studies.store import _SELECT, Row, Store, _digest
 from regnet.studies.tables import write_table
@@ -595,6 +595,22 @@ def test_analysis_and_refinement(done: Path, study: Study) -> None:
     )
     with pytest.raises(ConfigError, match="no metric of regnetx 'depth'"):
         refine(found["regnetx"].space, result, "depth")
+
+
+def test_a_refinement_says_which_parameter_brings_its_gain(done: Path) -> None:
+    """Of errors that depth alone decides."""
+    base = population.load(done)["regnetx"]
+    rng = np.random.default_rng(0)
+    depth, width = rng.integers(4, 20, 200), rng.uniform(8, 64, 200)
+    deep = replace(base, errors=40.0 + depth, metrics={"d": depth, "w0": width})
+    result = analyze({"regnetx": deep}).spaces["regnetx"]
+    found = gain(deep, result, "d", "w0")
+    best = result.best["d"]
+    inside = (depth >= best.low) & (depth <= best.high)
+    assert found.alone["d"] == pytest.approx((40 + depth).mean() - (40 + depth[inside]).mean())
+    assert found.points == pytest.approx(found.alone["d"], abs=0.5)
+    assert abs(found.alone["w0"]) < 1
+    assert 0 < found.inside <= inside.sum()
 
 
 def test_spaces_can_be_compared_whatever_their_complexity(done: Path) -> None:

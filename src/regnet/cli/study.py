@@ -16,6 +16,7 @@ from regnet.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from regnet.executors import Executor
     from regnet.spaces import Space
+    from regnet.studies.analysis import Gain
     from regnet.studies.population import Given, Population
     from regnet.studies.store import Row
 
@@ -346,16 +347,32 @@ def refine(
     """
     from regnet.studies import population
     from regnet.studies.analysis import analyze as analyzed
+    from regnet.studies.analysis import gain, refinable
     from regnet.studies.analysis import refine as refined
 
     study = population.read(folder)
-    found = analyzed(_populations(folder, select), seed=seed)
+    populations = _populations(folder, select)
+    found = analyzed(populations, seed=seed)
     if space not in found.spaces:
         raise ConfigError(unknown("space with trained networks", space, found.spaces))
     new = refined(study.space(space), found.spaces[space], *(metric or []), name=name)
+    chosen = metric or refinable(study.space(space))
+    _print_gain(gain(populations[space], found.spaces[space], *chosen), len(populations[space]))
     population.extend(folder, new)
     stderr.print(f"{folder}: {study.models} networks of {new.name}; train them by: study run")
     status(folder)
+
+
+def _print_gain(found: "Gain", networks: int) -> None:
+    """How much better the best part of a space is, and whether one parameter explains that."""
+    if not found.inside:
+        stderr.print(f"none of the {networks} networks lies in all intervals")
+        return
+    name, points = max(found.alone.items(), key=lambda item: item[1])
+    stderr.print(
+        f"{found.inside} of {networks} networks lie in all intervals, with a mean error "
+        f"{found.points:.1f} points below that of all; {name} alone explains {points:.1f} of them"
+    )
 
 
 @app.command("recover")

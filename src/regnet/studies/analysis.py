@@ -1,11 +1,13 @@
 """What a study found: its populations compared, and what their best networks have in common."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, unknown
@@ -210,6 +212,46 @@ def refine(space: Space, result: SpaceResult, *metrics: str, name: str | None = 
         for metric in metrics or refinable(space)
     }
     return replace(space.restrict(**ranges), name=name or f"{space.name}_refined")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """How much better networks in the intervals of a refinement are than all networks."""
+
+    inside: int
+    """Networks that lie in all intervals."""
+    points: float
+    """By how much their mean error is lower than that of all networks; nan where there are none."""
+    alone: Mapping[str, float]
+    """The same for networks that lie in the interval of one metric, whatever the others are."""
+
+
+def gain(population: Population, result: SpaceResult, *metrics: str) -> Gain:
+    """What a refinement gains among the networks that it was found with, and by which metric.
+
+    These networks chose the intervals: what a refined space gains is shown by training it.
+
+    Args:
+        population: what was trained.
+        result: what was found of it.
+        metrics: whose intervals are taken.
+    """
+    inside = {
+        metric: (population.metrics[metric] >= result.best[metric].low)
+        & (population.metrics[metric] <= result.best[metric].high)
+        for metric in metrics
+    }
+    mean = float(population.errors.mean())
+
+    def points(which: NDArray[np.bool_]) -> float:
+        return mean - float(population.errors[which].mean()) if which.any() else math.nan
+
+    every = np.logical_and.reduce(list(inside.values()))
+    return Gain(
+        inside=int(every.sum()),
+        points=points(every),
+        alone={metric: points(which) for metric, which in inside.items()},
+    )
 
 
 def refinable(space: Space) -> tuple[str, ...]:
