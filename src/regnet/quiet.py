@@ -1,12 +1,14 @@
-"""Other libraries kept from talking while we call them."""
+"""Other libraries kept from talking: in messages while we call them, and to their makers."""
 
 import logging
+import sys
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from importlib import import_module
+from typing import Any, Final
 
 _EVERYTHING: Final = "(?#regnet.quiet)"
 """A pattern that every message fits, and by which our filter is known among those of others."""
@@ -14,6 +16,21 @@ _EVERYTHING: Final = "(?#regnet.quiet)"
 _lock = threading.Lock()
 _inside: Counter[str] = Counter()
 _levels: dict[str, int] = {}
+
+
+def imported(name: str) -> Any:
+    """Import a package of Intel's, and keep it from reporting its use.
+
+    OpenVINO and NNCF send what is imported and converted to a server, each message by a process of
+    its own, which in a worker of a pool begins with importing torch. Both do without where
+    `openvino_telemetry` is not installed. What was imported before, and not by this library, is not
+    changed.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if not there
+    return import_module(name)
 
 
 @contextmanager

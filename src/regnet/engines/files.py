@@ -22,6 +22,7 @@ from regnet.errors import ConfigError, MissingExtraError, NotFoundError, in_one_
 from regnet.nn.features import Described
 from regnet.nn.model import AnyNet
 from regnet.paths import expanded
+from regnet.quiet import imported
 from regnet.weights.card import Card
 from regnet.zoo.create import create
 from regnet.zoo.resolver import is_exported
@@ -180,8 +181,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 
 def _open_openvino(path: Path) -> Opened:
-    import openvino
-
+    openvino = imported("openvino")
     # Said outright, so that no other file is looked for.
     model = openvino.Core().read_model(path, path.with_suffix(".bin"))
     text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None

@@ -19,7 +19,7 @@ from regnet.engines.program import capture
 from regnet.engines.transforms import folded
 from regnet.errors import ConfigError, EngineError, MissingExtraError
 from regnet.nn.layers import SqueezeExcitation
-from regnet.quiet import quiet
+from regnet.quiet import imported, quiet
 from regnet.zoo.create import preprocess
 
 CALIBRATION_IMAGES: Final = 300
@@ -219,7 +219,7 @@ def quantize_openvino(model: Any, batches: Sequence[Tensor], keep: Collection[Te
         MissingExtraError: nncf is not installed.
     """
     try:
-        import nncf
+        nncf = imported("nncf")
     except ImportError as error:
         raise MissingExtraError(_MISSING.format("nncf")) from error
     with quiet("nncf"):

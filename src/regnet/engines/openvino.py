@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from regnet.engines.base import OWN_LAYOUT, Runner, Target, half_obstacle
 from regnet.engines.batches import Streams
 from regnet.engines.program import AXES, capture, shared
-from regnet.quiet import quiet
+from regnet.quiet import imported, quiet
 
 
 class OpenVINO:
@@ -57,8 +57,7 @@ def convert(
         names: of its outputs.
         axes: of the example, by their names.
     """
-    import openvino
-
+    openvino = imported("openvino")
     with quiet("openvino"), torch.no_grad():  # torch warns of its own deprecations
         model = openvino.convert_model(program)
     if example is not None:
@@ -74,8 +73,7 @@ def write_openvino(
     model: Any, path: Path, metadata: Mapping[str, str], *, halves: bool = False
 ) -> None:
     """Write an `openvino.Model` as .xml and .bin; weights as fp16 if they shall be halves."""
-    import openvino
-
+    openvino = imported("openvino")
     for name, value in metadata.items():
         model.set_rt_info(value, [name])
     openvino.save_model(model, path, compress_to_fp16=halves)
@@ -83,8 +81,7 @@ def write_openvino(
 
 def run_openvino(model: Any | Path, target: Target) -> Runner:
     """A runner of an `openvino.Model`, or of a file of one."""
-    import openvino
-
+    openvino = imported("openvino")
     compiled = openvino.Core().compile_model(
         model,
         "CPU",

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -75,6 +76,8 @@ class RayExecutor:
         ray = self._ray
         joins = not ray.is_initialized()
         if joins:
+            # A cluster that begins here reports its use to nobody, unless that is asked for.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
         remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=ATTEMPTS - 1)(
             with_threads
