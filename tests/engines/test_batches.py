@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import regnet
+from regnet.design.config import RegNetConfig
 from regnet.engines.base import Runner
 from regnet.engines.batches import AHEAD, Streams, for_any_batch, mapped
 
@@ -84,17 +85,19 @@ def test_an_error_in_a_stream_is_raised_where_its_batch_is_asked_for() -> None:
         next(answers)
 
 
-@pytest.mark.parametrize(
-    "engine", ["onnx_runtime", pytest.param("openvino", marks=pytest.mark.slow)]
-)
+SMALL = RegNetConfig(depth=3, w0=16, wa=16.0, wm=2.0, se_ratio=0.25, stem="cifar", num_classes=10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnx_runtime", "openvino"])
 def test_throughput_may_be_had_by_streams(engine: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        model = regnet.create("regnety_cifar", pretrained=True).eval()
+        model = regnet.create(SMALL).eval()
         fast = regnet.optimize(
-            model, goal="throughput", engines=[engine], precision="fp32", seconds=0.05,
-            refresh=True, progress=False,
+            model, torch.zeros(16, 3, 32, 32), goal="throughput", engines=[engine],
+            precision="fp32", seconds=0.05, refresh=True, progress=False,
         )  # fmt: skip
     finally:
         torch.set_num_threads(threads)
@@ -107,5 +110,6 @@ def test_throughput_may_be_had_by_streams(engine: str) -> None:
         with torch.inference_mode():
             assert torch.allclose(found, model(batch), atol=1e-4)
     assert regnet.optimize(
-        model, goal="latency", engines=[engine], precision="fp32", seconds=0.05, progress=False,
+        model, batches[0], goal="latency", engines=[engine], precision="fp32", seconds=0.05,
+        progress=False,
     ).report.winner.streams == 0  # fmt: skip

@@ -32,7 +32,7 @@ def populations(study: Study) -> dict[str, Population]:
     found = {}
     for shift, space in enumerate(study.spaces):
         rows = []
-        for row in study.rows(space):
+        for row in study.rows(space.name):
             error = 60 - row.metrics["d"] / 4 - 5 * shift
             epochs = [
                 {"epoch": n, "loss": 1.0, "train_top1": 40.0, "top1": 100 - error - 5 + n}

@@ -280,32 +280,36 @@ def seed_noise(
     groups = [np.asarray(errors, dtype=np.float64) for errors in repeats]
     if len(groups) < 2 or any(len(errors) < 2 for errors in groups):
         raise ConfigError("seed noise needs two networks or more, each trained twice or more")
+    counts = np.array([len(errors) for errors in groups], dtype=np.float64)
+    means = np.array([errors.mean() for errors in groups])
+    squares = np.array([((errors - errors.mean()) ** 2).sum() for errors in groups])
     drawn = rng.integers(len(groups), size=(2000, len(groups)))
-    shares = [_variances([groups[at] for at in chosen]) for chosen in drawn]
-    parts = np.array([between / (between + within or 1) for between, within in shares])
+    every = np.vstack([np.arange(len(groups)), drawn])
+    between, within = _variances(counts[every], means[every], squares[every])
+    total = between + within
+    share = np.divide(between, total, out=np.zeros_like(total), where=total > 0)
     tail = 50 * (1 - level)
-    low, high = np.percentile(parts, [tail, 100 - tail])
-    between, within = _variances(groups)
+    low, high = np.percentile(share[1:], [tail, 100 - tail])
     return SeedNoise(
         networks=len(groups),
-        seed_deviation=math.sqrt(within),
-        network_deviation=math.sqrt(between),
-        share=between / (between + within or 1),
+        seed_deviation=math.sqrt(within[0]),
+        network_deviation=math.sqrt(between[0]),
+        share=float(share[0]),
         low=float(low),
         high=float(high),
     )
 
 
-def _variances(groups: Sequence[FloatArray]) -> tuple[float, float]:
-    """Between networks, and between seeds of a network."""
-    counts = np.array([len(errors) for errors in groups], dtype=np.float64)
-    means = np.array([errors.mean() for errors in groups])
-    total = counts.sum()
-    within = sum(float(((e - e.mean()) ** 2).sum()) for e in groups) / (total - len(groups))
-    grand = float(counts @ means / total)
-    mean_square = float(counts @ (means - grand) ** 2) / (len(groups) - 1)
-    each = (total - float(counts @ counts) / total) / (len(groups) - 1)
-    return max(0.0, (mean_square - within) / each), float(within)
+def _variances(
+    counts: FloatArray, means: FloatArray, squares: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Between networks and between seeds, of sets of networks (m, n): each two (m,)."""
+    n, total = counts.shape[1], counts.sum(axis=1)
+    within = squares.sum(axis=1) / (total - n)
+    grand = (counts * means).sum(axis=1) / total
+    mean_square = (counts * (means - grand[:, None]) ** 2).sum(axis=1) / (n - 1)
+    each = (total - (counts**2).sum(axis=1) / total) / (n - 1)
+    return np.maximum(0.0, (mean_square - within) / each), within
 
 
 def compare_pairs(
