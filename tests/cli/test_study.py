@@ -1,6 +1,7 @@
 """`regnet study` and `regnet search`, as a person uses them."""
 
 import json
+import re
 
 import pytest
 
@@ -55,6 +56,18 @@ def test_files_that_list_no_networks_are_refused(tmp_path, text, message):
     path.write_text(text)
     refused(regnet("study", "init", tmp_path / "s", "--configs", path), 2, "mine", message)
     assert not (tmp_path / "s").exists()
+
+
+def test_a_study_says_beforehand_how_long_it_takes(tmp_path):
+    """From multiply-adds, images and epochs: counted here by hand."""
+    done = regnet(
+        "study", "init", tmp_path / "s", "--space", "regnetx", "--models", 2, "--flops", "4M",
+        "--stem", "cifar", "--train-images", 6000, "--recipe", "cifar", "--workers", 1,
+        "--set", "epochs=4", code=0,
+    )  # fmt: skip
+    seconds = 2 * 3.8e6 * 3 * 6000 * 4 / 1e10
+    [said] = re.findall(r"about (\d+) s on 1 core: a rough guess", done.stderr)
+    assert float(said) == pytest.approx(seconds, rel=0.06)
 
 
 def test_a_study_needs_something_to_train(tmp_path):

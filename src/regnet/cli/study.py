@@ -10,7 +10,7 @@ from regnet import documents
 from regnet.cli.arguments import AsJson, check_choice, parse_count, read_recipe
 from regnet.cli.executors import Devices, ExecutorName, Gpus, Slurm, executor_of
 from regnet.cli.output import print_json, print_table, stderr, stdout
-from regnet.cli.progress import ProgressBar
+from regnet.cli.progress import ProgressBar, duration
 from regnet.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from regnet.studies.store import Row
 
 REPORT = "report.html"
+
+CORE_SPEED = 1e10
+"""Multiply-adds per second of training, backward passes too, that a core manages with networks of a
+few million of them: 35 networks of docs/study-cifar.md an hour on two."""
 
 app = typer.Typer(
     help="Sample design spaces, train the populations, compare them, refine.", no_args_is_help=True
@@ -112,6 +116,7 @@ def init(
     Example: regnet study init runs/study --data cifar10/ --space anynetx_a --space regnetx
     --flops 4e6 --stem cifar --recipe cifar --run
     """
+    from regnet.devices import core_count
     from regnet.studies import population
 
     spaces = [
@@ -147,6 +152,13 @@ def init(
     chosen = executor_of(executor, workers, device, threads, gpus, slurm, time_limit)
     study = population.init(folder, study)
     stderr.print(f"{folder}: {study.count} networks of {len(study.names)} spaces")
+    if executor == "local" and device in (None, [], ["cpu"]):
+        cores = min(workers or core_count(), core_count())
+        seconds = population.work(folder) / (cores * CORE_SPEED)
+        stderr.print(
+            f"about {duration(seconds)} on {cores} core{'s' * (cores > 1)}: a rough guess, until "
+            "the first networks are trained"
+        )
     if run:
         _train(folder, chosen, retry_failed=False)
         _fail_if_all_failed(folder)

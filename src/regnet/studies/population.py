@@ -436,6 +436,20 @@ def progress(folder: str | Path) -> tuple[int, int]:
     return ended, sum(count for of_space in found for count in of_space.values())
 
 
+def work(folder: str | Path) -> float:
+    """Multiply-adds of what is not trained yet; backward counts as two forward passes.
+
+    Raises:
+        ConfigError: there is no study.
+        DataError: the images cannot be used.
+    """
+    study = read(folder)
+    with Store(Path(folder)) as store:
+        left = [row for row in store.rows() if row.outcome is None]
+    images = len(_open(study).train) * study.recipe.epochs
+    return sum(3 * row.metrics["flops"] * images for row in left)
+
+
 def _check_complete(study: Study, store: Store) -> list[Row]:
     """All networks of the store, verified.
 
