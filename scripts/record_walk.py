@@ -96,7 +96,6 @@ STEPS = (
         f"regnet predict photos/ --model {FINETUNED} --features --out features.parquet && "
         f"python <<'END'\n{NEAREST}\nEND",
     ),
-    ("all checks", "make test"),
 )
 
 
