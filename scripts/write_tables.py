@@ -106,7 +106,7 @@ def int8(document: Document) -> Iterator[str]:
         if "refused" in row:
             rows.append([*start, "not written", "", "", ""])
             continue
-        ratio = row["times_as_long_as_fp32"]
+        ratio = row["times_as_fast_as_fp32"]
         rows.append(
             [
                 *start,
@@ -118,7 +118,7 @@ def int8(document: Document) -> Iterator[str]:
         )
     yield from table(
         ["network", "int8 of", "`min_agreement`", "same class as fp32", "top-1, %",
-         "layers in float", "times as long as fp32"],
+         "layers in float", "times as fast as fp32"],
         rows,
     )  # fmt: skip
     yield ""
@@ -460,7 +460,7 @@ def walk(document: Document) -> Iterator[str]:
     """What a new user does, and sees."""
     yield (
         f"{document['date'][:10]}, {document['cores']} cores, "
-        f"{document['seconds'] / 60:.0f} minutes in all, most of them for the last step."
+        f"{document['seconds'] / 60:.0f} minutes in all."
     )
     for step in document["steps"]:
         yield f"\n## {step['what'][0].upper()}{step['what'][1:]} ({step['seconds']:.0f} s)\n"

@@ -48,10 +48,11 @@ def cases(file: str) -> list[Any]:
         for record in records:
             size = "x".join(map(str, record["input"][2:]))
             extra = "".join(f"-{k}={v}" for k, v in (record.get("overrides") or {}).items())
-            # The largest fills 10 GB in float64; large ones show nothing that others do not.
-            giant = complexity(VARIANTS[name].config, 224).flops > 4e9
-            family = VARIANTS[name].family
-            marks = [pytest.mark.long] if giant else [pytest.mark.slow] if family in seen else []
+            # The largest fills 10 GB in float64; large ones show nothing that others do not, unless
+            # an option is tried with them alone.
+            flops, family = complexity(VARIANTS[name].config, 224).flops, VARIANTS[name].family
+            large = flops > 4e9 or (flops > 1e9 and family in seen and not extra)
+            marks = [pytest.mark.long] if large else [pytest.mark.slow] if family in seen else []
             rows.append(pytest.param(name, record, id=f"{name}-{size}{extra}", marks=marks))
             seen.add(family)
     return rows

@@ -32,7 +32,8 @@ ALIASES = [
 ]
 
 
-@pytest.mark.parametrize("name", one_per_family(VARIANTS))
+# All of them are built by tests of their parameters and feature maps.
+@pytest.mark.parametrize("name", one_per_family(VARIANTS, rest=pytest.mark.long))
 def test_every_variant_can_be_built(name):
     model = regnet.create(name, device="meta")
     size = VARIANTS[name].image_size
