@@ -33,7 +33,7 @@ from regnet.machine import environment
 from regnet.spaces.paper import SPACES
 from regnet.spaces.sampling import sample
 from regnet.spaces.space import Space
-from regnet.studies.population import Study
+from regnet.studies.study import Study
 from regnet.training import run as runs
 from regnet.training.loop import _check_conditions
 from regnet.training.recipe import RECIPES, recipe_from_json

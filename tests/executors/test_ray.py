@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from regnet.studies import population
-from regnet.studies.population import Study
+from regnet.studies.study import Study
 from tests.pictures import write_folder
 from tests.studies.test_population import RECIPE, small
 

@@ -24,8 +24,8 @@ from regnet.spaces.paper import SPACES
 from regnet.spaces.space import Space
 from regnet.studies import population
 from regnet.studies.analysis import analyze, gain, refine
-from regnet.studies.population import Given, Study
 from regnet.studies.store import _SELECT, Row, Store, _digest
+from regnet.studies.study import Given, Study
 from regnet.studies.tables import write_table
 from regnet.studies.task import _images
 from regnet.training.recipe import Recipe

@@ -8,9 +8,10 @@ import pytest
 
 from regnet.spaces.paper import SPACES, find_space
 from regnet.studies.analysis import analyze
-from regnet.studies.population import Population, Study
+from regnet.studies.population import Population
 from regnet.studies.report import render, save_plots
 from regnet.studies.store import Row
+from regnet.studies.study import Study
 from regnet.training.recipe import find_recipe
 
 DEVICE = "a <!--<script> </script> CPU"

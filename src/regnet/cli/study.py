@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from regnet.executors import Executor
     from regnet.spaces import Space
     from regnet.studies.analysis import Gain
-    from regnet.studies.population import Given, Population
+    from regnet.studies.population import Population
     from regnet.studies.store import Row
+    from regnet.studies.study import Given
 
 REPORT = "report.html"
 
@@ -117,7 +118,7 @@ def init(
     --flops 4e6 --stem cifar --recipe cifar --run
     """
     from regnet.devices import core_count
-    from regnet.studies import population
+    from regnet.studies import Study, population
 
     spaces = [
         _space(
@@ -133,7 +134,7 @@ def init(
         for name, value in (("stem", stem), ("stem_width", stem_width))
         if value is not None
     }
-    study = population.Study(
+    study = Study(
         spaces=tuple(
             replace(found, architecture=replace(found.architecture, **shape))
             for found in _restricted(spaces, restrict or [])
@@ -498,7 +499,7 @@ def _given(path: Path) -> "Given":
     import json
 
     from regnet.design.config import config_from_dict
-    from regnet.studies.population import Given
+    from regnet.studies.study import Given
 
     try:
         listed = json.loads(path.read_bytes())

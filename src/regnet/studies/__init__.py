@@ -8,7 +8,6 @@ from regnet.studies import statistics
 from regnet.studies.analysis import Analysis, SpaceResult, analyze, refine
 from regnet.studies.population import (
     Population,
-    Study,
     counts,
     extend,
     init,
@@ -18,10 +17,12 @@ from regnet.studies.population import (
     resume,
 )
 from regnet.studies.report import render, save_plots
+from regnet.studies.study import Given, Study
 from regnet.studies.tables import read_table, write_table
 
 __all__ = [
     "Analysis",
+    "Given",
     "Population",
     "SpaceResult",
     "Study",

@@ -13,7 +13,8 @@ from regnet.figures import check_plot_file, finish, new_figure, save_figure
 from regnet.spaces.space import COMPLEXITY
 from regnet.studies import statistics
 from regnet.studies.analysis import SpaceResult, analyze, refinable
-from regnet.studies.population import Population, Study
+from regnet.studies.population import Population
+from regnet.studies.study import Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
