@@ -24,6 +24,7 @@ from regnet.spaces.paper import SPACES
 from regnet.spaces.space import Space
 from regnet.studies import population
 from regnet.studies.analysis import analyze, gain, refine
+from regnet.studies.report import render
 from regnet.studies.store import _SELECT, Row, Store, _digest
 from regnet.studies.study import Given, Study
 from regnet.studies.tables import write_table
@@ -133,6 +134,7 @@ def test_given_networks_are_trained_and_compared_in_pairs(study: Study, tmp_path
     assert pair.comparison.difference == pytest.approx(expected)
     with pytest.raises(ConfigError, match="leave normalize out"):
         analyze(found, paired=True, normalize="flops")
+    assert '"size": "given"' in render(began, found)
 
 
 def test_errors_are_those_of_averaged_weights_where_there_are(done: Path) -> None:

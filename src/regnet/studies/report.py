@@ -45,14 +45,13 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
     spaces = []
     for number, (name, result) in enumerate(analysis.spaces.items()):
         population = populations[name]
-        assert population.space is not None, "a study has spaces"
         spaces.append(
             {
                 "name": name,
                 "color": COLORS[number % len(COLORS)],
-                "size": f"{population.space.size:.1e}",
+                "size": f"{population.space.size:.1e}" if population.space else "given",
                 "result": _plain(result),
-                "planned": study.models,
+                "planned": study.networks(name),
                 "edf": _edf(population, seed),
                 "models": [_model(population, at) for at in range(len(population))],
                 "refined": _refined(population, result),
@@ -229,7 +228,8 @@ def _stages(config: AnyNetConfig | RegNetConfig) -> str:
 
 def _refined(population: Population, result: SpaceResult) -> list[dict[str, Any]]:
     """What `refine` would restrict, and to what."""
-    assert population.space is not None, "a study has spaces"
+    if population.space is None:  # networks that are given are no space to refine
+        return []
     return [
         {
             "metric": metric,
