@@ -59,7 +59,7 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
 
     # How long it hopes for a result that a killed job might still have written.
     patch = request.getfixturevalue("monkeypatch")
-    patch.setattr(Job, "_results_timeout_s", 1)
+    patch.setattr(Job, "_results_timeout_s", 5)  # 15 without: a slow machine needs some
     patch.setattr("regnet.executors.slurm.ATTEMPTS", 2)
     return SlurmExecutor(2, cluster="local", folder=tmp_path / "jobs")
 

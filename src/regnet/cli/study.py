@@ -6,20 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from regnet import documents
 from regnet.cli.arguments import AsJson, check_choice, parse_count, read_recipe
 from regnet.cli.executors import Devices, ExecutorName, Gpus, Slurm, executor_of
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar, duration
+from regnet.cli.spaces import read_networks, read_space, restricted
 from regnet.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from regnet.executors import Executor
-    from regnet.spaces import Space
     from regnet.studies.analysis import Gain
     from regnet.studies.population import Population
     from regnet.studies.store import Row
-    from regnet.studies.study import Given
 
 REPORT = "report.html"
 
@@ -121,7 +119,7 @@ def init(
     from regnet.studies import Study, population
 
     spaces = [
-        _space(
+        read_space(
             name,
             flops=None if flops is None else parse_count("--flops", flops),
             tolerance=tolerance,
@@ -137,10 +135,10 @@ def init(
     study = Study(
         spaces=tuple(
             replace(found, architecture=replace(found.architecture, **shape))
-            for found in _restricted(spaces, restrict or [])
+            for found in restricted(spaces, restrict or [])
         ),
         models=models,
-        given=tuple(_given(path) for path in configs or ()),
+        given=tuple(read_networks(path) for path in configs or ()),
         replicas=replicas,
         replicated=replicated,
         train=data,
@@ -479,65 +477,6 @@ def _report(
     if plots:
         for path in save_plots(populations, plots, seed=seed):
             stderr.print(f"plot: {path}")
-
-
-def _space(name: str, **options: Any) -> "Space":
-    from regnet.spaces.paper import find_space, part_at
-    from regnet.spaces.space import Space
-
-    if not name.endswith(".json"):
-        return find_space(name, **options)
-    values = documents.load(Path(name), "a space")
-    try:
-        return part_at(Space.from_dict(values), **options)
-    except ConfigError as error:
-        raise ConfigError(f"{name}: {error}") from error
-
-
-def _given(path: Path) -> "Given":
-    """Networks of a JSON file: a list of configs, such as `AnyNetConfig.to_dict` gives."""
-    import json
-
-    from regnet.design.config import config_from_dict
-    from regnet.studies.study import Given
-
-    try:
-        listed = json.loads(path.read_bytes())
-        configs = tuple(config_from_dict(config) for config in listed)
-        return Given(name=path.stem, configs=configs)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise ConfigError(f"{path} is not a JSON list of networks: {error}") from error
-
-
-def _restricted(spaces: "list[Space]", restrictions: list[str]) -> "list[Space]":
-    """Each space within those ranges that it knows; one that none knows is a mistake."""
-    known = {name for space in spaces for name in (*space.parameters, *space.metric_names)}
-    for text in restrictions:
-        name, limit = _range(text)
-        if name not in known:
-            raise ConfigError(f"--restrict: {unknown('parameter or metric', name, sorted(known))}")
-        ranges: dict[str, Any] = {name: limit}
-        spaces = [
-            space.restrict(**ranges) if name in (*space.parameters, *space.metric_names) else space
-            for space in spaces
-        ]
-    return spaces
-
-
-def _range(text: str) -> tuple[str, float | tuple[float | None, float | None]]:
-    """A range as it is typed: d=12:28, wm=2:, b=1."""
-    name, equals, value = text.partition("=")
-    low, colon, high = value.partition(":")
-    try:
-        if not equals:
-            raise ValueError
-        if not colon:
-            return name, float(low)
-        return name, (float(low) if low else None, float(high) if high else None)
-    except ValueError:
-        raise ConfigError(
-            f"--restrict needs name=low:high, name=low: or name=value; got {text!r}"
-        ) from None
 
 
 class _Networks:

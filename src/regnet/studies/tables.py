@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from regnet import documents
 from regnet.atomic import write_bytes, writing
 from regnet.errors import ConfigError, DataError, MissingExtraError, in_one_line
 from regnet.studies.population import Population, Select, error_of
@@ -113,7 +114,7 @@ def read_table(path: Path, select: Select = "last") -> dict[str, Population]:
         raise DataError(f"{path}: a table ends in {', '.join(SUFFIXES)}")
     try:
         cells = readers[path.suffix](path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ConfigError, OSError, ValueError, KeyError, TypeError) as error:
         reason = in_one_line(error, most=150)
         raise DataError(f"{path} cannot be read as a table of networks: {reason}") from error
     if not cells:
@@ -211,7 +212,7 @@ def _value(text: str | None) -> Any:
 
 
 def _read_nds(path: Path) -> list[dict[str, Any]]:
-    jobs = json.loads(path.read_bytes())
+    jobs: Any = documents.load(path, "a list of jobs")
     if not isinstance(jobs, list) or not all(isinstance(job, dict) for job in jobs):
         raise ValueError("not a list of jobs")
     return [
