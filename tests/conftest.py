@@ -76,6 +76,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if is_slow(item) != wanted]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if is_slow(item) == wanted]
+    # Those that begin other processes come before other libraries have loaded theirs: twice a worker
+    # of pytest ended where submitit began a job, in a process that had run compilers and runtimes.
+    items.sort(key=lambda item: ROOT / "executors" not in item.path.parents)
     skipped = {}
     if not config.getoption("--long"):
         skipped["long"] = "takes long; pytest --long runs it"
