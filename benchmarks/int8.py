@@ -25,8 +25,8 @@ import regnet
 from regnet.atomic import write_bytes
 from regnet.data.sets import ImageSet, open_set
 from regnet.engines.base import Runner, Target
+from regnet.engines.formats import FORMATS
 from regnet.errors import EngineError
-from regnet.exporting import FORMATS
 from regnet.machine import environment
 from regnet.nn.model import AnyNet
 from regnet.timing import compare
@@ -36,7 +36,7 @@ IMAGES = 1300  # 300 tell the ranges, 1,000 judge
 BATCH = 100
 OUTLIER = 3000.0
 BOUNDS = {"plain": 0.0, "bounded": 0.99}
-FORMS = {"openvino": "NNCF for OpenVINO", "torch": "torchao for PyTorch"}
+FORMS = ("openvino", "torch")
 
 
 def with_outlier(model: AnyNet) -> AnyNet:

@@ -129,6 +129,25 @@ def int8(document: Document) -> Iterator[str]:
     )
 
 
+def streams(document: Document) -> Iterator[str]:
+    """What a stream per core gains, by the images that it takes at once."""
+    names = {"onnx_runtime": "ONNX Runtime", "openvino": "OpenVINO"}
+    rows = [
+        [
+            names[row["engine"]],
+            str(row["piece"]),
+            f"{row['times_as_fast']:.2f} ({row['low']:.2f} to {row['high']:.2f})",
+        ]
+        for row in document["rows"]
+    ]
+    yield from table(["engine", "images per stream", "times as fast as no streams"], rows)
+    yield ""
+    yield (
+        f"{document['model']}, batches of {document['batch']}, {document['streams']} streams; "
+        f"95 % intervals in brackets. {origin(document)}."
+    )
+
+
 def verdicts(document: Document) -> Iterator[str]:
     """How often the benchmark's verdicts are right."""
     same, slower = document["same"], document["slower by 5 %"]
@@ -513,6 +532,7 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         race,
         finetune,
         predict,
+        streams,
         choose,
         families,
         train,

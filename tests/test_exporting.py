@@ -1,7 +1,7 @@
 """Files for other runtimes: right, free in size, whole or not there."""
 
-import copy
 import json
+import runpy
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,10 +16,10 @@ from regnet import exporting
 from regnet.design.config import RegNetConfig
 from regnet.design.variants import VARIANTS
 from regnet.engines import int8
-from regnet.engines.base import TOLERANCES, relative_error
+from regnet.engines.base import TOLERANCES, Target, relative_error
+from regnet.engines.formats import FORMATS
 from regnet.engines.outputs import listed
 from regnet.errors import ConfigError, EngineError, MissingExtraError
-from regnet.exporting import FORMATS
 from regnet.nn.features import FeatureNet
 from regnet.nn.model import AnyNet
 from tests.command import refused
@@ -92,7 +92,7 @@ def test_a_file_gives_the_models_answers_at_any_size(model, brief, tmp_path, for
     assert done.size_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
     files = sorted(file.suffix for file in tmp_path.iterdir())
     assert files == ([".bin", ".xml"] if form.name == "openvino" else [form.suffix])
-    runner = form.load(path, exporting.Target(device=torch.device("cpu")))
+    runner = form.load(path, Target(device=torch.device("cpu")))
     for shape in [(1, 3, 32, 32), (3, 3, 45, 32), (2, 3, 64, 57)]:
         if min(shape[2:]) < done.smallest_side:
             continue
@@ -173,7 +173,7 @@ def test_any_module_is_exported(tmp_path, kind, suffix):
     done = regnet.export(module, path, example=torch.zeros(1, 3, 48, 64))
     assert done.outputs == names
     [form] = [form for form in FORMATS.values() if form.suffix == suffix][:1]
-    runner = form.load(path, exporting.Target(device=torch.device("cpu")))
+    runner = form.load(path, Target(device=torch.device("cpu")))
     x = torch.randn(3, 3, 64, 50)
     wanted = module(x)
     wanted = list(wanted.values())[:2] if isinstance(wanted, dict) else listed(wanted)
@@ -298,7 +298,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(small, tmp_path, monkeypat
     monkeypatch.setattr("regnet.engines.onnx_runtime.LARGEST", 1000)
     done = regnet.export(small, tmp_path / "a.onnx", example=torch.zeros(1, 3, 64, 64))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.onnx", "a.onnx.data"]
-    runner = FORMATS["onnx"].load(done.path, exporting.Target(device=torch.device("cpu")))
+    runner = FORMATS["onnx"].load(done.path, Target(device=torch.device("cpu")))
     assert runner(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
 
 
@@ -310,7 +310,7 @@ def test_static_files_take_one_shape(model, tmp_path):
     assert done.shape == (2, 3, 32, 48)
     assert done.smallest_side is None
     assert "2 x 3 x 32 x 48" in str(done)
-    runner = FORMATS["onnx"].load(done.path, exporting.Target(device=torch.device("cpu")))
+    runner = FORMATS["onnx"].load(done.path, Target(device=torch.device("cpu")))
     assert runner(torch.zeros(2, 3, 32, 48)).shape == (2, 10)
     with pytest.raises(Exception, match="invalid dimensions"):
         runner(torch.zeros(1, 3, 32, 32))
@@ -338,21 +338,10 @@ def test_int8(brief, tmp_path, name):
         assert path.with_suffix(".bin").stat().st_size < 0.5 * floats
 
 
-def with_outlier(model, factor=3000.0):
-    """The same function, with one channel so large that int8 leaves nothing of the others."""
-    model = copy.deepcopy(model)
-    first, second = model.s1.b1.conv1, model.s1.b1.conv2
-    with torch.no_grad():
-        first.bn.weight[0] *= factor  # before a ReLU, which keeps factors
-        first.bn.bias[0] *= factor
-        second.conv.weight[: second.conv.weight.shape[0] // second.conv.groups, 0] /= factor
-    return model
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", *long("torch")])
 def test_int8_leaves_in_float_what_it_would_spoil(model, tmp_path, name):
-    spoilt = with_outlier(model)
+    spoilt = runpy.run_path(str(ROOT / "benchmarks/int8.py"))["with_outlier"](model)
     images = photos(80)
     torch.testing.assert_close(spoilt(images[:4]), model(images[:4]), rtol=1e-3, atol=1e-3)
     options = {"format": name, "precision": "int8", "images": images, "dynamic": "batch"}

@@ -1,4 +1,4 @@
-"""Other libraries kept from talking: in messages while we call them, and to their makers."""
+"""Other libraries kept quiet: their messages while we call them, and their usage reports."""
 
 import logging
 import sys
@@ -19,12 +19,12 @@ _levels: dict[str, int] = {}
 
 
 def imported(name: str) -> Any:
-    """Import a package of Intel's, and keep it from reporting its use.
+    """Import OpenVINO or NNCF with their usage reports switched off.
 
-    OpenVINO and NNCF send what is imported and converted to a server, each message by a process of
-    its own, which in a worker of a pool begins with importing torch. Both do without where
-    `openvino_telemetry` is not installed. What was imported before, and not by this library, is not
-    changed.
+    Both report each import and each conversion to a server. Every report starts a process, and in a
+    worker of a pool that process imports torch first. Both packages send nothing where
+    `openvino_telemetry` is not installed, which is what they find here. A package that the program
+    imported by itself before keeps its own setting.
 
     Raises:
         ImportError: it is not installed.

@@ -71,10 +71,11 @@ def command(
     from regnet.atomic import write_bytes
     from regnet.data.sets import open_set
     from regnet.devices import core_count
+    from regnet.engines.formats import FORMATS
     from regnet.engines.optimize import default_shape
     from regnet.engines.served import EXAMPLE, Input
     from regnet.evaluation.evaluate import evaluate
-    from regnet.exporting import FORMATS, export
+    from regnet.exporting import export
     from regnet.zoo.create import create
 
     check_choice(

@@ -156,7 +156,7 @@ _LAYERS = nn.Conv2d | nn.Linear
 
 def _costliest(model: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> list[str]:
     """Layers by how much the outputs change where that one alone is in int8, the most first."""
-    images = torch.cat([*batches])[:RANKING_IMAGES]
+    images = torch.cat([*batches[: -(-RANKING_IMAGES // len(batches[0]))]])[:RANKING_IMAGES]
     costs = {}
     with torch.inference_mode():
         [exact] = listed(model(images))

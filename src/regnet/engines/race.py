@@ -195,7 +195,7 @@ class Race:
         self, row: Candidate, way: Way, images: Images
     ) -> tuple[Candidate, Runner | None]:
         start = time.monotonic()
-        # More layers in float than those of squeeze-excitation cost time, which int8 is for.
+        # Two tries: each further layer in float costs some of the time that int8 saves.
         for keep in islice(floats(self.model, images.calibration), 2):
             runner = build_int8(self.model, self.inputs[0], way.target, images.calibration, keep)
             agreement = images.agreement(runner, self.model, way.target.device)

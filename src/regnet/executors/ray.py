@@ -76,7 +76,7 @@ class RayExecutor:
         ray = self._ray
         joins = not ray.is_initialized()
         if joins:
-            # A cluster that begins here reports its use to nobody, unless that is asked for.
+            # A cluster that is started here sends no usage reports, unless the user asked for them.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
         remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=ATTEMPTS - 1)(

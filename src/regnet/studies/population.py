@@ -242,8 +242,8 @@ def work(folder: str | Path) -> float:
     study = read(folder)
     with Store(Path(folder)) as store:
         left = [row for row in store.rows() if row.outcome is None]
-    images = len(_open(study).train) * study.recipe.epochs
-    return sum(3 * row.metrics["flops"] * images for row in left)
+    images = study.train_images or len(_open(study).train)
+    return sum(3 * row.metrics["flops"] * images * study.recipe.epochs for row in left)
 
 
 def _check_complete(study: Study, store: Store) -> list[Row]:

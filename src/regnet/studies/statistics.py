@@ -341,20 +341,9 @@ def compare_pairs(
         raise ConfigError(f"pairs need as many of both, got {len(a)} and {len(b)}")
     differences = a - b
     means = differences[rng.integers(len(a), size=(repeats, len(a)))].mean(axis=1)
-    tail = 50 * (1 - level)
-    low, high = np.percentile(means, [tail, 100 - tail])
     mixed = (differences * rng.choice([-1.0, 1.0], size=(repeats, len(a)))).mean(axis=1)
-    difference = float(differences.mean())
-    as_large = np.abs(mixed) >= abs(difference) * (1 - 1e-9)
-    p_value = float((1 + as_large.sum()) / (1 + repeats))
-    return Comparison(
-        difference=difference,
-        low=float(low),
-        high=float(high),
-        p_value=p_value,
-        ks=ks_distance(a, b),
-        verdict=_verdict(float(low), float(high), p_value, level),
-    )
+    ks = ks_distance(a, b)
+    return _compared(float(differences.mean()), means, mixed, ks, level)
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
@@ -398,24 +387,31 @@ def compare(
     resampled = _resampled_means(a, a_share, rng, repeats) - _resampled_means(
         b, b_share, rng, repeats
     )
-    tail = 50 * (1 - level)
-    low, high = np.percentile(resampled, [tail, 100 - tail])
     # A network keeps its weight, in units of its population's mean one, wherever it is put.
     errors = np.concatenate([a, b])
     weights = np.concatenate([a_share * len(a), b_share * len(b)])
     order = rng.permuted(np.broadcast_to(np.arange(len(errors)), (repeats, len(errors))), axis=1)
     ours, theirs = order[:, : len(a)], order[:, len(a) :]
     mixed = _means(errors, weights, ours) - _means(errors, weights, theirs)
+    return _compared(difference, resampled, mixed, ks_distance(a, b, a_share, b_share), level)
+
+
+def _compared(
+    difference: float, resampled: FloatArray, mixed: FloatArray, ks: float, level: float
+) -> Comparison:
+    """A difference with the interval of resampled ones, and the share of mixed ones as large."""
+    tail = 50 * (1 - level)
+    low, high = map(float, np.percentile(resampled, [tail, 100 - tail]))
     # Less a little, since equal means differ by rounding; the one observed counts too.
     as_large = np.abs(mixed) >= abs(difference) * (1 - 1e-9)
-    p_value = float((1 + as_large.sum()) / (1 + repeats))
+    p_value = float((1 + as_large.sum()) / (1 + len(mixed)))
     return Comparison(
         difference=difference,
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         p_value=p_value,
-        ks=ks_distance(a, b, a_share, b_share),
-        verdict=_verdict(float(low), float(high), p_value, level),
+        ks=ks,
+        verdict=_verdict(low, high, p_value, level),
     )
 
 

@@ -103,7 +103,7 @@ class Study:
     """Fingerprints of the images, by what they are for; `init` finds them."""
 
     def __post_init__(self) -> None:
-        names = list(self.names)
+        names = self.names
         if not names:
             raise ConfigError("a study needs a space, or networks that are given")
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -117,10 +117,14 @@ class Study:
         """Of the populations: its spaces, and the networks that are given."""
         return (*(space.name for space in self.spaces), *(each.name for each in self.given))
 
+    def _population(self, name: str) -> Space | Given:
+        every: tuple[Space | Given, ...] = (*self.spaces, *self.given)
+        return next(each for each in every if each.name == name)
+
     def networks(self, name: str) -> int:
         """How many different networks a population has."""
-        given = [len(each.configs) for each in self.given if each.name == name]
-        return given[0] if given else self.models
+        found = self._population(name)
+        return len(found.configs) if isinstance(found, Given) else self.models
 
     def trainings(self, name: str) -> int:
         """How many rows a population has: its networks, and their replicas."""
@@ -140,8 +144,7 @@ class Study:
 
     def image_size(self, name: str) -> int:
         """Side of the images of a population in pixels, where it is not drawn."""
-        known = {space.name: space.image_size for space in self.spaces}
-        return (known | {each.name: each.image_size for each in self.given})[name]
+        return self._population(name).image_size
 
     def space(self, name: str) -> Space:
         """One of its spaces.
@@ -162,8 +165,8 @@ class Study:
         Raises:
             ConfigError: the space has too few.
         """
-        given = [each for each in self.given if each.name == name]
-        found = given[0].described() if given else self._sampled(self.space(name))
+        what = self._population(name)
+        found = what.described() if isinstance(what, Given) else self._sampled(what)
         for number in range(self.trainings(name)):
             config, metrics = found[self.network(name, number)]
             yield Row(

@@ -12,6 +12,7 @@ import numpy as np
 
 from regnet import documents
 from regnet.atomic import write_bytes, writing
+from regnet.data.readers import open_parquet
 from regnet.errors import ConfigError, DataError, MissingExtraError, in_one_line
 from regnet.studies.population import Population, Select, error_of
 from regnet.studies.store import Row
@@ -27,11 +28,6 @@ _NO_METRICS: Final = frozenset(
      "train_images", "val_images", *_TRAINED}
 )  # fmt: skip
 """Columns that do not describe a network."""
-
-_MISSING: Final = (
-    "Parquet files need pyarrow, which is not installed; pip install 'regnet[study]', or use a "
-    ".csv file"
-)
 
 
 def write_table(populations: Mapping[str, Population], path: Path) -> int:
@@ -65,7 +61,10 @@ def write_table(populations: Mapping[str, Population], path: Path) -> int:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise MissingExtraError(_MISSING) from error
+        raise MissingExtraError(
+            "Parquet files need pyarrow, which is not installed; pip install 'regnet[study]', or "
+            "write a .csv file"
+        ) from error
     columns = {name: [row.get(name) for row in rows] for name in names}
     with writing(path) as temporary:
         parquet.write_table(pyarrow.table(columns), temporary)
@@ -141,7 +140,10 @@ def _population(
     wrong = [errors[n] for n in done if not 0 <= (errors[n] or 0) <= 100]
     if wrong:
         raise DataError(f"{path}: errors are in percent, from 0 to 100; {name} has {wrong[0]!r}")
-    rows = [_row(name, number, row, metrics) for number, row in enumerate(cells)]
+    rows = [
+        _row(name, number, row, metrics, failed=errors[number] is None)
+        for number, row in enumerate(cells)
+    ]
     return Population(
         space=None,
         errors=np.array([errors[n] for n in done], dtype=np.float64),
@@ -164,13 +166,14 @@ def _error(row: Mapping[str, Any], select: Select) -> float | None:
     return float(found) if _is_number(found) else None
 
 
-def _row(space: str, number: int, cells: Mapping[str, Any], metrics: Iterable[str]) -> Row:
+def _row(
+    space: str, number: int, cells: Mapping[str, Any], metrics: Iterable[str], *, failed: bool
+) -> Row:
     def decoded(name: str) -> Any:
         value = cells.get(name)
         return json.loads(value) if isinstance(value, str) else value
 
     known = {name: cells.get(name) for name in _TRAINED if cells.get(name) is not None}
-    failed = _error(cells, "last") is None
     return Row(
         id=0,
         space=space,
@@ -189,11 +192,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtraError(_MISSING) from error
-    rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    with open_parquet(path) as file:
+        rows: list[dict[str, Any]] = file.read().to_pylist()
     return rows
 
 
