@@ -13,7 +13,7 @@ from torch import Tensor
 import regnet
 from regnet.design.config import RegNetConfig
 from regnet.engines.base import Runner
-from regnet.engines.batches import AHEAD, Streams, for_any_batch, mapped
+from regnet.engines.batches import AHEAD, Streams, for_any_batch, mapped, piece_of
 
 
 def doubled(x: Tensor) -> Tensor:
@@ -24,15 +24,21 @@ def both(x: Tensor) -> tuple[Tensor, Tensor]:
     return 2 * x, x.sum(1)
 
 
-@given(size=st.integers(1, 5), counts=st.lists(st.integers(1, 12), max_size=6))
+@given(
+    size=st.integers(1, 5),
+    piece=st.integers(1, 4),
+    counts=st.lists(st.integers(1, 12), max_size=6),
+)
 @settings(deadline=None)
-def test_batches_of_any_size_give_what_the_runner_gives(size: int, counts: list[int]) -> None:
+def test_batches_of_any_size_give_what_the_runner_gives(
+    size: int, piece: int, counts: list[int]
+) -> None:
     batches = [torch.randn(count, 3) for count in counts]
-    for runner in (for_any_batch(doubled, size), Streams([doubled] * size)):
+    for runner in (for_any_batch(doubled, size), Streams([doubled] * size, piece)):
         for batch, found in zip(batches, mapped(runner, batches), strict=True):
             assert torch.equal(found, 2 * batch)
             assert torch.equal(runner(batch), 2 * batch)
-    several: list[Runner] = [for_any_batch(both, size), Streams([both] * size)]
+    several: list[Runner] = [for_any_batch(both, size), Streams([both] * size, piece)]
     for runner in several:
         for batch, (first, second) in zip(batches, mapped(runner, batches), strict=True):
             assert torch.equal(first, 2 * batch)
@@ -55,6 +61,25 @@ def test_streams_run_at_the_same_time_and_each_alone_on_its_runner() -> None:
     streams = Streams([of(number) for number in range(3)])
     x = torch.arange(9.0)[:, None]
     assert torch.equal(streams(x), x)
+
+
+def test_a_piece_is_never_larger_than_what_each_stream_gets() -> None:
+    assert piece_of(16, 2) == 4
+    assert piece_of(7, 2) == 3
+    assert piece_of(2, 4) == 1
+    assert piece_of(16, 0) == 16  # without streams, all together
+
+
+def test_streams_give_their_runners_pieces_of_one_size() -> None:
+    sizes: list[int] = []
+
+    def run(x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        return x
+
+    streams = Streams([run, run], 4)
+    assert streams(torch.arange(10.0)[:, None]).flatten().tolist() == list(range(10))
+    assert sizes == [4, 4, 4]
 
 
 def test_streams_ask_for_a_few_batches_ahead_and_no_more() -> None:

@@ -40,8 +40,8 @@ class Target:
     precision: Precision = "fp32"
     layout: Layout = "channels_last"
     streams: int = 0
-    """Images that are computed at once, each by its part of the threads (`regnet.engines.batches`);
-    0: all threads work on a batch."""
+    """Pieces of a batch that are computed at once, each by its part of the threads
+    (`regnet.engines.batches`); 0: all threads work on the whole batch."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Batches of any size, and many of them: padded or cut, or image by image on several streams."""
+"""Batches of any size, and many of them: padded or cut, or in pieces on several streams."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,28 +12,32 @@ from torch import Tensor
 from regnet.engines.base import Runner
 from regnet.engines.outputs import each
 
+PIECE: Final = 4
+"""Most images of a piece; 1 and 8 were slower (benchmarks/streams.py)."""
+
 AHEAD: Final = 2
 """Batches that wait while one is computed, so that no stream is idle between them."""
 
 
 class Streams:
-    """Runs the images of a batch one by one on several runners, each in a thread of its own.
+    """Runs the pieces of a batch on several runners, each in a thread of its own.
 
     Each runner has its part of the cores: they wait for one another less than all cores do that
-    work on the same image.
+    work on the same images.
     """
 
-    def __init__(self, runners: Sequence[Runner]) -> None:
+    def __init__(self, runners: Sequence[Runner], piece: int = 1) -> None:
         """Set up.
 
         Args:
-            runners: of single images; one that may be called by several threads may be given
-                several times.
+            runners: of pieces; one that may be called by several threads may be given several
+                times.
+            piece: images of a piece.
         """
-        self.count = len(runners)
+        self.count, self.piece = len(runners), piece
         self._free: SimpleQueue[Runner] = SimpleQueue()
         for runner in runners:
-            self._free.put(runner)
+            self._free.put(for_any_batch(runner, piece))
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="stream")
 
     def __call__(self, x: Tensor) -> Any:
@@ -51,17 +55,22 @@ class Streams:
             yield self._answers(running.popleft())
 
     def _begun(self, batch: Tensor) -> list["Future[Any]"]:
-        return [self._pool.submit(self._one, image) for image in batch.split(1)]
+        return [self._pool.submit(self._one, part) for part in batch.split(self.piece)]
 
-    def _one(self, image: Tensor) -> Any:
+    def _one(self, part: Tensor) -> Any:
         runner = self._free.get()
         try:
-            return runner(image)
+            return runner(part)
         finally:
             self._free.put(runner)
 
     def _answers(self, begun: Sequence["Future[Any]"]) -> Any:
         return joined([future.result() for future in begun])
+
+
+def piece_of(batch: int, streams: int) -> int:
+    """Images that are computed together: a piece for each stream, or all where there are none."""
+    return max(1, min(PIECE, batch // streams)) if streams else batch
 
 
 def mapped(runner: Runner, batches: Iterable[Tensor]) -> Iterator[Any]:

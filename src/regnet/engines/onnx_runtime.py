@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from regnet.engines.base import OWN_LAYOUT, Runner, Target
-from regnet.engines.batches import Streams
+from regnet.engines.batches import Streams, piece_of
 from regnet.engines.program import AXES, capture, shared
 from regnet.quiet import quiet
 
@@ -44,16 +44,17 @@ class ONNXRuntime:
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         plain = Target(device=target.device, layout="contiguous")
-        program = capture(model, example[:1] if target.streams else example, plain)
+        piece = piece_of(len(example), target.streams)
+        program = capture(model, example[:piece], plain)
         if others := shared():
             path = others.folder / f"{id(program)}.onnx"
             write_onnx(program, path, names=_numbered(program))
             others.files[id(program)] = path
-            return load_onnx(path, target)
+            return load_onnx(path, target, piece)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             write_onnx(program, path, names=_numbered(program))
-            return load_onnx(path, target)
+            return load_onnx(path, target, piece)
 
 
 def write_onnx(
@@ -105,8 +106,8 @@ def _numbered(program: ExportedProgram) -> list[str]:
     return [f"output_{number}" for number in range(len(program.graph_signature.user_outputs))]
 
 
-def load_onnx(path: Path, target: Target) -> Runner:
-    """A runner of such a file."""
+def load_onnx(path: Path, target: Target, piece: int = 1) -> Runner:
+    """A runner of such a file; on streams, of pieces of so many images."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -125,7 +126,7 @@ def load_onnx(path: Path, target: Target) -> Runner:
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
     # Several threads may run a session at once.
-    return Streams([run] * target.streams) if target.streams else run
+    return Streams([run] * target.streams, piece) if target.streams else run
 
 
 def _provider(target: Target) -> str:

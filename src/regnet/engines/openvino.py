@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from regnet.engines.base import OWN_LAYOUT, Runner, Target, half_obstacle
-from regnet.engines.batches import Streams
+from regnet.engines.batches import Streams, piece_of
 from regnet.engines.program import AXES, capture, shared
 from regnet.quiet import imported, quiet
 
@@ -33,11 +33,11 @@ class OpenVINO:
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         # The plugin chooses types and layouts itself: it gets the network as float32, NCHW.
         plain = Target(device=target.device, layout="contiguous")
-        example = example[:1] if target.streams else example
+        example = example[: piece_of(len(example), target.streams)]
         program = capture(model, example, plain)
         # Where another engine has exported it, that file opens at once, and runs as fast.
         path = others.files.get(id(program)) if (others := shared()) else None
-        return run_openvino(path or convert(program, example), target)
+        return run_openvino(path or convert(program, example), target, len(example))
 
 
 def convert(
@@ -79,8 +79,8 @@ def write_openvino(
     openvino.save_model(model, path, compress_to_fp16=halves)
 
 
-def run_openvino(model: Any | Path, target: Target) -> Runner:
-    """A runner of an `openvino.Model`, or of a file of one."""
+def run_openvino(model: Any | Path, target: Target, piece: int = 1) -> Runner:
+    """A runner of an `openvino.Model`, or of a file of one; on streams, of such pieces."""
     openvino = imported("openvino")
     compiled = openvino.Core().compile_model(
         model,
@@ -92,7 +92,7 @@ def run_openvino(model: Any | Path, target: Target) -> Runner:
         },
     )
     runners = [_runner(compiled) for _ in range(target.streams or 1)]
-    return Streams(runners) if target.streams else runners[0]
+    return Streams(runners, piece) if target.streams else runners[0]
 
 
 def _hint(target: Target) -> dict[str, Any]:

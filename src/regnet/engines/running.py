@@ -29,7 +29,7 @@ def running(
         engine: its name; eager computes in the precision of the weights.
         precision: to compute in.
         device: where.
-        streams: images that it computes at once; see `regnet.engines.batches`.
+        streams: pieces of a batch that it computes at once; see `regnet.engines.batches`.
 
     Raises:
         ConfigError: there is no such engine or precision, or eager computes in another one.
