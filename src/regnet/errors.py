@@ -51,6 +51,10 @@ class StudyError(RegNetError, RuntimeError):
     """A study that cannot be used or go on; the networks that were trained are still there."""
 
 
+class FunctionError(ConfigError, StudyError):
+    """A function that a space or a study names, and that cannot be imported."""
+
+
 class ExecutorError(RegNetError, RuntimeError):
     """Tasks that cannot be worked on: their processes do not start, or cannot send results."""
 

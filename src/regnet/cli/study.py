@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from regnet.studies.analysis import Gain
     from regnet.studies.population import Population
     from regnet.studies.store import Row
+    from regnet.studies.study import Study
 
 REPORT = "report.html"
 
@@ -49,6 +50,9 @@ TimeLimit = Annotated[
     float | None,
     typer.Option(help="Minutes that a network may train; one that takes longer has failed."),
 ]
+TrustCode = Annotated[
+    bool, typer.Option("--trust", help="Run the functions that the study or a space names.")
+]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Train failed networks again.")]
 
 
@@ -65,8 +69,13 @@ def init(
         typer.Option(help="A JSON list of networks to train instead of sampled ones; repeat."),
     ] = None,
     data: Annotated[
-        str, typer.Option(help="Images, as `regnet train` takes them; shapes: drawn ones.")
-    ] = "shapes",
+        str | None,
+        typer.Option(help="Images, as `regnet train` takes them. Default: shapes, drawn ones."),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(help="A function that judges networks, package.module:function; no --data."),
+    ] = None,
     models: Annotated[int, typer.Option(help="Networks of each space.", min=1)] = 100,
     replicas: Annotated[
         int,
@@ -105,6 +114,7 @@ def init(
         int | None, typer.Option(help="Test on so many images only.", min=1)
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all that is random.", min=0)] = 0,
+    trust: TrustCode = False,
     run: Annotated[bool, typer.Option("--run", help="Train, analyze and report at once.")] = False,
     workers: Workers = None,
     device: Devices = None,
@@ -116,6 +126,9 @@ def init(
     as_json: AsJson = False,
 ) -> None:
     """Begin a study: sample its networks. With --run also train them, compare and report.
+
+    Spaces and studies may name functions of your own, which --trust allows to run; they are
+    imported from what is installed and from the current folder.
 
     Example: regnet study init runs/study --data cifar10/ --space anynetx_a --space regnetx
     --flops 4e6 --stem cifar --recipe cifar --run
@@ -146,17 +159,24 @@ def init(
         given=tuple(read_networks(path) for path in configs or ()),
         replicas=replicas,
         replicated=replicated,
-        train=data,
-        val=val or data,
+        train="" if objective and not data else data or "shapes",
+        val=val or ("" if objective and not data else data or "shapes"),
+        objective=objective or "",
+        code="." if objective or any(found.custom for found in spaces) else None,
         train_images=train_images,
         val_images=val_images,
         recipe=read_recipe(recipe, set_ or []),
         seed=seed,
     )
     chosen = executor_of(executor, workers, device, threads, gpus, slurm, time_limit)
-    study = population.init(folder, study)
+    _check_trust(study, trust=trust)
+    with ProgressBar("counting") as bar:
+        study = population.init(
+            folder, study, on_network=lambda done, total: bar.step("counting", done, total)
+        )
     stderr.print(f"{folder}: {study.count} networks of {len(study.names)} spaces")
-    if executor == "local" and device in (None, [], ["cpu"]):
+    _tell_of_failed_builds(folder)
+    if not study.objective and executor == "local" and device in (None, [], ["cpu"]):
         cores = min(workers or core_count(), core_count())
         seconds = population.work(folder) / (cores * CORE_SPEED)
         stderr.print(
@@ -164,7 +184,7 @@ def init(
             "the first networks are trained"
         )
     if run:
-        _train(folder, chosen, retry_failed=False)
+        _train(folder, chosen, trust=trust, retry_failed=False)
         _fail_if_all_failed(folder)
         _report(folder, folder / REPORT)
         analyze(folder, as_json=as_json)
@@ -187,6 +207,7 @@ def run(
         str | None, typer.Option(help="Where the same images lie now, if elsewhere.")
     ] = None,
     val: Annotated[str | None, typer.Option(help="Likewise of those to test on.")] = None,
+    trust: TrustCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Train what is not trained yet; begun again after any end, it repeats nothing.
@@ -196,7 +217,7 @@ def run(
     Example: regnet study run runs/study --workers 2
     """
     chosen = executor_of(executor, workers, device, threads, gpus, slurm, time_limit)
-    _train(folder, chosen, retry_failed=retry_failed, data=data, val=val)
+    _train(folder, chosen, trust=trust, retry_failed=retry_failed, data=data, val=val)
     status(folder, as_json=as_json)
     _fail_if_all_failed(folder)
 
@@ -266,8 +287,9 @@ def analyze(
         return
     if study:
         _tell_of_the_rest(source)
+    percent = "" if study and study.objective else " %"
     print_table(
-        ("space", ">networks", ">failed", ">min error %", ">mean error %"),
+        ("space", ">networks", ">failed", f">min error{percent}", f">mean error{percent}"),
         [
             (name, f"{r.models}", f"{r.failed}", f"{r.minimum:.2f}", f"{r.mean:.2f}")
             for name, r in found.spaces.items()
@@ -356,6 +378,7 @@ def refine(
     name: Annotated[str | None, typer.Option(help="Of the new space.")] = None,
     select: SelectOption = "last",
     seed: Seed = 0,
+    trust: TrustCode = False,
 ) -> None:
     """Add the part of a space in which its best networks lie, to be trained next.
 
@@ -367,6 +390,7 @@ def refine(
     from regnet.studies.analysis import refine as refined
 
     study = population.read(folder)
+    _check_trust(study, trust=trust)
     populations = _populations(folder, select)
     found = analyzed(populations, seed=seed)
     if space not in found.spaces:
@@ -392,13 +416,14 @@ def _print_gain(found: "Gain", networks: int) -> None:
 
 
 @app.command("recover")
-def recover(folder: Folder) -> None:
+def recover(folder: Folder, *, trust: TrustCode = False) -> None:
     """Begin a damaged store anew with all results that can still be read.
 
     Example: regnet study recover runs/study
     """
     from regnet.studies import population
 
+    _check_trust(population.read(folder), trust=trust)
     kept, damaged = population.recover(folder)
     where = f"; the damaged file is {damaged}" if damaged else ""
     stderr.print(f"{kept} results are kept{where}")
@@ -430,8 +455,32 @@ def _tell_of_the_rest(folder: Path) -> None:
             )
 
 
-def _train(folder: Path, executor: "Executor", **options: Any) -> None:
+def _check_trust(study: "Study", *, trust: bool) -> None:
+    if study.functions and not trust:
+        raise ConfigError(
+            f"the study names functions that would be run: {', '.join(study.functions)}; if you "
+            "know whose they are, repeat the command with --trust"
+        )
+
+
+def _tell_of_failed_builds(folder: Path) -> None:
+    """Say so where networks could not be built."""
     from regnet.studies import population
+
+    for name, of_space in population.load(folder).items():
+        if of_space.failed:
+            outcome = of_space.failed[0].outcome
+            assert outcome is not None, "it has a reason"
+            stderr.print(
+                f"{name}: {len(of_space.failed)} networks were drawn that cannot be built, and "
+                f"others in their place; the first: {outcome['reason']}"
+            )
+
+
+def _train(folder: Path, executor: "Executor", *, trust: bool, **options: Any) -> None:
+    from regnet.studies import population
+
+    _check_trust(population.read(folder), trust=trust)
 
     with ProgressBar("training") as bar:
         try:
@@ -480,7 +529,8 @@ def _report(
     write_bytes(out, render(study, populations, seed=seed).encode())
     stderr.print(f"report: {out}")
     if plots:
-        for path in save_plots(populations, plots, seed=seed):
+        unit = "" if study.objective else "%"
+        for path in save_plots(populations, plots, seed=seed, unit=unit):
             stderr.print(f"plot: {path}")
 
 
@@ -502,7 +552,9 @@ class _Networks:
         assert row.outcome is not None, "it has one"
         ended, total = self._ended()
         error = row.outcome.get("error")
-        outcome = row.outcome.get("reason") if error is None else f"{error:.2f} % error"
+        outcome = row.outcome.get("reason")
+        if error is not None:
+            outcome = f"{error:.2f} % error" if "epochs" in row.outcome else f"error {error:.4g}"
         self.bar.step("training", ended, total)
         left = self.bar.remaining(ended, total)
         self.bar.line(f"[{ended}/{total}] {row.space} {row.number}: {outcome}{left}")

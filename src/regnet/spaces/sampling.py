@@ -139,6 +139,8 @@ def sample(space: Space, count: int, rng: np.random.Generator | int = 0) -> Samp
     """
     if count < 1:
         raise ConfigError(f"count must be at least 1, got {count}")
+    if space.custom:
+        raise ConfigError(f"{space.name} is custom; sample it by regnet.studies.sample_networks")
     draws = _Draws(space, np.random.default_rng(rng))
     kept: list[Sample] = []
     last = 0

@@ -5,6 +5,7 @@ refining a space by the results of a study is one line. The spaces of the paper 
 `regnet.spaces.paper`.
 """
 
+import keyword
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -20,7 +21,8 @@ from regnet.documents import build
 from regnet.errors import ConfigError, unknown
 from regnet.spaces.distributions import Distribution
 
-Family = Literal["anynet", "regnet"]
+Family = Literal["anynet", "regnet", "custom"]
+"""Of a custom space the networks are built by a function; see `regnet.spaces.custom`."""
 
 Relation = Literal["free", "equal", "increasing", "decreasing"]
 """Of the values of neighbouring stages; increasing and decreasing include equal ones."""
@@ -34,9 +36,14 @@ Predicate: TypeAlias = Callable[[Any], NDArray[np.bool_]]
 PARAMETERS: Final[Mapping[Family, tuple[str, ...]]] = {
     "anynet": ("d_i", "w_i", "b_i", "g_i"),
     "regnet": ("d", "w0", "wa", "wm", "b", "g"),
+    "custom": (),
 }
 """What is drawn, in the paper's symbols. Of an AnyNet each is drawn for every stage: depth, width,
-bottleneck ratio and group width. Either may have `r`, the side of the image, as well."""
+bottleneck ratio and group width. Either may have `r`, the side of the image, as well. A custom
+space draws whatever its function takes."""
+
+FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
+"""A function in text: `package.module:function`."""
 
 COMPLEXITY: Final = ("flops", "params", "activations")
 
@@ -52,6 +59,13 @@ class Space:
     family: Family
     parameters: Mapping[str, Distribution]
     """A distribution for each of `PARAMETERS`; `r` may be there too."""
+    build: str = ""
+    """Of a custom space: the function that builds a network, a `torch.nn.Module` from images to
+    logits, as `package.module:function`. It takes the parameters by their names; and `num_classes`
+    and `image_size`, if it names them. **Whoever trains or samples the space runs it.**"""
+    count: str = ""
+    """Of a custom space: the function that counts a network, from the same arguments to a mapping
+    with flops, params and activations. Empty: the network is built and counted without memory."""
     relations: Mapping[str, Relation] = field(default_factory=dict)
     """Between the stages of an AnyNet; free where nothing is said."""
     num_stages: int = 4
@@ -74,9 +88,13 @@ class Space:
                 f"a space's name has letters, digits, '_', '-' and '.', got {self.name!r}"
             )
         if self.family not in PARAMETERS:
-            raise ConfigError(f"a space is of anynet or regnet; got {self.family!r}")
+            raise ConfigError(f"a space is of anynet, regnet or custom; got {self.family!r}")
         needed = set(PARAMETERS[self.family])
-        if wrong := sorted(needed ^ (set(self.parameters) - {"r"})):
+        if self.custom:
+            self._check_custom()
+        elif self.build or self.count:
+            raise ConfigError(f"{self.name} is of {self.family}: build and count are for custom")
+        elif wrong := sorted(needed ^ (set(self.parameters) - {"r"})):
             raise ConfigError(
                 f"a space of {self.family} draws {', '.join(PARAMETERS[self.family])}, and may "
                 f"draw r; {wrong[0]!r} is {'missing' if wrong[0] in needed else 'not one of them'}"
@@ -89,7 +107,8 @@ class Space:
                     f"a relation is free, equal, increasing or decreasing; got {relation!r}"
                 )
         for name, distribution in self.parameters.items():
-            self._check_parameter(name, distribution)
+            if not self.custom:
+                self._check_parameter(name, distribution)
         if self.num_stages < 1 or self.image_size < 1:
             raise ConfigError("num_stages and image_size must be at least 1")
         if self.ordering not in ("rejection", "sorting"):
@@ -101,6 +120,25 @@ class Space:
                 raise ConfigError(unknown(f"metric of {self.name}", name, self.metric_names))
             if low is not None and high is not None and low > high:
                 raise ConfigError(f"{name} has an empty range: {low:g} to {high:g}")
+
+    def _check_custom(self) -> None:
+        """Whether functions and parameters have names that can be used."""
+        for what in ("build", "count"):
+            text = getattr(self, what)
+            if not FUNCTION.fullmatch(text) and (what == "build" or text):
+                raise ConfigError(
+                    f"{self.name}: {what} must be 'package.module:function', got {text!r}"
+                )
+        if not self.parameters:
+            raise ConfigError(f"{self.name}: nothing is drawn; give it parameters")
+        for name in self.parameters:
+            if not name.isidentifier() or keyword.iskeyword(name) or name in COMPLEXITY:
+                raise ConfigError(f"{self.name}: {name!r} cannot be the name of a parameter")
+
+    @property
+    def custom(self) -> bool:
+        """Whether a user's function builds its networks."""
+        return self.family == "custom"
 
     def _check_parameter(self, name: str, distribution: Distribution) -> None:
         """Whether the ends of what is drawn, and steps between, can be built."""
@@ -123,6 +161,8 @@ class Space:
         stages = range(1, self.num_stages + 1)
         each = [f"{letter}{stage}" for letter in "dw" for stage in stages]
         image = ("r",) if "r" in self.parameters else ()
+        if self.custom:
+            return (*self.parameters, *COMPLEXITY)
         if self.family == "regnet":
             return (*PARAMETERS["regnet"], *each, *image, *COMPLEXITY)
         for name in ("b_i", "g_i"):
@@ -137,6 +177,8 @@ class Space:
         Of s values in order it counts all tuples by s!, and of the parameters of a RegNet 64
         values each, whatever the limits.
         """
+        if self.custom:
+            return float(math.prod(found.count for found in self.parameters.values()))
         image = self.parameters["r"].count if "r" in self.parameters else 1
         if self.family == "regnet":
             return LEVELS**4 * self.parameters["b"].count * self.parameters["g"].count * image
@@ -151,7 +193,7 @@ class Space:
     @property
     def dimensions(self) -> int:
         """Degrees of freedom; an order takes none away."""
-        if self.family == "regnet":
+        if self.family in ("regnet", "custom"):
             return len(self.parameters)
         each = [self.relations.get(name) == "equal" for name in PARAMETERS["anynet"]]
         return sum(1 if equal else self.num_stages for equal in each) + ("r" in self.parameters)
@@ -226,6 +268,7 @@ class Space:
             "architecture": asdict(self.architecture),
             "image_size": self.image_size,
             "ordering": self.ordering,
+            **({"build": self.build, "count": self.count} if self.custom else {}),
         }
 
     @classmethod

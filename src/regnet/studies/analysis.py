@@ -1,7 +1,7 @@
 """What a study found: its populations compared, and what their best networks have in common."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any, Final
@@ -145,8 +145,18 @@ def analyze(
         pairs=pairs,
         machines=tuple(sorted({_machine(found) for found in outcomes if "device" in found})),
         finished=max((found["finished"] for found in outcomes if "finished" in found), default=""),
-        warnings=(warning,) if few else (),
+        warnings=(*((warning,) if few else ()), *_not_repeated(outcomes)),
     )
+
+
+def _not_repeated(outcomes: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What to say of objectives that give one network two errors."""
+    return [
+        f"the objective gave {found['error']:.4g} and {found['repeated_error']:.4g} for the same "
+        "network and seed: it is not deterministic, and results do not repeat"
+        for found in outcomes
+        if found.get("repeated_error", found.get("error")) != found.get("error")
+    ]
 
 
 def _paired(first: Population, second: Population, seed: int) -> Comparison:

@@ -1,6 +1,7 @@
 """A study in its folder: study.json says what it is, the store what has become of each network."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from regnet.design.config import config_from_dict
 from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, DataError, ImageError, StudyError
 from regnet.executors import Died, Executor, ProcessPool
+from regnet.spaces.custom import KIND, find_function
 from regnet.spaces.space import Space
 from regnet.studies import store as stores
 from regnet.studies.store import Row, Store
@@ -55,14 +57,19 @@ class Population:
         return len(self.rows)
 
 
-def init(folder: str | Path, study: Study) -> Study:
+def init(
+    folder: str | Path, study: Study, on_network: Callable[[int, int], None] | None = None
+) -> Study:
     """Begin a study in a new folder: sample its networks; nothing is trained yet.
 
-    Its spaces get as many classes as the images have, and their size.
+    Its spaces get as many classes as the images have, and their size. Functions that the study
+    names are imported and run.
 
     Args:
         folder: new, or without a study.
         study: what to do.
+        on_network: called where networks are counted one by one, with how many are, and how many
+            there shall be.
 
     Raises:
         ConfigError: there is a study already, or a space has too few networks or cannot be saved.
@@ -72,14 +79,17 @@ def init(folder: str | Path, study: Study) -> Study:
     with runfolder.owned(path, "beginning a study"):
         if {FILE, stores.FILE} & set(runfolder.contents(path)):
             raise ConfigError(f"{path} holds a study already; resume it, or name another folder")
-        images = _open(study)
-        study = replace(
-            study,
-            spaces=_suited(study, study.spaces, images),
-            given=_suited_networks(study, images),
-            images=fingerprints(images),
-        )
-        rows = [row for name in study.names for row in study.rows(name)]
+        if study.objective:
+            find_function(study.objective, study.code)
+        else:
+            images = _open(study)
+            study = replace(
+                study,
+                spaces=_suited(study, study.spaces, images),
+                given=_suited_networks(study, images),
+                images=fingerprints(images),
+            )
+        rows = [row for name in study.names for row in study.rows(name, on_network)]
         # From here on there is a study; networks that the store lacks are added when it is resumed.
         _write(path, study)
         with Store(path, create=True) as store:
@@ -101,7 +111,8 @@ def extend(folder: str | Path, space: Space) -> Study:
     read(path)
     with runfolder.owned(path, "adding a space"):
         study = read(path)
-        study = replace(study, spaces=(*study.spaces, *_suited(study, (space,), _open(study))))
+        suited = (space,) if study.objective else _suited(study, (space,), _open(study))
+        study = replace(study, spaces=(*study.spaces, *suited))
         rows = list(study.rows(space.name))
         _write(path, study)
         with Store(path) as store:
@@ -111,8 +122,7 @@ def extend(folder: str | Path, space: Space) -> Study:
 
 def _write(folder: Path, study: Study) -> None:
     """Write study.json; relative paths are kept from the folder on."""
-    train, val = (sources.beside(source, folder) for source in (study.train, study.val))
-    runfolder.begin(folder, FILE, replace(study, train=train, val=val))
+    runfolder.begin(folder, FILE, _placed(study, folder, sources.beside))
 
 
 def read(folder: str | Path) -> Study:
@@ -124,8 +134,17 @@ def read(folder: str | Path) -> Study:
     path = Path(folder)
     study = Study.from_dict(runfolder.begun(path, FILE, "a study"))
     path = path if path.is_dir() else path.parent
-    train, val = (sources.from_beside(source, path) for source in (study.train, study.val))
-    return replace(study, train=train, val=val)
+    return _placed(study, path, sources.from_beside)
+
+
+def _placed(study: Study, folder: Path, place: Callable[[str, Path], str]) -> Study:
+    """A study with its places as seen from a folder, or from here again."""
+    return replace(
+        study,
+        train=place(study.train, folder) if study.train else "",
+        val=place(study.val, folder) if study.val else "",
+        code=place(study.code, folder) if study.code else None,
+    )
 
 
 def resume(
@@ -138,6 +157,8 @@ def resume(
     on_result: Callable[[Row], None] | None = None,
 ) -> dict[str, dict[str, int]]:
     """Train what is not trained yet; several processes may do so at once, on one host.
+
+    Functions that the study names are imported and run, here and by whoever trains.
 
     Args:
         folder: of the study.
@@ -160,7 +181,8 @@ def resume(
     began = study = read(path)
     train, tests = sources.moved(study.train, study.val, data, val)
     study = replace(study, train=train, val=tests)
-    _check_images(study, fingerprints(_open(study)), "here")
+    if not study.objective:
+        _check_images(study, fingerprints(_open(study)), "here")
     if study != began:
         _write(path, study)
     failures = 0
@@ -181,7 +203,7 @@ def resume(
                 )
                 failed = "error" not in told
                 if not failed:
-                    _check_images(study, told["images"], f"on {told['host']}")
+                    _check_images(study, told.get("images", {}), f"on {told['host']}")
                 row = store.finish(task.row, told, failed=failed)
                 if on_result:
                     on_result(row)
@@ -235,11 +257,15 @@ def progress(folder: str | Path) -> tuple[int, int]:
 def work(folder: str | Path) -> float:
     """Multiply-adds of what is not trained yet; backward counts as two forward passes.
 
+    NaN where an objective judges networks: nobody knows what it does.
+
     Raises:
         ConfigError: there is no study.
         DataError: the images cannot be used.
     """
     study = read(folder)
+    if study.objective:
+        return math.nan
     with Store(Path(folder)) as store:
         left = [row for row in store.rows() if row.outcome is None]
     images = study.train_images or len(_open(study).train)
@@ -305,7 +331,7 @@ def _open(study: Study) -> Images:
 def _suited(study: Study, spaces: Sequence[Space], images: Images) -> tuple[Space, ...]:
     """Spaces whose networks have the classes and the size of the study's images."""
     classes, side = _classes_and_side(study, images)
-    if side is not None and any("r" in space.parameters for space in spaces):
+    if side is not None and any("r" in s.parameters for s in spaces if not s.custom):
         raise ConfigError(
             f"a space that draws the size of images needs a recipe that crops 'resized' and leaves "
             f"image_size open; this one trains at {side}"
@@ -357,17 +383,19 @@ def _classes_and_side(study: Study, images: Images) -> tuple[int, int | None]:
 
 def _tasks(study: Study, store: Store) -> Iterator[Task]:
     while (row := store.claim(study.names)) is not None:
-        yield Task(row=row, run=_run(study, row))
+        run = None if study.objective else _run(study, row)
+        yield Task(row=row, run=run, objective=study.objective, code=study.code)
 
 
 def _run(study: Study, row: Row) -> Run:
     """How a network of the study is trained."""
     recipe, size = study.recipe, None
     if recipe.crop == "resized":
-        size = round(row.metrics.get("r", study.image_size(row.space)))
+        drawn = row.metrics if row.config["kind"] != KIND else {}
+        size = round(drawn.get("r", study.image_size(row.space)))
         recipe = replace(recipe, image_size=size)
     return Run(
-        model=config_from_dict(row.config),
+        model=row.space if row.config["kind"] == KIND else config_from_dict(row.config),
         recipe=recipe,
         train=study.train,
         val=study.val,
@@ -379,7 +407,7 @@ def _run(study: Study, row: Row) -> Run:
 
 
 def _check_images(study: Study, found: Mapping[str, str], where: str) -> None:
-    """Whether images are those that the study began with."""
+    """Whether images are those that the study began with, if it has any."""
     if study.images is not None and dict(study.images) != dict(found):
         raise DataError(
             f"{study.train}: the images {where} are not those that the study began with: "
@@ -388,9 +416,10 @@ def _check_images(study: Study, found: Mapping[str, str], where: str) -> None:
 
 
 def error_of(row: Row, select: Select) -> float:
-    """The test error of a trained network, in percent."""
+    """The test error of a trained network, in percent; or what an objective gave."""
     assert row.outcome is not None, "it is done"
-    if select == "lowest":
+    epochs = row.outcome.get("epochs")
+    if select == "lowest" or not epochs:  # an objective has none
         return float(row.outcome["error"])
-    last = row.outcome["epochs"][-1]
+    last = epochs[-1]
     return 100 - float(last.get("average_top1", last["top1"]))

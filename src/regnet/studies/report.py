@@ -10,6 +10,7 @@ import numpy as np
 from regnet import pages
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
 from regnet.figures import check_plot_file, finish, new_figure, save_figure
+from regnet.spaces.custom import KIND
 from regnet.spaces.space import COMPLEXITY
 from regnet.studies import statistics
 from regnet.studies.analysis import SpaceResult, analyze, refinable
@@ -69,6 +70,7 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
         "logarithmic": list(LOGARITHMIC),
         "machines": analysis.machines,
         "empty": empty,
+        "unit": "" if study.objective else "%",
     }
     return pages.render(
         "regnet.studies",
@@ -80,18 +82,25 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
 
 
 def save_plots(
-    populations: Mapping[str, Population], folder: Path, *, seed: int = 0
+    populations: Mapping[str, Population], folder: Path, *, seed: int = 0, unit: str = "%"
 ) -> tuple[Path, ...]:
     """Draw what the report shows into SVG files.
 
     EDFs, search curves, learning curves, the best and worst networks, and of each space errors
     against every parameter.
 
+    Args:
+        populations: by the names of their spaces.
+        folder: of the files.
+        seed: of everything random.
+        unit: of the errors; empty where an objective gave them.
+
     Raises:
         ConfigError: no network is trained yet.
         MissingExtraError: matplotlib is not installed.
         OSError: the files cannot be written.
     """
+    error = f"error, {unit}" if unit else "error"
     paths = [folder / f"{name}.svg" for name in ("edf", "search", "curves", "networks")]
     check_plot_file(paths[0])
     analysis = analyze(populations, seed=seed)
@@ -111,21 +120,23 @@ def save_plots(
         path = folder / f"space-{name}.svg"
         figure = new_figure(12, 3 * -(-len(result.best) // 4))
         panels = figure.subplots(-(-len(result.best) // 4), 4, squeeze=False).ravel()
-        figure.suptitle(f"{name}: error (%) against each parameter, and where the best ones lie")
+        figure.suptitle(f"{name}: {error} against each parameter, and where the best ones lie")
         for axes, metric in zip(panels, result.best, strict=False):
             _draw_metric(axes, populations[name], metric, result, color)
         for axes in panels[len(result.best) :]:
             axes.set_axis_off()
         save_figure(figure, path)
         paths.append(path)
-    edf_axes.set(xlabel="error, %", ylabel="cumulative share of networks", ylim=(0, 1))
-    search_axes.set(xlabel="networks tried", ylabel="error of the best, %", xscale="log")
+    edf_axes.set(xlabel=error, ylabel="cumulative share of networks", ylim=(0, 1))
+    search_axes.set(
+        xlabel="networks tried", ylabel=error.replace("error", "error of the best"), xscale="log"
+    )
     search_axes.xaxis.set_major_formatter("{x:g}")
     for axes, figure, path in ((edf_axes, curves, paths[0]), (search_axes, searches, paths[1])):
         finish(axes)
         save_figure(figure, path)
     found = {name: populations[name] for name in analysis.spaces}
-    save_figure(_learning_curves(found), paths[2])
+    save_figure(_learning_curves(found, error), paths[2])
     save_figure(_extremes(found), paths[3])
     return tuple(paths)
 
@@ -137,18 +148,18 @@ def _ranked(population: Population) -> tuple[list[int], list[int]]:
     return order[:few], order[len(order) - few :]
 
 
-def _learning_curves(populations: Mapping[str, Population]) -> "Figure":
+def _learning_curves(populations: Mapping[str, Population], error: str) -> "Figure":
     """Test error by epoch of the best networks of each space, and, dashed, of the worst."""
     figure = new_figure(6.5, 4.5)
     axes = figure.subplots()
     for number, (name, population) in enumerate(populations.items()):
         for style, chosen in zip(("-", "--"), _ranked(population), strict=True):
             for rank, at in enumerate(chosen):
-                curve = np.array(_model(population, at)["curve"])
+                curve = np.array(_model(population, at)["curve"]).reshape(-1, 3)
                 label = name if style == "-" and not rank else None
                 color = COLORS[number % len(COLORS)]
                 axes.plot(curve[:, 0], curve[:, 2], style, color=color, label=label, lw=1)
-    axes.set(xlabel="epoch", ylabel="test error, %")
+    axes.set(xlabel="epoch", ylabel=f"test {error}")
     finish(axes)
     return figure
 
@@ -165,8 +176,9 @@ def _extremes(populations: Mapping[str, Population]) -> "Figure":
             model = _model(population, at)
             if model["line"]:
                 axes.plot(model["line"], ":", color="0.4")
-            axes.plot(model["widths"], ".-", color=COLORS[number % len(COLORS)])
-            axes.set_title(f"{name}: {model['error']:.1f} %", fontsize=9)
+            edges = np.arange(len(model["widths"]) + 1) - 0.5
+            axes.stairs(model["widths"], edges, color=COLORS[number % len(COLORS)], lw=1.5)
+            axes.set_title(f"{name}: {model['error']:.3g}", fontsize=9)
             axes.set_ylim(bottom=0)
             axes.grid(alpha=0.3)
         for axes in row[len(best) + len(worst) :]:
@@ -204,18 +216,24 @@ def _edf(population: Population, seed: int) -> dict[str, list[float]]:
 def _model(population: Population, at: int) -> dict[str, Any]:
     row = population.rows[at]
     assert row.outcome is not None, "it is trained"
-    config = config_from_dict(row.config)
+    blocks, line, words = [], [], ""
+    if row.config["kind"] == KIND:
+        words = ", ".join(f"{name} {value:g}" for name, value in row.config["parameters"].items())
+    else:
+        config = config_from_dict(row.config)
+        blocks, words = [block.width for block in config.blocks()], _stages(config)
+        line = list(config.explain().u) if isinstance(config, RegNetConfig) else []
     return {
         "number": row.number,
         "error": round(float(population.errors[at]), 4),
         "metrics": row.metrics,
-        "widths": [block.width for block in config.blocks()],
-        "line": list(config.explain().u) if isinstance(config, RegNetConfig) else [],
-        "stages": _stages(config),
+        "widths": blocks,
+        "line": line,
+        "stages": words,
         "curve": [
             [epoch["epoch"], round(100 - epoch["train_top1"], 3),
              round(100 - epoch.get("average_top1", epoch["top1"]), 3)]
-            for epoch in row.outcome["epochs"]
+            for epoch in row.outcome.get("epochs", ())
         ],
         "seconds": row.outcome["seconds"],
         "config": row.config,

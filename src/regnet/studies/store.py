@@ -210,8 +210,11 @@ class Store:
         return freed
 
     def retry_failed(self) -> int:
-        """Have networks whose training failed trained again; returns how many."""
-        failed = self.rows("failed")
+        """Have networks whose training failed trained again; returns how many.
+
+        Those that could not be built when they were drawn were never trained.
+        """
+        failed = [row for row in self.rows("failed") if row.attempts]
         for row in failed:
             self.journal.add((row.space, row.number), None)
         with self._transaction():

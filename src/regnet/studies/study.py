@@ -1,21 +1,31 @@
 """What a study is: populations of one or more spaces, one recipe, one set of images."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from regnet import documents
 from regnet.design.complexity import complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
 from regnet.errors import ConfigError, unknown
-from regnet.spaces.sampling import sample
-from regnet.spaces.space import COMPLEXITY, Space
+from regnet.spaces.custom import CustomConfig, CustomSample
+from regnet.spaces.sampling import Sample, sample
+from regnet.spaces.space import COMPLEXITY, FUNCTION, Space
+from regnet.studies.custom import sample_networks
 from regnet.studies.store import Row
 from regnet.training.input import seed_of
-from regnet.training.recipe import Recipe
+from regnet.training.recipe import RECIPES, Recipe
 
-Network = tuple[AnyNetConfig | RegNetConfig, dict[str, float]]
+Network = tuple[AnyNetConfig | RegNetConfig | CustomConfig, dict[str, float]]
 """A network, and what is known of it."""
+
+
+def _described(found: Sample | CustomSample, count: int) -> list[Network]:
+    metrics = found.metrics
+    return [
+        (found.config(n), {name: values[n].item() for name, values in metrics.items()})
+        for n in range(count)
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,11 +100,18 @@ class Study:
     """How often the first networks of each space are trained, each time with another seed."""
     replicated: int = 8
     """How many networks of each space those are, where replicas are more than one."""
-    train: str
+    train: str = ""
     """Where the training images are; see `regnet.data.sets.open_set`."""
-    val: str
+    val: str = ""
     """Where the images are that measure errors."""
-    recipe: Recipe
+    recipe: Recipe = field(default_factory=lambda: RECIPES["dds-short"])
+    objective: str = ""
+    """A function that judges networks instead of training on images, as `package.module:function`:
+    (parameters, seed, device) to an error, or to a mapping that has one. Parameters are a
+    dictionary in a custom space, else the config. **Whoever runs the study runs it.**"""
+    code: str | None = None
+    """Folder in which the functions that the study names are looked for, beside what is installed;
+    None: nowhere else."""
     train_images: int | None = None
     """Train on so many of the images only, equally from all classes."""
     val_images: int | None = None
@@ -108,6 +125,12 @@ class Study:
             raise ConfigError("a study needs a space, or networks that are given")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(f"two spaces are called {twice[0]!r}; give one another name")
+        if self.objective and not FUNCTION.fullmatch(self.objective):
+            raise ConfigError(
+                f"an objective must be 'package.module:function', got {self.objective!r}"
+            )
+        if bool(self.objective) == bool(self.train and self.val):
+            raise ConfigError("a study needs images to train and to test on, or an objective")
         for name in ("models", "replicas", "replicated"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -157,16 +180,41 @@ class Study:
                 return space
         raise ConfigError(unknown("space in the study", name, [s.name for s in self.spaces]))
 
-    def rows(self, name: str) -> Iterator[Row]:
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """The functions of its user that it runs."""
+        found = [self.objective, *(name for s in self.spaces for name in (s.build, s.count))]
+        return tuple(dict.fromkeys(filter(None, found)))
+
+    def rows(
+        self, name: str, on_network: Callable[[int, int], None] | None = None
+    ) -> Iterator[Row]:
         """The networks of one of its populations, to be trained.
 
-        Numbers from `networks(name)` on are replicas; `network` says of which.
+        Numbers from `networks(name)` on are replicas; `network` says of which. Behind those come
+        networks of a custom space that could not be built: they have failed already.
+
+        Args:
+            name: of the population.
+            on_network: called where networks are counted one by one, with how many are, and how
+                many there shall be.
 
         Raises:
             ConfigError: the space has too few.
+            FunctionError: a function that it names cannot be imported.
         """
         what = self._population(name)
-        found = what.described() if isinstance(what, Given) else self._sampled(what)
+        failed: tuple[tuple[CustomConfig, str], ...] = ()
+        if isinstance(what, Given):
+            found = what.described()
+        elif what.custom:
+            seed = seed_of(self.seed, "sample", name)
+            drawn = sample_networks(
+                what, self.models, seed, folder=self.code, on_network=on_network
+            )
+            found, failed = _described(drawn, self.models), drawn.failed
+        else:
+            found = self._sampled(what)
         for number in range(self.trainings(name)):
             config, metrics = found[self.network(name, number)]
             yield Row(
@@ -177,14 +225,21 @@ class Study:
                 metrics=metrics,
                 seed=seed_of(self.seed, "train", name, number) % 2**31,
             )
+        for number, (network, reason) in enumerate(failed, self.trainings(name)):
+            yield Row(
+                id=0,
+                space=name,
+                number=number,
+                config=network.to_dict(),
+                metrics=dict(network.parameters),
+                seed=0,
+                status="failed",
+                outcome={"reason": reason, "seconds": 0.0},
+            )
 
     def _sampled(self, space: Space) -> list[Network]:
         found = sample(space, self.models, seed_of(self.seed, "sample", space.name))
-        metrics = found.metrics
-        return [
-            (found.config(n), {name: values[n].item() for name, values in metrics.items()})
-            for n in range(self.models)
-        ]
+        return _described(found, self.models)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
@@ -201,6 +256,8 @@ class Study:
             "seed": self.seed,
             "images": self.images,
             "recipe": self.recipe.to_dict(),
+            "objective": self.objective,
+            "code": self.code,
         }
 
     @classmethod

@@ -30,7 +30,7 @@ from regnet.training import run as runs
 from regnet.training.input import Images
 from regnet.training.recipe import Recipe, find_recipe
 from regnet.training.run import Facts, Run
-from regnet.training.session import Options, Progress, Session
+from regnet.training.session import Build, Options, Progress, Session
 from regnet.weights.card import Card
 from regnet.zoo.create import preprocess
 from regnet.zoo.publish import card_text, images_line
@@ -153,6 +153,7 @@ def start(
     facts: Facts | None = None,
     options: Options | None = None,
     images: Images | None = None,
+    build: Build | None = None,
 ) -> Trained:
     """Do a run in a new folder.
 
@@ -162,6 +163,8 @@ def start(
         facts: those of an earlier run.json, whose images these must be.
         options: device and the like.
         images: those of the run, where they were opened before.
+        build: builds the network where no name and no config says how; it needs no folder then,
+            since nothing could open what is in it.
 
     Raises:
         What `train` raises.
@@ -182,7 +185,7 @@ def start(
                 )
             if held:
                 raise ConfigError(f"{folder} holds other files; name a new folder")
-        session = Session(run, group, options, images)
+        session = Session(run, group, options, images, build)
         _tell(session)
         now = session.facts
         if facts is not None:

@@ -92,11 +92,20 @@ def _default_weights(model: str | AnyNetConfig | RegNetConfig) -> str | None:
     return row.id if row else None
 
 
+Build = Callable[[], AnyNet]
+"""Builds the network of a run, its weights drawn from torch's own generator."""
+
+
 class Session:
     """What a run needs in one process."""
 
     def __init__(
-        self, run: Run, group: Group, options: Options, images: Images | None = None
+        self,
+        run: Run,
+        group: Group,
+        options: Options,
+        images: Images | None = None,
+        build: Build | None = None,
     ) -> None:
         self.run, self.recipe, self.group, self.options = run, run.recipe, group, options
         self.images = images or Images.open(
@@ -108,7 +117,7 @@ class Session:
         )
         count = len(self.images.train)
         self.plan = Plan(images=count, recipe=run.recipe, seed=run.seed, group=group)
-        self.network = self._build()
+        self.network = self._built(build or self._created)
         self.input = self._input()
         self.teachers = self._teachers()
         self.test = self._test()
@@ -177,9 +186,8 @@ class Session:
             f"peak learning rate {recipe.peak_lr:.4g}",
         )
 
-    def _build(self) -> AnyNet:
+    def _created(self) -> AnyNet:
         run, recipe = self.run, self.recipe
-        torch.manual_seed(seed_of(run.seed, "weights"))
         network: AnyNet = create(
             run.model,
             pretrained=run.pretrained,
@@ -190,6 +198,11 @@ class Session:
             zero_init_last=recipe.zero_init_last,
         )
         network.set_grad_checkpointing(self.options.grad_checkpointing)
+        return network
+
+    def _built(self, build: Build) -> AnyNet:
+        torch.manual_seed(seed_of(self.run.seed, "weights"))
+        network = build()
         sharded = self.group.size > 1 and self.options.parallel == "fsdp"
         # FSDP2 cuts tensors into rows, and takes only those that lie in one piece.
         layout = torch.contiguous_format if sharded else torch.channels_last
