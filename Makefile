@@ -1,7 +1,8 @@
 # Both targets set up everything they need in .venv; PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup # two processes, two cores
+# Two processes, two cores. If one of them dies, that is the end: after a restart the others may wait for ever.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --max-worker-restart 0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: demo test test-all docs format clean

@@ -76,9 +76,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if is_slow(item) != wanted]
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if is_slow(item) == wanted]
-    # Those that begin processes come first: twice a worker of pytest ended where submitit began a
-    # job, in a process in which compilers and runtimes had run.
-    items.sort(key=lambda item: ROOT / "executors" not in item.path.parents)
     skipped = {}
     if not config.getoption("--long"):
         skipped["long"] = "takes long; pytest --long runs it"

@@ -100,6 +100,10 @@ def init(
         list[str] | None,
         typer.Option(help="A range in all spaces that have it: d=12:28, wm=2:, b=1; repeat."),
     ] = None,
+    image_size: Annotated[
+        int | None,
+        typer.Option(help="Side of the images in pixels, with an objective. Default: 224.", min=1),
+    ] = None,
     stem: Annotated[str | None, typer.Option(help="simple, or cifar for small images.")] = None,
     stem_width: Annotated[int | None, typer.Option(help="Channels of the stem.")] = None,
     val: Annotated[str | None, typer.Option(help="Images to test on; else beside --data.")] = None,
@@ -150,9 +154,12 @@ def init(
         for name, value in (("stem", stem), ("stem_width", stem_width))
         if value is not None
     }
+    if image_size and not objective:
+        raise ConfigError("--image-size is for an objective; images and recipe have a size")
+    side: dict[str, Any] = {"image_size": image_size} if image_size else {}
     study = Study(
         spaces=tuple(
-            replace(found, architecture=replace(found.architecture, **shape))
+            replace(found, architecture=replace(found.architecture, **shape), **side)
             for found in restricted(spaces, restrict or [])
         ),
         models=models,

@@ -16,13 +16,12 @@ from regnet.engines.base import Runner, Target, inference
 from regnet.engines.batches import for_any_batch
 from regnet.engines.compiled import load_package
 from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx
-from regnet.engines.openvino import OpenVINO, run_openvino
+from regnet.engines.openvino import OpenVINO, core, run_openvino
 from regnet.engines.served import pixels_of
 from regnet.errors import ConfigError, MissingExtraError, NotFoundError, in_one_line
 from regnet.nn.features import Described
 from regnet.nn.model import AnyNet
 from regnet.paths import expanded
-from regnet.quiet import imported
 from regnet.weights.card import Card
 from regnet.zoo.create import create
 from regnet.zoo.resolver import is_exported
@@ -181,9 +180,8 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 
 def _open_openvino(path: Path) -> Opened:
-    openvino = imported("openvino")
     # Said outright, so that no other file is looked for.
-    model = openvino.Core().read_model(path, path.with_suffix(".bin"))
+    model = core().read_model(path, path.with_suffix(".bin"))
     text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
     [images] = model.inputs
     shape = tuple(None if size.is_dynamic else size.get_length() for size in images.partial_shape)

@@ -1,6 +1,7 @@
 """OpenVINO, for CPUs."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,21 @@ def write_openvino(
     openvino.save_model(model, path, compress_to_fp16=halves)
 
 
+@cache
+def core() -> Any:
+    """OpenVINO's runtime: one for this process, and until it ends.
+
+    Where the CPU has AVX-512, a `Core` that compiles for it gives the thread a stack for signal
+    handlers, and when it goes it frees that stack, though it may be in use: after a second `Core`
+    began, or where another thread lets go of it. The next signal then ends the process, without a
+    word (OpenVINO 2026.4). Python's handlers use that stack.
+    """
+    return imported("openvino").Core()
+
+
 def run_openvino(model: Any | Path, target: Target, piece: int = 1) -> Runner:
     """A runner of an `openvino.Model`, or of a file of one; on streams, of such pieces."""
-    openvino = imported("openvino")
-    compiled = openvino.Core().compile_model(
+    compiled = core().compile_model(
         model,
         "CPU",
         {

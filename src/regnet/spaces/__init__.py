@@ -4,6 +4,7 @@ NumPy alone, without torch; it may import `design` and the rooms below, and ever
 import it.
 """
 
+from regnet.spaces.custom import CustomConfig, CustomSample, sample_custom
 from regnet.spaces.distributions import Distribution
 from regnet.spaces.latency import LatencyModel
 from regnet.spaces.paper import SPACES, constrained, find_space, search_space
@@ -12,6 +13,8 @@ from regnet.spaces.space import Space
 
 __all__ = [
     "SPACES",
+    "CustomConfig",
+    "CustomSample",
     "Distribution",
     "LatencyModel",
     "Sample",
@@ -20,5 +23,6 @@ __all__ = [
     "find_space",
     "sample",
     "sample_by_flops",
+    "sample_custom",
     "search_space",
 ]

@@ -6,6 +6,7 @@ A study's truth is one SQLite file. This room may import `training`, `selection`
 
 from regnet.studies import statistics
 from regnet.studies.analysis import Analysis, SpaceResult, analyze, refine
+from regnet.studies.custom import sample_networks
 from regnet.studies.population import (
     Population,
     counts,
@@ -37,6 +38,7 @@ __all__ = [
     "refine",
     "render",
     "resume",
+    "sample_networks",
     "save_plots",
     "statistics",
     "write_table",
