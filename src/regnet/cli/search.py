@@ -1,5 +1,6 @@
 """regnet search: a RegNet for this device."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,6 +37,10 @@ def command(
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     batch_size: Annotated[int, typer.Option(help="Images per call.", min=1)] = 1,
     image_size: Annotated[int, typer.Option(help="Side of the images.", min=1)] = 224,
+    num_classes: Annotated[int, typer.Option(help="Classes of the networks.", min=1)] = 1000,
+    in_chans: Annotated[int, typer.Option(help="Channels of the images.", min=1)] = 3,
+    stem: Annotated[str, typer.Option(help="simple, or cifar for small images.")] = "simple",
+    stages: Annotated[int, typer.Option(help="Of the networks.", min=1)] = 4,
     threads: Threads = None,
     probes: Annotated[
         int, typer.Option(help="Networks measured to predict the others.", min=8)
@@ -57,10 +62,10 @@ def command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find a RegNet for this device: as large as a latency and other limits allow.
+    """Find a RegNet for this device: as good as a latency and other limits allow.
 
-    Accuracy is not predicted: in the space that the paper found, networks of equal flops are about
-    equally good, and more flops are better.
+    Accuracy is not measured: more flops are better, and of equal flops a prior says which
+    structures were better in populations that were trained.
 
     Example: regnet search --flops 400M --latency-ms 15 --device cpu --out best.json
     """
@@ -69,6 +74,7 @@ def command(
     from regnet.devices import find_device
     from regnet.selection.limits import Limits
     from regnet.selection.search import search
+    from regnet.spaces.paper import search_space
 
     counts = {"flops": flops, "params": params, "activations": activations}
     limits = Limits(
@@ -82,10 +88,20 @@ def command(
         raise ConfigError(f"{pareto}: --pareto needs a folder, and this is a file")
     where = find_device(device)
     set_threads(threads)
+    found = search_space(space)
     with ProgressBar("sampling") as bar:
-        found = search(
+        done = search(
             limits,
-            space=space,
+            space=replace(
+                found,
+                num_stages=stages,
+                architecture=replace(
+                    found.architecture,
+                    num_classes=num_classes,
+                    in_chans=in_chans,
+                    stem=stem,  # type: ignore[arg-type]  # the config checks it
+                ),
+            ),
             device=where,
             engine=engine,
             precision=precision,  # type: ignore[arg-type]  # the search checks it
@@ -98,18 +114,18 @@ def command(
             on_step=bar.step,
         )
     if as_json:
-        print_json(documents.plain(found) | {"doubts": found.doubts})
+        print_json(documents.plain(done) | {"doubts": done.doubts})
     else:
-        _print(found)
+        _print(done)
     if out:
-        write_bytes(out, found.best.config.to_json().encode())
+        write_bytes(out, done.best.config.to_json().encode())
         stderr.print(f"wrote {out}")
     if pareto:
         pareto.mkdir(parents=True, exist_ok=True)
-        for number, row in enumerate(found.pareto, 1):
+        for number, row in enumerate(done.pareto, 1):
             name = f"{number:02d}-{row.latency_ms:.1f}ms-{row.flops / 1e6:.0f}MF.json"
             write_bytes(pareto / name, row.config.to_json().encode())
-        stderr.print(f"wrote {len(found.pareto)} configs into {pareto}")
+        stderr.print(f"wrote {len(done.pareto)} configs into {pareto}")
 
 
 def _print(found: "Found") -> None:
@@ -120,7 +136,7 @@ def _print(found: "Found") -> None:
     rows += [("within", row) for row in found.pareto if row != best and not row.name]
     rows += [(row.name, row) for row in found.published]
     print_table(
-        ("", ">flops", ">params", ">ms", ">95 %", ">predicted ms", "network"),
+        ("", ">flops", ">worth", ">params", ">ms", ">95 %", ">predicted ms", "network"),
         [_cells(name, row) for name, row in rows],
     )
     facts = found.environment
@@ -135,13 +151,18 @@ def _print(found: "Found") -> None:
         f"{found.candidates} ranked by a model of latency that is off by "
         f"{100 * found.fit_error:.1f} % (median of networks left out){off}"
     )
+    stdout.print(
+        "worth: flops of an ordinary published network that is predicted to be as good, by "
+        f"{found.prior}"
+    )
     if found.rival is None:
-        stdout.print("no published RegNet has flops within 10 % of it")
+        stdout.print("no published RegNet that was measured is predicted to be as good")
     elif found.against_rival is not None:
         verdict = found.against_rival.verdict("the network found", found.rival)
         weak = " (weak: see above)" if found.doubts and found.against_rival.differs else ""
         stdout.print(
-            f"beside {found.rival}, the fastest published one of its flops: {verdict}{weak}"
+            f"beside {found.rival}, the fastest published one that is predicted to be as good: "
+            f"{verdict}{weak}"
         )
 
 
@@ -151,7 +172,8 @@ def _cells(name: str, row: "Measured") -> tuple[str, ...]:
     groups = sorted({stage.group_width for stage in config.anynet().stages})
     shape = f"depths {list(config.depths)}, widths {list(config.widths)}, groups {groups}"
     return (
-        name, scaled(row.flops), scaled(row.params), f"{row.latency_ms:.2f}",
+        name, scaled(row.flops), "" if row.worth is None else scaled(row.worth),
+        scaled(row.params), f"{row.latency_ms:.2f}",
         f"{row.low_ms:.2f}-{row.high_ms:.2f}", guess, f"{row.name} {shape}" if name == "best"
         else shape,
     )  # fmt: skip

@@ -32,6 +32,8 @@ class Measured:
     """As in `Limits`."""
     predicted_ms: float | None = None
     """The latency that was predicted before it was measured."""
+    worth: float | None = None
+    """Flops of an ordinary network that is predicted to be as good (`regnet.selection.prior`)."""
     problem: str | None = None
     """Why the times mean little, such as a busy machine; None where nothing is known."""
     reference_ms: tuple[float, float] | None = None
@@ -73,14 +75,15 @@ class Found:
     """What a search came to."""
 
     best: Measured
-    """The fastest of the largest networks within the limits, as measured again after it was chosen;
-    or a published network, by its name, where that is shown to be faster."""
+    """The fastest of the networks within the limits that are predicted to be the best, as measured
+    again after it was chosen; or a published network, by its name, where that is shown to be faster
+    and predicted to be as good."""
     pareto: tuple[Measured, ...]
-    """Networks within the limits of which none is both larger and faster, by latency."""
+    """Networks within the limits of which none is both predicted better and faster, by latency."""
     published: tuple[Measured, ...]
     """The published RegNetX and RegNetY nearest in flops, within the limits or not."""
     rival: str | None
-    """The fastest published network of equal flops; None where there is none."""
+    """The fastest published network that is predicted to be as good; None where there is none."""
     against_rival: Comparison | None
     """The rival's time over the time of the network found: above 1, the latter is faster."""
     fit_error: float
@@ -95,6 +98,8 @@ class Found:
     candidates: int
     """Networks that were sampled and ranked by the latency model."""
     measured: int
+    prior: str
+    """What the predictions of quality rest on."""
     environment: dict[str, Any]
 
     @property

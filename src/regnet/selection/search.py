@@ -1,13 +1,13 @@
-"""A RegNet for a device: as much network as a latency and other limits allow.
+"""A RegNet for a device: as good a network as a latency and other limits allow.
 
 Networks of the paper's constrained space are sampled by the thousand. A few dozen are measured on
 the device, a model of latency fitted to those predicts the others, and the most promising ones are
-measured too. Accuracy is not predicted: within that space networks of equal flops are about equally
-good (Radosavovic et al. 2020, section 4), so that flops stand for it. The fastest networks of equal
-flops are an extreme of the space, about which the paper says nothing.
+measured too. How good they are is not measured: within that space more flops are better, and of
+equal flops a prior says which structures were (`regnet.selection.prior`).
+`regnet.studies.search` trains them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf, log
 from typing import Final
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from regnet.design.complexity import complexity, population_memory_bytes
+from regnet.design.config import RegNetConfig
 from regnet.design.variants import PLAIN, VARIANTS
 from regnet.design.widths import FloatArray
 from regnet.devices import find_device
@@ -29,9 +30,10 @@ from regnet.selection.device import (
     fastest_engine,
 )
 from regnet.selection.limits import Found, Limits, Measured
+from regnet.selection.prior import prior
 from regnet.spaces.latency import LatencyModel, features_of
 from regnet.spaces.paper import search_space
-from regnet.spaces.sampling import BoolArray, Sample, sample_by_flops
+from regnet.spaces.sampling import BoolArray, Sample, sample, sample_by_flops
 from regnet.spaces.space import Space
 
 CANDIDATES: Final = 3000
@@ -41,15 +43,16 @@ PARTS: Final = 12
 """Ranges of flops, equal in logarithms, that each get as many candidates."""
 
 NEAR: Final = 0.05
-"""Networks are equally large if their flops differ from the largest's by at most this part."""
+"""Networks are equally good if what they are worth differs from the most by at most this part."""
 
 EQUAL: Final = 0.1
-"""A published network has equal flops if they differ by no more than this part."""
+"""A published network is as good if what it is worth differs by no more than this part."""
 
-LEAST_FLOPS: Final = 50e6
 MOST_FLOPS: Final = 32e9
-"""Range of the search at 224 pixels where flops are not limited: from a quarter of RegNetX-200MF's
-to RegNetY-32GF's."""
+"""The most that the search looks at where flops are not limited: RegNetY-32GF's at 224 pixels."""
+
+SCOUTS: Final = 2000
+"""Networks that are drawn to see how small they may be."""
 
 ROUNDS: Final = 3
 """How often finalists are chosen again while none of them is within the limits."""
@@ -80,8 +83,8 @@ def search(
 
     Args:
         limits: the most that the network may cost.
-        space: where to look: "regnety", "regnetx" (without squeeze-excitation), or a space of four
-            stages.
+        space: where to look: "regnety", "regnetx" (without squeeze-excitation), or a space of
+            RegNets, with the classes, channels, stem and number of stages that are wanted.
         device: where the network will run.
         engine: the engine of `regnet.engines` that runs it; "auto": the fastest engine for a
             published RegNet of about that size, among those that need no compiler.
@@ -110,8 +113,8 @@ def search(
     )
     space = search_space(space) if isinstance(space, str) else space
     space = replace(space, image_size=image_size)
-    if space.num_stages != 4:
-        raise ConfigError(f"a search needs a space of 4 stages, got {space.num_stages}")
+    if space.family != "regnet":
+        raise ConfigError(f"a search needs a space of RegNets, got {space.name} of {space.family}")
     conditions = Conditions(
         device=find_device(device),
         engine=engine,
@@ -129,17 +132,17 @@ def search(
     if meter is None:
         if engine == "auto":
             tell("engines", 0, 1)
-            low, high = flops_range(limits, image_size)
-            [typical, *_] = nearest_published(limits.flops or (low * high) ** 0.5, image_size)
-            config = VARIANTS[typical].config
-            conditions = fastest_engine(config, conditions, seconds=seconds)
+            flops = np.sort(networks.metric("flops"))
+            middle = limits.flops or float(flops[0] * flops[-1]) ** 0.5
+            typical = int(np.argmin(np.abs(np.log(networks.metric("flops") / middle))))
+            conditions = fastest_engine(networks.config(typical), conditions, seconds=seconds)
             tell("engines", 1, 1)
         meter = DeviceMeter(conditions, seconds=seconds)
     candidates = _Candidates(networks, meter, limits, rng, tell)
     candidates.probe(candidates.spread(probes - probes // 2))
     candidates.probe(candidates.near_the_limit(probes // 2))
     winner = candidates.winner(finalists)
-    published = _published(winner.flops, meter, tell)
+    published = _published(winner.flops, space, meter, tell)
     return _found(candidates, winner, published)
 
 
@@ -152,15 +155,24 @@ def _check_options(*, precision: str, **numbers: int) -> None:
             raise ConfigError(f"{name} must be at least {least[name]}, got {value}")
 
 
-def flops_range(limits: Limits, image_size: int) -> tuple[float, float]:
-    """Return the flops of the smallest and the largest networks that a search looks at."""
-    area = (image_size / 224) ** 2
-    if limits.flops is None:
-        return LEAST_FLOPS * area, MOST_FLOPS * area
-    if list(limits.given) == ["flops"]:
+def flops_range(limits: Limits, space: Space, seed: int = 0) -> tuple[float, float]:
+    """Return the flops of the smallest and the largest networks that a search looks at.
+
+    Raises:
+        ConfigError: the space has no network as small as that.
+    """
+    if limits.flops is not None and list(limits.given) == ["flops"]:
         return (1 - EQUAL) * limits.flops, limits.flops
     # Another limit may be the tighter one, and then smaller networks are needed.
-    return min(LEAST_FLOPS * area, limits.flops / 2), limits.flops
+    scouts = sample(space, SCOUTS, seed).metric("flops")
+    most = MOST_FLOPS * float(np.median(scouts)) / float(np.median(_at_224(space, scouts)))
+    low, high = float(scouts.min()), limits.flops or most
+    if low >= high:
+        raise ConfigError(
+            f"flops: the smallest network of {space.name} at {space.image_size} pixels has about "
+            f"{low / 1e6:.3g} M, more than {high / 1e6:.3g} M"
+        )
+    return low, high
 
 
 def sample_candidates(
@@ -186,7 +198,7 @@ def sample_candidates(
     space = space.restrict(params=(None, limits.params), activations=(None, limits.activations))
     if limits.memory_mb is not None:
         space = space.where(f"memory up to {limits.memory_mb:g} MB", fits_memory)
-    edges = np.geomspace(*flops_range(limits, conditions.image_size), PARTS + 1)
+    edges = np.geomspace(*flops_range(limits, space), PARTS + 1)
     return sample_by_flops(space, edges.tolist(), CANDIDATES // PARTS, rng)
 
 
@@ -204,6 +216,7 @@ class _Candidates:
         self.networks, self.meter, self.limits = networks, meter, limits
         self.rng, self.tell = rng, tell
         self.flops = networks.metric("flops")
+        self.worth = prior().worth_of(networks)
         self.features = features_of(networks)
         self.measured: dict[int, Measured | None] = {}
         """By number of the candidate; None where it could not be measured."""
@@ -237,11 +250,11 @@ class _Candidates:
         return [int(self.rng.choice(part)) for part in parts]
 
     def near_the_limit(self, count: int) -> list[int]:
-        """Choose candidates that are like the answer: nearly as large as the latency allows."""
+        """Choose candidates that are like the answer: nearly as good as the latency allows."""
         left = self._left()
         within = self._fast_enough(self.model.predict(self.features), 1.15) & left
-        most = np.sort(self.flops[within])[-min(int(within.sum()), 20)] if within.any() else 0.0
-        near = np.flatnonzero(within & (self.flops >= 0.7 * most))
+        most = np.sort(self.worth[within])[-min(int(within.sum()), 20)] if within.any() else 0.0
+        near = np.flatnonzero(within & (self.worth >= 0.7 * most))
         if not len(near):
             near = np.flatnonzero(left)
         return [int(at) for at in self.rng.permutation(near)[:count]]
@@ -279,29 +292,29 @@ class _Candidates:
             }
             if not within:
                 raise ConfigError(self._nothing())
-            most = max(row.flops for row in within.values())
-            large = [at for at, row in within.items() if row.flops >= (1 - NEAR) * most]
-            large.sort(key=lambda at: within[at].latency_ms)
-            if large[0] in confirmed:
-                return within[large[0]]
+            most = max(self.worth[at] for at in within)
+            good = [at for at in within if self.worth[at] >= (1 - NEAR) * most]
+            good.sort(key=lambda at: within[at].latency_ms)
+            if good[0] in confirmed:
+                return within[good[0]]
             # The fastest of several was also lucky: a second measurement shows how fast it is.
-            again = [at for at in large[:3] if at not in confirmed]
+            again = [at for at in good[:3] if at not in confirmed]
             self._measure("finalists again", again)
             confirmed.update(again)
 
     def _promising(self, predicted: FloatArray, count: int) -> list[int]:
-        """Choose the largest that are predicted to be fast enough, and of those the fastest."""
+        """Choose the best that are predicted to be fast enough, and of those the fastest."""
         left = self._left()
         allowed = self._fast_enough(predicted, 1 / (1 + self.model.error)) & left
         if allowed.sum() < count:  # then also those that come nearest
             order = np.argsort(np.where(left, predicted, inf))
             allowed |= np.isin(np.arange(len(predicted)), order[:count]) & left
-        # The mean of the largest few sets the size, so that one optimistic prediction does not.
-        largest = np.sort(self.flops[allowed])[-min(int(allowed.sum()), 20) :].mean()
-        large = allowed & (self.flops >= (1 - NEAR) * largest)
-        ranked = np.argsort(np.where(large, predicted, inf), kind="stable")[: int(large.sum())]
-        more = np.flatnonzero(allowed & ~large)
-        more = more[np.argsort(-self.flops[more])]
+        # The mean of the best few sets the mark, so that one optimistic prediction does not.
+        best = np.sort(self.worth[allowed])[-min(int(allowed.sum()), 20) :].mean()
+        good = allowed & (self.worth >= (1 - NEAR) * best)
+        ranked = np.argsort(np.where(good, predicted, inf), kind="stable")[: int(good.sum())]
+        more = np.flatnonzero(allowed & ~good)
+        more = more[np.argsort(-self.worth[more])]
         return [int(at) for at in (*ranked, *more)][:count]
 
     def _fast_enough(self, predicted: FloatArray, margin: float) -> BoolArray:
@@ -325,25 +338,55 @@ class _Candidates:
         row = self.meter.measure(self.networks.config(at))
         if row and at in self.guesses:
             row = replace(row, predicted_ms=self.guesses[at])
+        row = row and replace(row, worth=float(self.worth[at]))
         self.measured[at] = row
         return row
 
     def _nothing(self) -> str:
         """What to say where no network is within the limits."""
+        predicted = np.where(self._left(), self.model.predict(self.features), inf)
+        self._measure("the fastest", [int(at) for at in np.argsort(predicted)[:3]])
         fastest = min(self.rows, key=lambda row: row.latency_ms)
         return (
-            f"none of {len(self.rows)} measured networks is within the limits; the fastest takes "
-            f"{fastest.latency_ms:.2f} ms with {fastest.flops / 1e6:.0f} M flops; allow more"
+            f"no network is within the limits: the fastest network of this space takes "
+            f"{fastest.latency_ms:.2f} ms here, with {fastest.flops / 1e6:.3g} M flops "
+            f"({len(self.rows)} measured); allow more"
         )
 
 
-def _published(flops: float, meter: Meter, tell: OnStep) -> tuple[Measured, ...]:
+def _at_224(space: Space, scouts: FloatArray) -> FloatArray:
+    """The same networks' flops at 224 pixels with ImageNet's stem, for which limits are known."""
+    area = (224 / space.image_size) ** 2
+    return scouts * area / (4.0 if space.architecture.stem == "cifar" else 1.0)
+
+
+def published_like(space: Space) -> dict[str, RegNetConfig]:
+    """The published RegNetX and RegNetY with the classes, channels and stem of a space."""
+    shape = space.architecture
+    found = {}
+    for name in PLAIN:
+        config = VARIANTS[name].config
+        assert isinstance(config, RegNetConfig)
+        found[name] = replace(
+            config,
+            num_classes=shape.num_classes,
+            in_chans=shape.in_chans,
+            stem=shape.stem,
+            stem_width=shape.stem_width,
+        )
+    return found
+
+
+def _published(flops: float, space: Space, meter: Meter, tell: OnStep) -> tuple[Measured, ...]:
     """Measure the published RegNetX and RegNetY nearest to a number of flops, the nearest first."""
-    names = nearest_published(flops, meter.conditions.image_size)[:RIVALS]
+    size = meter.conditions.image_size
+    configs = published_like(space)
+    names = nearest_published(flops, configs, size)[:RIVALS]
     rows = []
     for number, name in enumerate(names):
         tell("published networks", number, len(names))
-        rows.append(meter.measure(VARIANTS[name].config, name))
+        row = meter.measure(configs[name], name)
+        rows.append(row and replace(row, worth=prior().worth_of_config(configs[name], size)))
     tell("published networks", len(names), len(names))
     return tuple(sorted(filter(None, rows), key=lambda row: abs(log(row.flops / flops))))
 
@@ -352,7 +395,7 @@ def _found(candidates: _Candidates, winner: Measured, published: tuple[Measured,
     """Compare the winner with its published rival, and put everything together."""
     meter, limits = candidates.meter, candidates.limits
     rival = min(
-        (row for row in published if abs(row.flops / winner.flops - 1) <= EQUAL),
+        (row for row in published if _as_good(row, winner)),
         key=lambda row: row.latency_ms,
         default=None,
     )
@@ -377,20 +420,31 @@ def _found(candidates: _Candidates, winner: Measured, published: tuple[Measured,
         image_size=conditions.image_size,
         candidates=len(candidates.networks),
         measured=len(rows) + len(published),
+        prior=str(prior()),
         environment=meter.environment,
     )
 
 
-def nearest_published(flops: float, image_size: int) -> list[str]:
-    """Return the published RegNetX and RegNetY by how near their flops are, the nearest first."""
-    costs = {name: complexity(VARIANTS[name].config, image_size).flops for name in PLAIN}
+def _as_good(a: Measured, b: Measured) -> bool:
+    return a.worth is not None and b.worth is not None and abs(a.worth / b.worth - 1) <= EQUAL
+
+
+def nearest_published(
+    flops: float, configs: Mapping[str, RegNetConfig], image_size: int
+) -> list[str]:
+    """Return networks by how near their flops are, the nearest first."""
+    costs = {name: complexity(config, image_size).flops for name, config in configs.items()}
     return sorted(costs, key=lambda name: abs(log(costs[name] / flops)))
 
 
 def pareto(rows: Sequence[Measured]) -> tuple[Measured, ...]:
-    """Return the networks that no other beats in both flops and latency, by latency."""
+    """Return the networks that no other beats in both what they are worth and latency."""
+
+    def worth(row: Measured) -> float:
+        return row.flops if row.worth is None else row.worth
+
     front: list[Measured] = []
-    for row in sorted(rows, key=lambda row: (row.latency_ms, -row.flops)):
-        if not front or row.flops > front[-1].flops:
+    for row in sorted(rows, key=lambda row: (row.latency_ms, -worth(row))):
+        if not front or worth(row) > worth(front[-1]):
             front.append(row)
     return tuple(front)

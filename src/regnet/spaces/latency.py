@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from regnet.design.complexity import complexity
-from regnet.design.config import RegNetConfig
+from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.widths import FloatArray
 from regnet.spaces.sampling import Sample
 
@@ -16,12 +16,12 @@ _RIDGE: Final = 1e-2
 class LatencyModel:
     """Latency as a product of powers of what networks cost, fitted to measurements.
 
-    log t = a + sum of b_k log x_k over flops, parameters, activations, depth, group width and the
-    first and last width, by ridge regression: few numbers, so that a few dozen measurements are
-    enough.
+    log t = a + sum of b_k log x_k over flops, parameters, activations, depth, group width of the
+    last stage, and the first and last width, by ridge regression: few numbers, so that a few dozen
+    measurements are enough.
     """
 
-    FEATURES: Final = ("flops", "params", "activations", "d", "g", "w1", "w4")
+    FEATURES: Final = ("flops", "params", "activations", "depth", "group_width", "first", "last")
 
     def __init__(self, features: FloatArray, latencies: ArrayLike) -> None:
         """Fit.
@@ -50,20 +50,22 @@ class LatencyModel:
 
 
 def features_of(networks: Sample) -> FloatArray:
-    """What the model of latency sees (n, k), logarithms of its `FEATURES`; of four stages."""
-    return np.log(np.column_stack([networks.metric(name) for name in LatencyModel.FEATURES]))
+    """What the model of latency sees (n, k), logarithms of its `FEATURES`."""
+    stages, cost = networks.population, networks.complexity
+    found: FloatArray = np.log(
+        np.column_stack(
+            [cost.flops, cost.params, cost.activations, stages.depths.sum(axis=1),
+             stages.group_widths[:, -1], stages.widths[:, 0], stages.widths[:, -1]]
+        )
+    )  # fmt: skip
+    return found
 
 
-def features_of_config(config: RegNetConfig, image_size: int) -> FloatArray:
-    """The same of one network (1, k), whatever its number of stages; sizes in pixels."""
-    cost = complexity(config, image_size)
-    values = {
-        "flops": cost.flops,
-        "params": cost.params,
-        "activations": cost.activations,
-        "d": config.depth,
-        "g": config.group_width,
-        "w1": config.widths[0],
-        "w4": config.widths[-1],
-    }
-    return np.log([[values[name] for name in LatencyModel.FEATURES]])
+def features_of_config(config: AnyNetConfig | RegNetConfig, image_size: int) -> FloatArray:
+    """The same of one network (1, k); sizes in pixels."""
+    cost, stages = complexity(config, image_size), config.anynet().stages
+    found: FloatArray = np.log(
+        [[cost.flops, cost.params, cost.activations, sum(config.depths),
+          stages[-1].group_width, config.widths[0], config.widths[-1]]]
+    )  # fmt: skip
+    return found

@@ -170,7 +170,7 @@ def search_space(name: str = "regnety") -> Space:
     """Return the space that `regnet.search` draws from: `constrained`, for any number of flops.
 
     Parameters and activations are limited by the flops of each network, all counted for ImageNet at
-    224 pixels, whatever the image size and the classes of the search.
+    224 pixels with its stem, whatever images, classes and stem the search is for.
 
     Raises:
         ConfigError: the name is not regnetx or regnety.
@@ -190,7 +190,9 @@ def search_space(name: str = "regnety") -> Space:
 
 
 def _within_paper_limits(networks: Sample) -> BoolArray:
-    architecture = replace(networks.space.architecture, num_classes=1000)
+    architecture = replace(
+        networks.space.architecture, num_classes=1000, in_chans=3, stem="simple", stem_width=32
+    )
     cost = population_complexity(networks.population, architecture, 224)
     few = cost.params <= most_params(cost.flops)
     return np.asarray(few & (cost.activations <= most_activations(cost.flops)))
