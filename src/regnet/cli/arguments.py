@@ -106,6 +106,26 @@ def parse_count(option: str, text: str | None) -> float:
     return number
 
 
+def parse_duration(option: str, text: str | None) -> float | None:
+    """Return seconds of a time such as 90s, 45m or 2h; None if none is given.
+
+    Raises:
+        BadParameter: it is no such time.
+    """
+    if text is None:
+        return None
+    unit = {"s": 1.0, "m": 60.0, "h": 3600.0}.get(text[-1:].lower())
+    try:
+        seconds = float(text[:-1]) * (unit or inf)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < inf:
+        raise typer.BadParameter(
+            f"needs a time such as 90s, 45m or 2h, got {text!r}", param_hint=option
+        )
+    return seconds
+
+
 def find_images(images: list[str]) -> tuple[list[str], list[str]]:
     """Return the image files among files, folders and lists on stdin, and what is wrong."""
     from regnet.data.layout import listed, told

@@ -2,13 +2,23 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from regnet.cli.arguments import AsJson, Device, Threads, parse_count, set_threads
+from regnet.cli.arguments import (
+    AsJson,
+    Device,
+    Threads,
+    parse_count,
+    parse_duration,
+    read_recipe,
+    set_threads,
+)
+from regnet.cli.executors import ExecutorName, Slurm, executor_of
 from regnet.cli.output import print_json, print_table, scaled, stderr, stdout
 from regnet.cli.progress import ProgressBar
+from regnet.cli.trained_search import trained_search
 from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +60,41 @@ def command(
     ] = 6,
     seconds: Annotated[float, typer.Option(help="For the calls that count, per network.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of the sample.", min=0)] = 0,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images to train candidates on, as `regnet train` takes them."),
+    ] = None,
+    val: Annotated[str | None, typer.Option(help="Images to test on; else beside --data.")] = None,
+    folder: Annotated[
+        Path, typer.Option(help="With --data: the search's, which the same command resumes.")
+    ] = Path("runs/search"),
+    recipe: Annotated[
+        str, typer.Option(help="With --data: a recipe's name, or a JSON file.")
+    ] = "dds-short",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the recipe: epochs=5.")
+    ] = None,
+    candidates: Annotated[
+        int, typer.Option(help="With --data: networks trained, at most.", min=4)
+    ] = 16,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="With --data: for training, roughly: 90m, 2h. Fewer candidates fit."),
+    ] = None,
+    replicas: Annotated[
+        int, typer.Option(help="With --data: trainings that decide.", min=2, max=10)
+    ] = 4,
+    train_images: Annotated[
+        int | None, typer.Option(help="Train on so many images only.", min=1)
+    ] = None,
+    val_images: Annotated[
+        int | None, typer.Option(help="Test on so many images only.", min=1)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Networks trained at once; one per core, or per GPU.", min=1)
+    ] = None,
+    executor: ExecutorName = "local",
+    slurm: Slurm = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -64,8 +109,10 @@ def command(
 ) -> None:
     """Find a RegNet for this device: as good as a latency and other limits allow.
 
-    Accuracy is not measured: more flops are better, and of equal flops a prior says which
-    structures were better in populations that were trained.
+    Without --data accuracy is not measured: more flops are better, and of equal flops a prior says
+    which structures were better in populations that were trained. With --data, candidates and
+    published networks of that latency are trained by successive halving, and the best of each are
+    trained again and compared.
 
     Example: regnet search --flops 400M --latency-ms 15 --device cpu --out best.json
     """
@@ -89,29 +136,53 @@ def command(
     where = find_device(device)
     set_threads(threads)
     found = search_space(space)
+    wanted = replace(
+        found,
+        num_stages=stages,
+        architecture=replace(
+            found.architecture,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            stem=stem,  # type: ignore[arg-type]  # the config checks it
+        ),
+    )
+    measuring: dict[str, Any] = {
+        "device": where,
+        "engine": engine,
+        "precision": precision,
+        "batch_size": batch_size,
+        "probes": probes,
+        "seconds": seconds,
+    }
+    if data is not None:
+        trained_search(
+            folder,
+            limits,
+            data=data,
+            val=val,
+            recipe=read_recipe(recipe, set_ or []),
+            space=wanted,
+            candidates=candidates,
+            budget=parse_duration("--budget", budget),
+            replicas=replicas,
+            train_images=train_images,
+            val_images=val_images,
+            seed=seed,
+            executor=executor_of(executor, workers, [str(where)], None, None, slurm, None),
+            measuring=measuring,
+            out=out,
+            as_json=as_json,
+        )
+        return
     with ProgressBar("sampling") as bar:
         done = search(
             limits,
-            space=replace(
-                found,
-                num_stages=stages,
-                architecture=replace(
-                    found.architecture,
-                    num_classes=num_classes,
-                    in_chans=in_chans,
-                    stem=stem,  # type: ignore[arg-type]  # the config checks it
-                ),
-            ),
-            device=where,
-            engine=engine,
-            precision=precision,  # type: ignore[arg-type]  # the search checks it
-            batch_size=batch_size,
+            space=wanted,
             image_size=image_size,
-            probes=probes,
             finalists=finalists,
-            seconds=seconds,
             seed=seed,
             on_step=bar.step,
+            **measuring,
         )
     if as_json:
         print_json(documents.plain(done) | {"doubts": done.doubts})

@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 
 REPORT = "report.html"
 
-CORE_SPEED = 1e10
-"""Multiply-adds that a core computes per second of training, backward passes included. The median
-over the networks of benchmarks/results/study.parquet is 9e9."""
-
 app = typer.Typer(
     help="Sample design spaces, train the populations, compare them, refine.", no_args_is_help=True
 )
@@ -185,7 +181,7 @@ def init(
     _tell_of_failed_builds(folder)
     if not study.objective and executor == "local" and device in (None, [], ["cpu"]):
         cores = min(workers or core_count(), core_count())
-        seconds = population.work(folder) / (cores * CORE_SPEED)
+        seconds = population.work(folder) / (cores * population.CORE_SPEED)
         stderr.print(
             f"about {duration(seconds)} on {cores} core{'s' * (cores > 1)}: a rough guess, until "
             "the first networks are trained"

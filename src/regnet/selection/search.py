@@ -8,9 +8,9 @@ equal flops a prior says which structures were (`regnet.selection.prior`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import inf, log
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -102,6 +102,87 @@ def search(
         ConfigError: no network is within the limits, or an option cannot be used.
         EngineError: the engine cannot run these networks here.
     """
+    candidates, space = _begin(
+        limits,
+        space=space,
+        device=device,
+        engine=engine,
+        precision=precision,
+        batch_size=batch_size,
+        image_size=image_size,
+        probes=probes,
+        finalists=finalists,
+        seconds=seconds,
+        seed=seed,
+        on_step=on_step,
+        meter=meter,
+    )
+    winner = candidates.winner(finalists)
+    published = _published(winner.flops, space, candidates.meter, candidates.tell)
+    return _found(candidates, winner, published)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contenders:
+    """Networks within limits that are worth training, and published ones beside them; measured."""
+
+    candidates: tuple[Measured, ...]
+    published: tuple[Measured, ...]
+    engine: str
+    precision: Precision
+    batch_size: int
+    image_size: int
+    environment: dict[str, Any]
+
+
+def contenders(
+    limits: Limits, count: int, *, rivals: int = RIVALS // 2, **options: Any
+) -> Contenders:
+    """Choose networks within limits, most of which the prior expects to be good, and measure them.
+
+    Args:
+        limits: the most that they may cost.
+        count: how many, where there are as many.
+        rivals: published networks of the largest worth within the limits, as many at most.
+        options: those of `search`, but for `finalists`.
+
+    Raises:
+        What `search` raises.
+    """
+    candidates, space = _begin(limits, finalists=1, **options)
+    rows = candidates.contenders(count)
+    middle = float(np.median([row.flops for row in rows]))
+    published = _published(middle, space, candidates.meter, candidates.tell)
+    within = sorted(filter(limits.allow, published), key=lambda row: -(row.worth or 0))
+    c = candidates.meter.conditions
+    return Contenders(
+        candidates=tuple(rows),
+        published=tuple(within[:rivals]),
+        engine=c.engine,
+        precision=c.precision,
+        batch_size=c.batch_size,
+        image_size=c.image_size,
+        environment=candidates.meter.environment,
+    )
+
+
+def _begin(
+    limits: Limits,
+    *,
+    space: Space | str = "regnety",
+    device: torch.device | str = "cpu",
+    engine: str = "auto",
+    precision: Precision = "fp32",
+    batch_size: int = 1,
+    image_size: int = 224,
+    probes: int = 24,
+    finalists: int,
+    seconds: float = 1.0,
+    seed: int = 0,
+    on_step: OnStep | None = None,
+    meter: Meter | None = None,
+) -> tuple["_Candidates", Space]:
+    """Sample candidates, and measure enough of them to predict the others."""
     check_number("seconds", seconds, least=0)
     _check_options(
         precision=precision,
@@ -141,9 +222,7 @@ def search(
     candidates = _Candidates(networks, meter, limits, rng, tell)
     candidates.probe(candidates.spread(probes - probes // 2))
     candidates.probe(candidates.near_the_limit(probes // 2))
-    winner = candidates.winner(finalists)
-    published = _published(winner.flops, space, meter, tell)
-    return _found(candidates, winner, published)
+    return candidates, space
 
 
 def _check_options(*, precision: str, **numbers: int) -> None:
@@ -301,6 +380,30 @@ class _Candidates:
             again = [at for at in good[:3] if at not in confirmed]
             self._measure("finalists again", again)
             confirmed.update(again)
+
+    def contenders(self, count: int) -> list[Measured]:
+        """Measure networks from the best quarter of those that are predicted to be within limits.
+
+        Raises:
+            ConfigError: none that was measured is.
+        """
+        tried = 0
+        while (got := len(self._within())) < count and tried < 3 * count:
+            predicted = self.model.predict(self.features)
+            allowed = np.flatnonzero(self._fast_enough(predicted, 1.0) & self._left())
+            if not len(allowed):
+                break
+            better = allowed[self.worth[allowed] >= np.quantile(self.worth[allowed], 0.75)]
+            chosen = self.rng.permutation(better)[: count - got]
+            self._measure("candidates", [int(at) for at in chosen])
+            tried += len(chosen)
+        within = sorted(self._within(), key=lambda row: -(row.worth or 0))
+        if not within:
+            raise ConfigError(self._nothing())
+        return within[:count]
+
+    def _within(self) -> list[Measured]:
+        return [row for row in self.rows if self.limits.allow(row)]
 
     def _promising(self, predicted: FloatArray, count: int) -> list[int]:
         """Choose the best that are predicted to be fast enough, and of those the fastest."""

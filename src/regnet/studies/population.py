@@ -30,6 +30,10 @@ Select = Literal["last", "lowest"]
 """Which epoch a network is judged by: its last; or the one with the lowest test error, as pycls
 does (`sweep/analysis.py`), which favours networks whose errors vary more."""
 
+CORE_SPEED: Final = 1e10
+"""Multiply-adds that a core computes per second of training, backward passes included. The median
+over the networks of benchmarks/results/study.parquet is 9e9."""
+
 MOST_FAILURES: Final = 20
 """Networks that may fail in a row before a study is ended: something else is wrong then."""
 

@@ -1,0 +1,77 @@
+"""What a search with images found, as one HTML file that needs no network."""
+
+import io
+import json
+from importlib import util
+from typing import TYPE_CHECKING
+
+from regnet import pages
+from regnet.figures import finish, new_figure
+from regnet.selection.limits import Limits
+from regnet.studies.search import Searched, Trained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def render(found: Searched, limits: Limits) -> str:
+    """Return the report; the picture is left out where matplotlib is not installed."""
+    return pages.render(
+        "regnet.studies",
+        "search.html",
+        found=found,
+        limits=", ".join(f"{name} at most {value:g}" for name, value in limits.given.items()),
+        picture=_picture(found),
+        facts=json.dumps(found.conditions, indent=1),
+    )
+
+
+def _picture(found: Searched) -> str | None:
+    if util.find_spec("matplotlib") is None:
+        return None
+    text = io.StringIO()
+    draw(found).savefig(text, format="svg")
+    return text.getvalue().partition("<svg")[2]
+
+
+def draw(found: Searched) -> "Figure":
+    """Draw error over latency; bars are a standard deviation between seeds. It needs matplotlib."""
+    figure = new_figure(7, 4.5)
+    axes = figure.add_subplot()
+    published = [row for row in found.trained if not row.name.startswith("candidate")]
+    others = [row for row in found.trained if row not in published]
+
+    def bars(rows: list[Trained], marker: str, color: str, label: str) -> None:
+        axes.errorbar(
+            [row.latency_ms for row in rows],
+            [row.error for row in rows],
+            yerr=found.seed_deviation,
+            xerr=[
+                [row.latency_ms - row.low_ms for row in rows],
+                [row.high_ms - row.latency_ms for row in rows],
+            ],
+            fmt=marker,
+            color=color,
+            label=label,
+            elinewidth=0.8,
+        )
+
+    bars(others, "o", "tab:blue", "candidates")
+    if published:
+        bars(published, "s", "tab:gray", "published")
+        for row in published:
+            axes.annotate(
+                row.name, (row.latency_ms, row.error), xytext=(5, 5), textcoords="offset points"
+            )
+    axes.step(
+        [row.latency_ms for row in found.front],
+        [row.error for row in found.front],
+        where="post",
+        color="tab:red",
+        alpha=0.5,
+        label="front",
+    )
+    axes.set_xlabel(f"ms per call, batch {found.conditions['batch_size']}")
+    axes.set_ylabel("error, %")
+    finish(axes)
+    return figure
