@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     folder = args.folder.resolve() if args.folder else Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
     clone = folder / "regnet"
     sys.path.insert(0, str(ROOT))
     from tests.hub_server import Hub

@@ -18,12 +18,14 @@ from typing import Any
 from regnet.bench.document import read
 from regnet.bench.networks import PAPER_ERRORS
 from regnet.design.complexity import complexity
+from regnet.design.config import RegNetConfig, config_from_dict
 from regnet.design.variants import VARIANTS
 from regnet.timing import Comparison
 from regnet.weights.catalog import default_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
+ELSEWHERE = {"prior": ROOT / "src/regnet/selection/prior.json"}
 PLACE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Document = Mapping[str, Any]
 
@@ -332,20 +334,29 @@ def sampling(document: Document) -> Iterator[str]:
 
 
 def search(document: Document) -> Iterator[str]:
-    """What a search found."""
-    best = ("found", document["best"])
+    """What a search found, and what it found when flops alone stood for quality."""
+    before = json.loads((RESULTS / "search_before.json").read_text(encoding="utf-8"))
+    found = [("found", document["best"]), ("found by flops alone", before["best"])]
     others = [(row["name"], row) for row in document["published"]]
-    rows = [
-        [
-            name,
-            f"{row['flops'] / 1e6:.0f}",
-            f"{row['params'] / 1e6:.2f}",
-            f"{row['activations'] / 1e6:.2f}",
-            f"{row['latency_ms']:.2f}",
-        ]
-        for name, row in (best, *others)
-    ]
-    yield from table(["", "flops, M", "params, M", "activations, M", "ms"], rows)
+    rows = []
+    for name, row in (*found, *others):
+        config = config_from_dict(row["config"])
+        assert isinstance(config, RegNetConfig)
+        rows.append(
+            [
+                name,
+                f"{row['flops'] / 1e6:.0f}",
+                f"{row['worth'] / 1e6:.0f}" if "worth" in row else "",
+                f"{row['params'] / 1e6:.2f}",
+                f"{row['activations'] / 1e6:.2f}",
+                f"{row['latency_ms']:.2f}",
+                str(config.depth),
+                f"{config.wm:.2f}",
+                f"{config.depths[-1]} x {config.widths[-1]}",
+            ]
+        )
+    header = ["", "flops, M", "worth, M", "params, M", "activations, M", "ms", "blocks", "w_m"]
+    yield from table([*header, "last stage"], rows)
     yield ""
     against = document["against_rival"]
     verdict = Comparison(**against).verdict("the one found", document["rival"])
@@ -358,6 +369,26 @@ def search(document: Document) -> Iterator[str]:
         f"The model of latency was off by "
         f"{document['fit_error']:.1%} on networks left out, and by "
         f"{document['prediction_error']:.1%} on finalists (medians). {origin(document)}."
+    )
+
+
+def prior(document: Document) -> Iterator[str]:
+    """How well the prior of the search ranks what it was not fitted to."""
+    evidence = document["evidence"]
+    networks = evidence["left_out_network_by_space"]
+    spaces = evidence["left_out_space_by_space"]
+    rows = [[f"`{name}`", f"{networks[name]:.2f}", f"{spaces[name]:.2f}"] for name in networks]
+    rows.append(
+        ["mean", f"{evidence['left_out_network']:.2f}", f"{evidence['left_out_space']:.2f}"]
+    )
+    yield from table(["space", "each network left out", "the space left out"], rows)
+    yield ""
+    known = evidence["published"]
+    yield (
+        f"Rank correlation of predictions with errors; {evidence['networks']} networks of "
+        f"{evidence['images']}, {evidence['flops']}, {evidence['date']}. Among "
+        f"{len(known['networks'])} published RegNetX on ImageNet, with what their flops leave "
+        f"unexplained: {known['rank_correlation']:.2f}. Effects are scaled by {known['scale']:.2f}."
     )
 
 
@@ -538,6 +569,7 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         train,
         sampling,
         search,
+        prior,
         study,
         study_pairs,
         study_best,
@@ -556,7 +588,7 @@ def rendered(text: str) -> str:
 
     def fill(match: re.Match[str]) -> str:
         start, name, end = match.groups()
-        path = RESULTS / f"{name}.json"
+        path = ELSEWHERE.get(name, RESULTS / f"{name}.json")
         if not path.exists():
             path = RESULTS / f"{name.partition('_')[0]}.json"
         if not path.exists():  # not measured yet: the place stays empty

@@ -19,6 +19,7 @@ from regnet.nn.model import AnyNet, RegNet
 from regnet.prediction.collection import Collected, predict_collection
 from regnet.prediction.images import ClassScore, Prediction, predict
 from regnet.selection.choose import Choice, Chosen, choose
+from regnet.selection.device import learn_latency
 from regnet.selection.limits import Limits
 from regnet.selection.search import search
 from regnet.training.loop import Trained, resume, train
@@ -71,6 +72,7 @@ __all__ = [
     "get_pretrained_cfg",
     "info",
     "is_model",
+    "learn_latency",
     "list_models",
     "list_pretrained",
     "optimize",

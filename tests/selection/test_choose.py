@@ -342,3 +342,37 @@ def test_what_was_measured_limits_the_lists():
 def test_a_prediction_that_is_far_off_is_said_first():
     found = replace(regnet.choose(20), prediction_error=0.5)
     assert found.doubts == ("the times marked ~ are predicted, and off by 50% (median)",)
+
+
+@pytest.mark.parametrize("limit", [15, 22, 30, 40])
+def test_wrong_predictions_cost_accuracy_at_most(monkeypatch, limit):
+    """Families that other engines run far slower than predicted use up what may be built."""
+
+    def law(config, image_size, engine):
+        ms = truth(config, image_size, engine)
+        odd = 1 + (complexity(config, image_size).params // 100) % 7
+        return ms * odd if engine != "folded" and config.activation != "relu" else ms
+
+    class Odd(Meter):
+        def measure(self, config, name=""):
+            found = super().measure(config, name)
+            ms = law(config, self.conditions.image_size, self.conditions.engine)
+            return replace(found, latency_ms=ms, low_ms=0.99 * ms, high_ms=1.01 * ms)
+
+    def odd_race(config, conditions, engines, *, seconds):
+        report = race(config, conditions, engines, seconds=seconds)
+        rows = [replace(row, latency_ms=law(config, conditions.image_size, row.engine))
+                for row in report.candidates]  # fmt: skip
+        winner = min(rows, key=lambda row: row.latency_ms)
+        ms = winner.latency_ms
+        return replace(report, candidates=tuple(rows),
+                       winner=replace(winner, interval=(0.99 * ms, 1.01 * ms)))  # fmt: skip
+
+    monkeypatch.setattr(clock_module, "DeviceMeter", Odd)
+    monkeypatch.setattr(clock_module, "race", odd_race)
+    found = regnet.choose(limit)
+    eager = [row for row in settings() if row.allowed
+             and law(row.config, row.image_size, "folded") <= limit]  # fmt: skip
+    assert found.pick is not None
+    assert found.pick.latency_ms <= limit
+    assert found.pick.setting.accuracy >= eager[0].accuracy, "it is fast enough without compilers"

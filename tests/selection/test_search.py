@@ -21,7 +21,7 @@ from regnet.selection.limits import Found, Limits, Measured
 from regnet.selection.prior import FEATURES, prior
 from regnet.selection.search import EQUAL, NEAR, flops_range, sample_candidates, search
 from regnet.spaces import latency
-from regnet.spaces.latency import LatencyModel, features_of
+from regnet.spaces.latency import LatencyModel, features_of_config
 from regnet.spaces.paper import find_space, search_space
 from regnet.spaces.sampling import sample
 from regnet.timing import Comparison
@@ -226,28 +226,37 @@ def test_the_prior_is_what_its_script_wrote_and_says_how_good_it_is() -> None:
 
 def test_the_model_of_latency_recovers_a_law_of_its_kind() -> None:
     networks = sample(search_space(), 400)
-    features = features_of(networks)
-    planted = np.exp(0.4 * features[:, 0] + 0.5 * features[:, 2] + 0.3 * features[:, 3] - 20)
+    features = networks.latency_features
+    planted = features @ np.array([5.0, 20.0, 0.3, 0.0, 0.2, 0.1, 0.0])
     noisy = planted[:30] * np.exp(np.random.default_rng(0).normal(0, 0.02, 30))
-    model = LatencyModel(features[:30], noisy)
+    model = LatencyModel.fit(features[:30], noisy)
     off = np.abs(model.predict(features[30:]) / planted[30:] - 1)
-    assert np.median(off) < 0.06
-    assert model.error == pytest.approx(np.median(off), abs=0.04)
+    assert np.median(off) < 0.02
+    assert model.error == pytest.approx(np.median(off), abs=0.02)
+    # Another engine, whose costs are twice these but for grouped convolutions: three are enough.
+    other = features @ np.array([10.0, 90.0, 0.6, 0.0, 0.4, 0.2, 0.0])
+    few = LatencyModel.fit(features[:3], other[:3], like=model)
+    assert np.median(np.abs(few.predict(features[30:]) / other[30:] - 1)) < 0.1
 
 
-def test_leaving_one_out_is_what_it_says() -> None:
-    features = features_of(sample(search_space(), 20))
-    times = np.random.default_rng(0).uniform(1, 3, 20)
-    once, off = LatencyModel(features, times), []
-    x = np.column_stack([np.ones(20), (features - once._mean) / once._scale])
-    penalty = latency._RIDGE * 20 * np.eye(x.shape[1])
-    penalty[0, 0] = 0
-    for at in range(20):
-        rest = np.arange(20) != at
-        # The same scaling and penalty: only the network itself is missing.
-        weights = np.linalg.solve(x[rest].T @ x[rest] + penalty, x[rest].T @ np.log(times[rest]))
-        off.append(abs(np.exp(x[at] @ weights) / times[at] - 1))
-    assert once.error == pytest.approx(np.median(off), rel=1e-6)
+def test_costs_are_those_of_nonnegative_least_squares() -> None:
+    optimize = pytest.importorskip("scipy.optimize", reason="scipy is not installed")
+    features = sample(search_space(), 25).latency_features
+    times = np.random.default_rng(0).uniform(1, 30, 25)
+    x = features / times[:, None]
+    scale = np.sqrt((x**2).mean(axis=0)) + 1e-12
+    ridge = np.sqrt(latency._LITTLE * 25) * np.eye(len(scale))
+    expected, _ = optimize.nnls(np.vstack([x / scale, ridge]), [*np.ones(25), *np.zeros(7)])
+    found = LatencyModel.fit(features, times)
+    assert np.allclose(np.array(found.costs) * scale, expected, atol=1e-5)
+    assert min(found.costs) >= 0
+
+
+def test_one_network_has_the_features_that_it_has_among_others() -> None:
+    networks = sample(search_space(), 5)
+    for at in range(5):
+        alone = features_of_config(networks.config(at), 224)
+        assert np.allclose(alone[0], networks.latency_features[at])
 
 
 @pytest.fixture(scope="module")

@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError
 from regnet.spaces import sampling
 from regnet.spaces.distributions import Distribution
+from regnet.spaces.latency import LatencyModel
 from regnet.spaces.paper import SPACES, constrained, find_space
 from regnet.spaces.sampling import draw, sample
 from regnet.spaces.space import Space
@@ -277,3 +279,31 @@ def test_architectures_are_shared() -> None:
 def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_latency_is_a_metric_of_a_space_with_a_model_of_a_device() -> None:
+    space = find_space("regnetx").restrict(flops=(300e6, 400e6))
+    with pytest.raises(ConfigError, match="latency_ms needs a model of a device"):
+        space.restrict(latency_ms=(None, 5))
+    drawn = sample(space, 40)
+    assert "latency_ms" not in space.metric_names
+    times = 0.1 * drawn.metric("d") + drawn.metric("activations") / 1e6
+    model = LatencyModel.fit(drawn.latency_features, times, of="a law")
+    middle = float(np.median(times))
+    part = space.restrict(latency_ms=(None, middle), device=model)
+    found = sample(part, 40, 1)
+    assert (found.metric("latency_ms") <= middle).all()
+    law = 0.1 * found.metric("d") + found.metric("activations") / 1e6
+    assert np.median(np.abs(found.metric("latency_ms") / law - 1)) < 0.1
+    assert "latency_ms" in found.metrics
+    again = Space.from_dict(json.loads(json.dumps(part.to_dict())))
+    assert again == part
+    assert np.array_equal(sample(again, 40, 1).metric("latency_ms"), found.metric("latency_ms"))
+
+
+def test_latency_of_anynets_too() -> None:
+    space = find_space("anynetx_a")
+    drawn = sample(space, 30)
+    model = LatencyModel.fit(drawn.latency_features, drawn.metric("flops") / 1e8)
+    part = space.restrict(latency_ms=(1, 20), device=model)
+    assert len(sample(part, 10).metric("latency_ms")) == 10

@@ -89,6 +89,13 @@ def init(
     tolerance: Annotated[
         float, typer.Option(help="How much fewer they may have, as a part.")
     ] = 0.1,
+    latency_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="Milliseconds of each network on this CPU, at most; predicted by a model that is "
+            "learned first, in about a minute, and stays with the space."
+        ),
+    ] = None,
     final: Annotated[
         bool, typer.Option("--final", help="RegNet spaces as constrained in the paper's section 4.")
     ] = False,
@@ -174,6 +181,12 @@ def init(
     chosen = executor_of(executor, workers, device, threads, gpus, slurm, time_limit)
     _check_trust(study, trust=trust)
     with ProgressBar("counting") as bar:
+        if latency_ms is not None:
+            study = population.limit_latency(
+                study,
+                latency_ms,
+                on_probe=lambda done, total: bar.step("measuring latencies", done, total),
+            )
         study = population.init(
             folder, study, on_network=lambda done, total: bar.step("counting", done, total)
         )

@@ -20,7 +20,7 @@ from regnet.selection.clock import REFERENCE, Clock, Peer
 from regnet.selection.device import Conditions, check_engine
 from regnet.selection.limits import DOUBTFUL
 from regnet.selection.published import Measure, Setting, efficientnets, settings
-from regnet.selection.timings import Network, Predictor, timings_here
+from regnet.selection.timings import Network, Predictor, is_plain, timings_here
 from regnet.weights.catalog import checkpoints
 
 OUTSIDE: Final = QUICK[1:]
@@ -37,6 +37,12 @@ MOST_BUILT: Final = 12
 
 MARGIN: Final = 1.4
 """What is predicted to take so many times the limit is not measured."""
+
+MISSES: Final = 4
+"""With each network that turned out too slow the margin shrinks; after so many it is none."""
+
+_SPARE: Final = MOST_BUILT - len(OUTSIDE)
+"""Those that are built before the race of the pick."""
 
 RACE: Final = 2.0
 """Engines on which a network is predicted to take up to so many times the least are timed in turn
@@ -252,7 +258,7 @@ class _Search:
         self.clock, self.limit, self.best = clock, limit, asked == BEST
         networks = {row.network: row for row in sorted(every, key=lambda row: row.flops)}
         self.of = PROBES + OUTSIDE_PROBES * (len(engines) - 1) + 4
-        probes = _spread(list(networks.values()), PROBES)
+        probes = _probes(list(networks.values()), PROBES)
         rows = [row for setting in probes if (row := clock.time(setting, engines[0], of=self.of))]
         if not rows:
             raise EngineError(f"{engines[0]} runs none of these networks here")
@@ -260,7 +266,7 @@ class _Search:
         # Other engines are compared with this one on networks that both have run.
         near = [row for row in probes if base(row.network) <= 8 * limit] or probes[:1]
         for name in engines[1:]:
-            for setting in _spread(near, OUTSIDE_PROBES):
+            for setting in _probes(near, OUTSIDE_PROBES):
                 clock.time(setting, name, of=self.of)
         self.engines = engines if asked in (AUTO, BEST) else (asked,)
         self.predictors: dict[str, Predictor] = {}
@@ -287,8 +293,8 @@ class _Search:
         usable = [name for name in self.predictors if (network, name) not in self.clock.failed]
         return min(usable, key=lambda name: self.predictors[name](network), default=None)
 
-    def choice(self, setting: Setting) -> Choice:
-        """A setting with its time: measured, or predicted."""
+    def choice(self, setting: Setting, *, known: bool = False) -> Choice:
+        """A setting with its time: measured, or predicted; if it must be known, only measured."""
         network = setting.network
         usable = [engine.name for engine in ENGINES] if self.best else self.predictors
         rows = [self.clock.timings.get(network, name) for name in usable]
@@ -296,7 +302,7 @@ class _Search:
         name = self.engine(network)
         if name is None:
             return Choice(setting=setting, engine="none", latency_ms=inf, low_ms=None, high_ms=None)
-        if times and min(times.values()) <= self.predictors[name](network):
+        if times and (known or min(times.values()) <= self.predictors[name](network)):
             name = min(times, key=lambda engine: times[engine])
         row = self.clock.timings.get(network, name)
         return Choice(
@@ -310,14 +316,17 @@ class _Search:
 
     def pick(self, candidates: Sequence[Setting]) -> Choice | None:
         """The most accurate within the limit, measured; candidates come the best first."""
+        misses = 0
         for setting in candidates:
-            if self.choice(setting).latency_ms > MARGIN * self.limit:
+            margin = 1 + (MARGIN - 1) * max(0, 1 - misses / MISSES)
+            if self.choice(setting).latency_ms > margin * self.limit:
                 continue
             found = self._measure(setting)
             if found.measured and found.latency_ms <= self.limit:
                 found = self._raced(setting)
                 if found.latency_ms <= self.limit:
                     return found
+            misses += 1
         return None
 
     def _raced(self, setting: Setting) -> Choice:
@@ -332,24 +341,43 @@ class _Search:
         return self.choice(setting)
 
     def _measure(self, setting: Setting) -> Choice:
-        """The setting measured on the engine that is thought the fastest for it."""
+        """The setting measured on the engine that is thought the fastest for it.
+
+        On the reference, where no more may be built: a network that is fast enough there is fast
+        enough.
+        """
         while not self.choice(setting).measured:
             name = self.engine(setting.network)
             if name is None:
                 break
-            spare = MOST_BUILT - len(OUTSIDE)  # those of the race
-            if self.clock.built >= spare and REFERENCE in self.predictors:
-                name = REFERENCE
+            if not self._left and REFERENCE in self.predictors:
+                self.clock.time(setting, REFERENCE, of=self.of)
+                self.fit()
+                return self.choice(setting, known=True)
             if self.clock.time(setting, name, of=self.of) is None and not self.clock.measuring:
                 break
             self.fit()
-            if name == REFERENCE:
-                break
         return self.choice(setting)
+
+    @property
+    def _left(self) -> int:
+        """How many networks may still be built, before the race of the pick."""
+        return max(0, _SPARE - self.clock.built)
+
+
+def _probes(rows: Sequence[Setting], count: int) -> list[Setting]:
+    """So many of the rows, from the first to the last, a third of them not plain if there are."""
+    plain, others = (
+        [row for row in rows if is_plain(row.network) is kind] for kind in (True, False)
+    )
+    some = min(len(others), count // 3) if plain else count
+    return _spread(plain, count - some) + _spread(others, some)
 
 
 def _spread(rows: Sequence[Setting], count: int) -> list[Setting]:
-    """So many of the rows, from the first to the last."""
+    """So many of the rows, from the first to the last; of one, that in the middle."""
+    if count == 1 and rows:
+        return [rows[len(rows) // 2]]
     if len(rows) <= count:
         return list(rows)
     return [rows[round(n * (len(rows) - 1) / (count - 1))] for n in range(count)]

@@ -13,16 +13,18 @@ from regnet.bench.document import Case, Row
 from regnet.bench.runner import Bench
 from regnet.design.complexity import memory_bytes
 from regnet.design.config import AnyNetConfig, RegNetConfig
+from regnet.devices import find_device
 from regnet.engines.base import DTYPES, Layout, Precision, Target
 from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.optimize import ENGINES, Report, find_engine, optimize
-from regnet.errors import EngineError
-from regnet.machine import environment
+from regnet.errors import ConfigError, EngineError
+from regnet.machine import device_name, environment
 from regnet.nn.model import AnyNet
 from regnet.selection.limits import Measured
-from regnet.spaces.latency import LatencyModel, features_of, features_of_config
+from regnet.spaces.latency import LatencyModel, features_of_config
 from regnet.spaces.paper import search_space
-from regnet.spaces.sampling import sample_by_flops
+from regnet.spaces.sampling import Sample, sample, sample_by_flops
+from regnet.spaces.space import Space
 from regnet.timing import Comparison, compare
 from regnet.zoo.create import create
 
@@ -251,16 +253,74 @@ def learn(
     for name in ("regnetx", "regnety"):
         space = replace(search_space(name), image_size=image_size)
         networks = sample_by_flops(space, edges, max(1, probes // (2 * LEARNED_PARTS)))
-        latencies = []
-        for config in networks.configs:
-            on_step(done, probes)
-            row = meter.measure(config)
-            if row is None:
-                raise EngineError(f"{LEARNED_ENGINE} does not run here: {meter.problem}")
-            latencies.append(row.latency_ms)
-            done += 1
-        models[name == "regnety"] = LatencyModel(features_of(networks), latencies)
+        models[name == "regnety"] = _fitted(networks, meter, lambda n: on_step(n, probes), done)
+        done += len(networks)
     return Learned(image_size, models)
+
+
+def learn_latency(
+    space: Space,
+    *,
+    device: torch.device | str = "cpu",
+    engine: str = LEARNED_ENGINE,
+    batch_size: int = 1,
+    probes: int = 24,
+    seed: int = 0,
+    on_step: Callable[[int, int], None] = lambda _done, _all: None,
+) -> LatencyModel:
+    """Learn how long the networks of a space take: measure some of all sizes, and fit a model.
+
+    With it latency is a metric: `space.restrict(latency_ms=(None, 5), device=model)`.
+
+    Args:
+        space: of RegNets or AnyNets, with its image size.
+        device: where they run.
+        engine: what runs them, of `regnet.engines`.
+        batch_size: images per call.
+        probes: networks to measure, at least 8.
+        seed: of the sample.
+        on_step: called with how many networks are measured, of how many.
+
+    Raises:
+        ConfigError: an option cannot be used, or the space has too few networks.
+        EngineError: the engine does not run them here.
+    """
+    if probes < 8:
+        raise ConfigError(f"probes must be at least 8, got {probes}")
+    conditions = Conditions(
+        device=find_device(device),
+        engine=engine,
+        batch_size=batch_size,
+        image_size=space.image_size,
+    )
+    check_engine(conditions)
+    drawn = sample(space, 10 * probes, seed)
+    order = np.argsort(drawn.metric("flops"), kind="stable")
+    networks = drawn.take(order[5::10])  # one of each tenth
+    meter = DeviceMeter(conditions, seconds=LEARNED_SECONDS, calls=50)
+    of = (
+        f"{engine}, batch {batch_size}, {space.image_size} pixels, {device_name(conditions.device)}"
+    )
+    return _fitted(networks, meter, lambda n: on_step(n, probes), of=of)
+
+
+def _fitted(
+    networks: Sample, meter: DeviceMeter, told: Callable[[int], None], done: int = 0, of: str = ""
+) -> LatencyModel:
+    """Measure networks, and fit a model to them.
+
+    Raises:
+        EngineError: one does not run here.
+    """
+    latencies = []
+    for number, config in enumerate(networks.configs, done):
+        told(number)
+        row = meter.measure(config)
+        if row is None:
+            raise EngineError(f"{meter.conditions.engine} does not run here: {meter.problem}")
+        latencies.append(row.latency_ms)
+    told(done + len(networks))
+    return LatencyModel.fit(networks.latency_features, latencies, of)
 
 
 def _target(conditions: Conditions) -> Target:

@@ -31,7 +31,7 @@ from regnet.selection.device import (
 )
 from regnet.selection.limits import Found, Limits, Measured
 from regnet.selection.prior import prior
-from regnet.spaces.latency import LatencyModel, features_of
+from regnet.spaces.latency import LatencyModel
 from regnet.spaces.paper import search_space
 from regnet.spaces.sampling import BoolArray, Sample, sample, sample_by_flops
 from regnet.spaces.space import Space
@@ -296,7 +296,7 @@ class _Candidates:
         self.rng, self.tell = rng, tell
         self.flops = networks.metric("flops")
         self.worth = prior().worth_of(networks)
-        self.features = features_of(networks)
+        self.features = networks.latency_features
         self.measured: dict[int, Measured | None] = {}
         """By number of the candidate; None where it could not be measured."""
         self.guesses: dict[int, float] = {}
@@ -311,7 +311,7 @@ class _Candidates:
     def model(self) -> LatencyModel:
         """The latency model, fitted to all measurements so far."""
         known = {at: row.latency_ms for at, row in self.measured.items() if row}
-        return LatencyModel(self.features[list(known)], list(known.values()))
+        return LatencyModel.fit(self.features[list(known)], list(known.values()))
 
     @property
     def prediction_error(self) -> float | None:

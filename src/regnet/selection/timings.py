@@ -18,7 +18,7 @@ from regnet.documents import build
 from regnet.engines.choices import recall, remember
 from regnet.errors import ConfigError
 from regnet.machine import what_decides_speed
-from regnet.spaces.latency import LatencyModel
+from regnet.spaces.latency import LatencyModel, features_of_config
 
 Network = tuple[str, int]
 """A variant, and the side of its images in pixels."""
@@ -109,13 +109,15 @@ class Predictor:
 
         Args:
             rows: of one engine.
-            base: the predictor of another engine, whose times tell most of what there is to tell,
-                so that three rows are enough; None: the networks' cost tells.
+            base: the predictor of another engine, whose costs tell most of what there is to tell,
+                so that three rows are enough.
         """
-        self._rows, self._base = list(rows), base
-        features = np.concatenate([self._features(row.network) for row in self._rows])
-        self._model = LatencyModel(features, [row.latency_ms for row in self._rows])
-        self.error = self._model.error
+        self._rows = list(rows)
+        features = np.concatenate([features_of(row.network) for row in self._rows])
+        times = [row.latency_ms for row in self._rows]
+        like = None if base is None else base.model
+        self.model: LatencyModel = LatencyModel.fit(features, times, like=like)
+        self.error = self.model.error
         """Median relative error on networks left out one at a time."""
 
     def __call__(self, network: Network) -> float:
@@ -123,12 +125,7 @@ class Predictor:
         known = next((r.latency_ms for r in self._rows if r.network == network), None)
         if known is not None:
             return known
-        return float(self._model.predict(self._features(network))[0])
-
-    def _features(self, network: Network) -> FloatArray:
-        if self._base is None:
-            return features_of(network)
-        return np.log([[self._base(network)]])
+        return float(self.model.predict(features_of(network))[0])
 
 
 @cache
@@ -139,9 +136,13 @@ def cost_of(network: Network) -> Complexity[int]:
 
 
 @cache
+def is_plain(network: Network) -> bool:
+    """Whether its activations are ReLU: others cost eager execution much more than compilers."""
+    return VARIANTS[network[0]].config.activation == "relu"
+
+
+@cache
 def features_of(network: Network) -> FloatArray:
-    """What the model sees of a network (1, k), logarithms."""
-    cost, blocks = cost_of(network), VARIANTS[network[0]].config.blocks()
-    gates = 1 + sum(block.se_width > 0 for block in blocks)
-    values = (cost.flops, cost.activations, cost.params, len(blocks), gates)
-    return np.log(np.asarray([values], dtype=np.float64))
+    """What the model of latency sees of a network (1, k)."""
+    variant, image_size = network
+    return features_of_config(VARIANTS[variant].config, image_size)

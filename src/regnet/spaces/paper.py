@@ -142,7 +142,7 @@ def constrained(space: Space, flops: float) -> Space:
     """
     if space.family != "regnet":
         raise ConfigError(f"{space.name} is not a RegNet space and has no constrained part")
-    b = {} if space.parameters["b"].count == 1 else {"b": 1.0}
+    b: dict[str, Any] = {} if space.parameters["b"].count == 1 else {"b": 1.0}
     wider = replace(space, parameters={**space.parameters, "g": WIDE_GROUPS})
     return replace(
         wider.restrict(

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from regnet.design.complexity import Complexity, population_complexity
 from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig, StageConfig
+from regnet.design.layers import population_layers
 from regnet.design.population import StagePopulation, regnet_population
 from regnet.design.widths import (
     FloatArray,
@@ -18,7 +19,8 @@ from regnet.design.widths import (
     width_exponents,
 )
 from regnet.errors import ConfigError
-from regnet.spaces.space import COMPLEXITY, Space
+from regnet.spaces.latency import FEATURES, features_of_layers
+from regnet.spaces.space import COMPLEXITY, LATENCY, Space
 
 _CHUNK: Final = 16_384
 """Networks drawn at once; of a seed the first n are the same for every n."""
@@ -69,6 +71,8 @@ class Sample:
         """
         if name in COMPLEXITY:
             return np.asarray(getattr(self.complexity, name), dtype=np.float64)
+        if name == LATENCY and self.space.latency:
+            return self.space.latency.predict(self.latency_features)
         if name == "d":
             return np.asarray(self.population.depths.sum(axis=1), dtype=np.float64)
         if name in self.parameters:
@@ -80,6 +84,17 @@ class Sample:
             return self.parameters[f"{letter}_i"][:, stage]
         built = self.population.depths if letter == "d" else self.population.widths
         return np.asarray(built[:, stage], dtype=np.float64)
+
+    @property
+    def latency_features(self) -> FloatArray:
+        """What a model of latency sees of every network; see `regnet.spaces.latency.FEATURES`."""
+        sizes, shared = self.image_sizes, self.space.architecture
+        found = np.empty((len(self), len(FEATURES)))
+        for size in np.unique(sizes):
+            there = sizes == size
+            layers = population_layers(self.population.take(there), shared, int(size))
+            found[there] = features_of_layers(layers, shared)
+        return found
 
     @property
     def metrics(self) -> dict[str, FloatArray]:

@@ -20,6 +20,7 @@ from regnet.design.widths import is_ratio
 from regnet.documents import build
 from regnet.errors import ConfigError, unknown
 from regnet.spaces.distributions import Distribution
+from regnet.spaces.latency import LatencyModel
 
 Family = Literal["anynet", "regnet", "custom"]
 """Of a custom space the networks are built by a function; see `regnet.spaces.custom`."""
@@ -46,6 +47,9 @@ FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
 """A function in text: `package.module:function`."""
 
 COMPLEXITY: Final = ("flops", "params", "activations")
+
+LATENCY: Final = "latency_ms"
+"""The metric that a space has if it has a model of a device."""
 
 LEVELS: Final = 64
 """Values that the paper counts for each of d, w0, wa and wm (section 3.3)."""
@@ -79,6 +83,8 @@ class Space:
     ordering: Literal["rejection", "sorting"] = "rejection"
     """How increasing values are drawn: again until they are, or sorted. The paper does not say;
     rejection keeps the distribution of the larger space, sorting makes ties rarer."""
+    latency: LatencyModel | None = None
+    """How long its networks take on a device; None: nobody knows, and there is no limit of it."""
     predicates: Mapping[str, Predicate] = field(default_factory=dict)
     """Further conditions, by name; a space that has any cannot be saved."""
 
@@ -131,6 +137,10 @@ class Space:
                 )
         if not self.parameters:
             raise ConfigError(f"{self.name}: nothing is drawn; give it parameters")
+        if self.latency:
+            raise ConfigError(
+                f"{self.name} is custom: models of latency are for RegNets and AnyNets"
+            )
         for name in self.parameters:
             if not name.isidentifier() or keyword.iskeyword(name) or name in COMPLEXITY:
                 raise ConfigError(f"{self.name}: {name!r} cannot be the name of a parameter")
@@ -163,12 +173,13 @@ class Space:
         image = ("r",) if "r" in self.parameters else ()
         if self.custom:
             return (*self.parameters, *COMPLEXITY)
+        known = (*COMPLEXITY, LATENCY) if self.latency else COMPLEXITY
         if self.family == "regnet":
-            return (*PARAMETERS["regnet"], *each, *image, *COMPLEXITY)
+            return (*PARAMETERS["regnet"], *each, *image, *known)
         for name in ("b_i", "g_i"):
             equal = self.relations.get(name) == "equal"
             each += [name[0]] if equal else [f"{name[0]}{stage}" for stage in stages]
-        return ("d", *each, *image, *COMPLEXITY)
+        return ("d", *each, *image, *known)
 
     @property
     def size(self) -> float:
@@ -198,16 +209,27 @@ class Space:
         each = [self.relations.get(name) == "equal" for name in PARAMETERS["anynet"]]
         return sum(1 if equal else self.num_stages for equal in each) + ("r" in self.parameters)
 
-    def restrict(self, **ranges: float | Range) -> "Space":
+    def restrict(self, *, device: LatencyModel | None = None, **ranges: float | Range) -> "Space":
         """The part of the space whose networks lie in ranges, a number standing for itself.
 
         Names are those of parameters, which then are drawn from the narrower range, and of metrics:
         `space.restrict(d=(12, 28), b=1, flops=(None, 400e6))`. Ranges are closed, and None leaves
         an end open.
 
+        Args:
+            device: a model of latency, for `latency_ms`: it stays with the space.
+            ranges: by name.
+
         Raises:
             ConfigError: there is no such name, or nothing in a range.
         """
+        if device is not None:
+            self = replace(self, latency=device)
+        if LATENCY in ranges and self.latency is None:
+            raise ConfigError(
+                f"{self.name}: {LATENCY} needs a model of a device, such as "
+                f"restrict({LATENCY}=(None, 5), device=regnet.learn_latency(space))"
+            )
         parameters, limits = dict(self.parameters), dict(self.limits)
         for name, given in ranges.items():
             low, high = given if isinstance(given, tuple) else (given, given)
@@ -269,6 +291,7 @@ class Space:
             "image_size": self.image_size,
             "ordering": self.ordering,
             **({"build": self.build, "count": self.count} if self.custom else {}),
+            **({"latency": asdict(self.latency)} if self.latency else {}),
         }
 
     @classmethod

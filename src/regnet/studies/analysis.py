@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, unknown
-from regnet.spaces.space import COMPLEXITY, Space
+from regnet.spaces.space import COMPLEXITY, LATENCY, Space
 from regnet.studies import statistics
 from regnet.studies.population import Population
 from regnet.studies.statistics import Best, Comparison, Interval, SeedNoise
@@ -217,7 +217,7 @@ def refine(space: Space, result: SpaceResult, *metrics: str, name: str | None = 
     for metric in metrics:
         if metric not in space.metric_names:
             raise ConfigError(unknown(f"metric of {space.name}", metric, space.metric_names))
-    ranges = {
+    ranges: dict[str, Any] = {
         metric: (result.best[metric].low, result.best[metric].high)
         for metric in metrics or refinable(space)
     }
@@ -267,4 +267,4 @@ def gain(population: Population, result: SpaceResult, *metrics: str) -> Gain:
 def refinable(space: Space) -> tuple[str, ...]:
     """The metrics that describe a network of a space: what `refine` takes by itself."""
     known = set(space.parameters) if space.family == "regnet" else set(space.metric_names)
-    return tuple(name for name in space.metric_names if name in known - set(COMPLEXITY))
+    return tuple(name for name in space.metric_names if name in known - {*COMPLEXITY, LATENCY})

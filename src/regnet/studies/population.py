@@ -13,8 +13,9 @@ from regnet import runfolder
 from regnet.data import sources
 from regnet.design.config import config_from_dict
 from regnet.design.widths import FloatArray
-from regnet.errors import ConfigError, DataError, ImageError, StudyError
+from regnet.errors import ConfigError, DataError, ImageError, StudyError, check_number
 from regnet.executors import Died, Executor, ProcessPool
+from regnet.selection.device import learn_latency
 from regnet.spaces.custom import KIND, find_function
 from regnet.spaces.space import Space
 from regnet.studies import store as stores
@@ -99,6 +100,32 @@ def init(
         with Store(path, create=True) as store:
             store.add(rows)
     return study
+
+
+def limit_latency(
+    study: Study, most: float, on_probe: Callable[[int, int], None] = lambda _done, _all: None
+) -> Study:
+    """A study whose networks take at most so many milliseconds on this CPU, as a model predicts.
+
+    Spaces that have no model learn one (`regnet.learn_latency`), for the classes and the size of
+    the study's images.
+
+    Args:
+        study: not begun yet.
+        most: milliseconds.
+        on_probe: called with how many networks are measured, of how many.
+
+    Raises:
+        ConfigError: a space is custom, or has no networks that are so fast.
+        DataError: the images cannot be used.
+    """
+    check_number("latency_ms", most, least=1e-6)
+    spaces = study.spaces if study.objective else _suited(study, study.spaces, _open(study))
+    limited = []
+    for space in spaces:
+        model = space.latency or learn_latency(space, on_step=on_probe)
+        limited.append(space.restrict(device=model, latency_ms=(None, most)))
+    return replace(study, spaces=tuple(limited))
 
 
 def extend(folder: str | Path, space: Space) -> Study:

@@ -11,7 +11,7 @@ from regnet import pages
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
 from regnet.figures import check_plot_file, finish, new_figure, save_figure
 from regnet.spaces.custom import KIND
-from regnet.spaces.space import COMPLEXITY
+from regnet.spaces.space import COMPLEXITY, LATENCY
 from regnet.studies import statistics
 from regnet.studies.analysis import SpaceResult, analyze, refinable
 from regnet.studies.population import Population
@@ -63,10 +63,11 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
         for pair in analysis.pairs
     ]
     facts = study.to_dict()
+    with_latency = all(LATENCY in populations[name].metrics for name in analysis.spaces)
     data = {
         "spaces": spaces,
         "pairs": pairs,
-        "complexity": list(COMPLEXITY),
+        "complexity": [*COMPLEXITY, *([LATENCY] if with_latency else [])],
         "logarithmic": list(LOGARITHMIC),
         "machines": analysis.machines,
         "empty": empty,

@@ -176,7 +176,7 @@ def search_with_data(
         "budget": budget,
         "replicas": replicas,
         "seed": seed,
-        "measuring": {name: str(value) for name, value in measuring.items()},
+        "measuring": {name: str(value) for name, value in measuring.items() if name != "meter"},
     }
     options = {**measuring, "seed": seed, "on_step": on_step}
     begun = _begin(path, question, limits, images, recipe, space or search_space(), options)
