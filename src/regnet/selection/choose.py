@@ -202,6 +202,7 @@ def choose(
     pick = found.pick(allowed)
     best = pick.setting.accuracy if pick else 0
     others = found.pick([row for row in every if not row.allowed and row.accuracy > best])
+    pick = found.better(pick, allowed)
     peer_rows = tuple(_peers(clock, pick, latency_ms)) if peers else ()
     found.fit()  # so that the question asked again, with all this on disk, has the same answer
     slower = [c for c in map(found.choice, allowed) if c.setting.accuracy > best]
@@ -285,8 +286,9 @@ class _Search:
 
     @property
     def error(self) -> float:
-        """The largest of the predictors' errors."""
-        return max(predictor.error for predictor in self.predictors.values())
+        """That of the predictors, the mean by how many networks each was fitted to."""
+        rows = [(found.count, found.error) for found in self.predictors.values()]
+        return sum(n * error for n, error in rows) / sum(n for n, _ in rows)
 
     def engine(self, network: Network) -> str | None:
         """The fastest for a network, as far as is known; None where none runs it."""
@@ -314,12 +316,26 @@ class _Search:
             reference_ms=row.reference_ms if row else None,
         )
 
-    def pick(self, candidates: Sequence[Setting]) -> Choice | None:
+    def better(self, pick: Choice | None, candidates: Sequence[Setting]) -> Choice | None:
+        """The pick, or a more accurate one, by what is known after it was found."""
+        while True:
+            left = [
+                row
+                for row in candidates
+                if (pick is None or row.accuracy > pick.setting.accuracy)
+                and self.choice(row).latency_ms <= self.limit
+            ]
+            found = self.pick(left, margin=1.0)
+            if found is None:
+                return pick
+            pick = found
+
+    def pick(self, candidates: Sequence[Setting], margin: float = MARGIN) -> Choice | None:
         """The most accurate within the limit, measured; candidates come the best first."""
         misses = 0
         for setting in candidates:
-            margin = 1 + (MARGIN - 1) * max(0, 1 - misses / MISSES)
-            if self.choice(setting).latency_ms > margin * self.limit:
+            most = 1 + (margin - 1) * max(0, 1 - misses / MISSES)
+            if self.choice(setting).latency_ms > most * self.limit:
                 continue
             found = self._measure(setting)
             if found.measured and found.latency_ms <= self.limit:

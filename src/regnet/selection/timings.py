@@ -117,6 +117,7 @@ class Predictor:
         times = [row.latency_ms for row in self._rows]
         like = None if base is None else base.model
         self.model: LatencyModel = LatencyModel.fit(features, times, like=like)
+        self.count = len(self._rows)
         self.error = self.model.error
         """Median relative error on networks left out one at a time."""
 
