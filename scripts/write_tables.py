@@ -195,6 +195,11 @@ def race(document: Document) -> Iterator[str]:
     yield f"{origin(document)}.{busy}"
 
 
+def race_16(document: Document) -> Iterator[str]:
+    """The same for batches of 16."""
+    return race(document)
+
+
 def finetune(document: Document) -> Iterator[str]:
     """The recipe against others."""
     ways = list(dict.fromkeys(row["way"] for row in document["rows"]))
@@ -249,6 +254,14 @@ def predict(document: Document) -> Iterator[str]:
     )
 
 
+def _with(judged: Document, which: str) -> str:
+    """A network with its accuracy and milliseconds."""
+    if not judged[which]:
+        return "none"
+    ms, top1 = judged[f"{which}_ms"], judged[f"{which}_top1"]
+    return f"{judged[which]} ({top1:.2f} %, {ms:.1f} ms)"
+
+
 def choose(document: Document) -> Iterator[str]:
     """What `regnet choose` took, and whether it was right."""
     rows = []
@@ -259,8 +272,8 @@ def choose(document: Document) -> Iterator[str]:
                 f"{question['seconds']:.0f}",
                 f"{question['measured']}",
                 f"{question['again_seconds'] - question['import_torch_seconds']:.1f}",
-                judged["chosen"] or "none",
-                judged["best"] or "none",
+                _with(judged, "chosen"),
+                _with(judged, "best"),
             ]
         )
     header = ["limit", "seconds", "measured", "again, over `import torch`", "chosen", "of all"]
@@ -561,6 +574,7 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         verdicts,
         claims,
         race,
+        race_16,
         finetune,
         predict,
         streams,

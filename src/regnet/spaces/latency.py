@@ -30,9 +30,7 @@ _LITTLE: Final = 1e-4
 _OTHERS: Final = 0.1
 """Weight of the costs on another engine, where these are known."""
 
-_ROUNDS: Final = 2000
-_STILL: Final = 1e-9
-"""Coordinate descent ends when no cost moves by more, or after so many rounds."""
+_FLAT: Final = 1e-10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +80,8 @@ class LatencyModel:
 
     def predict(self, features: FloatArray) -> FloatArray:
         """Latencies of networks (n,), in the unit of those that were fitted."""
-        found: FloatArray = features @ np.asarray(self.costs)
-        return np.maximum(found, 1e-6)
+        found: FloatArray = np.maximum(features @ np.asarray(self.costs), 1e-6)
+        return found
 
 
 def _costs(features: FloatArray, times: FloatArray, known: FloatArray, weight: float) -> FloatArray:
@@ -96,15 +94,33 @@ def _costs(features: FloatArray, times: FloatArray, known: FloatArray, weight: f
         guess = x @ before
         before *= float(guess @ ones / (guess @ guess))
     square, goal = x.T @ x + weight * np.eye(len(scale)), x.T @ ones + weight * before
-    found = before.copy()
-    for _ in range(_ROUNDS):  # coordinate descent: each cost in turn, none below zero
-        last = found.copy()
-        for k in range(len(found)):
-            rest = goal[k] - square[k] @ found + square[k, k] * found[k]
-            found[k] = max(0.0, rest / square[k, k])
-        if np.abs(found - last).max() < _STILL:
+    return _nonnegative(square, goal) / scale
+
+
+def _nonnegative(square: FloatArray, goal: FloatArray) -> FloatArray:
+    """The least of x' square x / 2 - goal' x without negative x (Lawson and Hanson 1974)."""
+    found, used = np.zeros(len(goal)), np.zeros(len(goal), dtype=np.bool_)
+    for _ in range(10 * len(goal)):
+        slope = np.where(used, -np.inf, goal - square @ found)
+        if slope.max() <= _FLAT:
             break
-    return np.asarray(found / scale)
+        used[slope.argmax()] = True
+        while True:
+            best = np.zeros(len(goal))
+            best[used] = np.linalg.solve(square[np.ix_(used, used)], goal[used])
+            below = used & (best <= 0)
+            if not below.any():
+                found = best
+                break
+            # As far towards it as all stay positive; the first that does not is out.
+            parts = np.full(len(goal), np.inf)
+            parts[below] = found[below] / (found[below] - best[below])
+            first = int(parts.argmin())
+            found = found + parts[first] * (best - found)
+            used &= found > _FLAT
+            used[first] = False
+            found[~used] = 0
+    return found
 
 
 def features_of_layers(layers: Iterable[Layer], shared: ArchitectureConfig) -> FloatArray:

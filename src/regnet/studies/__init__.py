@@ -18,6 +18,7 @@ from regnet.studies.population import (
     resume,
 )
 from regnet.studies.report import render, save_plots
+from regnet.studies.search import Searched, search_with_data
 from regnet.studies.study import Given, Study
 from regnet.studies.tables import read_table, write_table
 
@@ -25,6 +26,7 @@ __all__ = [
     "Analysis",
     "Given",
     "Population",
+    "Searched",
     "SpaceResult",
     "Study",
     "analyze",
@@ -40,6 +42,7 @@ __all__ = [
     "resume",
     "sample_networks",
     "save_plots",
+    "search_with_data",
     "statistics",
     "write_table",
 ]
