@@ -80,8 +80,7 @@ class LatencyModel:
 
     def predict(self, features: FloatArray) -> FloatArray:
         """Latencies of networks (n,), in the unit of those that were fitted."""
-        found: FloatArray = np.maximum(features @ np.asarray(self.costs), 1e-6)
-        return found
+        return np.asarray(np.maximum(features @ np.asarray(self.costs), 1e-6), dtype=np.float64)
 
 
 def _costs(features: FloatArray, times: FloatArray, known: FloatArray, weight: float) -> FloatArray:
@@ -94,7 +93,7 @@ def _costs(features: FloatArray, times: FloatArray, known: FloatArray, weight: f
         guess = x @ before
         before *= float(guess @ ones / (guess @ guess))
     square, goal = x.T @ x + weight * np.eye(len(scale)), x.T @ ones + weight * before
-    return _nonnegative(square, goal) / scale
+    return np.asarray(_nonnegative(square, goal) / scale)
 
 
 def _nonnegative(square: FloatArray, goal: FloatArray) -> FloatArray:
