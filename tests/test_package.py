@@ -133,6 +133,7 @@ def test_public_names():
         "get_pretrained_cfg",
         "info",
         "is_model",
+        "learn_latency",
         "list_models",
         "list_pretrained",
         "optimize",

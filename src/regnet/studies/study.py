@@ -106,9 +106,10 @@ class Study:
     """Where the images are that measure errors."""
     recipe: Recipe = field(default_factory=lambda: RECIPES["dds-short"])
     objective: str = ""
-    """A function that judges networks instead of training on images, as `package.module:function`.
-    It takes parameters, seed and device, and gives the error, or a mapping that has one. Parameters
-    are a dictionary in a custom space, else the config. **Whoever runs the study runs it.**"""
+    """A function that judges networks instead of training on images, by its name, as `Space.build`
+    has it. It takes parameters, seed and device, and gives the error, or a mapping that has one.
+    Parameters are a dictionary in a custom space, else the config. **Whoever runs the study runs
+    it.**"""
     code: str | None = None
     """Folder in which the functions that the study names are looked for, beside what is installed;
     None: nowhere else."""
