@@ -6,7 +6,7 @@ import re
 import pytest
 
 import regnet.selection.search as searching
-from regnet.spaces import find_space
+from regnet.spaces import LatencyModel, find_space, sample
 from tests.command import refused, regnet
 from tests.pictures import write_folder
 
@@ -188,3 +188,18 @@ def test_a_search_needs_a_limit_and_a_place_for_its_answer(tmp_path):
     for path in (tmp_path / "best.cfg", tmp_path / "none/best.json"):
         done = regnet("search", "--flops", "1M", "--out", path, code=2)
         assert "must end in .json, in a folder that exists" in done.stderr
+
+
+def test_latency_is_a_limit_of_a_study_and_its_model_is_judged(monkeypatch, data, tmp_path):
+    def learn(space, **_):
+        networks = sample(space, 12)
+        return LatencyModel.fit(networks.latency_features, 1 + networks.metric("d"), of="a law")
+
+    monkeypatch.setattr("regnet.studies.population.learn_latency", learn)
+    done = regnet("study", "init", tmp_path / "s", "--data", data, "--space", "regnetx", "--models",
+                  "2", *SMALL, "--latency-ms", 7, code=0)  # fmt: skip
+    assert "regnetx: latencies are predicted (a law), and off by" in done.stderr
+    rows = json.loads((tmp_path / "s/study.json").read_text())["spaces"][0]
+    assert rows["limits"]["latency_ms"] == [None, 7.0]
+    refused(regnet("study", "init", tmp_path / "t", "--data", data, "--space", "regnetx",
+                   "--latency-ms", -1), 2, "latency_ms")  # fmt: skip

@@ -141,6 +141,7 @@ def init(
     --flops 4e6 --stem cifar --recipe cifar --run
     """
     from regnet.devices import core_count
+    from regnet.selection.limits import DOUBTFUL
     from regnet.studies import Study, population
 
     spaces = [
@@ -192,6 +193,13 @@ def init(
         )
     stderr.print(f"{folder}: {study.count} networks of {len(study.names)} spaces")
     _tell_of_failed_builds(folder)
+    for found in study.spaces:
+        if found.latency:
+            doubt = "; take them as a rough order" if found.latency.error > DOUBTFUL else ""
+            stderr.print(
+                f"{found.name}: latencies are predicted ({found.latency.of}), and off by "
+                f"{found.latency.error:.0%} (median of networks left out){doubt}"
+            )
     if not study.objective and executor == "local" and device in (None, [], ["cpu"]):
         cores = min(workers or core_count(), core_count())
         seconds = population.work(folder) / (cores * population.CORE_SPEED)
