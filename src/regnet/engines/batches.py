@@ -13,7 +13,7 @@ from regnet.engines.base import Runner
 from regnet.engines.outputs import each
 
 PIECE: Final = 4
-"""Most images of a piece; 1 and 8 were slower (benchmarks/streams.py)."""
+"""Most images of a piece: single ones are slower, and 8 gain no more (benchmarks/streams.py)."""
 
 AHEAD: Final = 2
 """Batches that wait while one is computed, so that no stream is idle between them."""

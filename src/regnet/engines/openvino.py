@@ -93,7 +93,7 @@ def core() -> Any:
 
 
 def run_openvino(model: Any | Path, target: Target, piece: int = 1) -> Runner:
-    """A runner of an `openvino.Model`, or of a file of one; on streams, of such pieces."""
+    """A runner of an `openvino.Model`, or of a file; on streams, of pieces of so many images."""
     compiled = core().compile_model(
         model,
         "CPU",

@@ -209,7 +209,9 @@ def search_with_data(
     errors: dict[int, float] = {}
     for number, share in enumerate(SHARES, 1):
         epochs = max(1, round(share * recipe.epochs))
-        groups = [_given("candidates", left, size), *_of_some("published", published, size)]
+        groups = [_given("candidates", left, size)]
+        if published:  # a population of its own: it may have another number of stages
+            groups.append(_given("published", published, size))
         found = train(f"round-{number}", groups, epochs)
         errors = _errors(found["candidates"])
         if number < len(SHARES):
@@ -371,11 +373,6 @@ def _measured(values: Mapping[str, Any]) -> Measured:
 
 def _given(name: str, rows: Sequence[Measured], size: int) -> Given:
     return Given(name=name, configs=tuple(row.config for row in rows), image_size=size)
-
-
-def _of_some(name: str, rows: Sequence[Measured], size: int) -> list[Given]:
-    """One population, if there are any networks; those of one have as many stages."""
-    return [_given(name, rows, size)] if rows else []
 
 
 def _errors(found: population.Population) -> dict[int, float]:
