@@ -4,7 +4,8 @@ Each room draws its own figures; this module makes, checks and saves them. matpl
 package (`pip install 'regnet[report]'`) and is imported when a figure is made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import util
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -108,6 +109,15 @@ def label_points(axes: "Axes", points: Sequence[tuple[float, float, str, Any]]) 
         best = min(places, key=lambda place: round(covered(box_at(place)), 3))
         label.set_position(best)
         taken.append(box_at(best))
+
+
+def inside_page(draw: Callable[[], "Figure"]) -> str | None:
+    """A figure as the text of an <svg> behind its name; None where matplotlib is not installed."""
+    if util.find_spec("matplotlib") is None:
+        return None
+    drawing = BytesIO()
+    draw().savefig(drawing, format="svg")
+    return drawing.getvalue().decode().partition("<svg")[2]
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

@@ -96,7 +96,12 @@ def searched(folder: Path, data: Path, limits: Limits = LIMITS, **options: Any) 
 
 def test_it_trains_by_halves_and_compares_on_fresh_seeds(data: Path, tmp_path: Path) -> None:
     rounds: list[str] = []
-    found = searched(tmp_path / "s", data, on_round=lambda name, _: rounds.append(name))
+
+    def begins(name: str, _: Path) -> Any:
+        rounds.append(name)
+        return lambda row: None
+
+    found = searched(tmp_path / "s", data, on_round=begins)
     assert rounds == ["round-1", "round-2", "round-3", "confirm"]
     studies = {name: population.read(tmp_path / "s" / name) for name in rounds}
     candidates = [len(studies[f"round-{n}"].given[0].configs) for n in (1, 2, 3)]
@@ -129,7 +134,7 @@ def test_killed_anywhere_it_goes_on_and_repeats_nothing(data: Path, tmp_path: Pa
 
     for _ in range(20):
         try:
-            found = searched(tmp_path / "s", data, on_result=result)
+            found = searched(tmp_path / "s", data, on_round=lambda *_: result)
             break
         except KeyboardInterrupt:
             continue

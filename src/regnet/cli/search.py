@@ -16,6 +16,7 @@ from regnet.cli.arguments import (
     set_threads,
 )
 from regnet.cli.executors import ExecutorName, Slurm, executor_of
+from regnet.cli.networks import SetOption, TrainImages, ValImages, Workers
 from regnet.cli.output import print_json, print_table, scaled, stderr, stdout
 from regnet.cli.progress import ProgressBar
 from regnet.cli.trained_search import trained_search
@@ -71,9 +72,7 @@ def command(
     recipe: Annotated[
         str, typer.Option(help="With --data: a recipe's name, or a JSON file.")
     ] = "dds-short",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipe: epochs=5.")
-    ] = None,
+    set_: SetOption = None,
     candidates: Annotated[
         int, typer.Option(help="With --data: networks trained, at most.", min=4)
     ] = 16,
@@ -84,15 +83,9 @@ def command(
     replicas: Annotated[
         int, typer.Option(help="With --data: trainings that decide.", min=2, max=10)
     ] = 4,
-    train_images: Annotated[
-        int | None, typer.Option(help="Train on so many images only.", min=1)
-    ] = None,
-    val_images: Annotated[
-        int | None, typer.Option(help="Test on so many images only.", min=1)
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Networks trained at once; one per core, or per GPU.", min=1)
-    ] = None,
+    train_images: TrainImages = None,
+    val_images: ValImages = None,
+    workers: Workers = None,
     executor: ExecutorName = "local",
     slurm: Slurm = None,
     out: Annotated[

@@ -8,6 +8,7 @@ import typer
 
 from regnet.cli.arguments import AsJson, check_choice, parse_count, read_recipe
 from regnet.cli.executors import Devices, ExecutorName, Gpus, Slurm, executor_of
+from regnet.cli.networks import Networks, SetOption, TrainImages, ValImages, Workers
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar, duration
 from regnet.cli.spaces import read_networks, read_space, restricted
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from regnet.executors import Executor
     from regnet.studies.analysis import Gain
     from regnet.studies.population import Population
-    from regnet.studies.store import Row
     from regnet.studies.study import Study
 
 REPORT = "report.html"
@@ -27,10 +27,6 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="The folder of the study.")]
-Workers = Annotated[
-    int | None,
-    typer.Option(help="Networks trained at once; one per core, or per GPU.", min=1),
-]
 Seed = Annotated[int, typer.Option(help="Of the bootstrap's draws.", min=0)]
 SelectOption = Annotated[
     str,
@@ -111,15 +107,9 @@ def init(
     stem_width: Annotated[int | None, typer.Option(help="Channels of the stem.")] = None,
     val: Annotated[str | None, typer.Option(help="Images to test on; else beside --data.")] = None,
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a JSON file.")] = "dds-short",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipe: epochs=5.")
-    ] = None,
-    train_images: Annotated[
-        int | None, typer.Option(help="Train on so many images only.", min=1)
-    ] = None,
-    val_images: Annotated[
-        int | None, typer.Option(help="Test on so many images only.", min=1)
-    ] = None,
+    set_: SetOption = None,
+    train_images: TrainImages = None,
+    val_images: ValImages = None,
     seed: Annotated[int, typer.Option(help="Of all that is random.", min=0)] = 0,
     trust: TrustCode = False,
     run: Annotated[bool, typer.Option("--run", help="Train, analyze and report at once.")] = False,
@@ -512,7 +502,7 @@ def _train(folder: Path, executor: "Executor", *, trust: bool, **options: Any) -
                 folder,
                 executor=executor,
                 **options,
-                on_result=_Networks(folder, bar).result,
+                on_result=Networks(folder, bar).result,
             )
         except KeyboardInterrupt:
             stderr.print(f"stopped; what is trained is kept. Go on with: regnet study run {folder}")
@@ -556,29 +546,3 @@ def _report(
         unit = "" if study.objective else "%"
         for path in save_plots(populations, plots, seed=seed, unit=unit):
             stderr.print(f"plot: {path}")
-
-
-class _Networks:
-    """Counts the networks of a study that are trained or failed, and reports each as it comes."""
-
-    def __init__(self, folder: Path, bar: ProgressBar) -> None:
-        self.folder, self.bar = folder, bar
-        bar.step("training", *self._ended())
-
-    def _ended(self) -> tuple[int, int]:
-        """Networks that are trained or failed, by whichever process, and all networks."""
-        from regnet.studies import population
-
-        return population.progress(self.folder)
-
-    def result(self, row: "Row") -> None:
-        """Report a network; spaces take turns, so that the pace so far is typical."""
-        assert row.outcome is not None, "it has one"
-        ended, total = self._ended()
-        error = row.outcome.get("error")
-        outcome = row.outcome.get("reason")
-        if error is not None:
-            outcome = f"{error:.2f} % error" if "epochs" in row.outcome else f"error {error:.4g}"
-        self.bar.step("training", ended, total)
-        left = self.bar.remaining(ended, total)
-        self.bar.line(f"[{ended}/{total}] {row.space} {row.number}: {outcome}{left}")

@@ -1,8 +1,10 @@
 """regnet search --data: what trains candidates, and says which is the best."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from regnet.cli.networks import Networks
 from regnet.cli.output import print_json, print_table, scaled, stderr, stdout
 from regnet.cli.progress import ProgressBar
 
@@ -27,32 +29,19 @@ def trained_search(
     """Search with images, print what came out, and write report and configs into the folder."""
     from regnet import documents
     from regnet.atomic import write_bytes
-    from regnet.studies import population
     from regnet.studies.search import search_with_data
     from regnet.studies.search_report import render
 
     with ProgressBar("sampling") as bar:
-        study = folder
 
-        def begins(name: str, where: Path) -> None:
-            nonlocal study
-            study = where
+        def begins(name: str, where: Path) -> Callable[["Row"], None]:
             stderr.print(f"{name}: {where}")
-
-        def result(row: "Row") -> None:
-            assert row.outcome is not None, "it has one"
-            ended, total = population.progress(study)
-            bar.step("training", ended, total)
-            error = row.outcome.get("error")
-            told = row.outcome.get("reason") if error is None else f"{error:.2f} % error"
-            left = bar.remaining(ended, total)
-            bar.line(f"[{ended}/{total}] {row.space} {row.number}: {told}{left}")
+            return Networks(where, bar).result
 
         try:
             found = search_with_data(
-                folder, limits, on_step=bar.step, on_round=begins, on_result=result,
-                **options, **measuring,
-            )  # fmt: skip
+                folder, limits, on_step=bar.step, on_round=begins, **options, **measuring
+            )
         except KeyboardInterrupt:
             stderr.print("stopped; what is trained is kept. The same command goes on")
             raise

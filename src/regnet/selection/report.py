@@ -1,10 +1,10 @@
 """What was chosen, as one HTML file that needs no network."""
 
-import io
 import json
-from importlib import util
+from functools import partial
 
 from regnet import pages
+from regnet.figures import inside_page
 from regnet.selection.choose import Chosen, milliseconds
 from regnet.selection.plot import draw
 
@@ -15,15 +15,7 @@ def render(found: Chosen) -> str:
         "regnet.selection",
         "choice.html",
         found=found,
-        picture=_picture(found),
+        picture=inside_page(partial(draw, found)),
         time=milliseconds,
         facts=json.dumps(found.environment, indent=1),
     )
-
-
-def _picture(found: Chosen) -> str | None:
-    if util.find_spec("matplotlib") is None:
-        return None
-    text = io.StringIO()
-    draw(found).savefig(text, format="svg")
-    return text.getvalue().partition("<svg")[2]

@@ -224,7 +224,7 @@ class Space:
             ConfigError: there is no such name, or nothing in a range.
         """
         if device is not None:
-            return replace(self, latency=device).restrict(**ranges)
+            return replace(self, latency=device).restrict(device=None, **ranges)
         if LATENCY in ranges and self.latency is None:
             raise ConfigError(
                 f"{self.name}: {LATENCY} needs a model of a device, such as "

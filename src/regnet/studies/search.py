@@ -130,8 +130,7 @@ def search_with_data(
     seed: int = 0,
     executor: Executor | None = None,
     on_step: OnStep | None = None,
-    on_round: Callable[[str, Path], None] | None = None,
-    on_result: Callable[[Row], None] | None = None,
+    on_round: Callable[[str, Path], Callable[[Row], None]] | None = None,
     **measuring: Any,
 ) -> Searched:
     """Search; called again with the same arguments, go on.
@@ -152,8 +151,8 @@ def search_with_data(
         seed: of all that is random.
         executor: who trains; None: processes, one per core.
         on_step: called with what is measured, how many steps of it are done, and of how many.
-        on_round: called with the name of a round that begins, and the folder of its study.
-        on_result: called with each network that was trained.
+        on_round: called with the name of a round and the folder of its study, which is there;
+            gives what is called with each network that was trained.
         measuring: device, engine and so on, as for `regnet.selection.search.search`.
 
     Raises:
@@ -184,8 +183,6 @@ def search_with_data(
 
     def train(name: str, given: Sequence[Given], epochs: int, repeats: int = 1) -> dict[str, Any]:
         where = path / name
-        if on_round:
-            on_round(name, where)
         if not (where / population.FILE).exists():
             study = Study(
                 spaces=(),
@@ -200,6 +197,7 @@ def search_with_data(
                 seed=seed_of(seed, name) % 2**31,
             )
             population.init(where, study)
+        on_result = on_round(name, where) if on_round else None
         population.resume(where, executor=executor, on_result=on_result)
         return population.load(where)
 

@@ -1,12 +1,11 @@
 """What a search with images found, as one HTML file that needs no network."""
 
-import io
 import json
-from importlib import util
+from functools import partial
 from typing import TYPE_CHECKING
 
 from regnet import pages
-from regnet.figures import finish, new_figure
+from regnet.figures import finish, inside_page, new_figure
 from regnet.selection.limits import Limits
 from regnet.studies.search import Searched, Trained
 
@@ -21,17 +20,9 @@ def render(found: Searched, limits: Limits) -> str:
         "search.html",
         found=found,
         limits=", ".join(f"{name} at most {value:g}" for name, value in limits.given.items()),
-        picture=_picture(found),
+        picture=inside_page(partial(draw, found)),
         facts=json.dumps(found.conditions, indent=1),
     )
-
-
-def _picture(found: Searched) -> str | None:
-    if util.find_spec("matplotlib") is None:
-        return None
-    text = io.StringIO()
-    draw(found).savefig(text, format="svg")
-    return text.getvalue().partition("<svg")[2]
 
 
 def draw(found: Searched) -> "Figure":

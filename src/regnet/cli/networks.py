@@ -1,0 +1,45 @@
+"""What `regnet study` and `regnet search --data` share: options, and networks as they come."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from regnet.cli.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from regnet.studies.store import Row
+
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Networks trained at once; one per core, or per GPU.", min=1),
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: epochs=5.")]
+TrainImages = Annotated[int | None, typer.Option(help="Train on so many images only.", min=1)]
+ValImages = Annotated[int | None, typer.Option(help="Test on so many images only.", min=1)]
+
+
+class Networks:
+    """Counts the networks of a study that are trained or failed, and reports each as it comes."""
+
+    def __init__(self, folder: Path, bar: ProgressBar) -> None:
+        self.folder, self.bar = folder, bar
+        bar.step("training", *self._ended())
+
+    def _ended(self) -> tuple[int, int]:
+        """Networks that are trained or failed, by whichever process, and all networks."""
+        from regnet.studies import population
+
+        return population.progress(self.folder)
+
+    def result(self, row: "Row") -> None:
+        """Report a network; spaces take turns, so that the pace so far is typical."""
+        assert row.outcome is not None, "it has one"
+        ended, total = self._ended()
+        error = row.outcome.get("error")
+        outcome = row.outcome.get("reason")
+        if error is not None:
+            outcome = f"{error:.2f} % error" if "epochs" in row.outcome else f"error {error:.4g}"
+        self.bar.step("training", ended, total)
+        left = self.bar.remaining(ended, total)
+        self.bar.line(f"[{ended}/{total}] {row.space} {row.number}: {outcome}{left}")
