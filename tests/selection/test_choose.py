@@ -376,3 +376,23 @@ def test_wrong_predictions_cost_accuracy_at_most(monkeypatch, limit):
     assert found.pick is not None
     assert found.pick.latency_ms <= limit
     assert found.pick.setting.accuracy >= eager[0].accuracy, "it is fast enough without compilers"
+    for other in filter(None, (found.next_better, found.without_license)):
+        assert other.setting.accuracy > found.pick.setting.accuracy
+
+
+def test_a_pick_that_is_improved_is_what_the_others_are_compared_with(monkeypatch):
+    worse = {}
+
+    def first(self, candidates, margin=choosing.MARGIN):
+        """The first pick misses what later measurements show to be fast enough."""
+        found = pick(self, candidates, margin)
+        if not worse and found is not None:
+            worse["pick"] = found = self._measure(candidates[-1])
+        return found
+
+    pick = choosing._Search.pick
+    monkeypatch.setattr(choosing._Search, "pick", first)
+    found = regnet.choose(20)
+    assert found.pick.setting == best(20)
+    assert worse["pick"].setting.accuracy < found.pick.setting.accuracy
+    assert found.next_better.setting.accuracy > found.pick.setting.accuracy

@@ -203,6 +203,9 @@ def choose(
     best = pick.setting.accuracy if pick else 0
     others = found.pick([row for row in every if not row.allowed and row.accuracy > best])
     pick = found.better(pick, allowed)
+    best = pick.setting.accuracy if pick else 0
+    if others and others.setting.accuracy <= best:
+        others = None
     peer_rows = tuple(_peers(clock, pick, latency_ms)) if peers else ()
     found.fit()  # so that the question asked again, with all this on disk, has the same answer
     slower = [c for c in map(found.choice, allowed) if c.setting.accuracy > best]
