@@ -13,7 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,20 @@ CHANGES: dict[str, Callable[[Any, str], Steps]] = {
 }
 
 
-def ratio(before: Steps, after: Steps, pairs: int) -> tuple[float, float]:
-    """How many times as fast the change is, the median of pairs; and seconds of its first steps."""
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """What a change is worth."""
+
+    ratio: float
+    """How many times as fast the steps are, the median of pairs."""
+    first: float
+    """Seconds of its first steps."""
+    speed: float
+    """Images per second without it, the median."""
+
+
+def gain(before: Steps, after: Steps, pairs: int) -> Gain:
+    """Time steps without and with a change, in turn."""
     before()
     began = time.monotonic()
     after()
@@ -107,11 +119,13 @@ def ratio(before: Steps, after: Steps, pairs: int) -> tuple[float, float]:
         steps()
         return time.monotonic() - start
 
-    found = []
+    found, plain = [], []
     for _ in range(pairs):
         a, b, c, d = seconds(before), seconds(after), seconds(after), seconds(before)
         found.append((a + d) / (b + c))
-    return statistics.median(found), first
+        plain += [a, d]
+    images = STEPS * find_recipe("cifar").batch_size
+    return Gain(statistics.median(found), first, images / statistics.median(plain))
 
 
 def main() -> None:
@@ -141,9 +155,9 @@ def main() -> None:
                 if change == "torch.compile" and number >= args.compiled // len(spaces):
                     continue
                 with contextlib.suppress(RuntimeError):
-                    row[change], row[f"{change}, first"] = ratio(
-                        before, make(config, args.data), args.pairs
-                    )
+                    found = gain(before, make(config, args.data), args.pairs)
+                    row |= {change: found.ratio, f"{change}, first": found.first}
+                    row.setdefault("images_per_second", found.speed)
             rows.append(row)
             print(json.dumps({**row, "network": "..."}), flush=True)
             medians = {
@@ -151,7 +165,13 @@ def main() -> None:
                 for change in CHANGES
                 if any(change in r for r in rows)
             }
-            document = {"environment": environment(CPU), "medians": medians, "rows": rows}
+            speed = statistics.median(r["images_per_second"] for r in rows)
+            document = {
+                "environment": environment(CPU),
+                "medians": medians,
+                "images_per_second": speed,
+                "rows": rows,
+            }
             write_bytes(args.out, json.dumps(document, indent=1).encode())
 
 

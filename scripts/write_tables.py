@@ -13,7 +13,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from regnet.bench.document import read
 from regnet.bench.networks import PAPER_ERRORS
@@ -25,7 +25,10 @@ from regnet.weights.catalog import default_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
-ELSEWHERE = {"prior": ROOT / "src/regnet/selection/prior.json"}
+ELSEWHERE = {
+    "prior": ROOT / "src/regnet/selection/prior.json",
+    "gpu_headline": RESULTS / "gpu/headline.json",
+}
 PLACE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Document = Mapping[str, Any]
 
@@ -346,6 +349,136 @@ def sampling(document: Document) -> Iterator[str]:
     )
 
 
+def population(document: Document) -> Iterator[str]:
+    """What would make populations train faster on a CPU."""
+    rows = []
+    for change, median in document["medians"].items():
+        ratios = [row[change] for row in document["rows"] if change in row]
+        first = statistics.median(
+            row[f"{change}, first"] for row in document["rows"] if change in row
+        )
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        rows.append([change, f"{median:.2f}", spread, str(len(ratios)), f"{first:.1f}"])
+    yield from table(
+        ["change", "times as fast, median", "over networks", "networks", "first 3 steps, s"], rows
+    )
+    yield ""
+    yield (
+        "Random networks of AnyNetX_A and RegNetX with three stages, 3.6 to 4.0 million "
+        "multiply-adds at 32 pixels, batch 128, one thread; with and without the change in turn. "
+        f"Without it, {document['images_per_second']:.0f} images/s (median). {origin(document)}."
+    )
+
+
+EPOCH: Final = {"CIFAR-10, 20,000 images": (20_000, 3.8e6), "ImageNet": (1_281_167, 400e6)}
+"""Images of an epoch, and multiply-adds of a network, of studies whose cost is told."""
+
+
+def population_cost(document: Document) -> Iterator[str]:
+    """How long studies take on CPUs, from the speed that was measured."""
+    speed = document["images_per_second"]
+    measured = EPOCH["CIFAR-10, 20,000 images"][1]
+    rows = []
+    for name, models, epochs in (
+        ("CIFAR-10, 20,000 images", 64, 8),
+        ("CIFAR-10, 20,000 images", 500, 8),
+        ("ImageNet", 500, 10),
+    ):
+        images, flops = EPOCH[name]
+        hours = 6 * models * epochs * images / (speed * measured / flops) / 3600
+        rows.append(
+            [
+                f"6 spaces of {models} networks, {epochs} epochs of {name}",
+                f"{flops / 1e6:.3g}",
+                f"{hours:,.0f}",
+                *(f"{hours / cores:,.1f}" for cores in (64, 640)),
+            ]
+        )
+    yield from table(
+        ["study", "multiply-adds, M", "hours on one core", "on 64 cores", "on 640 cores"], rows
+    )
+    yield ""
+    yield (
+        f"Computed from {speed:.0f} images/s of a core at {measured / 1e6:.1f} million "
+        "multiply-adds, as measured above, in proportion to the multiply-adds. The last row is of "
+        "the paper's size, for which one uses GPUs."
+    )
+
+
+def gpu_resources(document: Document) -> Iterator[str]:
+    """Registers, shared memory, spills and waits of old and new kernels."""
+    rows = []
+    layers: dict[tuple[str, str], list[Document]] = {}
+    for row in document["rows"]:
+        if row["model"] == document["networks"][0]["model"]:
+            layers.setdefault((row["kernel"], row["layer"]), []).append(row)
+    changed = [found for found in layers.values() if any(row["new"] for row in found)]
+    changed.sort(key=lambda found: -found[0]["times"] * min(r["predicted_ms"] for r in found))
+    for found in changed[:8]:
+        for row in sorted(found, key=lambda row: row["new"]):
+            numbers = (
+                row["registers"], row["shared"] // 1024, row["spills"], row["waits"],
+                row["blocks"], round(1e3 * row["predicted_ms"]),
+            )  # fmt: skip
+            way = f"{'new' if row['new'] else 'old'}: `{row['way'].strip('_')}`"
+            rows += [[f"{row['kernel']} {row['layer']}", way, *map(str, numbers)]]
+    yield from table(
+        ["layer", "way", "registers", "shared, KB", "spills", "waits", "blocks per processor",
+         "predicted, µs"],
+        rows,
+    )  # fmt: skip
+    yield ""
+    totals = "; ".join(
+        f"{row['model']} {row['old_ms']:.2f} ms with the old ways, {row['all_ms']:.2f} with all"
+        for row in document["networks"]
+    )
+    yield (
+        f"Compiled for sm_90 without a GPU, batch {document['batch_size']}, fp16, 224 pixels. "
+        f"Predicted, not measured: the sums over all kernels are {totals}. "
+        f"Triton {document['environment']['packages']['triton']}, "
+        f"{document['environment']['date'][:10]}."
+    )
+
+
+def gpu_headline(document: Document) -> Iterator[str]:
+    """RegNets by own kernels against timm's and against EfficientNets."""
+    ours: dict[tuple[str, int], Document] = {}
+    for row in document["rows"]:
+        if "rival" not in row:
+            key = row["model"], row["batch_size"]
+            ours[key] = {**ours.get(key, {}), **row}
+    best: dict[tuple[str, int, str], Document] = {}
+    for row in document["rows"]:
+        if "ratio" in row:
+            mode = "eager" if row["mode"] == "eager" else "compiled"
+            name = row["rival"] if row["rival"] != row["model"] else f"timm, {mode}"
+            three = row["model"], row["batch_size"], name
+            if three not in best or row["ratio"] < best[three]["ratio"]:
+                best[three] = row
+    rows = []
+    for (model, batch), row in ours.items():
+        share = row["floor_ms"] / row["ms"]
+        rows.append(
+            [
+                f"{model}, batch {batch}", f"{row['ms']:.2f}", f"{row['images_per_second']:,.0f}",
+                f"{share:.0%}",
+                "; ".join(
+                    f"{name} {found['ratio']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
+                    for (m, b, name), found in best.items()
+                    if (m, b) == (model, batch)
+                ),
+            ]
+        )  # fmt: skip
+    yield from table(
+        ["", "ms", "images/s", "share of the floor", "time of rivals over it, 95 %"], rows
+    )
+    yield ""
+    yield (
+        f"{document['precision']}, 224 pixels (EfficientNets at their own sizes); of each rival "
+        f"the fastest layout and mode that was measured. {origin(document)}."
+    )
+
+
 def search(document: Document) -> Iterator[str]:
     """What a search found, and what it found when flops alone stood for quality."""
     before = json.loads((RESULTS / "search_before.json").read_text(encoding="utf-8"))
@@ -582,6 +715,10 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         families,
         train,
         sampling,
+        population,
+        population_cost,
+        gpu_resources,
+        gpu_headline,
         search,
         prior,
         study,

@@ -22,7 +22,7 @@ def run(*command):
 def test_the_profile_of_grouped_convolutions(tmp_path):
     out = tmp_path / "a.json"
     done = run(
-        "benchmarks/grouped_convs.py", "--device", "cpu", "--models", "regnety_016",
+        "benchmarks/gpu/grouped_convs.py", "--device", "cpu", "--models", "regnety_016",
         "--batch-size", "1", "--precisions", "fp32", "--out", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -34,22 +34,55 @@ def test_the_profile_of_grouped_convolutions(tmp_path):
     assert all(row["ms"] > 0 for row in rows)
 
 
-@pytest.mark.long
-def test_the_peers_of_gpus_on_a_cpu(tmp_path):
-    out = tmp_path / "a.json"
+@pytest.fixture(scope="module")
+def dry(tmp_path_factory):
+    """What the plan for a GPU leaves when it is run dry."""
+    out = tmp_path_factory.mktemp("gpu")
+    done = run("benchmarks/gpu/plan.py", "--dry", "--budget", "1200", "--out", out)
+    assert done.returncode == 0, done.stdout + "".join(p.read_text() for p in out.glob("*.log"))
+    return out
+
+
+def rows_of(out, part):
+    return json.loads((out / f"{part}.json").read_text())["rows"]
+
+
+def test_every_part_of_the_plan_for_a_gpu_runs_dry(dry):
+    states = {row["part"]: row["state"] for row in rows_of(dry, "plan")}
+    assert set(states.values()) == {"done"}, states
+    ours, *rivals = rows_of(dry, "headline")
+    assert ours["right"], ours
+    assert {row["mode"] for row in rivals} == {
+        "default",
+        "eager",
+        "reduce-overhead",
+        "max-autotune",
+    }
+    assert all(row["ratio"] > 0 for row in rivals), rivals
+    assert [row["outcome"] for row in rows_of(dry, "tests")] == ["passed"]
+    assert any(row["slowest"] and row["ms"] > 0 for row in rows_of(dry, "kernels"))
+    assert not any("reason" in row for row in rows_of(dry, "everyday"))
+    assert [row["workers"] for row in rows_of(dry, "populations")] == [1, 2]
+    assert len(rows_of(dry, "grouped")) > 1
+
+
+@pytest.mark.parametrize("part", ["headline", "kernels", "everyday", "populations", "grouped"])
+def test_a_part_that_is_cut_off_leaves_what_it_had(dry, tmp_path, part):
     done = run(
-        "benchmarks/gpu_peers.py", "--device", "cpu", "--models", "regnetx_002", "--batch-size",
-        "1", "--precision", "bf16", "--seconds", "0.5", "--out", out,
-    )  # fmt: skip
+        "benchmarks/gpu/plan.py", "--dry", "--budget", "7", "--part", part, "--out", tmp_path
+    )
     assert done.returncode == 0, done.stderr
-    [row] = json.loads(out.read_text())["rows"]
-    assert row["against"]["compiled"]["ratio"] > 0
+    [row] = rows_of(tmp_path, "plan")
+    assert row["state"] == "cut off"
+    assert row["seconds"] < 20
+    if row["rows"]:
+        assert rows_of(tmp_path, part)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU is there")
 def test_the_check_of_gpus_says_what_is_missing(tmp_path):
     done = subprocess.run(
-        [ROOT / "scripts/gpu_check.sh", tmp_path], capture_output=True, text=True,
+        [ROOT / "scripts/gpu_check.sh", "--out", tmp_path], capture_output=True, text=True,
         env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     assert done.returncode == 1

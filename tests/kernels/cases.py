@@ -61,8 +61,8 @@ def chosen(number: int) -> Iterator[list[object]]:
     """The kernels run in the way of this number, or their last; gives the ways of the last one."""
     usual, ways = [module.fastest for module in MODULES], []
 
-    def fastest(key, offered, run, x):
-        del key, run, x
+    def fastest(key, offered, launch, x):
+        del key, launch, x
         ways[:] = offered
         return offered[min(number, len(offered) - 1)]
 
@@ -154,13 +154,17 @@ def check(device: str, dtype: torch.dtype, *, thin: bool) -> Iterator[tuple[str,
             yield f"gate, {images} images of {parts} parts, {way}", distance(out, expected)
 
     for stride in (1, 2):
-        layer = Stem.of(nn.Conv2d(3, 32, 3, stride, 1).to(device))
-        for images, height, width in sides:
-            x = half(images, height, width, 3)
-            expected = stem_kernels.reference(x.float(), layer)
-            for way, (out,) in every_way(partial(_in_a_tuple, stem, x, layer), thin=thin):
-                name = f"stem, stride {stride}, {images}x{height}x{width}, {way}"
-                yield name, distance(out, expected)
+        for channels, width_of_stem in ((3, 32),) if thin else ((3, 32), (1, 16), (4, 24)):
+            conv = nn.Conv2d(channels, width_of_stem, 3, stride, 1).to(device)
+            layer = Stem.of(conv, dtype)
+            for images, height, width in sides:
+                x = torch.randn(images, channels, height, width).to(device)
+                expected = stem_kernels.reference(x, layer)
+                for memory_format in (torch.contiguous_format, torch.channels_last):
+                    call = partial(_in_a_tuple, stem, x.to(memory_format=memory_format), layer)
+                    for way, (out,) in every_way(call, thin=thin):
+                        name = f"stem {channels}, stride {stride}, {images}x{height}x{width}"
+                        yield f"{name}, {memory_format}, {way}", distance(out, expected)
 
 
 def _in_a_tuple(call, *args, **kwargs) -> tuple[Tensor]:

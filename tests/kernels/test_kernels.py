@@ -63,7 +63,7 @@ def test_networks_of_kernels_are_the_same_function(name):
     x = torch.randn(2, 3, side, side - 3)
     with torch.inference_mode():
         found = fused(folded(model), torch.float16)(x.half())
-        assert found.dtype == torch.float16
+        assert found.dtype == torch.float32
         assert relative_error(found, model(x)) < 2e-3
 
 

@@ -90,6 +90,19 @@ def test_curves_points_and_intervals_are_drawn(page: Any) -> None:
 
 
 @pytest.mark.browser
+def test_the_best_networks_stand_beside_published_ones_of_their_size(page: Any) -> None:
+    rows = page.locator("#structures tbody tr")
+    names = [row.locator("td").first.inner_text() for row in rows.all()]
+    assert [name.split()[0] for name in names[:6]] == 3 * ["anynetx_a"] + 3 * ["regnetx"]
+    # The spaces hold networks of 400 MF: these three are the nearest that are published.
+    assert names[6] in ("regnetx_004", "regnety_004")
+    published = rows.filter(has_text="regnetx_004").locator("td").all_inner_texts()
+    # Table 5 of the paper: 22 blocks, g = 16, w_m = 2.54, b = 1; and no error of ours.
+    assert published[1] == ""
+    assert published[4:] == ["22", "1, 2, 7, 12", "32, 64, 160, 400", "2.54", "16", "1"]
+
+
+@pytest.mark.browser
 def test_a_space_can_be_hidden_and_another_looked_at(page: Any) -> None:
     page.locator("#legend input").first.uncheck()
     assert page.locator("#edf path.edf").count() == 1

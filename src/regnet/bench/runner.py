@@ -35,6 +35,9 @@ from regnet.timing import (
 
 Found = TypeVar("Found")
 
+Build = Callable[[nn.Module, Tensor, Target], Runner]
+"""Makes a runner of a model in evaluation mode, for images of an example's shape."""
+
 ROUNDS: Final = 5
 """Of cases that are measured in turn."""
 
@@ -148,9 +151,14 @@ class Bench:
             return ready
         return _guarded(case, lambda: self._finished(ready, self._samples(ready)))
 
-    def alone(self, case: Case) -> Row:
-        """Measure a case that is compared with no other: no floors, and it is freed at once."""
-        ready = _guarded(case, lambda: self._prepared(case))
+    def alone(self, case: Case, build: Build | None = None) -> Row:
+        """Measure a case that is compared with no other: no floors, and it is freed at once.
+
+        Args:
+            case: the case.
+            build: makes what is timed, in place of the case's engine; its answers are not checked.
+        """
+        ready = _guarded(case, lambda: self._prepared(case, build))
         if isinstance(ready, Row):
             return ready
         return _guarded(case, lambda: self._timed(ready, self._samples(ready)))
@@ -211,7 +219,7 @@ class Bench:
         }
         self._ready = {ready: what for ready, what in self._ready.items() if ready in wanted}
 
-    def _prepared(self, case: Case) -> "_Prepared | Row":
+    def _prepared(self, case: Case, build: Build | None = None) -> "_Prepared | Row":
         """A case that is built and checked; a row where it must not be timed."""
         torch.manual_seed(0)
         network = load(case.model, trust=self.trust)
@@ -236,6 +244,8 @@ class Bench:
         with peak_memory(self.device) as grown:
             if case.train:
                 call: Callable[[Tensor], Any] = _training_step(model, target)
+            elif build:
+                call = build(model.eval(), inputs[0], target)
             else:
                 row, runner = _checked(row, model.eval(), inputs, target)
                 if runner is None:

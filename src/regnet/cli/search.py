@@ -45,7 +45,7 @@ def command(
     engine: Annotated[
         str, typer.Option(help="What runs it; auto: the fastest that needs no compiler.")
     ] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32",
     batch_size: Annotated[int, typer.Option(help="Images per call.", min=1)] = 1,
     image_size: Annotated[int, typer.Option(help="Side of the images.", min=1)] = 224,
     num_classes: Annotated[int, typer.Option(help="Classes of the networks.", min=1)] = 1000,

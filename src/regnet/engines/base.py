@@ -28,6 +28,12 @@ DTYPES: dict[Precision, torch.dtype] = {
     "fp16": torch.float16,
 }
 
+ELEMENT_BYTES: dict[AnyPrecision, int] = {
+    **{name: dtype.itemsize for name, dtype in DTYPES.items()},
+    "int8": 1,
+}
+"""Of a weight, or of a value of a feature map."""
+
 TOLERANCES: dict[Precision, float] = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 1e-2}
 """Largest norm(output - reference) / norm(reference) that each precision is allowed."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from regnet.engines.transforms import folded, padded_if_it_pays, placed
 
 
 class CUDAGraph:
-    """Norms folded, captured once and replayed on static buffers: not for two threads at once."""
+    """Norms folded, captured once and replayed on static buffers."""
 
     name = "cuda_graph"
     compiles = False
@@ -38,19 +39,41 @@ class PaddedCUDAGraph(CUDAGraph):
         return placed(padded_if_it_pays(model), target)
 
 
-def captured(call: Callable[[Tensor], Any], example: Tensor, target: Target) -> Runner:
-    """A runner that replays what the call did for the example: float32 in and out.
+def captured(
+    call: Callable[[Tensor], Any],
+    example: Tensor,
+    target: Target,
+    first: Callable[[Tensor, Tensor | None], Tensor] | None = None,
+) -> Runner:
+    """A runner that replays what a call did for the example: float32 in and out.
 
-    cuDNN tries its kernels first: a graph keeps the one that was chosen.
+    cuDNN tries its kernels first: a graph keeps the one that was chosen. Calls of the runner on
+    several streams, or from several threads, wait for each other: they share its buffers.
+
+    Args:
+        call: what is captured.
+        example: images.
+        target: device, precision and layout.
+        first: what comes before it and is not captured, as it reads the caller's images. It writes
+            into its second argument, or into new memory where that is None.
     """
+    device = target.device
+
+    def enter(images: Tensor, out: Tensor | None = None) -> Tensor:
+        if first is not None:
+            return first(images, out)
+        if out is not None:
+            return out.copy_(images)
+        return images.clone().to(dtype=target.dtype, memory_format=target.memory_format)
+
     # Not under inference mode: what is captured there cannot be written to outside.
     with (
         torch.inference_mode(mode=False),
         torch.no_grad(),
-        torch.cuda.device(target.device),
+        torch.cuda.device(device),
         _trying(),
     ):
-        static = example.clone().to(dtype=target.dtype, memory_format=target.memory_format)
+        static = enter(example)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -58,13 +81,18 @@ def captured(call: Callable[[Tensor], Any], example: Tensor, target: Target) -> 
                 call(static)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             out = call(static)
+    lock, free = Lock(), torch.cuda.Event()
 
     def run(x: Tensor) -> Any:
-        static.copy_(x)
-        graph.replay()
-        return each(lambda output: output.float().clone(), out)
+        with lock, torch.cuda.device(device):
+            free.wait()  # for the last call, perhaps on another stream, to have read the buffers
+            enter(x, static)
+            graph.replay()
+            answer = each(lambda output: output.float().clone(), out)
+            free.record()
+        return answer
 
     # The graph reads the weights where they lay, and does not keep them.
     run.reads = call  # type: ignore[attr-defined]

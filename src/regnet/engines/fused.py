@@ -1,13 +1,12 @@
 """Own kernels, captured once and replayed."""
 
-from collections.abc import Callable
 from importlib import util
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from regnet.engines.base import OWN_LAYOUT, Target
-from regnet.engines.cuda_graph import CUDAGraph
+from regnet.engines.base import OWN_LAYOUT, Runner, Target
+from regnet.engines.cuda_graph import CUDAGraph, captured
 from regnet.engines.transforms import folded
 
 
@@ -24,7 +23,23 @@ class Fused(CUDAGraph):
             return "for half precision only"
         return OWN_LAYOUT if target.layout == "contiguous" else super().obstacle(target)
 
-    def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Any]:
-        from regnet.kernels.network import fused  # with it comes Triton, which takes time to import
+    def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
+        # With these comes Triton, which takes time to import.
+        from regnet.kernels.binary import compile_all
+        from regnet.kernels.launch import remember
+        from regnet.kernels.network import fused, plan
+        from regnet.kernels.stem import stem
 
-        return fused(folded(model), target.dtype)
+        plain = folded(model)
+        choices = plan(plain, target.dtype, example.shape)
+        capability = torch.cuda.get_device_capability(target.device)
+        architecture = ("cuda", 10 * capability[0] + capability[1], 32)
+        remember(compile_all((one.binary for ways in choices for one in ways), architecture))
+        network = fused(plain, target.dtype)
+        return captured(
+            network.trunk,
+            example,
+            target,
+            # It reads the caller's images, which need not be copied then.
+            first=lambda images, out: stem(images, network.stem, out),
+        )

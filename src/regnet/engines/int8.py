@@ -201,6 +201,14 @@ def build_int8(
     return run_openvino(quantize_openvino(converted, batches, weights), target)
 
 
+def build_untrained_int8(model: nn.Module, example: Tensor, target: Target) -> Runner:
+    """A runner in int8 that tells times only: its ranges come from the example.
+
+    Times depend on neither weights nor ranges, so a network can be timed before it is trained.
+    """
+    return build_int8(model, example, target, [example])
+
+
 def weights_of(model: nn.Module, names: Collection[str]) -> list[Tensor]:
     """Weights of layers as they are in a captured program, norms folded."""
     network: Any = folded(model) if names else model

@@ -1,12 +1,26 @@
 """Grouped 3x3 convolution with ReLU, and the sums that squeeze-excitation needs, in one pass."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regnet.kernels.launch import HAS_TRITON, blocks, fastest, power_of_two, runs_kernels
+from regnet.kernels.launch import (
+    HAS_TRITON,
+    Launch,
+    Work,
+    blocks,
+    fastest,
+    power_of_two,
+    processors,
+    runs_kernels,
+)
+
+SLOTS: Final = {1: 4, 2: 2}
+"""Rows of the result, by stride, that a row of the input has columns for in a chain's product."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -18,7 +32,7 @@ class Grouped:
     bias: Tensor
     """(width,), float32."""
     stride: int
-    _packed: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    _packed: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, layer: nn.Conv2d, dtype: torch.dtype) -> "Grouped":
@@ -39,15 +53,50 @@ class Grouped:
         """
         key = together, depth, width
         if key not in self._packed:
-            g, channels = self.group_width, len(self.weight)
-            matrices = self.weight.new_zeros(channels // g // together, 9, depth, width)
-            # (groups, out, in, tap) to (groups / together, together, tap, in, out)
-            taps = self.weight.reshape(-1, together, g, g, 9).permute(0, 1, 4, 3, 2)
-            for place in range(together):
-                at = slice(place * g, (place + 1) * g)
-                matrices[:, :, at, at] = taps[:, place]
+            self._packed[key] = self._matrices(together, depth, width)
+        return self._packed[key]
+
+    def chained(self, together: int, slot: int, depth: int) -> Tensor:
+        """(groups / together, depth, slots * slot): all taps in one matrix per step of a chain.
+
+        A step reads a row of the input (stride 1) or two (stride 2): left, middle and right pixels,
+        each with the channels of `together` groups. Its columns are the output rows that these
+        pixels belong to, in slots: with stride 1 the row below, the same row and the row above (and
+        an empty slot), with stride 2 the same row and the row below.
+        """
+        key = together, slot, depth, self.stride
+        if key not in self._packed:
+            span = together * self.group_width
+            taps = self._matrices(together, span, span).unflatten(1, (3, 3))
+            slots = SLOTS[self.stride]
+            matrices = taps.new_zeros(len(taps), depth, slots * slot)
+            # Row of the input, slot, and row of the taps that joins them.
+            joints = [(0, 0, 0), (0, 1, 1), (0, 2, 2)]
+            if self.stride == 2:
+                joints = [(0, 0, 1), (1, 0, 2), (1, 1, 0)]
+            for row, place, down in joints:
+                for right in range(3):
+                    start = (3 * row + right) * span
+                    at = slice(start, start + span), slice(place * slot, place * slot + span)
+                    matrices[:, at[0], at[1]] = taps[:, down, right]
             self._packed[key] = matrices
         return self._packed[key]
+
+    def _matrices(self, together: int, depth: int, width: int) -> Tensor:
+        g, channels = self.group_width, len(self.weight)
+        matrices = self.weight.new_zeros(channels // g // together, 9, depth, width)
+        # (groups, out, in, tap) to (groups / together, together, tap, in, out)
+        taps = self.weight.reshape(-1, together, g, g, 9).permute(0, 1, 4, 3, 2)
+        for place in range(together):
+            at = slice(place * g, (place + 1) * g)
+            matrices[:, :, at, at] = taps[:, place]
+        return matrices
+
+    def keep(self, packed: Tensor, before: Collection[tuple[int, ...]]) -> None:
+        """Forget what was packed to be timed, except for what was chosen or was there before."""
+        for key in [key for key in self._packed if key not in before]:
+            if self._packed[key] is not packed:
+                del self._packed[key]
 
 
 def grouped(x: Tensor, layer: Grouped, *, squeeze: bool) -> tuple[Tensor, Tensor | None]:
@@ -67,37 +116,110 @@ def grouped(x: Tensor, layer: Grouped, *, squeeze: bool) -> tuple[Tensor, Tensor
     images, height, width, channels = x.shape
     out_height, out_width = ((side - 1) // layer.stride + 1 for side in (height, width))
     out = x.new_empty((images, out_height, out_width, channels))
-    sums: list[Tensor] = []
+    sizes = _Sizes(
+        images=images, height=out_height, width=out_width, channels=channels,
+        group_width=layer.group_width, stride=layer.stride,
+    )  # fmt: skip
 
-    def run(way: "_Tiles | _Sweep") -> None:
-        span = way.together * layer.group_width
-        columns, deep = blocks(span, way.block_width), blocks(span, way.block_in)
-        packed = layer.packed(way.together, deep * way.block_in, columns * way.block_width)
-        parts = way.parts(out_height, out_width)
+    def launch(way: _Way) -> Launch:
+        parts, grid = way.parts(sizes), way.grid(sizes)
         added = x.new_empty((images, parts, channels) if squeeze else 1, dtype=torch.float32)
-        sums[:] = [added]
-        sizes = (height, width, out_height, out_width, channels)
-        if isinstance(way, _Tiles):
-            _tiles[(channels // span * columns, parts, images)](
-                x, packed, layer.bias, out, added, *sizes, parts,
-                STRIDE=layer.stride, SPAN=span, DEPTHS=deep, COLUMNS=columns,
-                BLOCK_IN=way.block_in, BLOCK_WIDTH=way.block_width, PIXELS=way.pixels,
-                TILE_WIDTH=way.tile_width, SQUEEZE=squeeze,
-                num_warps=way.warps, num_stages=1,
-            )  # fmt: skip
-        else:
-            together = way.pixels // way.row(out_width)
-            _sweep[(channels // span * columns, parts, blocks(images, together))](
-                x, packed, layer.bias, out, added, *sizes, images, way.rows,
-                STRIDE=layer.stride, SPAN=span, COLUMNS=columns, BLOCK_IN=way.block_in,
-                BLOCK_WIDTH=way.block_width, PIXELS=way.pixels, ROW=way.row(out_width),
-                SQUEEZE=squeeze, STAGES=way.stages,
-                num_warps=way.warps, num_stages=way.stages,
-            )  # fmt: skip
+        count = grid[0] * grid[1] * grid[2]
+        return Launch(
+            kernel=way.kernel,
+            grid=grid,
+            args=(
+                x, way.packed(layer), layer.bias, out, added,
+                height, width, out_height, out_width, channels, *way.numbers(sizes),
+            ),
+            constants={
+                "STRIDE": layer.stride, "SPAN": way.together * layer.group_width,
+                "PIXELS": way.pixels, "SQUEEZE": squeeze, **way.constants(sizes),
+            },
+            warps=way.warps,
+            stages=way.stages,
+            work=Work(
+                memory=2 * (x.numel() + out.numel() + layer.weight.numel()),
+                cache=2 * (count * way.read(sizes) + out.numel()),
+                products=count * way.products(sizes),
+            ),
+        )  # fmt: skip
 
     key = ("grouped", tuple(x.shape), layer.group_width, layer.stride, x.dtype, squeeze)
-    run(fastest(key, _ways(x, layer, out_height, out_width), run, x))
-    return out, sums[0] if squeeze else None
+    before = set(layer._packed)
+    chosen = launch(fastest(key, _ways(x, sizes), launch, x))
+    layer.keep(chosen.args[1], before)
+    chosen()
+    return out, chosen.args[4] if squeeze else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sizes:
+    """Of a call; height and width are those of the result."""
+
+    images: int
+    height: int
+    width: int
+    channels: int
+    group_width: int
+    stride: int
+
+
+class _Way(Protocol):
+    """One way to run the convolution."""
+
+    @property
+    def together(self) -> int:
+        """Groups per block."""
+        ...
+
+    @property
+    def pixels(self) -> int:
+        """Pixels that a block computes at once."""
+        ...
+
+    @property
+    def warps(self) -> int:
+        """Warps per block."""
+        ...
+
+    @property
+    def stages(self) -> int:
+        """Of the compiler's pipeline."""
+        ...
+
+    @property
+    def kernel(self) -> Any:
+        """What runs it."""
+        ...
+
+    def parts(self, s: _Sizes) -> int:
+        """Parts of an image, each with sums of its own."""
+        ...
+
+    def grid(self, s: _Sizes) -> tuple[int, int, int]:
+        """Blocks."""
+        ...
+
+    def packed(self, layer: Grouped) -> Tensor:
+        """The weights as the kernel reads them."""
+        ...
+
+    def numbers(self, s: _Sizes) -> tuple[int, ...]:
+        """What the kernel takes after the sizes."""
+        ...
+
+    def constants(self, s: _Sizes) -> dict[str, Any]:
+        """What it is compiled with, besides what all of these kernels have."""
+        ...
+
+    def read(self, s: _Sizes) -> int:
+        """Values that a block reads."""
+        ...
+
+    def products(self, s: _Sizes) -> int:
+        """Multiply-adds of a block."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,66 +227,168 @@ class _Tiles:
     """Each block computes a tile of pixels of an image, and reads the pixels of each tap anew."""
 
     together: int
-    """Groups per block."""
     block_in: int
     block_width: int
     pixels: int
-    """Of a tile; they lie in rows of `tile_width`, or where that is 0 in a row after the other."""
+    """They lie in rows of `tile_width`, or where that is 0 in a row after the other."""
     tile_width: int
     warps: int
+    stages: int = 1
 
-    def parts(self, height: int, width: int) -> int:
-        """Tiles of an image."""
+    @property
+    def kernel(self) -> Any:
+        return _tiles
+
+    def parts(self, s: _Sizes) -> int:
         if not self.tile_width:
-            return blocks(height * width, self.pixels)
-        return blocks(height, self.pixels // self.tile_width) * blocks(width, self.tile_width)
+            return blocks(s.height * s.width, self.pixels)
+        tall = self.pixels // self.tile_width
+        return blocks(s.height, tall) * blocks(s.width, self.tile_width)
+
+    def grid(self, s: _Sizes) -> tuple[int, int, int]:
+        _, columns = self._blocks(s.group_width)
+        return s.channels // (self.together * s.group_width) * columns, self.parts(s), s.images
+
+    def packed(self, layer: Grouped) -> Tensor:
+        deep, columns = self._blocks(layer.group_width)
+        return layer.packed(self.together, deep * self.block_in, columns * self.block_width)
+
+    def numbers(self, s: _Sizes) -> tuple[int, ...]:
+        return (self.parts(s),)
+
+    def constants(self, s: _Sizes) -> dict[str, Any]:
+        deep, columns = self._blocks(s.group_width)
+        return {
+            "DEPTHS": deep, "COLUMNS": columns, "BLOCK_IN": self.block_in,
+            "BLOCK_WIDTH": self.block_width, "TILE_WIDTH": self.tile_width,
+        }  # fmt: skip
+
+    def read(self, s: _Sizes) -> int:
+        deep, _ = self._blocks(s.group_width)
+        return 9 * deep * self.block_in * (self.pixels + self.block_width)
+
+    def products(self, s: _Sizes) -> int:
+        deep, _ = self._blocks(s.group_width)
+        return 9 * deep * self.block_in * self.pixels * self.block_width
+
+    def _blocks(self, group_width: int) -> tuple[int, int]:
+        span = self.together * group_width
+        return blocks(span, self.block_in), blocks(span, self.block_width)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sweep:
+class _Walk:
     """Each block goes down some rows of some images: what it reads of a row serves three rows."""
 
     together: int
-    block_in: int
-    block_width: int
     pixels: int
-    """That are computed at once: rows of `row` pixels of as many images."""
+    """Rows of `row` pixels of as many images."""
     rows: int
-    """That a block goes down."""
+    """Of the result, that a block goes down."""
     stages: int
     warps: int
 
-    def row(self, width: int) -> int:
+    def row(self, s: _Sizes) -> int:
         """Pixels of a row in a block, some of them perhaps beyond its end."""
-        return power_of_two(width, least=8, most=self.pixels)
+        return power_of_two(s.width, least=8, most=self.pixels)
 
-    def parts(self, height: int, width: int) -> int:
-        """Blocks of an image."""
-        return blocks(height, self.rows) * blocks(width, self.row(width))
+    def parts(self, s: _Sizes) -> int:
+        return blocks(s.height, self.rows) * blocks(s.width, self.row(s))
+
+    def numbers(self, s: _Sizes) -> tuple[int, ...]:
+        return s.images, self.rows
+
+    def _grid(self, s: _Sizes, columns: int) -> tuple[int, int, int]:
+        spans = s.channels // (self.together * s.group_width)
+        return spans * columns, self.parts(s), blocks(s.images, self.pixels // self.row(s))
 
 
-def _ways(x: Tensor, layer: Grouped, height: int, width: int) -> list[_Tiles | _Sweep]:
-    images, channels, g = len(x), x.shape[-1], layer.group_width
-    groups, large = channels // g, height * width >= 784
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sweep(_Walk):
+    """A product for each of the nine taps; their weights stay in shared memory."""
+
+    block_in: int
+    block_width: int
+
+    @property
+    def kernel(self) -> Any:
+        return _sweep
+
+    def grid(self, s: _Sizes) -> tuple[int, int, int]:
+        return self._grid(s, self._columns(s.group_width))
+
+    def packed(self, layer: Grouped) -> Tensor:
+        columns = self._columns(layer.group_width)
+        return layer.packed(self.together, self.block_in, columns * self.block_width)
+
+    def constants(self, s: _Sizes) -> dict[str, Any]:
+        return {
+            "COLUMNS": self._columns(s.group_width), "BLOCK_IN": self.block_in,
+            "BLOCK_WIDTH": self.block_width, "ROW": self.row(s), "STAGES": self.stages,
+        }  # fmt: skip
+
+    def read(self, s: _Sizes) -> int:
+        rows = self.rows + 2 if s.stride == 1 else 2 * self.rows + 1
+        return self.block_in * (3 * rows * self.pixels + 9 * self.block_width)
+
+    def products(self, s: _Sizes) -> int:
+        rows = self.rows + (2 if s.stride == 1 else 0)
+        return 9 * rows * self.pixels * self.block_in * self.block_width
+
+    def _columns(self, group_width: int) -> int:
+        return blocks(self.together * group_width, self.block_width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chain(_Walk):
+    """One product for all taps of a row: a single wait, where a sweep waits for each tap."""
+
+    slot: int
+    """Columns for the channels of a row of the result."""
+    depth: int
+    """Of the product."""
+    more: int
+    """Depth of a second product that is added to it, where one power of two would be too large."""
+
+    @property
+    def kernel(self) -> Any:
+        return _chain
+
+    def grid(self, s: _Sizes) -> tuple[int, int, int]:
+        return self._grid(s, 1)
+
+    def packed(self, layer: Grouped) -> Tensor:
+        return layer.chained(self.together, self.slot, self.depth + self.more)
+
+    def constants(self, s: _Sizes) -> dict[str, Any]:
+        return {
+            "SLOT": self.slot, "DEPTH": self.depth, "MORE": self.more, "ROW": self.row(s),
+            "STAGES": self.stages,
+        }  # fmt: skip
+
+    def read(self, s: _Sizes) -> int:
+        deep = self.depth + self.more
+        return deep * (self._steps(s) * self.pixels + SLOTS[s.stride] * self.slot)
+
+    def products(self, s: _Sizes) -> int:
+        columns = SLOTS[s.stride] * self.slot
+        return self._steps(s) * self.pixels * (self.depth + self.more) * columns
+
+    def _steps(self, s: _Sizes) -> int:
+        return self.rows + (2 if s.stride == 1 else 1)
+
+
+def _ways(x: Tensor, s: _Sizes) -> list[_Way]:
+    g = s.group_width
+    groups, large = s.channels // g, s.height * s.width >= 784
     together = [1]
     while together[-1] * 2 * g <= 32 and groups % (together[-1] * 2) == 0:
         together.append(together[-1] * 2)
-    ways: list[_Tiles | _Sweep] = []
+    ways: list[_Way] = []
     for count in together[-2:]:
         span = count * g
         if span <= 64:
-            size = power_of_two(span, least=16, most=64)
-            row = power_of_two(width, least=8, most=64)
-            for stages, narrow in ((1, False), (3, False), *([(3, True)] if size == 64 else [])):
-                walks = groups // count * blocks(width, row) * blocks(images, 64 // row)
-                walks *= 2 if narrow else 1
-                ways += [
-                    _Sweep(
-                        together=count, block_in=size, block_width=32 if narrow else size,
-                        pixels=64, rows=rows, stages=stages, warps=4,
-                    )
-                    for rows in sorted({_rows(height, walks, x, per) for per in (2, 6, 16)})
-                ]  # fmt: skip
+            ways += [*_chains(x, s, count), *_sweeps(x, s, count)]
         block_width = power_of_two(span, least=16, most=64 if 128 < span <= 192 else 128)
         block_in = 32 if 64 < span <= 96 else power_of_two(span, least=16, most=64)
         tiles = [(128, 16 if large else 0, 4), (64, 8 if large else 0, 4)]
@@ -178,13 +402,48 @@ def _ways(x: Tensor, layer: Grouped, height: int, width: int) -> list[_Tiles | _
     return ways
 
 
-def _rows(height: int, walks: int, x: Tensor, per_processor: int) -> int:
-    """Rows of a walk, so that each multiprocessor has some blocks to work on."""
-    if not x.is_cuda:
-        return 2
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-    parts = min(max(1, round(per_processor * processors / walks)), height)
-    return blocks(height, parts)
+def _sweeps(x: Tensor, s: _Sizes, together: int) -> list[_Sweep]:
+    size = power_of_two(together * s.group_width, least=16, most=64)
+    ways = []
+    for stages, narrow in ((1, False), (3, False), *([(3, True)] if size == 64 else [])):
+        ways += [
+            _Sweep(
+                together=together, block_in=size, block_width=32 if narrow else size, pixels=64,
+                rows=rows, stages=stages, warps=4,
+            )
+            for rows in _rows(x, s, together, columns=2 if narrow else 1)
+        ]  # fmt: skip
+    return ways
+
+
+def _chains(x: Tensor, s: _Sizes, together: int) -> list[_Chain]:
+    span = together * s.group_width
+    deep = 3 * span * s.stride
+    whole = power_of_two(deep, least=16, most=512)
+    half = whole // 2
+    cuts = [(whole, 0)]
+    if half >= 16 and half + (more := power_of_two(deep - half, least=16, most=half)) < whole:
+        cuts.insert(0, (half, more))
+    slot = power_of_two(span, least=16, most=64)
+    return [
+        _Chain(
+            together=together, pixels=64, rows=rows, stages=3, warps=4 if slot <= 32 else 8,
+            slot=slot, depth=depth, more=more,
+        )
+        for depth, more in cuts
+        for rows in _rows(x, s, together)
+    ]  # fmt: skip
+
+
+def _rows(x: Tensor, s: _Sizes, together: int, columns: int = 1) -> list[int]:
+    """Rows of a walk of 64 pixels, so that each multiprocessor has 2, 6 or 16 blocks to work on."""
+    if not (x.is_cuda or x.is_meta):
+        return [2]
+    row = power_of_two(s.width, least=8, most=64)
+    walks = s.channels // s.group_width // together * columns
+    walks *= blocks(s.width, row) * blocks(s.images, 64 // row)
+    parts = [max(1, round(per * processors(x) / walks)) for per in (2, 6, 16)]
+    return sorted({blocks(s.height, min(count, s.height)) for count in parts})
 
 
 def reference(x: Tensor, layer: Grouped, *, squeeze: bool) -> tuple[Tensor, Tensor | None]:
@@ -383,5 +642,100 @@ if HAS_TRITON:
             base = (owner * tl.num_programs(1) + part) * channels + span * SPAN
             tl.store(
                 sums + base[:, None] + column[None, :], added,
+                mask=(owner < images)[:, None] & within[None, :],
+            )  # fmt: skip
+
+    @triton.jit
+    def _pixels_of(
+        base, k, left, alive, width, channels,
+        STRIDE: tl.constexpr, SPAN: tl.constexpr,
+    ):  # fmt: skip
+        # Column k of the operand: a row of the input, left, middle or right, and a channel.
+        side = k // SPAN % 3
+        across = (left * STRIDE)[:, None] + (side - 1)[None, :]
+        down = k // (3 * SPAN)
+        at = base + (down[None, :] * width + across) * channels + (k % SPAN)[None, :]
+        inside = (
+            alive[:, None] & (across >= 0) & (across < width) & (k < 3 * SPAN * STRIDE)[None, :]
+        )  # fmt: skip
+        return at, inside, down[None, :]
+
+    @triton.jit(do_not_specialize=[
+        "height", "width", "out_height", "out_width", "channels", "images", "rows"
+    ])  # fmt: skip
+    def _chain(
+        x, weight, bias, out, sums,
+        height, width, out_height, out_width, channels, images, rows,
+        STRIDE: tl.constexpr, SPAN: tl.constexpr, SLOT: tl.constexpr,
+        DEPTH: tl.constexpr, MORE: tl.constexpr, PIXELS: tl.constexpr, ROW: tl.constexpr,
+        SQUEEZE: tl.constexpr, STAGES: tl.constexpr,
+    ):  # fmt: skip
+        channels = channels // 8 * 8  # tells the compiler that 16 bytes may be read at once
+        TOGETHER: tl.constexpr = PIXELS // ROW
+        COLUMNS: tl.constexpr = 4 * SLOT if STRIDE == 1 else 2 * SLOT
+        span = tl.program_id(0)
+        across = tl.cdiv(out_width, ROW)
+        part = tl.program_id(1)
+        pixel = tl.arange(0, PIXELS)
+        image = tl.program_id(2) * TOGETHER + pixel // ROW
+        left = part % across * ROW + pixel % ROW
+        alive = (image < images) & (left < out_width)
+        first = part // across * rows
+        last = tl.minimum(first + rows, out_height)
+        base = x + (image.to(tl.int64) * (height * width * channels) + span * SPAN)[:, None]
+        n = tl.arange(0, COLUMNS)
+        k = tl.arange(0, DEPTH)
+        matrix = weight + span * ((DEPTH + MORE) * COLUMNS) + n[None, :]
+        b = tl.load(matrix + k[:, None] * COLUMNS)
+        at, inside, deep = _pixels_of(base, k, left, alive, width, channels, STRIDE, SPAN)
+        if MORE:
+            k2 = DEPTH + tl.arange(0, MORE)
+            b2 = tl.load(matrix + k2[:, None] * COLUMNS)
+            at2, inside2, deep2 = _pixels_of(base, k2, left, alive, width, channels, STRIDE, SPAN)
+        column = tl.arange(0, SLOT)
+        within = column < SPAN
+        shift = tl.load(bias + span * SPAN + column, mask=within, other=0.0)[None, :]
+        target = (
+            out + image.to(tl.int64)[:, None] * (out_height * out_width * channels)
+            + (left * channels + span * SPAN)[:, None] + column[None, :]
+        )  # fmt: skip
+        kept = alive[:, None] & within[None, :]
+        total = tl.zeros((PIXELS, SLOT), tl.float32)
+        now = tl.zeros((PIXELS, SLOT), tl.float32)
+        after = tl.zeros((PIXELS, SLOT), tl.float32)
+        # The first steps begin rows above the first one, which are not stored.
+        for step in tl.range(first - 1, last + 2 - STRIDE, num_stages=STAGES):
+            row = step * STRIDE
+            down = row * width * channels
+            there = inside & (row + deep >= 0) & (row + deep < height)
+            p = tl.dot(tl.load(at + down, mask=there, other=0.0), b)
+            if MORE:
+                there = inside2 & (row + deep2 >= 0) & (row + deep2 < height)
+                p = tl.dot(tl.load(at2 + down, mask=there, other=0.0), b2, p)
+            if STRIDE == 1:
+                # Columns of the row below, of this row, of the row above, and empty ones.
+                slots = tl.permute(tl.reshape(p, (PIXELS, 2, 2, SLOT)), (0, 3, 1, 2))
+                even, odd = tl.split(slots)
+                below, above = tl.split(even)
+                same, _empty = tl.split(odd)
+                done = tl.maximum(now + above + shift, 0.0)
+                y = step - 1
+                now = after + same
+                after = below
+            else:
+                same, below = tl.split(tl.permute(tl.reshape(p, (PIXELS, 2, SLOT)), (0, 2, 1)))
+                done = tl.maximum(now + same + shift, 0.0)
+                y = step
+                now = below
+            whole = kept & (y >= first)
+            if SQUEEZE:
+                total += tl.where(whole, done, 0.0)
+            tl.store(target + y * out_width * channels, done.to(out.dtype.element_ty), mask=whole)
+        if SQUEEZE:
+            added = tl.sum(tl.reshape(total, (TOGETHER, ROW, SLOT)), 1)
+            owner = tl.program_id(2) * TOGETHER + tl.arange(0, TOGETHER)
+            to = (owner * tl.num_programs(1) + part) * channels + span * SPAN
+            tl.store(
+                sums + to[:, None] + column[None, :], added,
                 mask=(owner < images)[:, None] & within[None, :],
             )  # fmt: skip

@@ -1,6 +1,7 @@
 """Networks made of kernels: what stands around a convolution becomes part of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from regnet.errors import EngineError
 from regnet.kernels.grouped import Grouped, grouped
+from regnet.kernels.launch import Launch, planned
 from regnet.kernels.pointwise import Pointwise, pointwise
 from regnet.kernels.squeeze import Squeeze, gate
 from regnet.kernels.stem import Stem, stem
@@ -19,10 +21,23 @@ from regnet.nn.model import AnyNet
 UNSUITABLE: Final = "the kernels are for RegNetX and RegNetY: bottlenecks with batch norm and ReLU"
 
 
-def fused(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """A network in kernels: images (N, 3, H, W) in half precision to logits (N, num_classes).
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A network in kernels: images (N, 3, H, W) to logits (N, num_classes), in float32.
 
     Without Triton, or on another device, in the references of the kernels.
+    """
+
+    stem: Stem
+    trunk: Callable[[Tensor], Tensor]
+    """What follows the stem: (N, H / 2, W / 2, width) to logits."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.trunk(stem(images, self.stem))
+
+
+def fused(model: nn.Module, dtype: torch.dtype) -> Fused:
+    """Make a network of kernels.
 
     Args:
         model: RegNetX or RegNetY, in evaluation mode, norms folded into the convolutions.
@@ -38,19 +53,37 @@ def fused(model: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     convolution = _folded(model.stem, nn.ReLU)
     if convolution.kernel_size != (3, 3):
         raise EngineError(UNSUITABLE)
-    first = Stem.of(convolution)
+    first = Stem.of(convolution, dtype)
     stages = [stage for stage in model.children() if isinstance(stage, Stage)]
     blocks = [_Block.of(block, dtype) for stage in stages for block in stage]
     head = Pointwise.of(model.head.fc, dtype) if isinstance(model.head.fc, nn.Linear) else None
 
-    def run(images: Tensor) -> Tensor:
-        x = stem(images.permute(0, 2, 3, 1).contiguous(), first)
+    def trunk(x: Tensor) -> Tensor:
         for block in blocks:
             x = block(x)
-        pooled = x.mean((1, 2), dtype=torch.float32).to(dtype)
-        return pointwise(pooled[:, None, None], head)[:, 0, 0] if head else pooled
+        pooled = x.mean((1, 2), dtype=torch.float32)
+        if head is None:
+            return pooled
+        return pointwise(pooled.to(dtype)[:, None, None], head, dtype=torch.float32)[:, 0, 0]
 
-    return run
+    return Fused(first, trunk)
+
+
+def plan(model: nn.Module, dtype: torch.dtype, shape: Sequence[int]) -> list[tuple[Launch, ...]]:
+    """Return, for every kernel of a network, the launches that it chooses among; no GPU is needed.
+
+    Args:
+        model: as `fused` takes it.
+        dtype: float16 or bfloat16.
+        shape: of the images, (N, 3, H, W).
+
+    Raises:
+        EngineError: there are no kernels for it.
+    """
+    network = fused(deepcopy(model).to("meta"), dtype)
+    with planned() as choices, torch.no_grad():
+        network(torch.empty(tuple(shape), device="meta"))
+    return choices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

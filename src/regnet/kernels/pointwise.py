@@ -1,15 +1,30 @@
 """1x1 convolution, with what stands around it in a block: gate before, shortcut and ReLU behind."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
 
-from regnet.kernels.launch import HAS_TRITON, blocks, fastest, power_of_two, runs_kernels
+from regnet.kernels.launch import (
+    HAS_TRITON,
+    Launch,
+    Work,
+    blocks,
+    fastest,
+    power_of_two,
+    runs_kernels,
+)
 
 Activation = Literal["none", "relu", "sigmoid"]
+
+FEW_IMAGES: Final = 4
+"""Images of a block whose gates it holds in registers; with more, each row reads its own."""
+
+SMALL_MAP: Final = 49
+"""Pixels of maps with which a block of one image would be mostly empty."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +59,7 @@ def pointwise(
     projected: Tensor | None = None,
     projection: Pointwise | None = None,
     stride: int = 1,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """activation((x * gate) @ weight + bias + residual or projection of every second pixel).
 
@@ -57,6 +73,7 @@ def pointwise(
             `projection` are added, instead of a residual.
         projection: a second layer, (width_2, width).
         stride: of the projection.
+        dtype: of the result; None: that of x.
 
     Returns:
         (N, H, W, width).
@@ -64,44 +81,78 @@ def pointwise(
     if not runs_kernels(x):
         return reference(
             x, layer, activation=activation, gate=gate, residual=residual, projected=projected,
-            projection=projection, stride=stride,
+            projection=projection, stride=stride, dtype=dtype,
         )  # fmt: skip
     images, height, width_of_map, width_in = x.shape
     rows, width = images * height * width_of_map, layer.weight.shape[1]
-    out = x.new_empty((images, height, width_of_map, width))
+    out = x.new_empty((images, height, width_of_map, width), dtype=dtype or x.dtype)
     second = projected if projected is not None else x
     again = projection or layer
     pixels = height * width_of_map
 
-    def run(way: _Way | None) -> None:
-        if way is None:
-            torch._addmm_activation(
+    def launch(way: _Way | None) -> Callable[[], object]:
+        if way is None:  # cuBLASLt's product with bias and ReLU behind it
+            return lambda: torch._addmm_activation(
                 layer.half_bias, x.view(rows, width_in), layer.weight, out=out.view(rows, width)
             )
-            return
-        _kernel[(blocks(width, way.width) * blocks(rows, way.rows),)](
-            x, layer.weight, layer.bias, out,
-            gate if gate is not None else x,
-            residual if residual is not None else x,
-            second, again.weight,
-            rows, pixels, width_in, width, second.shape[-1], width_of_map, *second.shape[1:3],
-            WIDTHS_IN_8=width_in % 8 == 0 and second.shape[-1] % 8 == 0, WIDTH_IN_8=width % 8 == 0,
-            GATED=gate is not None, RESIDUAL=residual is not None,
-            PROJECTED=projected is not None, STRIDE=stride, ACTIVATION=activation,
-            IMAGES=min((way.rows - 2) // pixels + 2, images), BLOCK_ROWS=way.rows,
-            BLOCK_WIDTH=way.width, BLOCK_IN=way.depth,
-            num_warps=way.warps, num_stages=way.stages,
+        one = isinstance(way, _OneImage)
+        tiles = images * blocks(pixels, way.rows) if one else blocks(rows, way.rows)
+        columns = blocks(width, way.width)
+        touched = 1 if one else min((way.rows - 2) // pixels + 2, images)
+        gating = "none"
+        if gate is not None:
+            gating = "one" if touched == 1 else "few" if touched <= FEW_IMAGES else "each"
+        deep = [blocks(width_in, way.depth), blocks(second.shape[-1], way.depth)]
+        depth = way.depth * (sum(deep) if projected is not None else deep[0])
+        written = out.numel() * out.element_size()
+        added = residual.numel() * residual.element_size() if residual is not None else 0
+        read = x.numel() + layer.weight.numel()
+        if projected is not None:
+            read += rows * second.shape[-1] + again.weight.numel()
+        return Launch(
+            kernel=_kernel,
+            grid=(columns * tiles,),
+            args=(
+                x, layer.weight, layer.bias, out,
+                gate if gate is not None else x,
+                residual if residual is not None else x,
+                second, again.weight,
+                rows, pixels, width_in, width, second.shape[-1], width_of_map, *second.shape[1:3],
+            ),
+            constants={
+                "WIDTHS_IN_8": width_in % 8 == 0 and second.shape[-1] % 8 == 0,
+                "WIDTH_IN_8": width % 8 == 0,
+                "GATING": gating,
+                "IMAGES": touched if gating == "few" else 1,
+                "ONE_IMAGE": one,
+                "RESIDUAL": residual is not None,
+                "PROJECTED": projected is not None,
+                "STRIDE": stride,
+                "ACTIVATION": activation,
+                "BLOCK_ROWS": way.rows,
+                "BLOCK_WIDTH": way.width,
+                "BLOCK_IN": way.depth,
+            },
+            warps=way.warps,
+            stages=way.stages,
+            work=Work(
+                memory=2 * read + written + added,
+                cache=columns * tiles * 2 * depth * (way.rows + way.width) + written + added,
+                products=columns * tiles * depth * way.rows * way.width,
+            ),
         )  # fmt: skip
 
     key = (
-        "pointwise", tuple(x.shape), width, x.dtype, gate is not None, residual is not None,
-        projected is not None and second.shape[-1], activation,
+        "pointwise", tuple(x.shape), tuple(second.shape), width, x.dtype, out.dtype, activation,
+        gate is not None, residual is not None, projected is not None, stride,
     )  # fmt: skip
-    ways: list[_Way | None] = list(_ways(rows, width_in, width))
-    plain = gate is None and residual is None and projected is None
-    if plain and activation == "relu" and x.is_cuda:
-        ways.append(None)  # cuBLASLt's product with bias and ReLU behind it
-    run(fastest(key, ways, run, x))
+    ways: list[_Way | None] = [*_ways(rows, width_in, width)]
+    if gate is not None and pixels > SMALL_MAP:
+        ways += _one_image_ways(pixels, width_in, width)
+    usual = gate is None and residual is None and projected is None
+    if activation == "relu" and usual and out.dtype == x.dtype and (x.is_cuda or x.is_meta):
+        ways.append(None)
+    launch(fastest(key, ways, launch, x))()
     return out
 
 
@@ -114,6 +165,14 @@ class _Way:
     depth: int
     warps: int
     stages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OneImage(_Way):
+    """The rows of a block are of one image, some of them perhaps beyond its end.
+
+    Its gate is then the same for all rows, and the operand goes from registers to the matrix units.
+    """
 
 
 def _ways(rows: int, width_in: int, width: int) -> list[_Way]:
@@ -137,6 +196,21 @@ def _ways(rows: int, width_in: int, width: int) -> list[_Way]:
     return list(dict.fromkeys(ways))
 
 
+def _one_image_ways(pixels: int, width_in: int, width: int) -> list[_OneImage]:
+    sizes = [(64, 128, 32, 4, 4), (64, 64, 64, 4, 4)]
+    if pixels >= 784:
+        sizes.append((128, 128, 64, 8, 3))
+    most, deepest = (power_of_two(size, least=16, most=256) for size in (width, width_in))
+    ways = [
+        _OneImage(
+            rows=block, width=min(columns, most), depth=min(depth, deepest), warps=warps,
+            stages=stages,
+        )
+        for block, columns, depth, warps, stages in sizes
+    ]  # fmt: skip
+    return list(dict.fromkeys(ways))
+
+
 def reference(
     x: Tensor,
     layer: Pointwise,
@@ -147,6 +221,7 @@ def reference(
     projected: Tensor | None = None,
     projection: Pointwise | None = None,
     stride: int = 1,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """The same in PyTorch."""
     rows = x.float()
@@ -159,7 +234,7 @@ def reference(
         out = out + projected[:, ::stride, ::stride].float() @ projection.weight.float()
     if activation != "none":
         out = out.relu() if activation == "relu" else out.sigmoid()
-    return out.to(x.dtype)
+    return out.to(dtype or x.dtype)
 
 
 if HAS_TRITON:
@@ -173,8 +248,9 @@ if HAS_TRITON:
         x, weight, bias, out, gate, residual, second, weight2,
         rows, pixels, width_in, width, width2, map_width, height2, map_width2,
         WIDTHS_IN_8: tl.constexpr, WIDTH_IN_8: tl.constexpr,
-        GATED: tl.constexpr, RESIDUAL: tl.constexpr, PROJECTED: tl.constexpr,
-        STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, IMAGES: tl.constexpr,
+        GATING: tl.constexpr, IMAGES: tl.constexpr, ONE_IMAGE: tl.constexpr,
+        RESIDUAL: tl.constexpr, PROJECTED: tl.constexpr,
+        STRIDE: tl.constexpr, ACTIVATION: tl.constexpr,
         BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr,
     ):  # fmt: skip
         if WIDTHS_IN_8:  # tells the compiler that 16 bytes may be read at once
@@ -185,21 +261,37 @@ if HAS_TRITON:
         # Blocks that share rows are neighbors: what they read is in the L2 cache.
         columns = tl.cdiv(width, BLOCK_WIDTH)
         tile = tl.program_id(0) // columns
-        row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        alive = row < rows
-        image = tile * BLOCK_ROWS // pixels
+        if ONE_IMAGE:
+            per_image = tl.cdiv(pixels, BLOCK_ROWS)
+            image = tile // per_image
+            inner = tile % per_image * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+            alive = inner < pixels
+            row = image * pixels + inner
+        else:
+            row = tile * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+            alive = row < rows
+            image = tile * BLOCK_ROWS // pixels
         of = row // pixels - image
         column = tl.program_id(0) % columns * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
         within = column < width
         start = row.to(tl.int64)
         depth = tl.arange(0, BLOCK_IN)
+        mask = alive[:, None] & within[None, :]
+        to = start[:, None] * width + column[None, :]
+        if RESIDUAL and ONE_IMAGE:  # asked for early, it arrives during the products
+            early = tl.load(residual + to, mask=mask, other=0.0)
         total = tl.zeros((BLOCK_ROWS, BLOCK_WIDTH), tl.float32)
         for first in range(0, width_in, BLOCK_IN):
             k = first + depth
             deep = k < width_in
-            mask = alive[:, None] & deep[None, :]
-            a = tl.load(x + start[:, None] * width_in + k[None, :], mask=mask, other=0.0)
-            if GATED:
+            there = alive[:, None] & deep[None, :]
+            a = tl.load(x + start[:, None] * width_in + k[None, :], mask=there, other=0.0)
+            if GATING == "one":
+                a = a * tl.load(gate + image * width_in + k, mask=deep, other=0.0)[None, :]
+            elif GATING == "each":
+                at = (row // pixels)[:, None] * width_in + k[None, :]
+                a = a * tl.load(gate + at, mask=there, other=0.0)
+            elif GATING == "few":
                 # The rows of a block are of a few images in a row.
                 factor = tl.load(gate + image * width_in + k, mask=deep, other=0.0)[None, :]
                 for number in tl.static_range(1, IMAGES):
@@ -231,9 +323,9 @@ if HAS_TRITON:
                 )  # fmt: skip
                 total = tl.dot(a, b, total)
         total += tl.load(bias + column, mask=within, other=0.0)[None, :]
-        mask = alive[:, None] & within[None, :]
-        to = start[:, None] * width + column[None, :]
-        if RESIDUAL:
+        if RESIDUAL and ONE_IMAGE:
+            total += early.to(tl.float32)
+        elif RESIDUAL:
             total += tl.load(residual + to, mask=mask, other=0.0).to(tl.float32)
         if ACTIVATION == "relu":
             total = tl.maximum(total, 0.0)

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regnet.kernels.launch import HAS_TRITON, blocks, fastest, power_of_two, runs_kernels
+from regnet.kernels.launch import (
+    HAS_TRITON,
+    Launch,
+    blocks,
+    fastest,
+    power_of_two,
+    runs_kernels,
+)
 from regnet.kernels.pointwise import Pointwise, pointwise
 from regnet.nn.layers import SqueezeExcitation
 
@@ -56,20 +63,30 @@ def _hidden(sums: Tensor, pixels: int, layer: Pointwise) -> Tensor:
     width = len(layer.bias)
     out = layer.weight.new_empty((images, width))
 
-    def run(way: tuple[int, int, int]) -> None:
+    def launch(way: tuple[int, int, int]) -> Launch:
         block_images, block_width, block_in = way
-        _kernel[(blocks(width, block_width), blocks(images, block_images))](
-            sums, layer.weight, layer.bias, out, images, parts, width_in, width, 1 / pixels,
-            BLOCK_IMAGES=block_images, BLOCK_WIDTH=block_width, BLOCK_IN=block_in,
-            PARTS=power_of_two(parts, least=1, most=8),
-            num_warps=4, num_stages=2,
+        return Launch(
+            kernel=_kernel,
+            grid=(blocks(width, block_width), blocks(images, block_images)),
+            args=(
+                sums, layer.weight, layer.bias, out, images, parts, width_in, width, 1 / pixels
+            ),
+            constants={
+                "BLOCK_IMAGES": block_images,
+                "BLOCK_WIDTH": block_width,
+                "BLOCK_IN": block_in,
+                "PARTS": power_of_two(parts, least=1, most=8),
+            },
+            warps=4,
+            stages=2,
         )  # fmt: skip
 
     deep = power_of_two(width_in, least=64, most=1024)
     ways = [(1, 16, min(deep, 512)), (1, 8, deep)] if images <= 32 else []
     if images > 4:
         ways += [(16, 16, 64), (16, power_of_two(width, least=16, most=64), 32)]
-    run(fastest(("squeeze", tuple(sums.shape), width, out.dtype), ways, run, sums))
+    key = "squeeze", tuple(sums.shape), width, out.dtype
+    launch(fastest(key, ways, launch, sums))()
     return out
 
 

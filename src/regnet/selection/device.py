@@ -14,8 +14,9 @@ from regnet.bench.runner import Bench
 from regnet.design.complexity import memory_bytes
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.devices import find_device
-from regnet.engines.base import DTYPES, Layout, Precision, Target
+from regnet.engines.base import ELEMENT_BYTES, AnyPrecision, Layout, Precision, Runner, Target
 from regnet.engines.check import INPUT_SETS, answers, build_checked
+from regnet.engines.int8 import build_untrained_int8, check_installed
 from regnet.engines.optimize import ENGINES, Report, find_engine, optimize
 from regnet.errors import ConfigError, EngineError
 from regnet.machine import device_name, environment
@@ -29,6 +30,9 @@ from regnet.timing import Comparison, compare
 from regnet.zoo.create import create
 
 Config = AnyNetConfig | RegNetConfig
+
+INT8_ENGINE: Final = "openvino"
+"""The engine that runs networks in int8."""
 
 LEARNED_ENGINE: Final = "folded"
 """The engine that `learn` measures: PyTorch with folded norms, which every device has."""
@@ -49,10 +53,26 @@ class Conditions:
 
     device: torch.device
     engine: str
-    precision: Precision = "fp32"
+    precision: AnyPrecision = "fp32"
+    """int8 is run by OpenVINO, whatever the engine."""
     layout: Layout = "channels_last"
     batch_size: int = 1
     image_size: int = 224
+
+    @property
+    def in_int8(self) -> bool:
+        """Whether networks are quantized before they are timed."""
+        return self.precision == "int8"
+
+    @property
+    def built_for(self) -> Precision:
+        """The precision that a network is built for; then it may be quantized."""
+        return "fp32" if self.precision == "int8" else self.precision
+
+    @property
+    def target(self) -> Target:
+        """What the engine builds for."""
+        return Target(device=self.device, precision=self.built_for, layout=self.layout)
 
 
 class Meter(Protocol):
@@ -101,7 +121,7 @@ class DeviceMeter:
             config,
             c.image_size,
             batch_size=c.batch_size,
-            element_bytes=DTYPES[c.precision].itemsize,
+            element_bytes=ELEMENT_BYTES[c.precision],
         )
         return Measured(
             name=name,
@@ -124,24 +144,28 @@ class DeviceMeter:
             Case(
                 model=model,
                 batch_size=c.batch_size,
-                precision=c.precision,
+                precision=c.built_for,
                 layout=c.layout,
                 engine=c.engine,
                 image_size=c.image_size,
-            )
+            ),
+            build_untrained_int8 if c.in_int8 else None,
         )
 
     def compare(self, a: Config, b: Config) -> Comparison | None:
         """See `Meter.compare`."""
-        c, runners = self.conditions, []
-        target = _target(c)
+        c = self.conditions
+        runners: list[Runner] = []
         shape = (c.batch_size, a.in_chans, c.image_size, c.image_size)
         inputs = [torch.randn(shape).to(c.device) for _ in range(INPUT_SETS)]
         with contextlib.suppress(RuntimeError):  # out of memory: each fits only alone
             for config in (a, b):
                 network: AnyNet = create(config).eval().to(c.device)
+                if c.in_int8:
+                    runners.append(build_untrained_int8(network, inputs[0], c.target))
+                    continue
                 expected = answers(network, inputs)
-                built = build_checked(find_engine(c.engine), network, inputs, expected, target)
+                built = build_checked(find_engine(c.engine), network, inputs, expected, c.target)
                 if built.runner is None or built.reason:
                     return None
                 runners.append(built.runner)
@@ -160,9 +184,15 @@ def check_engine(conditions: Conditions) -> None:
     Raises:
         ConfigError: there is no such engine.
         EngineError: it cannot be used on this device or in this precision.
+        MissingExtraError: int8 needs packages that are not installed.
     """
-    if obstacle := find_engine(conditions.engine).obstacle(_target(conditions)):
-        raise EngineError(f"{conditions.engine} cannot be used here: {obstacle}")
+    engine = conditions.engine
+    if conditions.in_int8:
+        check_installed(conditions.device)
+        if engine not in ("auto", INT8_ENGINE):
+            raise EngineError(f"int8 runs on {INT8_ENGINE}, not on {engine}")
+    elif engine != "auto" and (obstacle := find_engine(engine).obstacle(conditions.target)):
+        raise EngineError(f"{engine} cannot be used here: {obstacle}")
 
 
 def race(
@@ -179,7 +209,7 @@ def race(
     return optimize(
         network,
         example.to(c.device),
-        precision=c.precision,
+        precision=c.built_for,
         engines=engines,
         seconds=seconds,
         refresh=True,
@@ -196,6 +226,8 @@ def fastest_engine(config: Config, conditions: Conditions, *, seconds: float) ->
         EngineError: no engine computes in this precision here.
     """
     c = conditions
+    if c.in_int8:
+        return replace(c, engine=INT8_ENGINE)
     usable = [engine.name for engine in ENGINES if not engine.compiles]
     ran = [
         row
@@ -321,8 +353,3 @@ def _fitted(
         latencies.append(row.latency_ms)
     told(done + len(networks))
     return LatencyModel.fit(networks.latency_features, latencies, of)
-
-
-def _target(conditions: Conditions) -> Target:
-    c = conditions
-    return Target(device=c.device, precision=c.precision, layout=c.layout)

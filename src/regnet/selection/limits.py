@@ -5,7 +5,7 @@ from math import inf
 from typing import Any, Final
 
 from regnet.design.config import AnyNetConfig, RegNetConfig
-from regnet.engines.base import Precision
+from regnet.engines.base import AnyPrecision
 from regnet.errors import ConfigError
 from regnet.timing import Comparison
 
@@ -91,7 +91,7 @@ class Found:
     prediction_error: float | None
     """Median relative error of its predictions for the finalists, before they were measured."""
     engine: str
-    precision: Precision
+    precision: AnyPrecision
     layout: str
     batch_size: int
     image_size: int

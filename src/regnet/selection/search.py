@@ -20,7 +20,7 @@ from regnet.design.config import RegNetConfig
 from regnet.design.variants import PLAIN, VARIANTS
 from regnet.design.widths import FloatArray
 from regnet.devices import find_device
-from regnet.engines.base import DTYPES, Precision
+from regnet.engines.base import ELEMENT_BYTES, AnyPrecision
 from regnet.errors import ConfigError, EngineError, check_number, unknown
 from regnet.selection.device import (
     Conditions,
@@ -69,7 +69,7 @@ def search(
     space: Space | str = "regnety",
     device: torch.device | str = "cpu",
     engine: str = "auto",
-    precision: Precision = "fp32",
+    precision: AnyPrecision = "fp32",
     batch_size: int = 1,
     image_size: int = 224,
     probes: int = 24,
@@ -88,7 +88,7 @@ def search(
         device: where the network will run.
         engine: the engine of `regnet.engines` that runs it; "auto": the fastest engine for a
             published RegNet of about that size, among those that need no compiler.
-        precision: to compute in.
+        precision: to compute in; int8 is quantized and run by OpenVINO, on CPUs.
         batch_size: images per call.
         image_size: side of the images in pixels.
         probes: networks that are measured to fit the latency model.
@@ -129,7 +129,7 @@ class Contenders:
     candidates: tuple[Measured, ...]
     published: tuple[Measured, ...]
     engine: str
-    precision: Precision
+    precision: AnyPrecision
     batch_size: int
     image_size: int
     environment: dict[str, Any]
@@ -172,7 +172,7 @@ def _begin(
     space: Space | str = "regnety",
     device: torch.device | str = "cpu",
     engine: str = "auto",
-    precision: Precision = "fp32",
+    precision: AnyPrecision = "fp32",
     batch_size: int = 1,
     image_size: int = 224,
     probes: int = 24,
@@ -205,7 +205,7 @@ def _begin(
     )
     # An engine that cannot be used, and limits that no network meets, are reported before anything
     # is measured.
-    if meter is None and engine != "auto":
+    if meter is None:
         check_engine(conditions)
     tell = on_step or (lambda _what, _done, _total: None)
     rng = np.random.default_rng(seed)
@@ -226,8 +226,8 @@ def _begin(
 
 
 def _check_options(*, precision: str, **numbers: int) -> None:
-    if precision not in DTYPES:
-        raise ConfigError(unknown("precision", precision, DTYPES))
+    if precision not in ELEMENT_BYTES:
+        raise ConfigError(unknown("precision", precision, ELEMENT_BYTES))
     least = {"batch_size": 1, "image_size": 1, "probes": 8, "finalists": 1, "seed": 0}
     for name, value in numbers.items():
         if value < least[name]:
@@ -269,7 +269,7 @@ def sample_candidates(
             networks.image_sizes,
             params=networks.metric("params").astype(np.int64),
             batch_size=conditions.batch_size,
-            element_bytes=DTYPES[conditions.precision].itemsize,
+            element_bytes=ELEMENT_BYTES[conditions.precision],
         )
         return np.asarray(needed <= 1e6 * (limits.memory_mb or inf))
 

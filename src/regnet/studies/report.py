@@ -1,15 +1,17 @@
 """A study as one HTML file to look at, and as plots for documents."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from regnet import pages
+from regnet.design.complexity import complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
 from regnet.figures import check_plot_file, finish, new_figure, save_figure
+from regnet.selection.search import nearest_published, published_like
 from regnet.spaces.custom import KIND
 from regnet.spaces.space import COMPLEXITY, LATENCY
 from regnet.studies import statistics
@@ -70,6 +72,7 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
         "complexity": [*COMPLEXITY, *([LATENCY] if with_latency else [])],
         "logarithmic": list(LOGARITHMIC),
         "machines": analysis.machines,
+        "beside": _beside(populations, list(analysis.spaces)),
         "empty": empty,
         "unit": "" if study.objective else "%",
     }
@@ -239,6 +242,54 @@ def _model(population: Population, at: int) -> dict[str, Any]:
         "seconds": row.outcome["seconds"],
         "config": row.config,
     }  # fmt: skip
+
+
+def _beside(populations: Mapping[str, Population], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The best networks of each space, and the published RegNets nearest to them in flops.
+
+    The published ones get the classes, stem and image size of the first space of RegNets or
+    AnyNets. There are none where no space is of that kind.
+    """
+    rows, flops = [], []
+    for name in names:
+        population = populations[name]
+        for at in _ranked(population)[0]:
+            row = population.rows[at]
+            if row.config["kind"] != KIND:
+                config = config_from_dict(row.config)
+                error = float(population.errors[at])
+                rows.append(_structure(f"{name} {row.number}", config, row.metrics, error))
+                flops.append(row.metrics["flops"])
+    spaces = [populations[name].space for name in names]
+    space = next((space for space in spaces if space and space.family != KIND), None)
+    if not rows or space is None:
+        return []
+    configs, size = published_like(space), space.image_size
+    for name in nearest_published(float(np.median(flops)), configs, size)[:_FEW]:
+        cost = complexity(configs[name], size)
+        metrics = {"flops": cost.flops, "params": cost.params}
+        rows.append(_structure(name, configs[name], metrics, None))
+    return rows
+
+
+def _structure(
+    name: str,
+    config: AnyNetConfig | RegNetConfig,
+    metrics: Mapping[str, float],
+    error: float | None,
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "error": error,
+        "flops": metrics["flops"],
+        "params": metrics["params"],
+        "depth": sum(config.depths),
+        "depths": list(config.depths),
+        "widths": list(config.widths),
+        "groups": [stage.group_width for stage in config.stages],
+        "bottlenecks": [stage.bottleneck_ratio for stage in config.stages],
+        "wm": config.wm if isinstance(config, RegNetConfig) else None,
+    }
 
 
 def _stages(config: AnyNetConfig | RegNetConfig) -> str:

@@ -1,6 +1,6 @@
 """Every grouped 3x3 convolution of some RegNets alone: layouts, precisions, kernels: JSON.
 
-    python benchmarks/grouped_convs.py --device cuda --out grouped_convs.json
+    python benchmarks/gpu/grouped_convs.py --device cuda --out grouped_convs.json
 
 For each shape: milliseconds (calls queued one behind another), rate, share of the memory floor, and
 on CUDA the names and times of the kernels that ran. Buffers take turns, so that nothing waits in a
@@ -56,11 +56,16 @@ def kernels(conv: nn.Module, x: Tensor) -> list[dict[str, object]]:
 
 
 def rows(
-    name: str, batch: int, device: torch.device, precision: str, bandwidth: float
+    name: str,
+    batch: int,
+    image_size: int,
+    device: torch.device,
+    precision: str,
+    bandwidth: float,
 ) -> Iterator[dict[str, object]]:
     """One network in one precision, both layouts, as it is and padded."""
     dtype = DTYPES[precision]
-    for (width, group_width, side, stride), count in shapes(name).items():
+    for (width, group_width, side, stride), count in shapes(name, image_size).items():
         for layout, pad in product(LAYOUTS, (False, True)):
             g = padded_group_width(group_width) if pad else group_width
             if pad and g == group_width:
@@ -108,6 +113,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=("fp16", "bf16"))
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -117,11 +123,11 @@ def main() -> None:
     for precision in args.precisions:
         bandwidth = measure_ceilings(device, precision).bytes_per_second
         for name in args.models:
-            for row in rows(name, args.batch_size, device, precision, bandwidth):
+            for row in rows(name, args.batch_size, args.image_size, device, precision, bandwidth):
                 document["rows"].append(row)
                 print(json.dumps({k: v for k, v in row.items() if k != "kernels"}), flush=True)
-            if args.out:
-                write_bytes(args.out, json.dumps(document, indent=1).encode())
+                if args.out:
+                    write_bytes(args.out, json.dumps(document, indent=1).encode())
 
 
 if __name__ == "__main__":

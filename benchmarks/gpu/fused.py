@@ -1,6 +1,6 @@
 """The engine of own kernels against the library's, and against the hardware floor: JSON.
 
-    python benchmarks/fused.py --out benchmarks/results/fused.json
+    python benchmarks/gpu/fused.py --out benchmarks/results/fused.json
 
 Each network in half precision, in a CUDA graph, with norms folded: by own kernels ("fused"), by the
 library ("cuda_graph", in the faster of both layouts), and by the library with groups widened to

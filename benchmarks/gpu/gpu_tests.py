@@ -1,0 +1,49 @@
+"""The tests that need a GPU, kernels first: JSON, a row for each test."""
+
+import time
+from pathlib import Path
+from typing import Final
+
+import pytest
+from common import Rows, arguments, device
+
+ROOT: Final = Path(__file__).parents[2]
+
+
+class Report:
+    """Adds a row for each test that ran."""
+
+    def __init__(self, rows: Rows, end: float) -> None:
+        self.rows, self.end = rows, end
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add a row, when a test was called or could not be."""
+        if report.when == "call" or (not report.passed and report.when == "setup"):
+            reason = report.longreprtext[-500:] if report.failed else None
+            self.rows.add(
+                test=report.nodeid, outcome=report.outcome, seconds=report.duration, reason=reason
+            )
+
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Begin no test when the time is over."""
+        if time.monotonic() > self.end:
+            pytest.skip("the time is over")
+
+
+def main() -> None:
+    """Run the tests; in a dry run one that needs no GPU."""
+    args = arguments(__doc__)
+    rows = Rows(args.out, device(dry=args.dry))
+    tests = ["tests/kernels", "tests"] if not args.dry else ["tests/kernels/test_kernels.py"]
+    chosen = ["-m", "gpu"] if not args.dry else ["-k", "test_obstacles", "--slow"]
+    report = Report(rows, time.monotonic() + args.seconds)
+    pytest.main(
+        ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen, *tests], plugins=[report]
+    )
+
+
+if __name__ == "__main__":
+    import os
+
+    os.chdir(ROOT)
+    main()

@@ -1,0 +1,107 @@
+"""Networks of 4 million multiply-adds trained per minute, by so many processes on one card: JSON.
+
+    python benchmarks/gpu/populations.py --out benchmarks/results/gpu/populations.json --seconds 60
+
+With `--data PATH/cifar10` the rest of the time goes to the study of the order of spaces
+(docs/study-cifar.md); the networks that it trained are written beside, as a table.
+"""
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Final
+
+from common import Rows, arguments, device
+
+from regnet.studies import find_space
+
+WORKERS: Final = (1, 4, 8, 16)
+SPACES: Final = ("anynetx_a", "anynetx_b", "anynetx_c", "anynetx_d", "anynetx_e", "regnetx")
+REGIME: Final = {
+    "epochs": 8, "warmup_epochs": 1, "cutout": 0, "clean_epochs": 0, "ema_alpha": 0,
+    "label_smoothing": 0.0, "lr": 0.1, "precise_bn": 1024, "precision": "fp32",
+}  # fmt: skip
+"""Of the study of the order of spaces."""
+
+
+def study(folder: Path, where: str, args: list[str], **changes: object) -> list[str]:
+    """The command that begins a study in a folder."""
+    files = []
+    for name in SPACES:
+        space = dataclasses.replace(find_space(name), num_stages=3, name=f"{name}_3")
+        files.append(folder / f"{space.name}.json")
+        files[-1].write_text(json.dumps(space.to_dict()))
+    settings = {**REGIME, **changes}
+    return [
+        sys.executable, "-m", "regnet", "study", "init", str(folder / "study"),
+        *[part for file in files for part in ("--space", str(file))],
+        "--stem", "cifar", "--stem-width", "16", "--recipe", "cifar",
+        *[part for item in settings.items() for part in ("--set", "{}={}".format(*item))],
+        "--seed", "2026", *args,
+    ]  # fmt: skip
+
+
+def main() -> None:
+    """Train small populations, then as much of the study as there is time for."""
+    args = arguments(__doc__)
+    end = time.monotonic() + args.seconds
+    where = str(device(dry=args.dry))
+    rows = Rows(args.out, device(dry=args.dry))
+    small = ["--flops", "4e5" if args.dry else "4e6", "--val-images", "200"]
+    for workers in (1, 2) if args.dry else WORKERS:
+        if time.monotonic() > end:
+            return
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            images = "200" if args.dry else "4000"
+            models = max(1, workers // 3)
+            begin = study(
+                folder, where, [*small, "--models", str(models), "--train-images", images],
+                epochs=1, warmup_epochs=0,
+            )  # fmt: skip
+            subprocess.run(begin, check=True)
+            began = time.monotonic()
+            subprocess.run(
+                [sys.executable, "-m", "regnet", "study", "run", str(folder / "study"),
+                 "--workers", str(workers), "--device", where],
+                check=True,
+            )  # fmt: skip
+            seconds = time.monotonic() - began
+        networks = models * len(SPACES)
+        rows.add(
+            workers=workers, networks=networks, images=int(images), seconds=seconds,
+            networks_per_minute=60 * networks / seconds,
+        )  # fmt: skip
+    if args.data is None or args.dry:
+        return
+    best = max(rows.document["rows"], key=lambda row: row["networks_per_minute"])
+    folder = args.out.with_suffix("")
+    folder.mkdir(exist_ok=True)
+    begin = study(
+        folder, where,
+        ["--data", args.data, "--flops", "4e6", "--models", "64", "--train-images", "20000",
+         "--val-images", "10000"],
+    )  # fmt: skip
+    subprocess.run(begin, check=True)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "regnet", "study", "run", str(folder / "study"),
+         "--workers", str(best["workers"]), "--device", where],
+    )  # fmt: skip
+    while running.poll() is None and time.monotonic() < end - 10:
+        time.sleep(1)
+    running.send_signal(signal.SIGINT)
+    running.wait(8)
+    subprocess.run(
+        [sys.executable, "-m", "regnet", "study", "export", str(folder / "study"),
+         "--out", str(folder / "study.parquet")],
+        check=True,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
