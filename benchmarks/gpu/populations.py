@@ -18,7 +18,7 @@ from typing import Final
 
 from common import Rows, arguments, device
 
-from regnet.studies import find_space
+from regnet.spaces import find_space
 
 WORKERS: Final = (1, 4, 8, 16)
 SPACES: Final = ("anynetx_a", "anynetx_b", "anynetx_c", "anynetx_d", "anynetx_e", "regnetx")
@@ -52,7 +52,7 @@ def main() -> None:
     end = time.monotonic() + args.seconds
     where = str(device(dry=args.dry))
     rows = Rows(args.out, device(dry=args.dry))
-    small = ["--flops", "4e5" if args.dry else "4e6", "--val-images", "200"]
+    small = ["--flops", "1e6" if args.dry else "4e6", "--val-images", "200"]
     for workers in (1, 2) if args.dry else WORKERS:
         if time.monotonic() > end:
             return

@@ -287,6 +287,26 @@ def test_for_real_it_ends_with_a_network_and_what_was_measured(real: Found) -> N
     assert document["best"]["config"]["kind"] == "regnet"
 
 
+@pytest.mark.slow
+def test_networks_are_searched_in_int8(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package in ("openvino", "nncf"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    monkeypatch.setattr(searching, "CANDIDATES", 240)
+    limits = Limits(latency_ms=1e4, memory_mb=2)
+    with pytest.raises(ConfigError, match="int8 runs on openvino, not on folded; leave --engine"):
+        search(limits, engine="folded", precision="int8")
+    found = search(
+        limits, image_size=32, probes=8, finalists=1, seconds=0.02, precision="int8"
+    )  # fmt: skip
+    assert (found.engine, found.precision) == ("openvino", "int8")
+    best = found.best
+    assert best.memory_mb == memory_bytes(best.config, 32, batch_size=1, element_bytes=1) / 1e6
+    assert best.memory_mb <= 2
+    assert capsys.readouterr().out == ""  # NNCF draws progress bars where commands write JSON
+
+
 def test_the_config_of_the_best_is_a_models_name(tmp_path: Path) -> None:
     config = sample(search_space(), 1).config(0)
     assert isinstance(config, RegNetConfig)

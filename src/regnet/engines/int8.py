@@ -1,8 +1,11 @@
 """Weights and feature maps as int8, with ranges seen on real images: OpenVINO's way and torch's."""
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import util
+from functools import partialmethod
+from importlib import import_module, util
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -230,7 +233,7 @@ def quantize_openvino(model: Any, batches: Sequence[Tensor], keep: Collection[Te
         nncf = imported("nncf")
     except ImportError as error:
         raise MissingExtraError(_MISSING.format("nncf")) from error
-    with quiet("nncf"):
+    with quiet("nncf"), _no_bars():
         return nncf.quantize(
             model,
             nncf.Dataset([batch.numpy() for batch in batches]),
@@ -238,6 +241,22 @@ def quantize_openvino(model: Any, batches: Sequence[Tensor], keep: Collection[Te
             subset_size=len(batches),
             ignored_scope=nncf.IgnoredScope(names=_operations(model, keep)),
         )
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Switch off NNCF's progress bars: they go to standard output, where a command writes JSON."""
+    track = import_module("nncf.common.logging.track_progress").track
+    with _bars:
+        usual = track.__init__
+        track.__init__ = partialmethod(usual, disable=True)
+        try:
+            yield
+        finally:
+            track.__init__ = usual
+
+
+_bars = Lock()
 
 
 def _operations(model: Any, weights: Collection[Tensor]) -> list[str]:

@@ -69,7 +69,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         middle = (low * high) ** 0.5
         slope = wanted - ((middle * z).softmax(1) * z).sum(1).mean()
         low, high = (middle, high) if slope > 0 else (low, middle)
-    return 1 / (low * high) ** 0.5
+    return float(1 / (low * high) ** 0.5)
 
 
 def judge(logits: Tensor, labels: Tensor, seed: int = 0) -> Calibration:

@@ -727,7 +727,7 @@ if HAS_TRITON:
                 done = tl.maximum(now + same + shift, 0.0)
                 y = step
                 now = below
-            whole = kept & (y >= first)
+            whole = kept & (left < tl.where(y >= first, out_width, 0))[:, None]
             if SQUEEZE:
                 total += tl.where(whole, done, 0.0)
             tl.store(target + y * out_width * channels, done.to(out.dtype.element_ty), mask=whole)

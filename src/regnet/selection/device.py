@@ -182,7 +182,7 @@ def check_engine(conditions: Conditions) -> None:
     """Refuse an engine that cannot be used.
 
     Raises:
-        ConfigError: there is no such engine.
+        ConfigError: there is no such engine, or it does not compute in int8.
         EngineError: it cannot be used on this device or in this precision.
         MissingExtraError: int8 needs packages that are not installed.
     """
@@ -190,7 +190,7 @@ def check_engine(conditions: Conditions) -> None:
     if conditions.in_int8:
         check_installed(conditions.device)
         if engine not in ("auto", INT8_ENGINE):
-            raise EngineError(f"int8 runs on {INT8_ENGINE}, not on {engine}")
+            raise ConfigError(f"int8 runs on {INT8_ENGINE}, not on {engine}; leave --engine out")
     elif engine != "auto" and (obstacle := find_engine(engine).obstacle(conditions.target)):
         raise EngineError(f"{engine} cannot be used here: {obstacle}")
 
