@@ -19,11 +19,11 @@ from regnet.engines.transforms import folded
 from regnet.machine import environment
 
 TINY: Final = RegNetConfig(
-    w0=16, wa=8, wm=2.0, depth=3, group_width=8, se_ratio=0.25, num_classes=10
+    w0=16, wa=8, wm=2.0, depth=2, group_width=8, se_ratio=0.25, num_classes=10
 )
 """The network of a dry run."""
 
-TINY_SIDE: Final = 17
+TINY_SIDE: Final = 9
 
 
 def arguments(description: str | None) -> argparse.Namespace:

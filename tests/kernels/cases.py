@@ -20,7 +20,7 @@ from regnet.kernels import pointwise as pointwise_kernels
 from regnet.kernels import squeeze as squeeze_kernels
 from regnet.kernels import stem as stem_kernels
 from regnet.kernels.grouped import Grouped, grouped
-from regnet.kernels.pointwise import Pointwise, pointwise
+from regnet.kernels.pointwise import Gate, Pointwise, pointwise
 from regnet.kernels.squeeze import Squeeze, gate
 from regnet.kernels.stem import Stem, stem
 from regnet.nn.layers import SqueezeExcitation
@@ -126,7 +126,18 @@ def check(device: str, dtype: torch.dtype, *, thin: bool) -> Iterator[tuple[str,
     # The last one has maps of several blocks, the last of which is not full.
     for images, height, width in (*sides, (2, 11, 13)):
         x, factor = half(images, height, width, 40), half(images, 40).sigmoid()
+        hidden, excite = (
+            half(images, 24).relu(),
+            Pointwise.of(nn.Conv2d(24, 40, 1).to(device), dtype),
+        )
+        own = Gate(hidden, excite)
         others = {
+            "own gate": {"gate": own, "residual": half(images, height, width, 72)},
+            "own gate and projection": {
+                "gate": own,
+                "projected": half(images, height, width, 24),
+                "projection": again,
+            },
             "relu": {"activation": "relu"},
             "gate": {"gate": factor},
             "residual": {"gate": factor, "residual": half(images, height, width, 72)},
@@ -139,6 +150,8 @@ def check(device: str, dtype: torch.dtype, *, thin: bool) -> Iterator[tuple[str,
         }
         for name, options in others.items():
             wide = {k: v.float() if isinstance(v, Tensor) else v for k, v in options.items()}
+            if isinstance(options.get("gate"), Gate):
+                wide["gate"] = Gate(hidden.float(), excite)
             expected = pointwise_kernels.reference(x.float(), layer, **wide)
             call = partial(_in_a_tuple, pointwise, x, layer, **options)
             for way, (out,) in every_way(call, thin=thin):
@@ -151,8 +164,14 @@ def check(device: str, dtype: torch.dtype, *, thin: bool) -> Iterator[tuple[str,
         with torch.no_grad():
             mean = (sums.sum(1) / 50)[:, :, None, None]
             expected = se.fc2(se.act(se.fc1(mean))).sigmoid()[:, :, 0, 0]
-        for way, (out,) in every_way(partial(_in_a_tuple, gate, sums, 50, layers), thin=thin):
-            yield f"gate, {images} images of {parts} parts, {way}", distance(out, expected)
+
+        def factors(sums=sums):
+            found = gate(sums, 50, layers)
+            return (pointwise(found.hidden[:, None, None], found.layer, activation="sigmoid"),)
+
+        for way, (out,) in every_way(factors, thin=thin):
+            name = f"gate, {images} images of {parts} parts, {way}"
+            yield name, distance(out[:, 0, 0], expected)
 
     for stride in (1, 2):
         for channels, width_of_stem in ((3, 32),) if thin else ((3, 32), (1, 16), (4, 24)):

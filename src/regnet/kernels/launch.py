@@ -64,9 +64,13 @@ class Launch:
     warps: int
     stages: int
     work: Work | None = None
+    before: tuple[Callable[[], object], ...] = ()
+    """What must run first, such as another launch whose result it reads."""
 
     def __call__(self) -> None:
         """Launch it; with tensors that have no memory (`meta`) nothing happens."""
+        for call in self.before:
+            call()
         if not self.args[0].is_meta:
             self.kernel[self.grid](
                 *self.args, **self.constants, num_warps=self.warps, num_stages=self.stages

@@ -127,14 +127,14 @@ class _Block:
     def __call__(self, x: Tensor) -> Tensor:
         out = pointwise(x, self.first, activation="relu")
         out, sums = grouped(out, self.middle, squeeze=self.se is not None)
-        factor = None
+        factors = None
         if self.se and sums is not None:
-            factor = gate(sums, out.shape[1] * out.shape[2], self.se)
+            factors = gate(sums, out.shape[1] * out.shape[2], self.se)
         return pointwise(
             out,
             self.last,
             activation="relu",
-            gate=factor,
+            gate=factors,
             residual=x if self.residual else None,
             projected=x if self.projection else None,
             projection=self.projection,

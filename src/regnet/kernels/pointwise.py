@@ -23,6 +23,12 @@ Activation = Literal["none", "relu", "sigmoid"]
 FEW_IMAGES: Final = 4
 """Images of a block whose gates it holds in registers; with more, each row reads its own."""
 
+FEW_ROWS: Final = 1024
+"""Pixels of all images up to which launches cost more than work that is done twice."""
+
+NARROW: Final = 336
+"""Channels up to which each block can compute all factors of its image."""
+
 SMALL_MAP: Final = 49
 """Pixels of maps with which a block of one image would be mostly empty."""
 
@@ -49,12 +55,26 @@ class Pointwise:
         return cls(weight.to(dtype).contiguous(), bias.detach().float().contiguous())
 
 
+@dataclass(frozen=True, eq=False)
+class Gate:
+    """Factors per image and channel: sigmoid(hidden @ weight + bias), not computed yet."""
+
+    hidden: Tensor
+    """(N, hidden channels), half precision."""
+    layer: Pointwise
+
+    def reference(self) -> Tensor:
+        """The factors in PyTorch: (N, width)."""
+        factors = (self.hidden.float() @ self.layer.weight.float() + self.layer.bias).sigmoid()
+        return factors.to(self.hidden.dtype)
+
+
 def pointwise(
     x: Tensor,
     layer: Pointwise,
     *,
     activation: Activation = "none",
-    gate: Tensor | None = None,
+    gate: Gate | Tensor | None = None,
     residual: Tensor | None = None,
     projected: Tensor | None = None,
     projection: Pointwise | None = None,
@@ -83,27 +103,56 @@ def pointwise(
             x, layer, activation=activation, gate=gate, residual=residual, projected=projected,
             projection=projection, stride=stride, dtype=dtype,
         )  # fmt: skip
+    launch, out = _chosen(
+        x, layer, activation=activation, gate=gate, residual=residual, projected=projected,
+        projection=projection, stride=stride, dtype=dtype,
+    )  # fmt: skip
+    launch()
+    return out
+
+
+def _chosen(
+    x: Tensor,
+    layer: Pointwise,
+    *,
+    activation: Activation,
+    gate: Gate | Tensor | None = None,
+    residual: Tensor | None = None,
+    projected: Tensor | None = None,
+    projection: Pointwise | None = None,
+    stride: int = 1,
+    dtype: torch.dtype | None = None,
+) -> tuple[Callable[[], object], Tensor]:
+    """What computes the result in the fastest way, and where it will be."""
     images, height, width_of_map, width_in = x.shape
     rows, width = images * height * width_of_map, layer.weight.shape[1]
     out = x.new_empty((images, height, width_of_map, width), dtype=dtype or x.dtype)
     second = projected if projected is not None else x
     again = projection or layer
     pixels = height * width_of_map
+    own = gate if isinstance(gate, Gate) else None
+    before: tuple[Callable[[], object], ...] = ()
+    if own is not None:  # most ways need the factors: a kernel of their own
+        first, factors = _chosen(own.hidden[:, None, None], own.layer, activation="sigmoid")
+        before, gate = (first,), factors[:, 0, 0]
 
     def launch(way: _Way | None) -> Callable[[], object]:
         if way is None:  # cuBLASLt's product with bias and ReLU behind it
             return lambda: torch._addmm_activation(
                 layer.half_bias, x.view(rows, width_in), layer.weight, out=out.view(rows, width)
             )
-        one = isinstance(way, _OneImage)
+        one, gates = isinstance(way, _OneImage), isinstance(way, _OwnGate)
         tiles = images * blocks(pixels, way.rows) if one else blocks(rows, way.rows)
         columns = blocks(width, way.width)
         touched = 1 if one else min((way.rows - 2) // pixels + 2, images)
         gating = "none"
         if gate is not None:
             gating = "one" if touched == 1 else "few" if touched <= FEW_IMAGES else "each"
+        if gates:
+            gating = "own"
         deep = [blocks(width_in, way.depth), blocks(second.shape[-1], way.depth)]
         depth = way.depth * (sum(deep) if projected is not None else deep[0])
+        hidden = own.hidden.shape[1] if own else 0
         written = out.numel() * out.element_size()
         added = residual.numel() * residual.element_size() if residual is not None else 0
         read = x.numel() + layer.weight.numel()
@@ -117,7 +166,9 @@ def pointwise(
                 gate if gate is not None else x,
                 residual if residual is not None else x,
                 second, again.weight,
+                *((own.hidden, own.layer.weight, own.layer.bias) if gates and own else (x, x, x)),
                 rows, pixels, width_in, width, second.shape[-1], width_of_map, *second.shape[1:3],
+                hidden,
             ),
             constants={
                 "WIDTHS_IN_8": width_in % 8 == 0 and second.shape[-1] % 8 == 0,
@@ -132,12 +183,15 @@ def pointwise(
                 "BLOCK_ROWS": way.rows,
                 "BLOCK_WIDTH": way.width,
                 "BLOCK_IN": way.depth,
+                "BLOCK_HIDDEN": power_of_two(hidden, least=16, most=1024) if gates else 0,
             },
+            before=() if gates else before,
             warps=way.warps,
             stages=way.stages,
             work=Work(
                 memory=2 * read + written + added,
-                cache=columns * tiles * 2 * depth * (way.rows + way.width) + written + added,
+                cache=columns * tiles * 2 * depth * (way.rows + way.width + gates * hidden)
+                + written + added,
                 products=columns * tiles * depth * way.rows * way.width,
             ),
         )  # fmt: skip
@@ -145,15 +199,22 @@ def pointwise(
     key = (
         "pointwise", tuple(x.shape), tuple(second.shape), width, x.dtype, out.dtype, activation,
         gate is not None, residual is not None, projected is not None, stride,
+        own is not None and own.hidden.shape[1],
     )  # fmt: skip
     ways: list[_Way | None] = [*_ways(rows, width_in, width)]
     if gate is not None and pixels > SMALL_MAP:
         ways += _one_image_ways(pixels, width_in, width)
+    if own is not None and rows <= FEW_ROWS and width_in <= NARROW:
+        ways += [
+            _OwnGate(
+                rows=way.rows, width=way.width, depth=way.depth, warps=way.warps, stages=way.stages
+            )
+            for way in _ways(rows, width_in, width)
+        ]
     usual = gate is None and residual is None and projected is None
     if activation == "relu" and usual and out.dtype == x.dtype and (x.is_cuda or x.is_meta):
         ways.append(None)
-    launch(fastest(key, ways, launch, x))()
-    return out
+    return launch(fastest(key, ways, launch, x)), out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +236,13 @@ class _OneImage(_Way):
     """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OwnGate(_OneImage):
+    """Each block computes the factors that it needs: a kernel less, where there are few blocks."""
+
+
 def _ways(rows: int, width_in: int, width: int) -> list[_Way]:
-    if rows <= 1024:
+    if rows <= FEW_ROWS:
         sizes = [(16, 32, 128, 4, 4), (16, 64, 128, 4, 3), (32, 32, 64, 4, 4), (64, 64, 64, 4, 3)]
     elif rows <= 8192:
         sizes = [(64, 64, 64, 4, 4), (128, 128, 64, 8, 3), (32, 64, 64, 4, 4), (64, 128, 64, 4, 3)]
@@ -216,7 +282,7 @@ def reference(
     layer: Pointwise,
     *,
     activation: Activation = "none",
-    gate: Tensor | None = None,
+    gate: Gate | Tensor | None = None,
     residual: Tensor | None = None,
     projected: Tensor | None = None,
     projection: Pointwise | None = None,
@@ -225,6 +291,8 @@ def reference(
 ) -> Tensor:
     """The same in PyTorch."""
     rows = x.float()
+    if isinstance(gate, Gate):
+        gate = gate.reference()
     if gate is not None:
         rows = (rows * gate.float()[:, None, None]).to(x.dtype).float()
     out = rows @ layer.weight.float() + layer.bias
@@ -242,16 +310,18 @@ if HAS_TRITON:
     import triton.language as tl
 
     @triton.jit(do_not_specialize=[
-        "rows", "pixels", "width_in", "width", "width2", "map_width", "height2", "map_width2"
+        "rows", "pixels", "width_in", "width", "width2", "map_width", "height2", "map_width2",
+        "hidden_width",
     ])  # fmt: skip
     def _kernel(
-        x, weight, bias, out, gate, residual, second, weight2,
-        rows, pixels, width_in, width, width2, map_width, height2, map_width2,
+        x, weight, bias, out, gate, residual, second, weight2, hidden, gate_weight, gate_bias,
+        rows, pixels, width_in, width, width2, map_width, height2, map_width2, hidden_width,
         WIDTHS_IN_8: tl.constexpr, WIDTH_IN_8: tl.constexpr,
         GATING: tl.constexpr, IMAGES: tl.constexpr, ONE_IMAGE: tl.constexpr,
         RESIDUAL: tl.constexpr, PROJECTED: tl.constexpr,
         STRIDE: tl.constexpr, ACTIVATION: tl.constexpr,
         BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr,
+        BLOCK_HIDDEN: tl.constexpr,
     ):  # fmt: skip
         if WIDTHS_IN_8:  # tells the compiler that 16 bytes may be read at once
             width_in = width_in // 8 * 8
@@ -280,6 +350,10 @@ if HAS_TRITON:
         to = start[:, None] * width + column[None, :]
         if RESIDUAL and ONE_IMAGE:  # asked for early, it arrives during the products
             early = tl.load(residual + to, mask=mask, other=0.0)
+        if GATING == "own":
+            unit = tl.arange(0, BLOCK_HIDDEN)
+            used = unit < hidden_width
+            squeezed = tl.load(hidden + image * hidden_width + unit, mask=used, other=0.0)
         total = tl.zeros((BLOCK_ROWS, BLOCK_WIDTH), tl.float32)
         for first in range(0, width_in, BLOCK_IN):
             k = first + depth
@@ -288,6 +362,13 @@ if HAS_TRITON:
             a = tl.load(x + start[:, None] * width_in + k[None, :], mask=there, other=0.0)
             if GATING == "one":
                 a = a * tl.load(gate + image * width_in + k, mask=deep, other=0.0)[None, :]
+            elif GATING == "own":
+                factor = tl.load(
+                    gate_weight + unit[:, None] * width_in + k[None, :],
+                    mask=used[:, None] & deep[None, :], other=0.0,
+                ).to(tl.float32) * squeezed.to(tl.float32)[:, None]  # fmt: skip
+                factor = tl.sum(factor, 0) + tl.load(gate_bias + k, mask=deep, other=0.0)
+                a = a * tl.sigmoid(factor).to(a.dtype)[None, :]
             elif GATING == "each":
                 at = (row // pixels)[:, None] * width_in + k[None, :]
                 a = a * tl.load(gate + at, mask=there, other=0.0)

@@ -1,4 +1,4 @@
-"""The gate of squeeze-excitation, from sums over parts of the feature maps."""
+"""Squeeze-excitation, from sums over parts of the feature maps."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from regnet.kernels.launch import (
     power_of_two,
     runs_kernels,
 )
-from regnet.kernels.pointwise import Pointwise, pointwise
+from regnet.kernels.pointwise import Gate, Pointwise
 from regnet.nn.layers import SqueezeExcitation
 
 HIDDEN_BLOCK = 16
@@ -41,19 +41,16 @@ class Squeeze:
         )
 
 
-def gate(sums: Tensor, pixels: int, layers: Squeeze) -> Tensor:
-    """sigmoid(second(ReLU(first(mean)))).
+def gate(sums: Tensor, pixels: int, layers: Squeeze) -> Gate:
+    """Return the gate sigmoid(second(ReLU(first(mean)))), of which the second layer is to come.
 
     Args:
         sums: (N, parts, width), float32, over the pixels of each part.
         pixels: of a map.
         layers: both layers; the activation between them is ReLU.
 
-    Returns:
-        (N, width), of the type of the layers.
     """
-    hidden = _hidden(sums, pixels, layers.first)[:, None, None]
-    return pointwise(hidden, layers.second, activation="sigmoid")[:, 0, 0]
+    return Gate(_hidden(sums, pixels, layers.first), layers.second)
 
 
 def _hidden(sums: Tensor, pixels: int, layer: Pointwise) -> Tensor:
