@@ -42,13 +42,13 @@ class Part:
 
 
 PARTS: Final = (
-    Part("headline", 0.50, "headline.py"),
-    Part("tests", 0.14, "gpu_tests.py"),
-    Part("kernels", 0.10, "kernels.py"),
-    Part("everyday", 0.08, "everyday.py"),
-    Part("populations", 0.12, "populations.py"),
+    Part("headline", 0.60, "headline.py"),
+    Part("tests", 0.10, "gpu_tests.py"),
+    Part("kernels", 0.08, "kernels.py"),
+    Part("everyday", 0.07, "everyday.py"),
+    Part("populations", 0.10, "populations.py"),
     Part(
-        "grouped", 0.06, "grouped_convs.py", ("--device", "cuda"),
+        "grouped", 0.05, "grouped_convs.py", ("--device", "cuda"),
         ("--device", "cpu", "--models", "regnetx_002", "--batch-size", "1", "--precisions", "fp16",
          "--image-size", "32"),
     ),

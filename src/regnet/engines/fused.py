@@ -25,16 +25,14 @@ class Fused(CUDAGraph):
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         # With these comes Triton, which takes time to import.
-        from regnet.kernels.binary import compile_all
-        from regnet.kernels.launch import remember
+        from regnet.kernels.launch import prepare
         from regnet.kernels.network import fused, plan
         from regnet.kernels.stem import stem
 
         plain = folded(model)
-        choices = plan(plain, target.dtype, example.shape)
         capability = torch.cuda.get_device_capability(target.device)
         architecture = ("cuda", 10 * capability[0] + capability[1], 32)
-        remember(compile_all((one.binary for ways in choices for one in ways), architecture))
+        prepare(plan(plain, target.dtype, example.shape), architecture)
         network = fused(plain, target.dtype)
         return captured(
             network.trunk,

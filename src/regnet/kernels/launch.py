@@ -1,6 +1,6 @@
 """Launching kernels, in the fastest of several ways."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import torch
 from torch import Tensor
 
-from regnet.kernels.binary import Binary, Resources
+from regnet.kernels.binary import Binary, Resources, compile_all
 
 HAS_TRITON: Final = util.find_spec("triton") is not None
 
@@ -116,6 +116,17 @@ def planned() -> Iterator[list[tuple[Launch, ...]]]:
         yield found
     finally:
         _plan.reset(token)
+
+
+def prepare(choices: Iterable[Sequence[Launch]], target: tuple[str, int, int]) -> None:
+    """Compile what a plan chooses among, in parallel, so that ways need only be timed.
+
+    Args:
+        choices: what `planned` collected.
+        target: backend, architecture and threads of a warp.
+    """
+    binaries = {one.binary for ways in choices for one in ways}
+    remember(compile_all(binaries - _resources.keys(), target))
 
 
 def remember(resources: dict[Binary, Resources | None]) -> None:
