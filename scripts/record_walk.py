@@ -24,7 +24,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/results/walk.json"
-LINES = 40
+LINES = 70
 
 FIVE_LINES = """
 import regnet
@@ -36,9 +36,8 @@ print(regnet.complexity(model.config, 224))
 
 STUDY = (
     "regnet study init runs/first --space anynetx_a --space regnetx --models 8 --flops 1M "
-    "--stem cifar --stem-width 8 --recipe cifar --set epochs=2 --set warmup_epochs=0 "
-    "--set cutout=0 --set clean_epochs=0 --set ema_alpha=0 --set precision=fp32 "
-    "--train-images 3000 --val-images 600 --run"
+    "--stem cifar --stem-width 8 --recipe cifar-short --set epochs=2 --train-images 3000 "
+    "--val-images 600 --run"
 )
 
 NEAREST = """

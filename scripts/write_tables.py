@@ -667,6 +667,41 @@ def walk(document: Document) -> Iterator[str]:
         yield "```"
 
 
+def _step(document: Document, begins: str, keep: Callable[[str], bool]) -> Iterator[str]:
+    """A step of the walk whose command holds these words, with the lines that are worth showing."""
+    step = next(step for step in document["steps"] if begins in step["command"])
+    command = step["command"].splitlines()[0].partition("&& ")
+    yield "```text"
+    yield f"$ {(command[2] or command[0]).strip()}"
+    yield from filter(keep, step["output"])
+    yield "```"
+
+
+def walk_choose(document: Document) -> Iterator[str]:
+    """What `regnet choose` says."""
+    yield from _step(
+        document, "regnet choose", lambda line: not line.startswith(("measuring networks", "~"))
+    )
+
+
+def walk_bench(document: Document) -> Iterator[str]:
+    """What `regnet bench` says, without the lines that come while it runs."""
+    yield from _step(
+        document,
+        "regnet bench --quick",
+        lambda line: " batch 1 fp32 " not in line and not line.startswith("wrote"),
+    )
+
+
+def walk_study(document: Document) -> Iterator[str]:
+    """What a small study says, without its progress."""
+    yield from _step(
+        document,
+        "regnet study init",
+        lambda line: line.startswith(("space ", "anynetx_a ", "regnetx ", "report")),
+    )
+
+
 def checks(document: Document) -> Iterator[str]:
     """What the two test targets cost."""
     names = {"first": "with set-up", "again": "set up already"}
@@ -728,6 +763,9 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         zoo_note,
         zoo_pairs,
         walk,
+        walk_choose,
+        walk_bench,
+        walk_study,
         checks,
         peers,
     )

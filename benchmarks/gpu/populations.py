@@ -23,11 +23,6 @@ from regnet.spaces import find_space
 
 WORKERS: Final = (1, 4, 8, 16)
 SPACES: Final = ("anynetx_a", "anynetx_b", "anynetx_c", "anynetx_d", "anynetx_e", "regnetx")
-REGIME: Final = {
-    "epochs": 8, "warmup_epochs": 1, "cutout": 0, "clean_epochs": 0, "ema_alpha": 0,
-    "label_smoothing": 0.0, "lr": 0.1, "precise_bn": 1024, "precision": "fp32",
-}  # fmt: skip
-"""Of the study of the order of spaces."""
 
 
 def study(
@@ -39,12 +34,11 @@ def study(
         space = dataclasses.replace(find_space(name), num_stages=3, name=f"{name}_3")
         files.append(folder / f"{space.name}.json")
         files[-1].write_text(json.dumps(space.to_dict()))
-    settings = {**REGIME, **changes}
     return [
         sys.executable, "-m", "regnet", "study", "init", str(folder / "study"),
         *[part for file in files for part in ("--space", str(file))],
-        "--stem", "cifar", "--stem-width", "16", "--recipe", "cifar",
-        *[part for item in settings.items() for part in ("--set", "{}={}".format(*item))],
+        "--stem", "cifar", "--stem-width", "16", "--recipe", "cifar-short",
+        *[part for item in changes.items() for part in ("--set", "{}={}".format(*item))],
         "--seed", "2026", *args,
     ]  # fmt: skip
 
