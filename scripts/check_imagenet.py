@@ -1,0 +1,159 @@
+"""Compare published accuracies with measured ones, for whoever has the images.
+
+    python scripts/check_imagenet.py imagenet/val imagenetv2/* --real real.json --out checks.json
+    python scripts/check_imagenet.py imagenet/val --models 'regnety_*.tv2_in1k' --license commercial
+
+Each checkpoint is evaluated on each set at every setting (image size and crop) for which its
+publisher gives an accuracy, and once at its usual setting where there is none. Sets are recognized
+by their classes, images and names, as `regnet evaluate` does; --dataset NAME says which one it is
+where that fails. A row is written after every evaluation. The same command resumes after any end,
+also within an evaluation, and repeats nothing. At the end a table has a verdict for each row.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import regnet
+from regnet.atomic import write_bytes
+from regnet.data.sets import ImageSet, open_set
+from regnet.devices import core_count, find_device
+from regnet.errors import RegNetError
+from regnet.evaluation.evaluate import Evaluation, Published, evaluate
+from regnet.machine import environment
+from regnet.weights.catalog import find_checkpoint
+
+Setting = tuple[int | None, float | None]
+
+
+def settings(name: str) -> list[Setting]:
+    """Image size and crop of every published accuracy of a checkpoint; (None, None): its usual."""
+    variant, _, tag = name.partition(".")
+    found = {(row.image_size, row.crop_pct) for row in find_checkpoint(variant, tag).metrics}
+    return sorted(found, key=str) or [(None, None)]
+
+
+def rows_of(
+    name: str, where: Path, setting: Setting, done: Evaluation, published: Published | None
+) -> Iterator[dict[str, Any]]:
+    """A row for the labels of the set, and one for those of ReaL where they were given."""
+    shared = {
+        "checkpoint": name,
+        "weights": done.weights,
+        "path": str(where),
+        "setting": list(setting),
+        "image_size": done.preprocess["size"][0],
+        "crop_pct": done.preprocess["crop_pct"],
+        "images": done.evaluated,
+        "unreadable": done.count - done.evaluated,
+    }
+    for dataset, top1, beside in (
+        (done.dataset, done.top1, published),
+        ("imagenet-real", done.real_top1, done.published_real),
+    ):
+        if top1 is not None:
+            yield {
+                **shared,
+                "dataset": dataset,
+                "top1": top1,
+                "published": beside and beside.top1,
+                "verdict": beside.verdict if beside else "nothing is published",
+            }
+
+
+def check(
+    name: str, images: ImageSet, where: Path, setting: Setting, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """Evaluate a checkpoint on a set at a setting; a failure is a row with its reason."""
+    size, crop = setting
+    folder = args.keep / f"{name}@{size}x{crop}" / f"{where.name}-{images.fingerprint[:8]}"
+    try:
+        done = evaluate(
+            name,
+            images,
+            engine=args.engine,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            device=args.device,
+            image_size=size,
+            crop_pct=crop,
+            dataset=args.dataset,
+            real_labels=args.real if args.real and _has_real(images) else None,
+            keep=folder,
+        )
+    except RegNetError as error:
+        facts = {"checkpoint": name, "path": str(where), "setting": list(setting)}
+        return [{**facts, "dataset": args.dataset, "reason": str(error)}]
+    return list(rows_of(name, where, setting, done, done.published))
+
+
+def _has_real(images: ImageSet) -> bool:
+    return Path(images.names[0]).name.startswith("ILSVRC2012_val_")
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """One line per row."""
+    columns = ("checkpoint", "dataset", "pixels", "measured, %", "published, %", "verdict")
+    cells = [columns]
+    for row in rows:
+        where = row["dataset"] or row["path"]
+        if "reason" in row:
+            cells.append((row["checkpoint"], where, "", "", "", row["reason"]))
+            continue
+        published = "" if row["published"] is None else f"{row['published']:.2f}"
+        cells.append(
+            (
+                row["checkpoint"], where, str(row["image_size"]), f"{row['top1']:.2f}", published,
+                row["verdict"],
+            )
+        )  # fmt: skip
+    widths = [max(len(cell[number]) for cell in cells) for number in range(len(columns))]
+    for line in cells:
+        yield "  ".join(
+            text.ljust(width) for text, width in zip(line, widths, strict=True)
+        ).rstrip()
+
+
+def main() -> None:
+    """Check, or go on."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("sets", nargs="+", type=Path, help="folders or files of images")
+    parser.add_argument("--models", default="*", help="pattern of checkpoints")
+    parser.add_argument("--license", help="such as commercial")
+    parser.add_argument("--real", type=Path, help="real.json of ImageNet-ReaL")
+    parser.add_argument("--dataset", help="the name of the sets, where it is not recognized")
+    parser.add_argument("--engine", default="eager")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=core_count())
+    parser.add_argument("--keep", type=Path, default=Path("runs/check_imagenet"))
+    parser.add_argument("--out", type=Path, default=Path("check_imagenet.json"))
+    args = parser.parse_args()
+    names = regnet.list_models(args.models, pretrained=True, license=args.license)
+    if not names:
+        sys.exit(f"check_imagenet: no published checkpoint fits {args.models!r}")
+    document: dict[str, Any] = {"environment": environment(find_device(args.device)), "rows": []}
+    if args.out.exists():
+        document["rows"] = json.loads(args.out.read_text())["rows"]
+    rows = [row for row in document["rows"] if "reason" not in row]  # failures are tried again
+    done = {(row["checkpoint"], row["path"], *row["setting"]) for row in rows}
+    for where in args.sets:
+        images = open_set(where, "val")
+        for name in names:
+            for setting in settings(name):
+                if (name, str(where), *setting) in done:
+                    continue
+                rows += check(name, images, where, setting, args)
+                print(json.dumps(rows[-1]), flush=True)
+                document["rows"] = rows
+                write_bytes(args.out, json.dumps(document, indent=1).encode())
+    print("\n".join(table(rows)))
+
+
+if __name__ == "__main__":
+    main()
