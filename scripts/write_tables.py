@@ -518,6 +518,41 @@ def search(document: Document) -> Iterator[str]:
     )
 
 
+def search_data(document: Document) -> Iterator[str]:
+    """A search with images: the last round, and the pick beside the best published network."""
+    front = [row["name"] for row in document["front"]]
+    rows = [
+        [
+            f"{row['name']}{' (front)' if row['name'] in front else ''}",
+            f"{row['error']:.2f}",
+            f"{row['latency_ms']:.2f} ({row['low_ms']:.2f} to {row['high_ms']:.2f})",
+            f"{row['flops'] / 1e6:.1f}",
+            f"{row['params'] / 1e6:.2f}",
+            ", ".join(map(str, config_from_dict(row["config"]).depths)),
+            ", ".join(map(str, config_from_dict(row["config"]).widths)),
+        ]
+        for row in document["trained"]
+    ]
+    yield from table(
+        ["last round", "error, %", "ms (95 %)", "flops, M", "params, M", "blocks", "widths"], rows
+    )
+    found, conditions = document["against_rival"], document["conditions"]
+    verdict = "no difference shown"
+    if found["low"] > 0 or found["high"] < 0:
+        verdict = "better" if found["points"] > 0 else "worse"
+    yield ""
+    yield (
+        f"{document['pick']['name']} beside {document['rival']['name']}, the best published "
+        f"network within the limit: {verdict}, {found['points']:+.1f} points (95 % "
+        f"{found['low']:+.1f} to {found['high']:+.1f}); {found['pick_error']:.2f} and "
+        f"{found['rival_error']:.2f} % error, {found['replicas']} trainings each with seeds that "
+        f"chose neither. Standard deviation between seeds {document['seed_deviation']:.2f} points. "
+        f"{document['candidates']} candidates; {conditions['engine']} {conditions['precision']}, "
+        f"batch {conditions['batch_size']}, {conditions['image_size']} pixels. "
+        f"{origin(conditions)}."
+    )
+
+
 def prior(document: Document) -> Iterator[str]:
     """How well the prior of the search ranks what it was not fitted to."""
     evidence = document["evidence"]
@@ -755,6 +790,7 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         gpu_resources,
         gpu_headline,
         search,
+        search_data,
         prior,
         study,
         study_pairs,
