@@ -64,6 +64,17 @@ def check_folder_of(*paths: Path | None) -> None:
             raise ConfigError(f"{path}: there is no folder {path.parent}; make it first")
 
 
+def check_new_folder(path: Path) -> None:
+    """Refuse a folder to write that holds something, before the work for it.
+
+    Raises:
+        ConfigError: it is a file or a folder with files, or lies in a folder that does not exist.
+    """
+    check_folder_of(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"{path} exists already; name a new folder")
+
+
 def split(text: str) -> list[str]:
     """Return the parts of a list that is given with commas."""
     return [part.strip() for part in text.split(",") if part.strip()]

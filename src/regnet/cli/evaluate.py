@@ -5,11 +5,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regnet.cli.arguments import AsJson, Device, Model, Trust, check_choice, check_folder_of
+from regnet.cli.arguments import (
+    AsJson,
+    Device,
+    Model,
+    Trust,
+    check_choice,
+    check_folder_of,
+    check_new_folder,
+)
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
+    from regnet.data.sets import ImageSet
+    from regnet.evaluation.calibration import Calibration
     from regnet.evaluation.evaluate import Evaluation
 
 
@@ -50,6 +60,12 @@ def command(
         typer.Option(help="Save answers in this folder; pass it again to resume an evaluation."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the result, all of it, as JSON.")] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Fit a temperature on these images, and save the calibrated model in this folder."
+        ),
+    ] = None,
     trust: Trust = False,
     per_class: Annotated[bool, typer.Option("--per-class", help="A line for each class.")] = False,
     as_json: AsJson = False,
@@ -67,12 +83,15 @@ def command(
     from regnet.data.layout import SPLITS
     from regnet.data.sets import open_set
     from regnet.devices import core_count, find_device, launched
+    from regnet.documents import plain
     from regnet.engines.base import Precision
     from regnet.evaluation.evaluate import evaluate
 
     check_choice("precision", precision, get_args(Precision))
     check_choice("split", split, tuple(SPLITS))
     check_folder_of(out)
+    if calibrate is not None:
+        check_new_folder(calibrate)
     where = find_device(device)
     leads = launched().rank == 0
     if not leads:
@@ -107,10 +126,43 @@ def command(
         return
     if out:
         write_bytes(out, json.dumps(asdict(done), indent=1, default=str).encode())
+    found_temperature = None
+    if calibrate is not None:
+        found_temperature = _calibrated(model, images, calibrate, batch_size=batch_size)
     if as_json:
-        print_json(done)
+        facts = {} if found_temperature is None else {"calibration": plain(found_temperature)}
+        print_json(plain(done) | facts)
         return
     _print(done, per_class=per_class)
+    if found_temperature is not None:
+        _print_calibration(found_temperature, calibrate)
+
+
+def _calibrated(model: str, images: "ImageSet", folder: Path, *, batch_size: int) -> "Calibration":
+    """Calibrate a model on images, and save it."""
+    from regnet.evaluation.calibration import calibrate
+    from regnet.zoo.create import create
+
+    network = create(model, pretrained=True).eval()
+    with ProgressBar("calibrating") as bar:
+        found = calibrate(
+            network,
+            images,
+            batch_size=batch_size,
+            on_images=lambda count, total: bar.step("calibrating", count, total),
+        )
+    network.save_pretrained(folder)
+    return found
+
+
+def _print_calibration(found: "Calibration", folder: Path | None) -> None:
+    stdout.print(
+        f"temperature {found.temperature:.3f} ({found.halves[0]:.3f} and {found.halves[1]:.3f} on "
+        f"the halves of {found.images:,} images)\n"
+        f"calibration error {found.error_before:.2f} % before and {found.error_after:.2f} % after, "
+        "where each half has the temperature of the other\n"
+        f"wrote {folder}: the same answers, other confidences"
+    )
 
 
 LISTED = 20

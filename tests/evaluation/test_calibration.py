@@ -1,0 +1,107 @@
+"""Temperature scaling: the most likely temperature, folded into the classifier."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from torch.nn import functional
+from typer.testing import CliRunner
+
+import regnet
+from regnet.cli.main import app
+from regnet.errors import ConfigError, DataError
+from regnet.evaluation.calibration import RANGE, calibrate, fit_temperature, fold, judge
+
+
+def drawn(seed, count=400, classes=7, sharpness=2.0):
+    """Logits, and labels drawn from the probabilities that they give at temperature `sharpness`."""
+    rng = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(count, classes, generator=rng)
+    chances = (logits / sharpness).softmax(1)
+    return logits, torch.multinomial(chances, 1, generator=rng)[:, 0]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**31), st.floats(0.2, 5))
+def test_it_is_the_most_likely_one(seed, sharpness):
+    logits, labels = drawn(seed, sharpness=sharpness)
+
+    def loss(log):
+        return functional.cross_entropy(logits.double() / np.exp(log), labels).item()
+
+    best = minimize_scalar(loss, bounds=np.log(RANGE), method="bounded", options={"xatol": 1e-8})
+    assert fit_temperature(logits, labels) == pytest.approx(np.exp(best.x), rel=1e-3)
+
+
+@given(st.floats(0.2, 5))
+@settings(deadline=None, max_examples=10)
+def test_logits_times_a_number_need_that_many_times_the_temperature(factor):
+    logits, labels = drawn(1)
+    expected = factor * fit_temperature(logits, labels)
+    assert fit_temperature(factor * logits, labels) == pytest.approx(expected, rel=1e-4)
+
+
+def test_where_every_answer_is_right_it_stays_in_its_range():
+    logits, _ = drawn(2)
+    assert fit_temperature(logits, logits.argmax(1)) == pytest.approx(RANGE[0], rel=1e-3)
+
+
+def test_no_image_is_judged_by_a_temperature_that_it_chose():
+    logits, labels = drawn(3, count=4000, sharpness=3.0)
+    found = judge(logits, labels)
+    assert found.temperature == pytest.approx(3, rel=0.1)
+    assert min(found.halves) < found.temperature < max(found.halves)
+    assert found.error_after < 3 < 10 < found.error_before
+    with pytest.raises(DataError, match="needs 100 images or more, better 1,000; got 99"):
+        judge(logits[:99], labels[:99])
+
+
+def test_folded_it_changes_confidences_and_no_answer():
+    model = regnet.create("regnety_002", num_classes=5).eval()
+    x = torch.randn(3, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(x)
+        fold(model, 1.7)
+        after = model(x)
+    assert torch.allclose(after, before / 1.7, atol=1e-6)
+    assert torch.equal(after.argmax(1), before.argmax(1))
+    with pytest.raises(ConfigError, match="no linear classifier"):
+        fold(regnet.create("regnety_002", num_classes=0), 2.0)
+
+
+def test_images_of_few_classes_are_refused(tmp_path):
+    from PIL import Image
+
+    for name in ("n01440764", "n01443537"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    model = regnet.create("regnetx_002")
+    with pytest.raises(DataError, match=r"of the model's 1000 classes|needs 100 images"):
+        calibrate(model, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_command_saves_a_calibrated_model(tmp_path):
+    recipe = regnet.find_recipe("cifar-short", epochs=1)
+    regnet.train(
+        "regnety_cifar", "shapes", recipe=recipe, train_images=256, val_images=120,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    model, out = tmp_path / "run/model", tmp_path / "calibrated"
+    command = ["evaluate", "shapes", "--model", str(model), "--calibrate", str(out), "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["calibration"]["top1"] == pytest.approx(found["top1"])
+    old, new = (
+        regnet.create(f"local-dir:{where}", pretrained=True).eval() for where in (model, out)
+    )
+    x = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(new(x) * found["calibration"]["temperature"], old(x), atol=1e-4)
+    with pytest.raises(ConfigError, match="exists already; name a new folder"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
