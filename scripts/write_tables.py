@@ -11,6 +11,7 @@ import json
 import re
 import statistics
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -724,7 +725,9 @@ def walk_bench(document: Document) -> Iterator[str]:
     yield from _step(
         document,
         "regnet bench --quick",
-        lambda line: " batch 1 fp32 " not in line and not line.startswith("wrote"),
+        lambda line: (
+            " batch 1 fp32 " not in line and not line.startswith(("wrote", "efficientnet_b0 /"))
+        ),
     )
 
 
@@ -808,6 +811,19 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
 }
 
 
+def wrapped(lines: Iterator[str]) -> Iterator[str]:
+    """The same lines; sentences below tables are wrapped as the pages are."""
+    inside_code = False
+    for line in lines:
+        inside_code ^= line.startswith("```")
+        if inside_code or line.startswith(("|", "#", "```")):
+            yield line
+        else:
+            yield from textwrap.wrap(line, 100, break_long_words=False, break_on_hyphens=False) or [
+                ""
+            ]
+
+
 def rendered(text: str) -> str:
     """The text with every table as its file has it."""
 
@@ -819,7 +835,7 @@ def rendered(text: str) -> str:
         if not path.exists():  # not measured yet: the place stays empty
             return start + end
         document = json.loads(path.read_text(encoding="utf-8"))
-        return start + "\n".join(TABLES[name](document)) + "\n" + end
+        return start + "\n".join(wrapped(TABLES[name](document))) + "\n" + end
 
     return PLACE.sub(fill, text)
 

@@ -90,6 +90,18 @@ def test_commands_for_data_of_others_are_ones_that_there_are(path):
             command.make_context(command.name, [a for a in arguments if a != "..."], context)
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_lines_are_short_enough_to_read_side_by_side(path):
+    inside_code, long = False, []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        inside_code ^= line.startswith("```")
+        if not inside_code and not line.lstrip().startswith("|") and len(line) > 100:
+            long.append(number)
+    assert long == []
+    if path.name == "README.md" and path.parent == ROOT:
+        assert number <= 150
+
+
 @pytest.fixture(scope="module")
 @slow_fixture
 def built(tmp_path_factory):
