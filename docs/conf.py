@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 project = "regnet"
 author = "the regnet developers"
+copyright = f"2026, {author}"
 release = version = regnet.__version__
 
 extensions = [
