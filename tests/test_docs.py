@@ -162,19 +162,19 @@ def test_the_table_of_the_zoo_sorts_and_filters(built, chromium):
 
 def test_the_example_of_the_readme_runs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    example, _ = code_blocks(ROOT / "README.md")
+    [example] = code_blocks(ROOT / "README.md")
     names = {}
     exec(example, names)
     assert capsys.readouterr().out.startswith("cat\n")
-    assert names["fit"].exact
     assert names["model"].num_classes == 10
+    assert names["own"].config is names["config"]
 
 
 @pytest.mark.slow
-def test_the_weights_of_the_readme_load(monkeypatch, hub, tmp_path):
+def test_the_weights_of_the_guide_load(monkeypatch, hub, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    _, example = code_blocks(ROOT / "README.md")
+    [(_, example)] = blocks(ROOT / "docs/weights.md", "py")  # it needs the Hub
     states = {name: regnet.create(name).state_dict() for name in ("regnety_016", "regnety_160")}
     for id in ("regnety_016.tv2_in1k", "regnety_160.swag_ft_in1k", "regnety_016.transformers"):
         row = checkpoints()[id]
