@@ -168,44 +168,44 @@ def optimize(
     progress: bool | None = None,
     on_step: OnStep | None = None,
 ) -> Optimized:
-    """The fastest way to run this model on its device whose outputs agree with eager float32.
+    """Return the fastest installed engine for a model whose outputs agree with eager float32.
 
-    Ways that are cheap to build come first. What is bound to lose is not built: a precision that
-    lost on two engines, a compiler where the convolutions alone take longer than the leader; the
-    report says which, and why. The times of a race are kept on disk (see
-    `regnet.engines.choices`), for the same network, shape, device, threads and versions, so that
-    the next call only builds and checks the winner.
+    Engines that build quickly come first. An engine that cannot win is not built: a precision that
+    lost on two engines, or a compiler if the convolutions alone take longer than the fastest engine
+    so far. The report lists each engine with the reason why it was left out. The times of a race
+    are saved on disk (`regnet.engines.choices`) for the same network, shape, device, threads and
+    versions, so that the next call only builds and checks the winner.
 
     Args:
-        model: a model, or the name of one with weights, as `create` takes it. In any mode; it is
-            not changed, and must not change while the result is in use. Any module will do that
-            takes images and gives a tensor, or a list, a tuple or a dictionary of tensors, of which
-            the first axis is the batch.
-        example: images (N, C, H, W) of the size to be fast for; None: one image for latency, 16 for
-            throughput, of the size that the model was made for. Its values do not matter.
-        goal: "latency": the time of a call; "throughput": images per second over many calls, for
-            which several images may be computed at once, each by a part of the threads (streams of
-            ONNX Runtime and OpenVINO; see `Optimized.map`).
-        precision: "auto" also tries halves where this device has instructions for them; "fp32"
+        model: a model, or the name of one with weights, as `create` takes it. Its mode does not
+            matter. It is not changed, and must not change while the result is in use. Any module
+            that takes images and returns a tensor, or a list, a tuple or a dictionary of tensors
+            whose first axis is the batch, can be optimized.
+        example: images (N, C, H, W) of the size to optimize for. None: one image for latency, 16
+            for throughput, of the size that the model was made for. The values do not matter.
+        goal: "latency" minimizes the time of a call. "throughput" maximizes images per second over
+            many calls, for which several images may be computed at the same time, each by some of
+            the threads (streams of ONNX Runtime and OpenVINO; see `Optimized.map`).
+        precision: "auto" also tries half precision if this device has instructions for it; "fp32"
             tries nothing else.
-        engines: names of those to try; "auto": all.
-        images: with them int8 is tried too, on CPUs by OpenVINO: paths, Pillow images, or a batch
-            that is preprocessed. Up to 300, at most three of four, tell the ranges; up to 1,000 of
-            the others tell how often it agrees.
-        min_agreement: part of those that must get the same class from int8 as from float32.
-        seconds: about how long to time two ways in turn, building not counted.
-        budget_seconds: after so many, and where a compiler would take longer, nothing more is
-            built; None: no limit.
-        exhaustive: build whatever runs here, and time each alone as well.
-        refresh: race again, whatever is remembered.
-        progress: show a bar; None: on a terminal, unless `on_step` is given.
-        on_step: called with what is done, how many ways are done, and of how many.
+        engines: names of the engines to try; "auto": all.
+        images: images for int8, which is then tried on CPUs by OpenVINO: paths, Pillow images, or a
+            preprocessed batch. Up to 300 images, at most three quarters, set the ranges of the
+            feature maps. Up to 1,000 of the others measure how often int8 gives the same class.
+        min_agreement: share of those images that must get the same class from int8 as from float32.
+        seconds: approximate time for timing two engines in alternation, not counting the build.
+        budget_seconds: nothing more is built after this time, and no compiler that would exceed it;
+            None: no limit.
+        exhaustive: build every engine that runs here, and time each on its own as well.
+        refresh: race again even if the result of an earlier race is saved.
+        progress: show a progress bar; None: on a terminal, unless `on_step` is given.
+        on_step: called with the current step, the number of finished candidates, and their total.
 
     Raises:
-        ConfigError: an engine, a precision, a goal or a number is not possible.
-        EngineError: none of the engines asked for works; the message says why.
+        ConfigError: an engine, a precision, a goal or a number is not allowed.
+        EngineError: none of the requested engines works; the message says why.
         ImageError: an image cannot be read.
-        MissingExtraError: images are given, and what int8 needs is not installed.
+        MissingExtraError: images are given, and the packages for int8 are not installed.
     """
     check_number("seconds", seconds, least=0)
     check_number("min_agreement", min_agreement, least=0)

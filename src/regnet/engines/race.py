@@ -1,4 +1,4 @@
-"""The race between engines: every way is built and checked, and the fastest are timed in turn."""
+"""The race between engines: each candidate is built and checked, and the fastest alternate."""
 
 import logging
 import math
@@ -29,33 +29,33 @@ from regnet.timing import (
 )
 
 CLOSE: Final = 1.25
-"""Candidates whose time is at most so many times the best are timed in turn with it until the end.
-Alone, the same engine was seen to take 19 % longer than in turn, on a machine that it shares with
-others."""
+"""Candidates within this factor of the fastest are timed again, alternating with it. An engine
+timed on its own can measure up to 19 % slower than in alternation on a shared machine."""
 
 LOST: Final = 1.05
-"""From this ratio on a precision has lost to another one on the same engine."""
+"""A precision that takes this many times as long as another one on the same engine has lost."""
 
 REST: Final = 1.11
-"""No compiler is tried if the convolutions alone, times this, take longer than the leader. Compiled
-networks took 1.06 to 1.43 times as long as their convolutions, so that 5 % is the most to gain."""
+"""No compiler is tried if its convolutions alone, times this factor, take longer than the fastest
+engine. Compiled networks took 1.06 to 1.43 times as long as their convolutions, so skipping them
+loses 5 % at most."""
 
 COMPILING: Final = 30.0
-"""Seconds that a compiler takes for a network, about."""
+"""Approximate seconds that a compiler needs for a network."""
 
 COVERED: Final[Mapping[str, tuple[str, ...]]] = {
     "compiled": ("aot_inductor", "compiled_cuda_graph"),
 }
-"""Engines whose kernels others run too, with less of Python between them."""
+"""Engines whose kernels other engines run, too, with less Python in between."""
 
 STREAMING: Final = 1.5
-"""From so many times the leader's time on, an engine is not tried with streams: they gained up to a
-third."""
+"""An engine that takes this many times as long as the fastest is not tried with streams, which
+gained a third at most."""
 
 OnStep = Callable[[str, int, int], None]
 
 Key = tuple[str, str, str, int]
-"""Engine, precision, layout and streams, which tell ways apart."""
+"""Engine, precision, layout and streams, which identify a candidate."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Way:
     engine: Engine
     target: Target
     images: Images | None = None
-    """For int8, which needs them; it is judged by classes."""
+    """For int8 only, which is judged by the classes that it gives them."""
 
     @property
     def precision(self) -> AnyPrecision:

@@ -153,28 +153,29 @@ def choose(
     peers: bool = False,
     on_step: Callable[[str, int, int], None] = lambda _what, _done, _all: None,
 ) -> Chosen:
-    """The most accurate published network that is fast enough on this device.
+    """Find the most accurate published network that is fast enough on this device.
 
-    What is measured is kept on disk, for the same device, threads and versions, so that the next
-    question is answered from it.
+    Nothing is downloaded. Measurements are saved on disk for the same device, threads and versions,
+    so that the next question is answered at once.
 
     Args:
-        latency_ms: most milliseconds of a call, that is, of a batch; the median.
-        license: such as "apache-2.0"; "commercial" for all that allow commercial use; None: any.
+        latency_ms: largest median time of a call, that is, of a batch, in milliseconds.
+        license: a license such as "apache-2.0"; "commercial": any that allows commercial use;
+            None: any.
         batch_size: images per call.
-        device: where it shall run.
+        device: the device that the network will run on.
         min_top1: least accuracy in percent, by the metric.
-        metric: "top1" on ImageNet-1k, "real" with ReaL's labels, "v2" on ImageNet-V2.
-        engine: a name; "auto": the fastest of folded eager, ONNX Runtime and OpenVINO, as far as
-            they are installed; or "best": the same, and all other engines, compilers too, for the
-            networks that may be the answer.
+        metric: "top1" on ImageNet-1k, "real" with the labels of ReaL, or "v2" on ImageNet-V2.
+        engine: the name of an engine. "auto": the fastest of folded eager, ONNX Runtime and
+            OpenVINO, as far as they are installed. "best": for networks that could be the answer,
+            also all other engines, including compilers.
         models: pattern of checkpoints or variants, with * and ?.
-        peers: also measure the paper's EfficientNets, whose weights pycls publishes; they are shown
+        peers: also measure the paper's EfficientNets, whose weights pycls publishes, and show them
             beside the answer.
-        on_step: called with what is measured, how many networks are done, and of how many.
+        on_step: called with the current step, the number of networks done, and their total.
 
     Raises:
-        ConfigError: a limit, a license, a metric or an engine is not possible, or nothing is left.
+        ConfigError: a limit, a license, a metric or an engine is not valid, or no network is left.
         EngineError: the engine cannot be used here.
     """
     check_number("latency_ms", latency_ms, least=0)

@@ -1,10 +1,10 @@
-"""A RegNet for a device: as good a network as a latency and other limits allow.
+"""Search for a RegNet that is as good as a latency and other limits allow on a device.
 
-Networks of the paper's constrained space are sampled by the thousand. A few dozen are measured on
-the device, a model of latency fitted to those predicts the others, and the most promising ones are
-measured too. How good they are is not measured: within that space more flops are better, and of
-equal flops a prior says which structures were (`regnet.selection.prior`).
-`regnet.studies.search` trains them.
+The search samples thousands of networks of the paper's constrained space and measures a few dozen of
+them on the device. A model of latency that is fitted to these predicts the others, and the most
+promising networks are measured, too. Accuracy is not measured. Within that space more flops are
+taken to be better, and among networks of equal flops a prior predicts which structures are better
+(`regnet.selection.prior`). `regnet.studies.search` trains the candidates instead.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -79,27 +79,27 @@ def search(
     on_step: OnStep | None = None,
     meter: Meter | None = None,
 ) -> Found:
-    """Find a RegNet for a device.
+    """Search for a RegNet that is as good as the limits allow on a device.
 
     Args:
-        limits: the most that the network may cost.
-        space: where to look: "regnety", "regnetx" (without squeeze-excitation), or a space of
-            RegNets, with the classes, channels, stem and number of stages that are wanted.
-        device: where the network will run.
-        engine: the engine of `regnet.engines` that runs it; "auto": the fastest engine for a
-            published RegNet of about that size, among those that need no compiler.
-        precision: to compute in; int8 is quantized and run by OpenVINO, on CPUs.
+        limits: the largest cost that the network may have.
+        space: the space to search: "regnety", "regnetx" (without squeeze-excitation), or a space of
+            RegNets that has the classes, channels, stem and number of stages you need.
+        device: the device that the network will run on.
+        engine: the engine of `regnet.engines` that will run it. "auto": the fastest engine for a
+            network of about that size among those that need no compiler.
+        precision: the precision to compute in. "int8": quantized, run by OpenVINO on CPUs.
         batch_size: images per call.
         image_size: side of the images in pixels.
-        probes: networks that are measured to fit the latency model.
-        finalists: how many of the most promising networks are measured.
-        seconds: for the calls of a measurement that count, and as long again to get steady.
-        seed: of the sample.
-        on_step: called with what is done, how many steps of it are done, and of how many.
+        probes: number of networks that are measured to fit the model of latency.
+        finalists: number of the most promising networks that are measured.
+        seconds: duration of a measurement; becoming steady takes at most as long again.
+        seed: seed of the sample.
+        on_step: called with the current step, the number of its parts done, and their total.
         meter: measures networks, in place of `device`, `engine` and `seconds`.
 
     Raises:
-        ConfigError: no network is within the limits, or an option cannot be used.
+        ConfigError: no network is within the limits, or an option is not valid.
         EngineError: the engine cannot run these networks here.
     """
     candidates, space = _begin(

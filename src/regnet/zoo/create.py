@@ -108,24 +108,27 @@ def create(
             (`regnety_016.tv2_in1k`, or what its publisher calls it, `facebook/regnet-y-016`), a
             repository (`hf-hub:owner/name`, `hf-hub:owner/name@revision`), the path of a folder
             that `save_pretrained`, training or timm wrote (also `local-dir:path`), of a file of
-            weights, whose shapes tell the architecture, or of a config (`mine.json`); or a config.
-        pretrained: load weights: those that the name chooses, or the variant's default, the most
-            accurate ones under a permissive license (`regnet.weights.catalog.find_checkpoint`).
-        checkpoint_path: load the weights in this file or folder, in any known format, instead;
-            whatever a training script put around them.
-        checkpoint_key: which of several networks in that file, such as "model_ema"; None: one that
-            fits the architecture, an average of weights before the weights (a warning says so).
-        num_classes: outputs of the classifier; None keeps the variant's, or the checkpoint's; 0
-            gives pooled features. A classifier for other classes than the checkpoint's starts
-            afresh.
+            weights, whose shapes identify the architecture, or of a config (`mine.json`); or a
+            config.
+        pretrained: load weights: those that the name specifies, or the variant's default, which are
+            the most accurate ones under a permissive license
+            (`regnet.weights.catalog.find_checkpoint`).
+        checkpoint_path: load the weights in this file or folder instead, in any known format, as a
+            training script wrote them.
+        checkpoint_key: which of several networks in that file to load, such as "model_ema". None:
+            one that fits the architecture, averaged weights first; a warning names the choice.
+        num_classes: outputs of the classifier. None: as many as the variant or the checkpoint has;
+            0: pooled features instead. A classifier with another number of outputs than the
+            checkpoint's is initialized anew.
         classes: keep these classes of the checkpoint, in this order, instead of num_classes.
         in_chans: channels of the images; None gives 3. The stem's weights are adapted to others by
             timm's rule (`regnet.zoo.loading.adapt_stem`).
-        features_only: return a backbone that gives a list of feature maps instead of logits; it has
-            no head, so that num_classes, drop_rate and global_pool do not matter.
-        out_indices: which feature maps, as indices into `feature_info`; a number n gives the last
-            n, None all.
-        output_stride: limit of the reduction, such as 8; later stages dilate instead. None: none.
+        features_only: return a backbone that gives a list of feature maps instead of logits. It has
+            no head, so num_classes, drop_rate and global_pool have no effect.
+        out_indices: which feature maps to return, as indices into `feature_info`. A number n
+            returns the last n; None returns all.
+        output_stride: largest reduction of the feature maps, such as 8; later stages dilate
+            instead. None: no limit.
         drop_rate: dropout before the classifier while training; None: none.
         drop_path_rate: drop path of the last residual branch; earlier ones drop linearly less.
         global_pool: "avg", "max", or "" to keep feature maps (with num_classes=0); None: "avg", or
