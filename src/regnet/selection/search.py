@@ -1,7 +1,7 @@
 """Search for a RegNet that is as good as a latency and other limits allow on a device.
 
-The search samples thousands of networks of the paper's constrained space and measures a few dozen of
-them on the device. A model of latency that is fitted to these predicts the others, and the most
+The search samples thousands of networks of the paper's constrained space and measures a few dozen
+of them on the device. A model of latency that is fitted to these predicts the others, and the most
 promising networks are measured, too. Accuracy is not measured. Within that space more flops are
 taken to be better, and among networks of equal flops a prior predicts which structures are better
 (`regnet.selection.prior`). `regnet.studies.search` trains the candidates instead.
