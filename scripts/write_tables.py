@@ -73,8 +73,8 @@ def cpu_peers(document: Document) -> Iterator[str]:
     yield from table(["", "chosen", *labels, "without OpenVINO"], rows)
     yield ""
     yield (
-        "Time of each runtime over that of `regnet.optimize`; last column: the best that needs "
-        f"torch alone, its time over OpenVINO's. {origin(document)}."
+        "Time of each runtime over that of `regnet.optimize`. Last column: the fastest engine that "
+        f"needs only PyTorch, and its time divided by OpenVINO's. {origin(document)}."
     )
 
 
@@ -131,7 +131,8 @@ def int8(document: Document) -> Iterator[str]:
     yield (
         f"`{document['model']}` on {document['images']:,} test images of CIFAR-10, top-1 of fp32 "
         f'{document["top1_fp32"]:.2f} %; "one large channel" is the same function with a channel '
-        f"that leaves the others little of the 256 values. Batches of 100. {origin(document)}."
+        "so large that few of the 256 values remain for the others. Batches of 100. "
+        f"{origin(document)}."
     )
 
 
@@ -251,7 +252,8 @@ def predict(document: Document) -> Iterator[str]:
     busy = f" ({document['streams']['problem']})" if document["streams"]["problem"] else ""
     yield (
         f'`optimize(goal="throughput")` of {document["streams"]["model"]} took '
-        f"{document['streams']['winner']}: {gain:.2f} times as fast as where streams are left out "
+        f"{document['streams']['winner']}: {gain:.2f} times the speed of the engine chosen without "
+        "streams "
         f"(95 % {low:.2f} to {high:.2f}){busy}. Memory of all processes while "
         f"{memory['images']:,} images were predicted by regnety_cifar: {min(megabytes):,.0f} to "
         f"{max(megabytes):,.0f} MB. {origin(document)}."
@@ -509,9 +511,12 @@ def search(document: Document) -> Iterator[str]:
     verdict = Comparison(**against).verdict("the one found", document["rival"])
     yield (
         f"{document['engine']} {document['precision']}, batch {document['batch_size']}; predicted "
-        f"before it was measured {document['best']['predicted_ms'] or 0:.2f} ms. In turn with "
-        f"{document['rival']}, whose time is {against['median']:.2f} of the one found (95 % "
-        f"{against['low']:.2f} to {against['high']:.2f}; against itself "
+        f"before it was measured {document['best']['predicted_ms'] or 0:.2f} ms. Worth: flops of "
+        "an "
+        "ordinary published network that is predicted to be as good. Timed in alternation, "
+        f"{document['rival']} takes {against['median']:.2f} times as long as the network found (95 "
+        "% "
+        f"interval {against['low']:.2f} to {against['high']:.2f}; a network against itself gave "
         f"{against['control_low']:.2f} to {against['control_high']:.2f}): {verdict}. "
         f"The model of latency was off by "
         f"{document['fit_error']:.1%} on networks left out, and by "
@@ -546,8 +551,9 @@ def search_data(document: Document) -> Iterator[str]:
         f"{document['pick']['name']} beside {document['rival']['name']}, the best published "
         f"network within the limit: {verdict}, {found['points']:+.1f} points (95 % "
         f"{found['low']:+.1f} to {found['high']:+.1f}); {found['pick_error']:.2f} and "
-        f"{found['rival_error']:.2f} % error, {found['replicas']} trainings each with seeds that "
-        f"chose neither. Standard deviation between seeds {document['seed_deviation']:.2f} points. "
+        f"{found['rival_error']:.2f} % error, {found['replicas']} trainings each with new seeds "
+        f"that selected neither. Standard deviation between seeds {document['seed_deviation']:.2f} "
+        "points. "
         f"{document['candidates']} candidates; {conditions['engine']} {conditions['precision']}, "
         f"batch {conditions['batch_size']}, {conditions['image_size']} pixels. "
         f"{origin(conditions)}."
@@ -568,9 +574,11 @@ def prior(document: Document) -> Iterator[str]:
     known = evidence["published"]
     yield (
         f"Rank correlation of predictions with errors; {evidence['networks']} networks of "
-        f"{evidence['images']}, {evidence['flops']}, {evidence['date']}. Among "
-        f"{len(known['networks'])} published RegNetX on ImageNet, with what their flops leave "
-        f"unexplained: {known['rank_correlation']:.2f}. Effects are scaled by {known['scale']:.2f}."
+        f"{evidence['images']}, {evidence['flops']}, {evidence['date']}. For "
+        f"{len(known['networks'])} published RegNetX on ImageNet, the rank correlation with the "
+        "error "
+        f"that their flops leave unexplained is {known['rank_correlation']:.2f}, so the effects of "
+        f"the prior are multiplied by {known['scale']:.2f}."
     )
 
 

@@ -72,8 +72,9 @@ def _print(found: "Searched") -> None:
     c = found.conditions
     environment = c["environment"]
     stdout.print(
-        f"\n{found.candidates} candidates; errors of the last round, with the seed that chose, by "
-        f"which the best look too good; {c['engine']} {c['precision']}, batch {c['batch_size']}, "
+        f"\n{found.candidates} candidates; errors of the last round, with the seeds that selected "
+        f"the networks, so the best look too good; {c['engine']} {c['precision']}, batch "
+        f"{c['batch_size']}, "
         f"{c['image_size']} pixels, {environment['device']}, {environment['threads']} threads"
     )
     stdout.print(verdict(found))
@@ -92,7 +93,7 @@ def verdict(found: "Searched") -> str:
     }[d.verdict]
     return (
         f"{found.pick.name} beside {found.rival.name}: {told} ({interval}; {d.pick_error:.2f} and "
-        f"{d.rival_error:.2f} % error, {d.replicas} trainings each with seeds that chose neither)"
+        f"{d.rival_error:.2f} % error, {d.replicas} trainings each with new seeds)"
     )
 
 
