@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import util
 from pathlib import Path
 from typing import Any, Final
@@ -87,10 +88,11 @@ def _importable(package: str) -> bool:
     return True
 
 
+@lru_cache(maxsize=4)
 def images(batch: int, side: int, where: torch.device, count: int = 3) -> list[Tensor]:
     """Random images in float32, as users give them."""
-    rng = torch.Generator().manual_seed(0)
-    return [torch.randn(batch, 3, side, side, generator=rng).to(where) for _ in range(count)]
+    rng = torch.Generator(device=where).manual_seed(0)
+    return [torch.randn(batch, 3, side, side, generator=rng, device=where) for _ in range(count)]
 
 
 def own_kernels(model: nn.Module, example: Tensor) -> Runner:
@@ -109,6 +111,7 @@ def half(
     model = model.to(dtype=torch.float16, memory_format=layout)
     call: Callable[..., Tensor] = model
     if mode is not None:
+        torch._dynamo.reset()  # after eight compilations of the same code it would run eagerly
         backend = {"backend": "eager"} if dry else {"mode": mode}
         call = torch.compile(model, dynamic=False, **backend)
 

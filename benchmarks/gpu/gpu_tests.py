@@ -1,5 +1,6 @@
 """The tests that need a GPU, kernels first: JSON, a row for each test."""
 
+import sys
 import time
 from pathlib import Path
 from typing import Final
@@ -8,6 +9,13 @@ import pytest
 from common import Rows, arguments, device
 
 ROOT: Final = Path(__file__).parents[2]
+
+TESTS: Final = (
+    "tests/kernels/test_kernels.py",
+    "tests/engines/test_engines.py",
+    "tests/training/test_train.py",
+    "tests/bench/test_bench.py",
+)
 
 
 class Report:
@@ -34,12 +42,11 @@ def main() -> None:
     """Run the tests; in a dry run one that needs no GPU."""
     args = arguments(__doc__)
     rows = Rows(args.out, device(dry=args.dry))
-    tests = ["tests/kernels", "tests"] if not args.dry else ["tests/kernels/test_kernels.py"]
-    chosen = ["-m", "gpu"] if not args.dry else ["-k", "test_obstacles", "--slow"]
+    tests = TESTS[:1] if args.dry else TESTS
+    chosen = ["-k", "test_obstacles"] if args.dry else ["-m", "gpu"]
     report = Report(rows, time.monotonic() + args.seconds)
-    pytest.main(
-        ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen, *tests], plugins=[report]
-    )
+    options = ["-q", "--slow", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    sys.exit(pytest.main([*options, *chosen, *tests], plugins=[report]))
 
 
 if __name__ == "__main__":

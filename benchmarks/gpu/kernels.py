@@ -3,8 +3,8 @@
     python benchmarks/gpu/kernels.py --out benchmarks/results/gpu/kernels.json --seconds 60
 
 A row for each layer and way: milliseconds, those that `regnet.kernels.launch` predicts, what the
-binary needs, bytes per second and the share of the floor of that layer alone. `slowest` marks the
-three layers of each network that take the most time in it.
+binary needs, bytes per second and the share of the floor of that layer alone. At the end of each
+network three rows name its slowest layers.
 """
 
 import time
@@ -30,8 +30,11 @@ MODULES: Final = (grouped, pointwise, squeeze, stem)
 class Watch:
     """Times every way of every layer, in place of `fastest`."""
 
-    def __init__(self, model: str, resources: dict[Binary, Resources | None], end: float) -> None:
-        self.model, self.resources, self.end = model, resources, end
+    def __init__(
+        self, model: str, resources: dict[Binary, Resources | None], rows: Rows, end: float
+    ) -> None:
+        self.model, self.resources, self.document, self.end = model, resources, rows, end
+        self.peak = rows.document["bytes_per_second"]
         self.calls: Counter[Hashable] = Counter()
         self.rows: dict[Hashable, list[dict[str, Any]]] = {}
         self.best: dict[Hashable, Any] = {}
@@ -44,12 +47,16 @@ class Watch:
         x: torch.Tensor,
     ) -> Any:
         """Return the fastest way."""
+        if x.is_meta:  # a plan is being made
+            return launch.fastest(key, ways, made, x)
         self.calls[key] += 1
         if key not in self.best:
             if time.monotonic() > self.end:
                 return ways[0]
             self.rows[key] = rows = []
             times = [self._row(key, way, made(way), x, rows) for way in ways]
+            for row in rows:
+                self.document.add(**row)
             self.best[key] = ways[times.index(min(times))]
         return self.best[key]
 
@@ -69,11 +76,14 @@ class Watch:
                 predicted = launch.predicted(call, needs, launch.processors(x))
                 row["predicted_ms"] = 1e3 * predicted
         try:
-            seconds = launch._seconds(call, x) if x.is_cuda else _once(call)
+            seconds = launch.seconds_alone(call, x) if x.is_cuda else _once(call)
         except Exception as error:  # noqa: BLE001 - a compiler may raise anything
             rows.append({**row, "reason": f"{type(error).__name__}: {error}"[:200]})
             return float("inf")
-        rows.append({**row, "ms": 1e3 * seconds if not x.is_cuda else seconds})
+        if isinstance(call, Launch) and call.work and seconds > 0:
+            speed = call.work.memory / seconds
+            row |= {"bytes_per_second": speed, "share_of_floor": speed / self.peak}
+        rows.append({**row, "ms": 1e3 * seconds})
         return seconds
 
 
@@ -97,7 +107,7 @@ def main() -> None:
         choices = plan(model, torch.float16, (batch, 3, side, side))
         binaries = (one.binary for ways in choices for one in ways)
         resources = {} if args.dry else compile_all(binaries)
-        watch = Watch(name, resources, end)
+        watch = Watch(name, resources, rows, end)
         for module in MODULES:
             module.fastest = watch  # type: ignore[attr-defined]
         with torch.inference_mode():
@@ -106,16 +116,8 @@ def main() -> None:
             key: watch.calls[key] * min(row.get("ms", float("inf")) for row in found)
             for key, found in watch.rows.items()
         }
-        slowest = sorted(total, key=lambda key: -total[key])[:3]
-        for key, found in watch.rows.items():
-            for row in found:
-                if "ms" in row and (work := row.get("work")):
-                    speed = work["memory"] / (row["ms"] / 1e3)
-                    row |= {
-                        "bytes_per_second": speed,
-                        "share_of_floor": speed / ceilings.bytes_per_second,
-                    }
-                rows.add(**row, times=watch.calls[key], slowest=key in slowest)
+        for key in sorted(total, key=lambda key: -total[key])[:3]:
+            rows.add(model=name, slowest=str(key), times=watch.calls[key], ms_in_all=total[key])
 
 
 if __name__ == "__main__":

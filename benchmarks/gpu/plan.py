@@ -28,6 +28,9 @@ HERE: Final = Path(__file__).parent
 GRACE: Final = 5.0
 """Seconds that a part gets to end after it was told to."""
 
+STARTING: Final = 15.0
+"""Seconds that a part needs to import torch and to end what it has begun; it counts from there."""
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -61,7 +64,8 @@ def command(part: Part, out: Path, seconds: float, extra: list[str], *, dry: boo
     if part.script == "grouped_convs.py":  # it knows neither a budget nor a dry run
         extra = list(own)
     else:
-        extra = [*own, "--seconds", f"{seconds:.0f}", *(["--dry"] if dry else []), *extra]
+        left = max(seconds - STARTING, 1.0)
+        extra = [*own, "--seconds", f"{left:.0f}", *(["--dry"] if dry else []), *extra]
     return [sys.executable, str(HERE / part.script), "--out", str(out), *extra]
 
 

@@ -90,10 +90,13 @@ def main() -> None:
         [sys.executable, "-m", "regnet", "study", "run", str(folder / "study"),
          "--workers", str(best["workers"]), "--device", where],
     )  # fmt: skip
-    while running.poll() is None and time.monotonic() < end - 10:
+    while running.poll() is None and time.monotonic() < end - 25:
         time.sleep(1)
     running.send_signal(signal.SIGINT)
-    running.wait(8)
+    try:
+        running.wait(8)
+    except subprocess.TimeoutExpired:
+        running.kill()
     subprocess.run(
         [sys.executable, "-m", "regnet", "study", "export", str(folder / "study"),
          "--out", str(folder / "study.parquet")],

@@ -6,6 +6,7 @@ The table in docs/models.md comes from here: `python -m tests.cli.test_kinds` wr
 import os
 import re
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -93,7 +94,10 @@ def table() -> str:
                     shown = re.sub(r"mine\.(onnx|xml|pt2)", "mine.onnx", shown)
                     cells.append(f"no ({refusals.setdefault(shown, len(refusals) + 1)})")
                 lines.append(f"| {kind} | {written} | {' | '.join(cells)} |")
-    notes = [f"{number}. {text}" for text, number in refusals.items()]
+    notes = [
+        textwrap.fill(f"{number}. {text}", 100, subsequent_indent="   ", break_on_hyphens=False)
+        for text, number in refusals.items()
+    ]
     return "\n".join([*lines, "", *notes]) + "\n"
 
 

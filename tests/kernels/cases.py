@@ -7,7 +7,7 @@ them: a process of its own, since Triton decides that when a kernel is defined.
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -99,15 +99,28 @@ def distance(found: Tensor, expected: Tensor) -> float:
     return float((found.float() - expected).norm() / expected.norm().clamp_min(1e-6))
 
 
-def check(device: str, dtype: torch.dtype, *, thin: bool) -> Iterator[tuple[str, float]]:
-    """Cases, and the largest relative error of each against float32."""
+def check(
+    device: str,
+    dtype: torch.dtype,
+    *,
+    thin: bool,
+    widths: Sequence[int] | None = None,
+    sides: Sequence[tuple[int, int, int]] | None = None,
+) -> Iterator[tuple[str, float]]:
+    """Cases, and the largest relative error of each against float32.
+
+    `widths` are those of groups, and nothing else then; `sides` are images, height and width.
+    """
 
     def half(*shape: int) -> Tensor:
         return torch.randn(shape).to(device, dtype)
 
-    sides = SIDES[:1] if thin else SIDES
-    # Wide groups take the same way as 72 and 168, and are slow to interpret.
-    widths = [g for g in GROUP_WIDTHS if not thin or g <= 72 or g == 168]
+    if sides is None:
+        sides = SIDES[:1] if thin else SIDES
+    only = widths is not None
+    if widths is None:
+        # Wide groups take the same way as 72 and 168, and are slow to interpret.
+        widths = [g for g in GROUP_WIDTHS if not thin or g <= 72 or g == 168]
     for number, g in enumerate(widths):
         for stride in (1 + number % 2,) if thin else (1, 2):
             conv = nn.Conv2d(2 * g, 2 * g, 3, stride, 1, groups=2).to(device)
@@ -121,6 +134,8 @@ def check(device: str, dtype: torch.dtype, *, thin: bool) -> Iterator[tuple[str,
                     errors = distance(out, maps), distance(parts.sum(1), sums[:, 0])
                     yield f"{name}, {way}", max(errors)
 
+    if only:
+        return
     first, second = nn.Conv2d(40, 72, 1).to(device), nn.Conv2d(24, 72, 1).to(device)
     layer, again = Pointwise.of(first, dtype), Pointwise.of(second, dtype)
     # The last one has maps of several blocks, the last of which is not full.

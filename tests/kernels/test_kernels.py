@@ -49,8 +49,11 @@ def test_kernels_in_tritons_interpreter():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", cases.BOUNDS)
-def test_kernels_on_a_gpu(dtype):
-    errors = dict(cases.check("cuda", dtype, thin=False))
+@pytest.mark.parametrize("widths", [[], *([g] for g in cases.GROUP_WIDTHS)], ids=str)
+def test_kernels_on_a_gpu(dtype, widths):
+    """In the first way of each kind: compiling all of them one by one would take minutes."""
+    checked = cases.check("cuda", dtype, thin=True, widths=widths or None, sides=cases.SIDES)
+    errors = dict(checked)
     assert {name: e for name, e in errors.items() if not e < cases.BOUNDS[dtype]} == {}
 
 

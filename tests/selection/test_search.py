@@ -294,6 +294,7 @@ def test_networks_are_searched_in_int8(
     for package in ("openvino", "nncf"):
         pytest.importorskip(package, reason=f"{package} is not installed")
     monkeypatch.setattr(searching, "CANDIDATES", 240)
+    monkeypatch.setattr(searching, "RIVALS", 1)
     limits = Limits(latency_ms=1e4, memory_mb=2)
     with pytest.raises(ConfigError, match="int8 runs on openvino, not on folded; leave --engine"):
         search(limits, engine="folded", precision="int8")

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 import re
 import subprocess
@@ -31,6 +32,8 @@ THREADS: Final = 2048
 """Of a multiprocessor, at most."""
 
 _LARGE: Final = 2**31
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +124,11 @@ def compile_all(
         workers: processes; None: one per core, 16 at most.
 
     Returns:
-        What each needs; None where it could not be compiled.
+        What each needs; None if it could not be compiled. A binary is missing if its process died.
     """
     todo = list(dict.fromkeys(binaries))
     count = min(workers or min(os.cpu_count() or 1, 16), len(todo))
-    found: dict[Binary, Resources | None] = dict.fromkeys(todo)
+    found: dict[Binary, Resources | None] = {}
     if not todo:
         return found
 
@@ -135,9 +138,12 @@ def compile_all(
             input=json.dumps({"target": target, "binaries": [asdict(b) for b in part]}),
             capture_output=True, text=True, check=False,
         )  # fmt: skip
+        if done.returncode:
+            _log.warning("kernels could not be compiled ahead: %s", done.stderr[-500:])
         for line in done.stdout.splitlines():
-            number, resources = json.loads(line)
-            found[part[number]] = resources and Resources(**resources)
+            if line.startswith("["):  # compilers may print, too
+                number, resources = json.loads(line)
+                found[part[number]] = resources and Resources(**resources)
 
     with ThreadPoolExecutor(count) as pool:  # each thread waits for its process
         list(pool.map(work, [todo[start::count] for start in range(count)]))

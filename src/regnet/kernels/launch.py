@@ -174,7 +174,7 @@ def _timed(
     best, least, problem = None, inf, None
     for way in promising(ways, [launch(way) for way in ways], processors(x)):
         try:
-            seconds = _seconds(launch(way), x)
+            seconds = _graph_seconds(launch(way), x)
         except Exception as error:  # noqa: BLE001 - a compiler may raise anything
             problem = error
             continue
@@ -238,20 +238,26 @@ def predicted(launch: Launch, resources: Resources | None, multiprocessors: int)
         count *= size
     waves = count / (multiprocessors * resources.blocks_per_multiprocessor(32 * launch.warps))
     rounded = blocks(int(1e6 * waves), int(1e6)) / waves if waves > 1 else 1.0
+    rounded *= max(1.0, multiprocessors / count)  # some multiprocessors have no block at all
     seconds = max(
         work.memory / MEMORY_SPEED, work.cache / CACHE_SPEED, work.products / MATRIX_SPEED
     )
     return seconds * rounded + LAUNCH_SECONDS
 
 
-def _seconds(call: Callable[[], object], x: Tensor) -> float:
-    """Time calls in a graph; before each of them the L2 cache is emptied, which is subtracted."""
-    with torch.cuda.device(x.device):
+def seconds_alone(call: Callable[[], object], x: Tensor) -> float:
+    """Return the seconds of a call, without what emptying the L2 cache before it takes."""
+    return _graph_seconds(call, x) - _graph_seconds(lambda: None, x)
+
+
+def _graph_seconds(call: Callable[[], object], x: Tensor) -> float:
+    """Time calls in a graph, each of them after the L2 cache was emptied; that is included."""
+    with torch.cuda.device(x.device), torch.inference_mode(mode=False), torch.no_grad():
         call()
-        return max(_graph_seconds(call) - _emptying(x.device), 0.0)
+        return _replayed(call)
 
 
-def _graph_seconds(call: Callable[[], object]) -> float:
+def _replayed(call: Callable[[], object]) -> float:
     scratch = _scratch(torch.cuda.current_device())
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -272,13 +278,7 @@ def _graph_seconds(call: Callable[[], object]) -> float:
             end.synchronize()
             best = min(best, start.elapsed_time(end))
     torch.cuda.current_stream().wait_stream(side)
-    return best / CALLS
-
-
-@cache
-def _emptying(device: torch.device) -> float:
-    with torch.cuda.device(device):
-        return _graph_seconds(lambda: None)
+    return best / 1e3 / CALLS
 
 
 @cache
