@@ -29,6 +29,7 @@ RESULTS = ROOT / "benchmarks/results"
 ELSEWHERE = {
     "prior": ROOT / "src/regnet/selection/prior.json",
     "gpu_headline": RESULTS / "gpu/headline.json",
+    "gpu_line": RESULTS / "gpu/headline.json",
 }
 PLACE = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Document = Mapping[str, Any]
@@ -482,6 +483,19 @@ def gpu_headline(document: Document) -> Iterator[str]:
     )
 
 
+def gpu_line(document: Document) -> Iterator[str]:
+    """The headline in a sentence, for the README."""
+    rows = [row for row in document["rows"] if "ratio" in row and row["batch_size"] == 256]
+    for row in rows[:1]:
+        rival = "timm's" if row["rival"] == row["model"] else row["rival"]
+        yield (
+            f"On one {document['environment']['device']}, {row['model']} by our own kernels: "
+            f"{rival} ({row['mode']}) takes {row['ratio']:.2f} times as long (95 % "
+            f"{row['low']:.2f} to "
+            f"{row['high']:.2f}; batch 256, half precision; [all](docs/benchmark.md))."
+        )
+
+
 def search(document: Document) -> Iterator[str]:
     """What a search found, and what it found when flops alone stood for quality."""
     before = json.loads((RESULTS / "search_before.json").read_text(encoding="utf-8"))
@@ -724,7 +738,9 @@ def _step(document: Document, begins: str, keep: Callable[[str], bool]) -> Itera
 def walk_choose(document: Document) -> Iterator[str]:
     """What `regnet choose` says."""
     yield from _step(
-        document, "regnet choose", lambda line: not line.startswith(("measuring networks", "~"))
+        document,
+        "regnet choose",
+        lambda line: not line.startswith(("measuring networks", "~", "  image =")),
     )
 
 
@@ -800,6 +816,7 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         population_cost,
         gpu_resources,
         gpu_headline,
+        gpu_line,
         search,
         search_data,
         prior,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,7 +40,10 @@ def test_the_profile_of_grouped_convolutions(tmp_path):
 def dry(tmp_path_factory):
     """What the plan for a GPU leaves when it is run dry."""
     out = tmp_path_factory.mktemp("gpu")
-    done = run("benchmarks/gpu/plan.py", "--dry", "--budget", "1200", "--out", out)
+    done = subprocess.run(
+        [ROOT / "scripts/gpu_check.sh", "--dry", "--budget", "1200", "--out", out],
+        capture_output=True, text=True, env={**os.environ, "PYTHON": sys.executable},
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + "".join(p.read_text() for p in out.glob("*.log"))
     return out
 
