@@ -17,10 +17,13 @@ from regnet.weights.licenses import LICENSES
 
 LATENCIES = Path(__file__).parents[1] / "benchmarks/results/zoo.json"
 COLUMNS = (
-    ("weights", "text"), ("license", "text"), ("image", "number"),
-    ("GFLOPs", "number"), ("M params", "number"), ("M activations", "number"),
-    ("top-1 %", "number"), ("ms", "number"),
+    ("weights", "text"), ("top-1 %", "number"), ("ms", "number"), ("GFLOPs", "number"),
+    ("license", "text"), ("image", "number"), ("M params", "number"), ("M activations", "number"),
 )  # fmt: skip
+"""What one chooses by comes first, so that it is visible without scrolling."""
+
+FIRST_FLOPS = 16
+"""GFLOPs up to which networks are shown at first, under licenses that allow any use."""
 
 
 def rows() -> Iterator[tuple[str, ...]]:
@@ -33,36 +36,37 @@ def rows() -> Iterator[tuple[str, ...]]:
         ms = measured.get(row.variant) if side == variant.image_size else None
         yield (
             row.id,
-            row.license_terms.name,
-            str(side),
-            f"{cost.flops / 1e9:.3f}",
-            f"{cost.params / 1e6:.2f}",
-            f"{cost.activations / 1e6:.2f}",
             f"{row.top1:.2f}" if row.top1 else "",
             f"{ms:.2f}" if ms else "",
+            f"{cost.flops / 1e9:.3f}",
+            row.license_terms.name,
+            str(side),
+            f"{cost.params / 1e6:.2f}",
+            f"{cost.activations / 1e6:.2f}",
         )
 
 
 def render() -> str:
     """The table and its filters as HTML."""
-    found = sorted(rows(), key=lambda row: -float(row[6] or 0))
+    found = sorted(rows(), key=lambda row: -float(row[1] or 0))
     head = "".join(f'<th data-kind="{kind}">{html.escape(name)}</th>' for name, kind in COLUMNS)
     free = {terms.name for terms in LICENSES.values() if terms.permissive}
     body = "\n".join(
-        f"<tr{' data-free' if row[1] in free else ''}>"
+        f"<tr{' data-free' if row[4] in free else ''}>"
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
         + "</tr>"
         for row in found
     )
     options = "".join(
-        f"<option>{html.escape(name)}</option>" for name in sorted({row[1] for row in found})
+        f"<option>{html.escape(name)}</option>" for name in sorted({row[4] for row in found})
     )
     return f"""
 <form class="zoo" onsubmit="return false">
 <label>name <input id="zoo-name" type="search" placeholder="regnety"></label>
 <label>license <select id="zoo-license"><option value="">any</option>
-<option value="*">free for any use</option>{options}</select></label>
-<label>GFLOPs up to <input id="zoo-flops" type="number" min="0" step="0.1"></label>
+<option value="*" selected>free for any use</option>{options}</select></label>
+<label>GFLOPs up to
+<input id="zoo-flops" type="number" min="0" step="0.1" value="{FIRST_FLOPS}"></label>
 <label>top-1 from <input id="zoo-top1" type="number" min="0" max="100" step="0.1"></label>
 <label>ms up to <input id="zoo-ms" type="number" min="0" step="1"></label>
 <output id="zoo-count"></output>

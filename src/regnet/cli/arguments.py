@@ -19,20 +19,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
 
-Threads = Annotated[int | None, typer.Option(help="Threads on a CPU.", min=1)]
+Threads = Annotated[int | None, typer.Option(help="Threads to use on a CPU.", min=1)]
 
 Model = Annotated[
     str,
     typer.Option(
-        help="Weights (regnety_016.tv2_in1k), a folder, a file of weights, or an exported file."
+        help="A checkpoint (regnety_016.tv2_in1k), a folder, a file of weights or an exported file."
     ),
 ]
 
-Trust = Annotated[
-    bool, typer.Option("--trust", help="Open a .pt2 file, which can run code, of a known author.")
-]
+Trust = Annotated[bool, typer.Option("--trust", help="Open a .pt2 file, which can run code.")]
 
-Plot = Annotated[Path | None, typer.Option(help="Draw a plot into this file (.svg, .png, .pdf).")]
+Plot = Annotated[Path | None, typer.Option(help="Write a plot (.svg, .png, .pdf).")]
 
 
 def set_threads(threads: int | None) -> None:

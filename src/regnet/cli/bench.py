@@ -37,14 +37,22 @@ def command(
     device: Device = "cpu",
     models: Annotated[
         str | None,
-        typer.Option(help="Names or patterns, by comma; files of a config (.json); checkpoints."),
+        typer.Option(
+            help="Names or patterns of networks, config files (.json) or "
+            "checkpoints, separated by commas."
+        ),
     ] = None,
-    batch_size: Annotated[str, typer.Option(help="Images per call, by comma.")] = "1",
-    precision: Annotated[str, typer.Option(help="fp32, bf16, fp16, by comma.")] = "fp32",
+    batch_size: Annotated[
+        str, typer.Option(help="Images per call; several sizes separated by commas.")
+    ] = "1",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16 or fp16; several separated by commas.")
+    ] = "fp32",
     layout: Annotated[
         str,
         typer.Option(
-            help="channels_last, contiguous, by comma; for engines that leave the choice."
+            help="Memory layout: channels_last, contiguous; for engines that "
+            "do not choose it themselves."
         ),
     ] = "channels_last",
     engine: Annotated[
@@ -55,36 +63,53 @@ def command(
         ),
     ] = None,
     peers: Annotated[
-        str | None, typer.Option(help="timm, torchvision, by comma: their RegNets beside ours.")
+        str | None, typer.Option(help="Also measure the same networks of timm, torchvision.")
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Side of the images; else each network's own.", min=1)
+        int | None,
+        typer.Option(help="Side of the images in pixels. Default: that of each network.", min=1),
     ] = None,
     threads: Threads = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Labelled images: also their accuracy, and agreement with the first."),
+        typer.Option(
+            help="Labelled images on which to measure accuracy, and agreement "
+            "with the first network."
+        ),
     ] = None,
     trust: Trust = False,
-    train: Annotated[bool, typer.Option("--train", help="Forward and backward.")] = False,
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train", help="Measure a training step (forward and backward) instead of inference."
+        ),
+    ] = False,
     seconds: Annotated[
-        float, typer.Option(help="For the calls that count, per case.", min=0.01)
+        float, typer.Option(help="Measuring time per case, in seconds.", min=0.01)
     ] = 3.0,
     calls: Annotated[
-        int, typer.Option(help="At most so many count; 1,000 in time give a p99.", min=5)
+        int,
+        typer.Option(help="Largest number of measured calls; 1,000 are needed for a p99.", min=5),
     ] = 200,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Three small networks, in turn; within a minute.")
+        bool,
+        typer.Option("--quick", help="Measure three small networks in rounds, within a minute."),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Write the document, all samples in it.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a report that needs no network.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw latency and accuracy (.svg, .png, .pdf).")
+    out: Annotated[
+        Path | None, typer.Option(help="Write the results with all samples as JSON.")
     ] = None,
-    against: Annotated[Path | None, typer.Option(help="An earlier document to compare.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write an HTML report that works offline.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Plot accuracy against latency (.svg, .png, .pdf).")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Results of an earlier run to compare with.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure latency and throughput; without arguments, the paper's comparison on this device.
+    """Measure latency and throughput. Without arguments: the paper's comparison, on this device.
 
     Example: regnet bench --models regnety_004,regnetx_004 --batch-size 1,16 --precision fp32,bf16
     """
@@ -187,8 +212,8 @@ def command(
 
 @app.command()
 def compare(
-    before: Annotated[Path, typer.Argument(help="A document of regnet bench --out.")],
-    after: Annotated[Path, typer.Argument(help="Another one.")],
+    before: Annotated[Path, typer.Argument(help="Results that regnet bench --out wrote.")],
+    after: Annotated[Path, typer.Argument(help="Later results.")],
     *,
     as_json: AsJson = False,
 ) -> None:

@@ -15,20 +15,26 @@ if TYPE_CHECKING:
 
 def command(
     latency_ms: Annotated[
-        float, typer.Option(help="Milliseconds of a call, at most; the median.", min=0)
+        float, typer.Option(help="Largest median time of a call, in milliseconds.", min=0)
     ],
     *,
     license: Annotated[
         str | None,
-        typer.Option(help="Of the weights: commercial for all that allow it, any, apache-2.0, ..."),
+        typer.Option(
+            help="License of the weights: commercial (any that allows it), any, apache-2.0, ..."
+        ),
     ] = "commercial",
     batch_size: Annotated[int, typer.Option(help="Images per call.", min=1)] = 1,
     device: Device = "cpu",
     min_top1: Annotated[
-        float | None, typer.Option(help="Least accuracy, in percent, by the metric.")
+        float | None, typer.Option(help="Lowest accuracy in percent, by the metric.")
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="top1 on ImageNet-1k, real (ReaL's labels), or v2 (ImageNet-V2).")
+        str,
+        typer.Option(
+            help="Accuracy to rank by: top1 (ImageNet-1k), real (labels of "
+            "ReaL) or v2 (ImageNet-V2)."
+        ),
     ] = "top1",
     engine: Annotated[
         str,
@@ -37,18 +43,22 @@ def command(
             "compilers too."
         ),
     ] = "auto",
-    models: Annotated[str, typer.Option(help="Pattern of weights or variants.")] = "*",
+    models: Annotated[
+        str, typer.Option(help="Pattern of checkpoints or variants to choose from.")
+    ] = "*",
     peers: Annotated[
-        bool, typer.Option("--peers", help="Show the paper's EfficientNets beside the answer.")
+        bool, typer.Option("--peers", help="Also measure the paper's EfficientNets.")
     ] = False,
     threads: Threads = None,
     plot: Plot = None,
-    html: Annotated[Path | None, typer.Option(help="Write a report that needs no network.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write an HTML report that works offline.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose a published network: as accurate as a latency and a license allow, on this machine.
+    """Choose the most accurate published network for a latency and a license on this machine.
 
-    Nothing is downloaded. A few networks are measured, and what was measured is kept.
+    Nothing is downloaded. A few networks are measured, and the measurements are saved.
 
     Example: regnet choose --latency-ms 20 --license commercial
     """

@@ -25,41 +25,50 @@ if TYPE_CHECKING:
 
 def command(
     data: Annotated[
-        str, typer.Argument(help="Class folders, .tar, .parquet, or hf:owner/name of the Hub.")
+        str,
+        typer.Argument(
+            help="Labelled images: class folders, .tar, .parquet, or hf:owner/name of the Hub."
+        ),
     ],
     *,
     model: Model = "regnety_cifar",
-    split: Annotated[str, typer.Option(help="val or train, where there are both.")] = "val",
+    split: Annotated[str, typer.Option(help="val or train, if the data has both.")] = "val",
     engine: Annotated[
-        str, typer.Option(help="How to run it: eager, compiled, openvino, ...; see regnet bench.")
+        str, typer.Option(help="Engine that runs the model: eager, compiled, openvino, ...")
     ] = "eager",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     batch_size: Annotated[int, typer.Option(help="Images per call.", min=1)] = 64,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that read images; else one per core.", min=0)
+        int | None, typer.Option(help="Processes that read images. Default: one per core.", min=0)
     ] = None,
     device: Device = "cpu",
     larger: Annotated[
-        bool, typer.Option("--larger", help="The checkpoint's larger test setting, if it has one.")
+        bool,
+        typer.Option("--larger", help="Use the checkpoint's larger test setting, if it has one."),
     ] = False,
     image_size: Annotated[
-        int | None, typer.Option(help="Another side of the images than the checkpoint's.", min=1)
+        int | None,
+        typer.Option(help="Side of the images in pixels. Default: the checkpoint's.", min=1),
     ] = None,
     crop_pct: Annotated[
-        float | None, typer.Option(help="Another part of the image that the crop keeps.")
+        float | None,
+        typer.Option(help="Share of the image that the crop keeps. Default: the checkpoint's."),
     ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="Name of the published set (imagenet-1k, ...) if not recognized."),
+        typer.Option(
+            help="Name of the published data set (imagenet-1k, ...), if it is not recognized."
+        ),
     ] = None,
     real_labels: Annotated[
-        Path | None, typer.Option(help="real.json of ImageNet-ReaL, for the validation images.")
+        Path | None,
+        typer.Option(help="real.json of ImageNet-ReaL, for ImageNet's validation images."),
     ] = None,
     keep: Annotated[
         Path | None,
         typer.Option(help="Save answers in this folder; pass it again to resume an evaluation."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the result, all of it, as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the complete result as JSON.")] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -67,10 +76,12 @@ def command(
         ),
     ] = None,
     trust: Trust = False,
-    per_class: Annotated[bool, typer.Option("--per-class", help="A line for each class.")] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Print a line for each class.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure accuracy; the processes of torchrun share the images.
+    """Measure accuracy on labelled images, beside the published one. Supports torchrun.
 
     Example: regnet evaluate imagenet/val --model regnety_016.tv2_in1k --keep runs/evaluation
     """

@@ -11,16 +11,17 @@ if TYPE_CHECKING:
     from regnet.executors import Executor
 
 Devices = Annotated[
-    list[str] | None, typer.Option("--device", help="cpu, cuda:0, cuda:1, ...; may be repeated.")
+    list[str] | None, typer.Option("--device", help="cpu, cuda:0, cuda:1, ... Repeatable.")
 ]
 ExecutorName = Annotated[
     str, typer.Option("--executor", help="local, ray (a Ray cluster), or slurm.")
 ]
 Gpus = Annotated[
-    float | None, typer.Option(help="Part of a GPU for each task on a Ray cluster: 0.25.")
+    float | None, typer.Option(help="Share of a GPU for each task on a Ray cluster, such as 0.25.")
 ]
 Slurm = Annotated[
-    list[str] | None, typer.Option(help="submitit's parameters: slurm_partition=gpu; repeat.")
+    list[str] | None,
+    typer.Option(help="Parameter of submitit, such as slurm_partition=gpu. Repeatable."),
 ]
 
 

@@ -12,15 +12,15 @@ from regnet.cli.output import stderr, stdout
 
 def command(
     *,
-    port: Annotated[int, typer.Option(help="Of 127.0.0.1.", min=1, max=65535)] = PORT,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = PORT,
     upload_mb: Annotated[
-        int, typer.Option(help="Largest file that it takes, in megabytes.", min=1)
+        int, typer.Option(help="Largest file to accept, in megabytes.", min=1)
     ] = UPLOAD_MB,
     open_browser: Annotated[
-        bool, typer.Option("--open/--no-open", help="Show it in the browser at once.")
+        bool, typer.Option("--open/--no-open", help="Open the page in the browser.")
     ] = True,
 ) -> None:
-    """Design RegNets, classify photos and read reports in the browser, on this machine alone.
+    """Design RegNets, classify photos and read reports in the browser.
 
     Example: regnet app --port 7861
     """

@@ -11,55 +11,67 @@ from regnet.errors import ConfigError
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="A variant with weights, or variant.tag.")],
+    model: Annotated[
+        str, typer.Argument(help="A variant, a checkpoint (variant.tag) or a folder.")
+    ],
     path: Annotated[Path, typer.Argument(help="The file: .onnx, .xml (OpenVINO) or .pt2.")],
     *,
     format: Annotated[
-        str | None, typer.Option(help="torch, onnx, openvino or aot_inductor; else by the ending.")
+        str | None,
+        typer.Option(
+            help="torch, onnx, openvino or aot_inductor. Default: by the ending of the file."
+        ),
     ] = None,
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32",
     images: Annotated[
         list[str] | None,
-        typer.Option(help="For int8: image files or folders to calibrate with; several times."),
+        typer.Option(help="For int8: image files or folders to calibrate with. Repeatable."),
     ] = None,
     min_agreement: Annotated[
-        float, typer.Option(help="For int8: part of images that must keep their class.")
+        float, typer.Option(help="For int8: share of the images that must keep their class.")
     ] = 0.9,
     data: Annotated[
         str | None,
-        typer.Option(help="For int8: images whose top-1 must not fall; what `evaluate` takes."),
+        typer.Option(
+            help="For int8: labelled images on which to check top-1, as "
+            "`regnet evaluate` takes them."
+        ),
     ] = None,
     max_drop: Annotated[
-        float, typer.Option(help="With --data: points of top-1 that int8 may lose.", min=0)
+        float, typer.Option(help="With --data: largest loss of top-1, in points.", min=0)
     ] = 1.0,
-    static: Annotated[bool, typer.Option("--static", help="Fix the batch and image size.")] = False,
+    static: Annotated[bool, typer.Option("--static", help="Fix batch and image size.")] = False,
     dynamic: Annotated[
         str | None,
-        typer.Option(help="Axes that stay free, by comma: batch,height,width; else all of them."),
+        typer.Option(
+            help="Axes that stay free, separated by commas: batch,height,width. Default: all."
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Images per call, if --static; else 1.", min=1)
+        int | None, typer.Option(help="With --static: images per call. Default: 1.", min=1)
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option(help="Side of the images in pixels; else the model's.", min=1)
+        int | None, typer.Option(help="Side of the images in pixels. Default: the model's.", min=1)
     ] = None,
     input: Annotated[
         str,
-        typer.Option(help="float32: normalized images; uint8: pixels in, probabilities out."),
+        typer.Option(help="float32 (normalized images) or uint8 (pixels in, probabilities out)."),
     ] = "float32",
     example: Annotated[
         bool,
-        typer.Option("--example", help="Also write a script that serves an .onnx file of uint8."),
+        typer.Option(
+            "--example", help="Also write a script that serves an .onnx file with uint8 input."
+        ),
     ] = False,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A file of weights, for a variant.")
+        Path | None, typer.Option(help="A file of weights for the variant.")
     ] = None,
     random: Annotated[
-        bool, typer.Option("--random", help="Random weights: to try a runtime out.")
+        bool, typer.Option("--random", help="Use random weights, to try out a runtime.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a network for ONNX, OpenVINO or torch's own runtimes; checked before it is kept.
+    """Write a network as a file for ONNX Runtime, OpenVINO or PyTorch, and check the file.
 
     Example: regnet export regnety_016.tv2_in1k regnety.onnx
     """

@@ -16,19 +16,21 @@ if TYPE_CHECKING:
 def command(
     name: Annotated[
         str,
-        typer.Argument(help="A variant, weights, a folder, a file of weights, an exported file."),
+        typer.Argument(
+            help="A variant, a checkpoint, a folder, a file of weights or an exported file."
+        ),
     ],
     *,
     image_size: Annotated[
-        int | None, typer.Option(help="Side of the images to count for, in pixels.", min=1)
+        int | None, typer.Option(help="Side of the images in pixels, for counting.", min=1)
     ] = None,
     trust: Trust = False,
     as_json: AsJson = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the block widths into this file (.svg, .png, .pdf).")
+        Path | None, typer.Option(help="Plot the block widths (.svg, .png, .pdf).")
     ] = None,
 ) -> None:
-    """Show the config, stages and complexity of a variant, and what is known about weights.
+    """Show the config, stages and complexity of a network, and the facts about its weights.
 
     Example: regnet info regnety_016.tv2_in1k
     """

@@ -15,31 +15,37 @@ if TYPE_CHECKING:
 
 
 def command(
-    pattern: Annotated[str, typer.Argument(help="Pattern with * and ?.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Pattern of names, with * and ?.")] = "*",
     *,
-    family: Annotated[str | None, typer.Option(help="Such as regnety; resnext.")] = None,
+    family: Annotated[str | None, typer.Option(help="Family, such as regnety or resnext.")] = None,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="List weights instead of architectures.")
+        bool, typer.Option("--pretrained", help="List checkpoints instead of architectures.")
     ] = False,
     license: Annotated[
         str | None,
-        typer.Option(help="Of the weights: apache-2.0, ..., or commercial for all that allow it."),
+        typer.Option(
+            help="License of the weights: apache-2.0, ..., or commercial (any that allows it)."
+        ),
     ] = None,
     min_top1: Annotated[
-        float | None, typer.Option(help="Least ImageNet-1k top-1 accuracy, in percent.")
+        float | None, typer.Option(help="Lowest ImageNet-1k top-1 accuracy in percent.")
     ] = None,
     max_flops: Annotated[
-        str | None, typer.Option(help="Most multiply-adds, such as 4e9, 4G or 600M.")
+        str | None, typer.Option(help="Largest number of multiply-adds, such as 4e9, 4G or 600M.")
     ] = None,
-    max_params: Annotated[str | None, typer.Option(help="Most parameters, such as 20M.")] = None,
+    max_params: Annotated[
+        str | None, typer.Option(help="Largest number of parameters, such as 20M.")
+    ] = None,
     max_latency_ms: Annotated[
         float | None,
-        typer.Option(help="Most milliseconds of a call of one image, as measured on this machine."),
+        typer.Option(
+            help="Largest time for one image in milliseconds, as measured on this machine."
+        ),
     ] = None,
-    sort: Annotated[str, typer.Option(help="name, top1, flops or params.")] = "name",
+    sort: Annotated[str, typer.Option(help="Sort by name, top1, flops or params.")] = "name",
     as_json: AsJson = False,
 ) -> None:
-    """List the published architectures with their complexity, or the published weights.
+    """List published architectures with their complexity, or published weights.
 
     Example: regnet list 'regnety_*' --license commercial --min-top1 80 --max-flops 4G --sort top1
     """

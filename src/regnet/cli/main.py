@@ -5,9 +5,10 @@ import os
 import sys
 import warnings
 from io import TextIOWrapper
-from typing import Annotated, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
+import typer.core
 
 from regnet.cli import (
     bench,
@@ -34,9 +35,22 @@ _SHORT_OF_MEMORY: Final = (
     "memory is not enough; a smaller batch, smaller images or a smaller model need less"
 )
 
+ORDER: Final = (
+    "choose", "list", "info", "weights", "predict", "train", "evaluate", "export", "bench",
+    "search", "study", "app",
+)  # fmt: skip
+"""Of commands in the help: that of a user's day."""
+
+
+class _InOrder(typer.core.TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
 app = typer.Typer(
     name="regnet",
-    help="The RegNet library: models, weights, benchmarks, studies.",
+    cls=_InOrder,
+    help="RegNets: choose, train, export and benchmark them, and study their design spaces.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -72,7 +86,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """The RegNet library: models, weights, benchmarks, studies."""
+    """RegNets: choose, train, export and benchmark them, and study their design spaces."""
     # `main`, which sees the errors, looks for --debug itself.
 
 

@@ -12,11 +12,14 @@ if TYPE_CHECKING:
 
 Workers = Annotated[
     int | None,
-    typer.Option(help="Networks trained at once; one per core, or per GPU.", min=1),
+    typer.Option(help="Networks trained at the same time. Default: one per core or GPU.", min=1),
 ]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: epochs=5.")]
-TrainImages = Annotated[int | None, typer.Option(help="Train on so many images only.", min=1)]
-ValImages = Annotated[int | None, typer.Option(help="Test on so many images only.", min=1)]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a value of the recipe, such as epochs=5. Repeatable."),
+]
+TrainImages = Annotated[int | None, typer.Option(help="Train on this many images only.", min=1)]
+ValImages = Annotated[int | None, typer.Option(help="Test on this many images only.", min=1)]
 
 
 class Networks:

@@ -31,13 +31,12 @@ def command(
     *,
     model: Model = "regnety_cifar",
     topk: Annotated[
-        int | None, typer.Option(help="Classes per image; 5, or all if fewer.", min=1)
+        int | None,
+        typer.Option(help="Classes per image. Default: 5, or all if there are fewer.", min=1),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Write a row per image into this .parquet file; resumes if it was ended."
-        ),
+        typer.Option(help="Write a row per image into this .parquet file; run again to resume."),
     ] = None,
     features: Annotated[
         bool, typer.Option("--features", help="With --out: feature vectors instead of classes.")
@@ -47,20 +46,24 @@ def command(
     ] = False,
     engine: Annotated[
         str | None,
-        typer.Option(help="With --out: auto (the fastest of three), best (of all), or a name."),
+        typer.Option(
+            help="With --out: auto (fastest of three), best (fastest of all) "
+            "or the name of an engine."
+        ),
     ] = None,
     precision: Annotated[
-        str | None, typer.Option(help="With --out: fp32, bf16 or fp16; fp32 if not given.")
+        str | None, typer.Option(help="With --out: fp32, bf16 or fp16. Default: fp32.")
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="With --out: images per call; 16, or 256 on a GPU.", min=1)
+        int | None,
+        typer.Option(help="With --out: images per call. Default: 16, or 256 on a GPU.", min=1),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="With --out: val or train of a data set of the Hub.")
+        str | None, typer.Option(help="With --out: val or train, for a data set of the Hub.")
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="With --out: parts worked on at once; one per core, or per GPU.", min=1),
+        typer.Option(help="With --out: parallel processes. Default: one per core or GPU.", min=1),
     ] = None,
     threads: Threads = None,
     device: Devices = None,
@@ -68,12 +71,13 @@ def command(
     gpus: Gpus = None,
     slurm: Slurm = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="With --out: exit code 1 if an image is unreadable.")
+        bool,
+        typer.Option("--strict", help="With --out: exit with code 1 if an image cannot be read."),
     ] = False,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Classify images; a file that cannot be read is reported, and the rest goes on.
+    """Classify images, or compute their features. Unreadable files are reported.
 
     Example: regnet predict photo.jpg holiday/ --topk 3
 

@@ -28,60 +28,71 @@ if TYPE_CHECKING:
 
 def command(
     *,
-    flops: Annotated[str | None, typer.Option(help="Multiply-adds, at most: 400e6, 400M.")] = None,
-    params: Annotated[str | None, typer.Option(help="Parameters, at most: 5M.")] = None,
-    activations: Annotated[str | None, typer.Option(help="Activations, at most: 4M.")] = None,
+    flops: Annotated[
+        str | None, typer.Option(help="Largest number of multiply-adds, such as 400e6 or 400M.")
+    ] = None,
+    params: Annotated[
+        str | None, typer.Option(help="Largest number of parameters, such as 5M.")
+    ] = None,
+    activations: Annotated[
+        str | None, typer.Option(help="Largest number of activations, such as 4M.")
+    ] = None,
     latency_ms: Annotated[
-        float | None, typer.Option(help="Milliseconds of a call, at most; the median.")
+        float | None, typer.Option(help="Largest median time of a call, in milliseconds.")
     ] = None,
     memory_mb: Annotated[
         float | None,
-        typer.Option(help="Megabytes of weights and feature maps, at most; by arithmetic."),
+        typer.Option(help="Largest memory for weights and feature maps in megabytes, as computed."),
     ] = None,
     device: Device = "cpu",
     space: Annotated[
-        str, typer.Option(help="regnety, or regnetx: no squeeze-excitation.")
+        str, typer.Option(help="regnety, or regnetx (without squeeze-excitation).")
     ] = "regnety",
     engine: Annotated[
-        str, typer.Option(help="What runs it; auto: the fastest that needs no compiler.")
+        str,
+        typer.Option(
+            help="Engine that will run the network; auto: the fastest that needs no compiler."
+        ),
     ] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32",
     batch_size: Annotated[int, typer.Option(help="Images per call.", min=1)] = 1,
-    image_size: Annotated[int, typer.Option(help="Side of the images.", min=1)] = 224,
-    num_classes: Annotated[int, typer.Option(help="Classes of the networks.", min=1)] = 1000,
+    image_size: Annotated[int, typer.Option(help="Side of the images in pixels.", min=1)] = 224,
+    num_classes: Annotated[int, typer.Option(help="Number of classes.", min=1)] = 1000,
     in_chans: Annotated[int, typer.Option(help="Channels of the images.", min=1)] = 3,
-    stem: Annotated[str, typer.Option(help="simple, or cifar for small images.")] = "simple",
-    stages: Annotated[int, typer.Option(help="Of the networks.", min=1)] = 4,
+    stem: Annotated[str, typer.Option(help="Stem: simple, or cifar for small images.")] = "simple",
+    stages: Annotated[int, typer.Option(help="Stages of the networks.", min=1)] = 4,
     threads: Threads = None,
     probes: Annotated[
-        int, typer.Option(help="Networks measured to predict the others.", min=8)
+        int, typer.Option(help="Networks to measure before the others are predicted.", min=8)
     ] = 24,
-    finalists: Annotated[
-        int, typer.Option(help="Networks measured of those preferred.", min=1)
-    ] = 6,
-    seconds: Annotated[float, typer.Option(help="For the calls that count, per network.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the sample.", min=0)] = 0,
+    finalists: Annotated[int, typer.Option(help="Most promising networks to measure.", min=1)] = 6,
+    seconds: Annotated[float, typer.Option(help="Measuring time per network, in seconds.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.", min=0)] = 0,
     data: Annotated[
         str | None,
         typer.Option(help="Images to train candidates on, as `regnet train` takes them."),
     ] = None,
-    val: Annotated[str | None, typer.Option(help="Images to test on; else beside --data.")] = None,
+    val: Annotated[
+        str | None, typer.Option(help="Images to test on. Default: those beside --data.")
+    ] = None,
     folder: Annotated[
-        Path, typer.Option(help="With --data: the search's, which the same command resumes.")
+        Path, typer.Option(help="With --data: folder of the search; run again to resume.")
     ] = Path("runs/search"),
     recipe: Annotated[
-        str, typer.Option(help="With --data: a recipe's name, or a JSON file.")
+        str, typer.Option(help="With --data: name of a recipe, or a JSON file.")
     ] = "dds-short",
     set_: SetOption = None,
     candidates: Annotated[
-        int, typer.Option(help="With --data: networks trained, at most.", min=4)
+        int, typer.Option(help="With --data: largest number of candidates to train.", min=4)
     ] = 16,
     budget: Annotated[
         str | None,
-        typer.Option(help="With --data: for training, roughly: 90m, 2h. Fewer candidates fit."),
+        typer.Option(
+            help="With --data: approximate training time, such as 90m or 2h; limits the candidates."
+        ),
     ] = None,
     replicas: Annotated[
-        int, typer.Option(help="With --data: trainings that decide.", min=2, max=10)
+        int, typer.Option(help="With --data: trainings of each finalist.", min=2, max=10)
     ] = 4,
     train_images: TrainImages = None,
     val_images: ValImages = None,
@@ -91,21 +102,21 @@ def command(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Write the config of the best network (.json); its path is a name for a model."
+            help="Write the config of the best network (.json); the path is a model name."
         ),
     ] = None,
     pareto: Annotated[
         Path | None,
-        typer.Option(help="A folder for the configs of the Pareto set, the fastest first."),
+        typer.Option(help="Folder for the configs of the Pareto set."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find a RegNet for this device: as good as a latency and other limits allow.
+    """Search for a RegNet that is as good as your limits allow on this device.
 
-    Without --data accuracy is not measured: more flops are better, and of equal flops a prior says
-    which structures were better in populations that were trained. With --data, candidates and
-    published networks of that latency are trained by successive halving, and the best of each are
-    trained again and compared.
+    Without --data accuracy is not measured. More flops are taken to be better, and among networks of
+    equal flops a prior from trained populations decides. With --data, candidates and published
+    networks of that latency are trained by successive halving, and the best of each are trained
+    again and compared.
 
     Example: regnet search --flops 400M --latency-ms 15 --device cpu --out best.json
     """

@@ -23,27 +23,29 @@ if TYPE_CHECKING:
 REPORT = "report.html"
 
 app = typer.Typer(
-    help="Sample design spaces, train the populations, compare them, refine.", no_args_is_help=True
+    help="Sample design spaces, train the populations, compare and refine them.",
+    no_args_is_help=True,
 )
 
 Folder = Annotated[Path, typer.Argument(help="The folder of the study.")]
-Seed = Annotated[int, typer.Option(help="Of the bootstrap's draws.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)]
 SelectOption = Annotated[
     str,
     typer.Option(
         "--select",
-        help="Whose error counts: the last epoch's, or the lowest of any epoch's.",
+        help="Epoch whose error counts: last, or lowest (of any epoch).",
     ),
 ]
 Threads = Annotated[
-    int | None, typer.Option(help="Of each network; else the cores divided among them.", min=1)
+    int | None,
+    typer.Option(help="Threads per network. Default: the cores divided among them.", min=1),
 ]
 TimeLimit = Annotated[
     float | None,
-    typer.Option(help="Minutes that a network may train; one that takes longer has failed."),
+    typer.Option(help="Longest training time of a network in minutes; longer counts as failed."),
 ]
 TrustCode = Annotated[
-    bool, typer.Option("--trust", help="Run the functions that the study or a space names.")
+    bool, typer.Option("--trust", help="Run the functions that the study or a space specifies.")
 ]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Train failed networks again.")]
 
@@ -54,37 +56,39 @@ def init(
     *,
     space: Annotated[
         list[str] | None,
-        typer.Option(help="anynetx_a ... e, regnetx, regnety, regnetz, or a JSON file; repeat."),
+        typer.Option(
+            help="anynetx_a to anynetx_e, regnetx, regnety, regnetz, or a JSON file. Repeatable."
+        ),
     ] = None,
     configs: Annotated[
         list[Path] | None,
-        typer.Option(help="A JSON list of networks to train instead of sampled ones; repeat."),
+        typer.Option(help="JSON list of networks to train instead of sampled ones. Repeatable."),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Images, as `regnet train` takes them. Default: shapes, drawn ones."),
+        typer.Option(help="Images, as `regnet train` takes them. Default: drawn shapes."),
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(help="A function that judges networks, package.module:function; no --data."),
+        typer.Option(
+            help="Function that computes the error, package.module:function, instead of --data."
+        ),
     ] = None,
-    models: Annotated[int, typer.Option(help="Networks of each space.", min=1)] = 100,
+    models: Annotated[int, typer.Option(help="Networks per space.", min=1)] = 100,
     replicas: Annotated[
         int,
         typer.Option(
-            help="Train the first networks of each space this often, for seed noise.", min=1
+            help="Trainings of the first networks of each space, to measure seed noise.", min=1
         ),
     ] = 1,
     replicated: Annotated[
         int,
-        typer.Option(help="With --replicas: how many networks of each space those are.", min=1),
+        typer.Option(help="With --replicas: number of these networks per space.", min=1),
     ] = 8,
     flops: Annotated[
-        str | None, typer.Option(help="Multiply-adds of each network, at most: 4e6, 400M.")
+        str | None, typer.Option(help="Largest number of multiply-adds, such as 4e6 or 400M.")
     ] = None,
-    tolerance: Annotated[
-        float, typer.Option(help="How much fewer they may have, as a part.")
-    ] = 0.1,
+    tolerance: Annotated[float, typer.Option(help="Share by which networks may have fewer.")] = 0.1,
     latency_ms: Annotated[
         float | None,
         typer.Option(
@@ -93,26 +97,32 @@ def init(
         ),
     ] = None,
     final: Annotated[
-        bool, typer.Option("--final", help="RegNet spaces as constrained in the paper's section 4.")
+        bool, typer.Option("--final", help="Constrain RegNet spaces as in the paper's section 4.")
     ] = False,
     restrict: Annotated[
         list[str] | None,
-        typer.Option(help="A range in all spaces that have it: d=12:28, wm=2:, b=1; repeat."),
+        typer.Option(help="Range of a parameter: d=12:28, wm=2:, b=1. Repeatable."),
     ] = None,
     image_size: Annotated[
         int | None,
         typer.Option(help="Side of the images in pixels, with an objective. Default: 224.", min=1),
     ] = None,
-    stem: Annotated[str | None, typer.Option(help="simple, or cifar for small images.")] = None,
+    stem: Annotated[
+        str | None, typer.Option(help="Stem: simple, or cifar for small images.")
+    ] = None,
     stem_width: Annotated[int | None, typer.Option(help="Channels of the stem.")] = None,
-    val: Annotated[str | None, typer.Option(help="Images to test on; else beside --data.")] = None,
-    recipe: Annotated[str, typer.Option(help="A recipe's name, or a JSON file.")] = "dds-short",
+    val: Annotated[
+        str | None, typer.Option(help="Images to test on. Default: those beside --data.")
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Name of a recipe, or a JSON file.")] = "dds-short",
     set_: SetOption = None,
     train_images: TrainImages = None,
     val_images: ValImages = None,
-    seed: Annotated[int, typer.Option(help="Of all that is random.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.", min=0)] = 0,
     trust: TrustCode = False,
-    run: Annotated[bool, typer.Option("--run", help="Train, analyze and report at once.")] = False,
+    run: Annotated[
+        bool, typer.Option("--run", help="Also train, analyze and write the report.")
+    ] = False,
     workers: Workers = None,
     device: Devices = None,
     threads: Threads = None,
@@ -122,13 +132,13 @@ def init(
     time_limit: TimeLimit = None,
     as_json: AsJson = False,
 ) -> None:
-    """Begin a study: sample its networks. With --run also train them, compare and report.
+    """Begin a study by sampling its networks. With --run also train, compare and report.
 
-    Spaces and studies may name functions of your own, which --trust allows to run; they are
-    imported from what is installed and from the current folder.
+    Spaces and studies may specify functions of your own, which run only with --trust. They are
+    imported from installed packages and from the current folder.
 
     Example: regnet study init runs/study --data cifar10/ --space anynetx_a --space regnetx
-    --flops 4e6 --stem cifar --recipe cifar --run
+    --flops 4e6 --stem cifar --recipe cifar-short --run
     """
     from regnet.devices import core_count
     from regnet.selection.limits import DOUBTFUL
@@ -218,13 +228,13 @@ def run(
     time_limit: TimeLimit = None,
     retry_failed: Retry = False,
     data: Annotated[
-        str | None, typer.Option(help="Where the same images lie now, if elsewhere.")
+        str | None, typer.Option(help="Where the same images are now, if they have moved.")
     ] = None,
-    val: Annotated[str | None, typer.Option(help="Likewise of those to test on.")] = None,
+    val: Annotated[str | None, typer.Option(help="Where the same test images are now.")] = None,
     trust: TrustCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train what is not trained yet; begun again after any end, it repeats nothing.
+    """Train the networks that are not trained yet. Run it again to resume.
 
     Several may run at once on one host, and share the work.
 
@@ -242,7 +252,7 @@ app.command("resume", help="The same as run.")(run)
 
 @app.command("status")
 def status(folder: Folder, *, as_json: AsJson = False) -> None:
-    """How far a study is.
+    """Show the progress of a study.
 
     Example: regnet study status runs/study --json
     """
@@ -266,26 +276,26 @@ def status(folder: Folder, *, as_json: AsJson = False) -> None:
 def analyze(
     source: Annotated[
         Path,
-        typer.Argument(help="The folder of a study, or a table: .parquet, .csv, .json of NDS."),
+        typer.Argument(help="Folder of a study, or a table: .parquet, .csv, or .json of NDS."),
     ],
     *,
     normalize: Annotated[
         str | None,
-        typer.Option(help="Weigh networks so that this is uniform: flops, params, activations."),
+        typer.Option(help="Metric to make uniform by weights: flops, params or activations."),
     ] = None,
-    bins: Annotated[int, typer.Option(help="Of the range that all spaces share.", min=1)] = 10,
+    bins: Annotated[int, typer.Option(help="Bins of the range that all spaces share.", min=1)] = 10,
     paired: Annotated[
         bool,
-        typer.Option("--paired", help="Compare networks of the same number with each other."),
+        typer.Option("--paired", help="Compare networks of the same number."),
     ] = False,
     select: SelectOption = "last",
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the spaces, and say which values their best networks have.
+    """Compare the spaces, and show which values their best networks have.
 
-    A table may come from anywhere: `regnet study export`, a file with the columns space and error,
-    or the JSON files of NDS.
+    A table can be the output of `regnet study export`, a file with the columns space and error, or a
+    JSON file of NDS.
 
     Example: regnet study analyze runs/study
     """
@@ -351,14 +361,16 @@ def analyze(
 def report(
     folder: Folder,
     *,
-    out: Annotated[Path | None, typer.Option(help="The HTML file; else in the folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file. Default: report.html in the folder.")
+    ] = None,
     plots: Annotated[
-        Path | None, typer.Option(help="A folder for the plots as SVG files, as well.")
+        Path | None, typer.Option(help="Also write the plots as SVG files into this folder.")
     ] = None,
     select: SelectOption = "last",
     seed: Seed = 0,
 ) -> None:
-    """Write one HTML file with everything to look at; it needs no network.
+    """Write an interactive report as one HTML file that works offline.
 
     Example: regnet study report runs/study --out study.html
     """
@@ -368,9 +380,9 @@ def report(
 @app.command("export")
 def export(
     folder: Folder,
-    out: Annotated[Path, typer.Argument(help="The table's file, .csv or .parquet.")],
+    out: Annotated[Path, typer.Argument(help="File to write, .csv or .parquet.")],
 ) -> None:
-    """Write a row per trained network.
+    """Write a table with a row per trained network.
 
     Example: regnet study export runs/study study.parquet
     """
@@ -387,14 +399,14 @@ def refine(
     space: Annotated[str, typer.Argument(help="The space whose results are used.")],
     *,
     metric: Annotated[
-        list[str] | None, typer.Option(help="Whose interval to take; repeat. Else all.")
+        list[str] | None, typer.Option(help="Parameter to restrict. Repeatable. Default: all.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the new space.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the new space.")] = None,
     select: SelectOption = "last",
     seed: Seed = 0,
     trust: TrustCode = False,
 ) -> None:
-    """Add the part of a space in which its best networks lie, to be trained next.
+    """Add the part of a space in which its best networks lie as a new space to train.
 
     Example: regnet study refine runs/study regnetx --metric d --metric wm
     """
@@ -431,7 +443,7 @@ def _print_gain(found: "Gain", networks: int) -> None:
 
 @app.command("recover")
 def recover(folder: Folder, *, trust: TrustCode = False) -> None:
-    """Begin a damaged store anew with all results that can still be read.
+    """Rebuild a damaged study from all results that can still be read.
 
     Example: regnet study recover runs/study
     """

@@ -40,78 +40,95 @@ def command(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="A recipe's name, or a file of one (.json); else finetune from weights, or dds."
+            help="Name of a recipe, or a .json file. Default: finetune from weights, otherwise dds."
         ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Another value in the recipe: --set epochs=10; repeat it."),
+        typer.Option("--set", help="Change a value of the recipe, such as epochs=10. Repeatable."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="A new folder for what comes out.")] = None,
-    val: Annotated[str | None, typer.Option(help="Images to test on, if not beside.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for the results.")] = None,
+    val: Annotated[
+        str | None,
+        typer.Option(help="Images to test on. Default: those beside the training images."),
+    ] = None,
     train_images: Annotated[
         int | None,
-        typer.Option(help="Train on so many images only, equally of all classes.", min=1),
+        typer.Option(help="Train on this many images only, equally from all classes.", min=1),
     ] = None,
-    val_images: Annotated[int | None, typer.Option(help="Test on so many only.", min=1)] = None,
+    val_images: Annotated[
+        int | None, typer.Option(help="Test on this many images only.", min=1)
+    ] = None,
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="Start from the variant's default weights.")
     ] = False,
     num_classes: Annotated[
-        int | None, typer.Option(help="Outputs; else as many as there are classes.", min=1)
+        int | None, typer.Option(help="Number of outputs. Default: number of classes.", min=1)
     ] = None,
     image_size: Annotated[
         int | None,
-        typer.Option(help="Side of the images, in training and tests; else the model's.", min=8),
+        typer.Option(
+            help="Side of the images in pixels, in training and tests. Default: the model's.", min=8
+        ),
     ] = None,
     in_chans: Annotated[
-        int | None, typer.Option(help="1: see gray images; else as the model does.", min=1)
+        int | None, typer.Option(help="1 for gray images. Default: the model's.", min=1)
     ] = None,
     teacher: Annotated[
         list[str] | None,
-        typer.Option(help="Weights to learn from, beside the labels: --set distill=0.5; repeat."),
+        typer.Option(help="Weights of a teacher, used with --set distill=0.5. Repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     save_steps: Annotated[
-        int | None, typer.Option(help="Steps between checkpoints, beside each epoch's.", min=1)
+        int | None,
+        typer.Option(help="Steps between checkpoints, in addition to one per epoch.", min=1),
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Resume the run in this folder.")] = None,
     moved: Annotated[
         str | None,
-        typer.Option("--data", help="With --resume: where the same images lie now, and --val."),
+        typer.Option("--data", help="With --resume: where the same images are now."),
     ] = None,
     replay: Annotated[
-        Path | None, typer.Option(help="Repeat the run of this run.json in --out.")
+        Path | None, typer.Option(help="Repeat the run of this run.json, into --out.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; else cpu, or as the run began.")
+        str | None,
+        typer.Option(
+            help="cpu, cuda, cuda:1 or mps. Default: cpu, or the device the run began on."
+        ),
     ] = None,
     threads: Threads = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that read images; else one per core.", min=0)
+        int | None, typer.Option(help="Processes that read images. Default: one per core.", min=0)
     ] = None,
     parallel: Annotated[
-        str | None, typer.Option(help="Under torchrun: ddp, or fsdp for giants; else ddp.")
+        str | None,
+        typer.Option(
+            help="With torchrun: ddp, or fsdp for networks that do not fit on "
+            "one device. Default: ddp."
+        ),
     ] = None,
-    compile_: Annotated[bool, typer.Option("--compile", help="torch.compile the network.")] = False,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Compile the network with torch.compile.")
+    ] = False,
     grad_checkpointing: Annotated[
-        bool, typer.Option("--grad-checkpointing", help="Less memory, more time.")
+        bool, typer.Option("--grad-checkpointing", help="Use less memory and more time.")
     ] = False,
     checkpoints: Annotated[
-        int | None, typer.Option(help="How many of the newest checkpoints stay; else 2.", min=1)
+        int | None, typer.Option(help="Number of recent checkpoints to keep. Default: 2.", min=1)
     ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write for TensorBoard too.")
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the learning curve (.svg, .png, .pdf).")
+        Path | None, typer.Option(help="Plot the learning curve (.svg, .png, .pdf).")
     ] = None,
     list_recipes: Annotated[
-        bool, typer.Option("--list-recipes", help="Show the recipes and end.")
+        bool, typer.Option("--list-recipes", help="List the recipes and exit.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a network so that it can be repeated; SIGTERM and Ctrl-C save before they end it.
+    """Train a network in a run that can be resumed and repeated. Ctrl-C and SIGTERM save first.
 
     Example: regnet train cifar10/ --model regnety_cifar --recipe cifar --out runs/first
     """

@@ -14,25 +14,30 @@ if TYPE_CHECKING:
     from regnet.weights.integrity import Verified
 
 Key = Annotated[
-    str | None, typer.Option(help="Which of several networks in the file, such as model_ema.")
+    str | None,
+    typer.Option(help="Key of the network in the file, such as model_ema, if there are several."),
 ]
 
 app = typer.Typer(
-    no_args_is_help=True, help="Fetch, verify, inspect and convert weights.", add_completion=False
+    no_args_is_help=True,
+    help="Download, verify, inspect and convert weights.",
+    add_completion=False,
 )
 
 CacheDir = Annotated[
-    Path | None, typer.Option(help="The Hub client's cache; else as HF_HOME says.")
+    Path | None, typer.Option(help="Cache folder of the Hub client. Default: as HF_HOME says.")
 ]
 
 
 @app.command()
 def fetch(
-    names: Annotated[list[str], typer.Argument(help="Weights, or variants for their default.")],
+    names: Annotated[
+        list[str], typer.Argument(help="Checkpoints, or variants for their default weights.")
+    ],
     *,
     cache_dir: CacheDir = None,
 ) -> None:
-    """Bring weights into the cache, verified; prints where they are.
+    """Download weights into the cache, verify them, and print their paths.
 
     Example: regnet weights fetch regnety_016.tv2_in1k
     """
@@ -49,16 +54,16 @@ def fetch(
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Weights, variants, or files; none: all weights that are here."),
+        typer.Argument(help="Checkpoints, variants or files. Default: all weights in the cache."),
     ] = None,
     *,
     sha256: Annotated[
-        str | None, typer.Option(help="What one file must have, or the first digits.")
+        str | None, typer.Option(help="SHA-256 that the file must have, or its first digits.")
     ] = None,
     cache_dir: CacheDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read weights that are on this machine, and compare their SHA-256 with what it must be.
+    """Read weights on this machine and compare their SHA-256 with the expected one.
 
     Example: regnet weights verify regnety_cifar.cifar10
     """
@@ -111,11 +116,11 @@ def inspect(
     *,
     key: Key = None,
     ignore_objects: Annotated[
-        bool, typer.Option("--ignore-objects", help="Leave out what is no tensor.")
+        bool, typer.Option("--ignore-objects", help="Ignore everything but tensors.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a file of weights holds: format, architecture, classes, tensors.
+    """Show what a file of weights holds: format, architecture, classes and tensors.
 
     Example: regnet weights inspect model.safetensors
     """
@@ -154,10 +159,11 @@ def convert(
     ] = None,
     key: Key = None,
     ignore_objects: Annotated[
-        bool, typer.Option("--ignore-objects", help="Leave out what is no tensor; run nothing.")
+        bool,
+        typer.Option("--ignore-objects", help="Ignore everything but tensors, and run nothing."),
     ] = False,
 ) -> None:
-    """Rewrite weights under another library's names, as safetensors.
+    """Rewrite weights as safetensors with the tensor names of another library.
 
     Example: regnet weights convert RegNetY-1.6GF_dds_8gpu.pyth regnety_016.safetensors
     """
