@@ -113,8 +113,8 @@ def command(
 ) -> None:
     """Search for a RegNet that is as good as your limits allow on this device.
 
-    Without --data accuracy is not measured. More flops are taken to be better, and among networks of
-    equal flops a prior from trained populations decides. With --data, candidates and published
+    Without --data accuracy is not measured. More flops are taken to be better, and among networks
+    of equal flops a prior from trained populations decides. With --data, candidates and published
     networks of that latency are trained by successive halving, and the best of each are trained
     again and compared.
 

@@ -294,8 +294,8 @@ def analyze(
 ) -> None:
     """Compare the spaces, and show which values their best networks have.
 
-    A table can be the output of `regnet study export`, a file with the columns space and error, or a
-    JSON file of NDS.
+    A table can be the output of `regnet study export`, a file with the columns space and error, or
+    a JSON file of NDS.
 
     Example: regnet study analyze runs/study
     """
