@@ -12,9 +12,10 @@ demo: .venv/package ## classify a real photo with the weights that come with the
 	@echo
 	$(BIN)/regnet list 'regnet[xy]_*' --max-flops 1G
 
-test: .venv/test ## formatter, linter, types, import contracts, and the tests that carry no marker
+test: .venv/test ## formatter, linter, spelling, types, import contracts, and the tests that carry no marker
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs src scripts benchmarks tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(PYTEST)

@@ -208,3 +208,8 @@ def test_archives_hold_what_they_need(archives):
 
 def test_an_editable_install_finds_its_data():
     assert data_dir() == ROOT / "weights"
+
+
+def test_the_citation_names_this_version():
+    citation = (Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {regnet.__version__}\n" in citation
