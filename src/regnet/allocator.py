@@ -1,4 +1,4 @@
-"""The memory allocator of processes that only train."""
+"""Configure the memory allocator for processes that only train."""
 
 import ctypes
 from contextlib import suppress

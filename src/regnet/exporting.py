@@ -1,4 +1,4 @@
-"""Networks as files for other runtimes, each compared with eager before it takes its place."""
+"""Export networks for other runtimes; each file is compared with eager before it is accepted."""
 
 import json
 import logging

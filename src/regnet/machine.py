@@ -1,4 +1,4 @@
-"""The machine beside the numbers: what it is, with which software, and what else it does."""
+"""Describe the machine beside the numbers: hardware, software, and how busy it is."""
 
 import os
 import platform

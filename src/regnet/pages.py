@@ -1,4 +1,4 @@
-"""Reports as single HTML files: Jinja2 templates that lie beside the code which fills them."""
+"""Render reports as single HTML files from Jinja2 templates beside the code that fills them."""
 
 from importlib import resources
 from typing import Any

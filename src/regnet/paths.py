@@ -1,4 +1,4 @@
-"""Paths as people write them, and what lies there instead of the file."""
+"""Expand paths as people write them, and recognize what is there instead of the file."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `regnet` itself offers: its names come from here, when the first of them is used."""
+"""The public names of `regnet`, each imported when it is first used."""
 
 from regnet import errors
 from regnet.data.preprocess import Preprocess

@@ -1,4 +1,4 @@
-"""Other libraries kept quiet: their messages while we call them, and their usage reports."""
+"""Silence other libraries while we call them, and switch off their usage reports."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""What the explorer shows of a RegNet: its stages, what it costs, and its published neighbours."""
+"""Compute what the explorer shows about a RegNet: stages, cost and similar published networks."""
 
 from io import StringIO
 from math import log

@@ -1,4 +1,4 @@
-"""Reports that others of our commands wrote, as pages to show."""
+"""Turn reports that our other commands wrote into pages to show."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two documents of the benchmark, row against row."""
+"""Compare two benchmark documents row by row."""
 
 import statistics
 from dataclasses import dataclass

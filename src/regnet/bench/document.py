@@ -1,4 +1,4 @@
-"""What one run of the benchmark asked and found: the document that it writes and reads."""
+"""The document of a benchmark run: what was asked and what was measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

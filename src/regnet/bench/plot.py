@@ -1,4 +1,4 @@
-"""The benchmark as the paper draws it: latency against accuracy, and against activations."""
+"""Plot the benchmark as the paper does: latency against accuracy, and against activations."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmark as one HTML file: a table that sorts, and plots. It needs no network."""
+"""The benchmark report: one HTML file with a sortable table and plots, which works offline."""
 
 import json
 from typing import Final

@@ -1,4 +1,4 @@
-"""Measure networks: outputs checked first, then single calls until steady, all samples kept."""
+"""Measure networks: check outputs first, then time single calls until steady, keep all samples."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence

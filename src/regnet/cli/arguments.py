@@ -1,4 +1,4 @@
-"""What several commands take: common options, and the parsing of their values."""
+"""Options that several commands share, and the parsing of their values."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Ctrl-C, remembered: one that falls into another library's import can be lost there."""
+"""Remember Ctrl-C, because one that arrives during another library's import can be lost there."""
 
 import signal
 from types import FrameType

@@ -1,4 +1,4 @@
-"""What `regnet study` and `regnet search --data` share: options, and networks as they come."""
+"""What `regnet study` and `regnet search --data` share: options, and progress by network."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -1,4 +1,4 @@
-"""How commands speak: results on stdout, everything else on stderr."""
+"""Print results on stdout and everything else on stderr."""
 
 import json
 import os

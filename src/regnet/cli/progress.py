@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Show progress of long work on stderr: a bar on a terminal, otherwise an occasional line."""
 
 import time
 from typing import Final

@@ -1,4 +1,4 @@
-"""Spaces and networks as they are typed: names, files, ranges."""
+"""Parse spaces and networks given on the command line: names, files and ranges."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

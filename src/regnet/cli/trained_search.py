@@ -1,4 +1,4 @@
-"""regnet search --data: what trains candidates, and says which is the best."""
+"""`regnet search --data`: train candidates and report the best."""
 
 from collections.abc import Callable
 from pathlib import Path

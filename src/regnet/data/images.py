@@ -1,4 +1,4 @@
-"""Open an image file as RGB, whatever it holds, or say why not."""
+"""Open an image file as RGB, or say why that is not possible."""
 
 import io
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Many images of a set at once: preprocessed by worker processes, or as bytes in memory."""
+"""Load many images of a set at once: preprocessed by worker processes, or as bytes in memory."""
 
 import atexit
 import logging

@@ -1,4 +1,4 @@
-"""From an image to the tensor that a model takes, with Pillow and torch alone."""
+"""Convert an image to the tensor that a model takes, with Pillow and torch alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""How one image of many is read: from its file, out of a tar file, or out of a row of Parquet."""
+"""Read one image of many: from its file, from a tar file, or from a row of a Parquet file."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

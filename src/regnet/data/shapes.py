@@ -1,4 +1,4 @@
-"""Drawn shapes: labelled images that need no file, to try things with."""
+"""Drawn shapes: labelled images that need no files, for trying things out."""
 
 from math import cos, pi, sin
 from typing import Final

@@ -1,4 +1,4 @@
-"""How a RegNet's parameters become stages, step by step."""
+"""Explain step by step how a RegNet's parameters become stages."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Block widths as the paper draws them: the line, its quantized steps, and what is built."""
+"""Plot block widths as the paper does: the line, its quantized steps, and the built widths."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""RegNets by the hundred thousand: the stages of a whole population as arrays."""
+"""Compute the stages of a whole population of RegNets as arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""What an engine is."""
+"""The protocol of an engine, and what all engines share."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Batches of any size, and many of them: padded or cut, or in pieces on several streams."""
+"""Run batches of any size, and many batches: padded, split, or on several streams."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Whether a runner's answers are right: compared with eager float32, before anything is timed."""
+"""Check a runner's answers against eager float32 before anything is timed."""
 
 import math
 import time

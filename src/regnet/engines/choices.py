@@ -1,4 +1,4 @@
-"""What was measured before, kept on disk: it takes long, and comes out the same next time."""
+"""Save the results of races on disk, because a race takes long and its result rarely changes."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""torch.compile and AOTInductor: one program for the whole network, weights frozen into it."""
+"""torch.compile and AOTInductor: one program for the whole network, with frozen weights."""
 
 import tempfile
 import time

@@ -1,4 +1,4 @@
-"""CUDA graphs: the whole network as one launch."""
+"""CUDA graphs: launch the whole network at once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""PyTorch as it is, and with what costs nothing: folded norms, a layout, padded groups."""
+"""PyTorch as it is, and with folded norms, another layout or padded groups."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""Networks in exported files: opened by what they say about themselves, and run as they are."""
+"""Open exported files by their own description, and run them."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""Kinds of exported files: what may be in one, who writes it and who reads it."""
+"""Kinds of exported files: what each can hold, who writes it and who reads it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

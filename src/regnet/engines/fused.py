@@ -1,4 +1,4 @@
-"""Own kernels, captured once and replayed."""
+"""The engine of our own Triton kernels, captured once and replayed."""
 
 from importlib import util
 

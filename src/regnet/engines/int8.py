@@ -1,4 +1,4 @@
-"""Weights and feature maps as int8, with ranges seen on real images: OpenVINO's way and torch's."""
+"""Quantize weights and feature maps to int8 with ranges from real images, for OpenVINO and torch."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager

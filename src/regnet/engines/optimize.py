@@ -1,4 +1,4 @@
-"""The fastest correct way to run a network here: a race between engines, whose result is kept."""
+"""Find the fastest correct engine for a network here, by a race whose result is saved."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

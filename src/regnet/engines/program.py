@@ -1,4 +1,4 @@
-"""A network captured by torch.export: what exporters and ahead-of-time compilers start from."""
+"""Capture a network with torch.export, as the start for exporters and ahead-of-time compilers."""
 
 import tempfile
 from collections.abc import Collection, Iterator, Mapping

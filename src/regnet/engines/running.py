@@ -1,4 +1,4 @@
-"""A network on the engine that was asked for by name, its answers checked first."""
+"""Run a network on a given engine, after checking its answers."""
 
 from collections.abc import Callable
 

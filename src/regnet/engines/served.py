@@ -1,4 +1,4 @@
-"""A network with its preprocessing and its probabilities inside: pixels in, probabilities out."""
+"""A network that includes its preprocessing and softmax: pixels in, probabilities out."""
 
 from collections.abc import Mapping
 from typing import Final, Literal, cast

@@ -1,4 +1,4 @@
-"""Networks rewritten for inference: the same function in fewer or better shaped operations."""
+"""Rewrite networks for inference: the same function in fewer or better shaped operations."""
 
 import copy
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Which published data set some images are, and which outputs of a model their classes are.
+"""Recognize published data sets, and match classes with the outputs of a model.
 
 Class folders are a trap: sorted as text, the folders `0` to `999` of ImageNetV2 are in another
 order than the classes, and a missing folder moves all behind it. Here they are matched by name.

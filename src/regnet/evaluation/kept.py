@@ -1,4 +1,4 @@
-"""Answers saved on disk, so that an interrupted evaluation can be resumed."""
+"""Save answers on disk, so that an interrupted evaluation can be resumed."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

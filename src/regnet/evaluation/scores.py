@@ -1,4 +1,4 @@
-"""What the answers of a model are worth: pure functions of answers and labels."""
+"""Compute accuracies and other scores: pure functions of answers and labels."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Compiled kernels: what decides them, what they need, and compiling many at once without a GPU."""
+"""Compiled kernels: what determines one, what it needs, and compiling many without a GPU."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Launching kernels, in the fastest of several ways."""
+"""Launch kernels in the fastest of several ways."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Networks made of kernels: what stands around a convolution becomes part of it."""
+"""Networks made of kernels, in which norms, activations and shortcuts join the convolutions."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy

@@ -1,4 +1,4 @@
-"""1x1 convolution, with what stands around it in a block: gate before, shortcut and ReLU behind."""
+"""1x1 convolution with its surroundings in a block: gate before it, shortcut and ReLU after it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

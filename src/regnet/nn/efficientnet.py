@@ -1,4 +1,4 @@
-"""EfficientNet B0 to B7: the paper's counterpart, as a baseline to measure against, no more.
+"""EfficientNet B0 to B7, the paper's counterpart, as a baseline for measurements only.
 
 Tan and Le 2019, as in the paper's code (pycls, `models/effnet.py`), which pads symmetrically; names
 of modules are timm's, so that weights of the Hub load (those whose names do not begin with tf_).

@@ -1,4 +1,4 @@
-"""One part of a collection: its images to a Parquet file, in whatever process works on it."""
+"""Process one part of a collection: from its images to a Parquet file, in any process."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Which published network to use here: as accurate as a limit of time and a license allow.
+"""Choose the most accurate published network within limits of time and license.
 
 Nothing is downloaded: how long a network takes does not depend on the values of its weights. A few
 networks are measured, the others predicted; those that may decide are measured too.

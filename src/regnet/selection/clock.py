@@ -1,4 +1,4 @@
-"""Measures published networks on a device, each once: what is on disk is not measured again."""
+"""Measure published networks on a device, each once; saved measurements are not repeated."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Measuring networks on a device, and learning a model of its latency from a few of them."""
+"""Measure networks on a device, and learn a model of its latency from a few of them."""
 
 import contextlib
 from collections.abc import Callable, Sequence

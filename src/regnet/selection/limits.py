@@ -1,4 +1,4 @@
-"""What a network may cost, what one was measured to cost, and what a search found."""
+"""Limits on the cost of a network, measured costs, and the result of a search."""
 
 from dataclasses import asdict, dataclass
 from math import inf

@@ -1,4 +1,4 @@
-"""What there is to choose from, as a picture: accuracy over milliseconds on this machine."""
+"""Plot the accuracy of published networks against their milliseconds on this machine."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""How good a network is likely to be, by its structure, as populations that were trained showed.
+"""Predict how good a network is from its structure, as learned from trained populations.
 
 A prior, not a measurement: ridge regression of the logarithm of the error on what has no scale
 (shares of stages, ratios of widths, group widths over widths, parameters and activations per flop),

@@ -1,4 +1,4 @@
-"""Published settings to choose from: checkpoint, image size, crop, and how accurate that is."""
+"""Published settings to choose from: checkpoint, image size, crop and accuracy."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase

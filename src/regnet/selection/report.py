@@ -1,4 +1,4 @@
-"""What was chosen, as one HTML file that needs no network."""
+"""The report of `regnet choose`: one HTML file that works offline."""
 
 import json
 from functools import partial

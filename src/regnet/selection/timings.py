@@ -1,4 +1,4 @@
-"""How long published networks take here: measured once, kept on disk, predicted for the others."""
+"""Times of published networks on this machine: measured once, saved, predicted for the others."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""How a parameter of a design space is drawn: the samplers of pycls (`sweep/samplers.py`)."""
+"""Distributions of the parameters of a design space: pycls's samplers (`sweep/samplers.py`)."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How long a network takes on a device, predicted from what its layers cost."""
+"""Predict the latency of a network on a device from what its layers cost."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Networks drawn from a design space, thousands at a time."""
+"""Sample networks from a design space, thousands at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields

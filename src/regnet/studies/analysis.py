@@ -1,4 +1,4 @@
-"""What a study found: its populations compared, and what their best networks have in common."""
+"""Analyze a study: compare its populations, and find what their best networks have in common."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""A study as one HTML file to look at, and as plots for documents."""
+"""The report of a study as one HTML file, and its plots as SVG files."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a search with images found, as one HTML file that needs no network."""
+"""The report of a search with images: one HTML file that works offline."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""What a population says about its space: pure functions of errors and parameters.
+"""Statistics of populations: pure functions of errors and parameters.
 
 Sources: Radosavovic et al., Designing Network Design Spaces (2020), called DDS here, and On Network
 Design Spaces for Visual Recognition (2019), called NDS. Errors are in percent, lower is better;

@@ -1,4 +1,4 @@
-"""Where a population lies: one SQLite file, a committed row per network.
+"""The store of a population: one SQLite file with a committed row per network.
 
 Any process may die at any time: what was committed stays, and what was being trained is free again
 once its owner is gone. SQLite's write-ahead log needs all processes that open a store on one host;

@@ -1,4 +1,4 @@
-"""What a study is: populations of one or more spaces, one recipe, one set of images."""
+"""The definition of a study: populations of one or more spaces, one recipe, one set of images."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field

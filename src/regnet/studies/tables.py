@@ -1,4 +1,4 @@
-"""Populations as tables: written for other tools, and read, also those that others published."""
+"""Populations as tables: written for other tools, and read, including those of other authors."""
 
 import csv
 import io

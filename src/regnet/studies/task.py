@@ -1,4 +1,4 @@
-"""One network of a study in the process that trains it."""
+"""Train one network of a study, in the process that runs this task."""
 
 import inspect
 import platform

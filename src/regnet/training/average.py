@@ -1,4 +1,4 @@
-"""The moving average of a network's weights, batch norm's statistics included."""
+"""The moving average of a network's weights, including the statistics of batch norm."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What a run must keep to go on exactly where it was, written whole or not at all."""
+"""Checkpoints: all that a run needs to resume exactly, written completely or not at all."""
 
 import errno
 import logging

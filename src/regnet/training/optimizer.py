@@ -1,4 +1,4 @@
-"""The optimizer of a recipe: which parameters decay, and how fast each depth learns."""
+"""The optimizer of a recipe: which parameters decay, and the learning rate of each depth."""
 
 import re
 from typing import Any

@@ -1,4 +1,4 @@
-"""The learning curve of a run."""
+"""Plot the learning curve of a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How a network is trained, as data: what a recipe is, and the named ones.
+"""Recipes: how a network is trained, as data, and the named ones.
 
 A recipe says everything that decides the result but the network, the images and the seed. What
 only decides how fast it comes (device, processes, compiler) is an option of `train`.

@@ -1,4 +1,4 @@
-"""What decides the result of a training run, as a document that repeats it."""
+"""Everything that determines the result of a training run, as a document that repeats it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

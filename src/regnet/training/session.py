@@ -1,4 +1,4 @@
-"""A run in one process: the network, what it sees, and one step, one test at a time."""
+"""A training run in one process: the network, its images, and its steps and tests."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""Trained networks whose answers a run learns from, beside the labels."""
+"""Teachers: trained networks whose answers a run learns from in addition to the labels."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Accuracy on images that are not trained on, during training."""
+"""Measure accuracy on held-out images during training."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Weights as files: look into one, and rewrite one under another library's names."""
+"""Inspect a file of weights, and rewrite it with another library's tensor names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

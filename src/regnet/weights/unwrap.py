@@ -1,4 +1,4 @@
-"""The network inside a checkpoint, whatever a training script wrote around it.
+"""Find the network inside a checkpoint, whatever a training script wrote around it.
 
 There is no list of wrappers: whatever has names and shapes of a network, in a known format, below
 any keys and behind any prefix, is one. Moving averages come before the weights they are of.

@@ -1,4 +1,4 @@
-"""What there is: list variants, describe one."""
+"""List variants and describe one."""
 
 import re
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Names of variants: what each alias stands for, and what was meant by one that does not exist."""
+"""Names of variants: resolve aliases, and suggest what an unknown name could mean."""
 
 import difflib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""From a name to its source: variants, tags, aliases, repositories, folders and config files."""
+"""Resolve a name to its source: variants, tags, aliases, repositories, folders, config files."""
 
 import logging
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""What a model's name stands for: an architecture, and the weights that go with it."""
+"""The source that a model's name stands for: an architecture and its weights."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
