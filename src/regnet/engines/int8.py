@@ -1,4 +1,4 @@
-"""Quantize weights and feature maps to int8 with ranges from real images, for OpenVINO and torch."""
+"""Quantize weights and feature maps to int8 with ranges of real images, by OpenVINO or torch."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
