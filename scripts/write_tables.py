@@ -291,7 +291,7 @@ def choose(document: Document) -> Iterator[str]:
     )
     busy = f" {document['problem']}." if document["problem"] else ""
     yield (
-        f"Without a network; {document['networks']} networks, all measured afterwards in "
+        f"Offline; {document['networks']} networks, all measured afterwards in "
         f'{document["exhaustive_seconds"]:.0f} s ("of all"). Median error of the prediction for '
         f"networks that were not measured: {errors}.{busy} {origin(document)}."
     )
@@ -591,7 +591,7 @@ def prior(document: Document) -> Iterator[str]:
         f"{evidence['images']}, {evidence['flops']}, {evidence['date']}. For "
         f"{len(known['networks'])} published RegNetX on ImageNet, the rank correlation with the "
         "error "
-        f"that their flops leave unexplained is {known['rank_correlation']:.2f}, so the effects of "
+        f"that remains after their flops is {known['rank_correlation']:.2f}, so the effects of "
         f"the prior are multiplied by {known['scale']:.2f}."
     )
 

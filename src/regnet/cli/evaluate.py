@@ -171,7 +171,7 @@ def _print_calibration(found: "Calibration", folder: Path | None) -> None:
         f"temperature {found.temperature:.3f} ({found.halves[0]:.3f} and {found.halves[1]:.3f} on "
         f"the halves of {found.images:,} images)\n"
         f"calibration error {found.error_before:.2f} % before and {found.error_after:.2f} % after, "
-        "where each half has the temperature of the other\n"
+        "each half scored with the temperature of the other half\n"
         f"wrote {folder}: the same answers, other confidences"
     )
 
@@ -191,7 +191,7 @@ def _print(done: "Evaluation", *, per_class: bool) -> None:
             "setting",
             f"{height} x {width} pixels, crop {look['crop_pct']:g}, {done.engine} {done.precision}",
         ),
-        ("classes by", f"{done.matched_by}{', alone' if done.restricted else ''}"),
+        ("classes by", f"{done.matched_by}{', only these compete' if done.restricted else ''}"),
         ("top-1", f"{done.top1:.2f} %"),
     ]
     if done.top5 is not None:

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from regnet.selection.limits import Found, Measured
 
 
+ALONE: Final = ("image_size", "num_classes", "finalists", "pareto")
+"""Options that have no effect with --data, whose images and trainings decide instead."""
+
+TRAINING: Final = (
+    "val", "folder", "recipe", "set_", "candidates", "budget", "replicas", "train_images",
+    "val_images", "workers", "executor", "slurm",
+)  # fmt: skip
+"""Options that have no effect without --data."""
+
+
 def command(
+    context: typer.Context,
     *,
     flops: Annotated[
         str | None, typer.Option(help="Largest number of multiply-adds, such as 400e6 or 400M.")
@@ -158,6 +169,12 @@ def command(
         "probes": probes,
         "seconds": seconds,
     }
+    for parameter in ALONE if data is not None else TRAINING:
+        source = context.get_parameter_source(parameter)
+        if source and source.name == "COMMANDLINE":
+            option = f"--{parameter.strip('_').replace('_', '-')}"
+            reason = "cannot be used with --data" if data is not None else "needs --data"
+            raise ConfigError(f"{option} {reason}; leave it out")
     if data is not None:
         trained_search(
             folder,

@@ -281,7 +281,10 @@ def analyze(
     *,
     normalize: Annotated[
         str | None,
-        typer.Option(help="Metric to make uniform by weights: flops, params or activations."),
+        typer.Option(
+            help="Metric whose distribution is made uniform by weights: "
+            "flops, params or activations."
+        ),
     ] = None,
     bins: Annotated[int, typer.Option(help="Bins of the range that all spaces share.", min=1)] = 10,
     paired: Annotated[
@@ -498,8 +501,8 @@ def _tell_of_failed_builds(folder: Path) -> None:
             outcome = of_space.failed[0].outcome
             assert outcome is not None, "it has a reason"
             stderr.print(
-                f"{name}: {len(of_space.failed)} networks were drawn that cannot be built, and "
-                f"others in their place; the first: {outcome['reason']}"
+                f"{name}: {len(of_space.failed)} sampled networks could not be built and were "
+                f"replaced; the first: {outcome['reason']}"
             )
 
 
