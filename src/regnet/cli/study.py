@@ -92,8 +92,8 @@ def init(
     latency_ms: Annotated[
         float | None,
         typer.Option(
-            help="Largest predicted latency of a network on this CPU, in milliseconds. The model is "
-            "fitted first, in about a minute, and saved with the space."
+            help="Largest predicted latency of a network on this CPU, in milliseconds. The model "
+            "is fitted first, in about a minute, and saved with the space."
         ),
     ] = None,
     final: Annotated[
