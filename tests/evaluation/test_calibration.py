@@ -84,6 +84,20 @@ def test_images_of_few_classes_are_refused(tmp_path):
         calibrate(model, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model", "a.onnx"], "a.onnx is exported; --calibrate needs the model"),
+        (["--image-size", "64"], "--calibrate uses the checkpoint's own setting"),
+        (["--larger"], "--calibrate uses the checkpoint's own setting"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(options, message, tmp_path):
+    command = ["evaluate", "shapes", "--calibrate", str(tmp_path / "new"), *options]
+    with pytest.raises(ConfigError, match=message):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+
+
 @pytest.mark.slow
 def test_the_command_saves_a_calibrated_model(tmp_path):
     recipe = regnet.find_recipe("cifar-short", epochs=1)

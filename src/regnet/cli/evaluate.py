@@ -16,8 +16,11 @@ from regnet.cli.arguments import (
 )
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
+from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
+
     from regnet.data.sets import ImageSet
     from regnet.evaluation.calibration import Calibration
     from regnet.evaluation.evaluate import Evaluation
@@ -97,13 +100,22 @@ def command(
     from regnet.documents import plain
     from regnet.engines.base import Precision
     from regnet.evaluation.evaluate import evaluate
+    from regnet.zoo.resolver import is_exported
 
     check_choice("precision", precision, get_args(Precision))
     check_choice("split", split, tuple(SPLITS))
     check_folder_of(out)
     if calibrate is not None:
         check_new_folder(calibrate)
+        if is_exported(model):
+            raise ConfigError(f"{model} is exported; --calibrate needs the model it was made from")
+        if larger or image_size is not None or crop_pct is not None:
+            raise ConfigError(
+                "--calibrate uses the checkpoint's own setting; leave out --larger, --image-size "
+                "and --crop-pct"
+            )
     where = find_device(device)
+    readers = core_count() if workers is None else workers
     leads = launched().rank == 0
     if not leads:
         warnings.simplefilter("ignore")  # the leader shows them
@@ -122,7 +134,7 @@ def command(
             engine=engine,
             precision=precision,  # type: ignore[arg-type]  # checked above
             batch_size=batch_size,
-            workers=core_count() if workers is None else workers,
+            workers=readers,
             device=where,
             larger=larger,
             image_size=image_size,
@@ -137,32 +149,36 @@ def command(
         return
     if out:
         write_bytes(out, json.dumps(asdict(done), indent=1, default=str).encode())
-    found_temperature = None
+    temperature = None
     if calibrate is not None:
-        found_temperature = _calibrated(model, images, calibrate, batch_size=batch_size)
+        temperature = _calibrated(
+            model, images, calibrate, device=where, batch_size=batch_size, workers=readers
+        )
     if as_json:
-        facts = {} if found_temperature is None else {"calibration": plain(found_temperature)}
+        facts = {} if temperature is None else {"calibration": plain(temperature)}
         print_json(plain(done) | facts)
         return
     _print(done, per_class=per_class)
-    if found_temperature is not None:
-        _print_calibration(found_temperature, calibrate)
+    if temperature is not None:
+        _print_calibration(temperature, calibrate)
 
 
-def _calibrated(model: str, images: "ImageSet", folder: Path, *, batch_size: int) -> "Calibration":
+def _calibrated(
+    model: str, images: "ImageSet", folder: Path, *, device: "torch.device", **options: int
+) -> "Calibration":
     """Calibrate a model on images, and save it."""
     from regnet.evaluation.calibration import calibrate
     from regnet.zoo.create import create
 
-    network = create(model, pretrained=True).eval()
+    network = create(model, pretrained=True).eval().to(device)
     with ProgressBar("calibrating") as bar:
         found = calibrate(
             network,
             images,
-            batch_size=batch_size,
+            **options,
             on_images=lambda count, total: bar.step("calibrating", count, total),
         )
-    network.save_pretrained(folder)
+    network.cpu().save_pretrained(folder)
     return found
 
 
