@@ -95,6 +95,9 @@ def test_the_table_of_the_headline_is_made_from_any_part_of_its_rows(dry):
         found = list(tables.gpu_headline({**document, "rows": document["rows"][:count]}))
         assert len(found) >= 4
         assert ("regnety_080, batch 1" in "".join(found)) == (count > 0)
+    failed = {"model": "regnetx_080", "batch_size": 1, "reason": "out of memory"}
+    found = list(tables.gpu_headline({**document, "rows": [failed, *document["rows"]]}))
+    assert "regnetx_080" not in "".join(found)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU is there")

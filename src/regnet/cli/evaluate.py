@@ -164,7 +164,13 @@ def command(
 
 
 def _calibrated(
-    model: str, images: "ImageSet", folder: Path, *, device: "torch.device", **options: int
+    model: str,
+    images: "ImageSet",
+    folder: Path,
+    *,
+    device: "torch.device",
+    batch_size: int,
+    workers: int,
 ) -> "Calibration":
     """Calibrate a model on images, and save it."""
     from regnet.evaluation.calibration import calibrate
@@ -175,7 +181,8 @@ def _calibrated(
         found = calibrate(
             network,
             images,
-            **options,
+            batch_size=batch_size,
+            workers=workers,
             on_images=lambda count, total: bar.step("calibrating", count, total),
         )
     network.cpu().save_pretrained(folder)
