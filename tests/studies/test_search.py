@@ -250,7 +250,7 @@ def test_the_command_prints_and_writes_what_it_found(data: Path, tmp_path: Path)
     )  # fmt: skip
     done = regnet(*words, code=0)
     assert "4 candidates; errors of the last round" in done.stdout
-    assert "trainings each with seeds that chose neither" in done.stdout
+    assert "trainings each with new seeds" in done.stdout
     assert "confirm: " in done.stderr
     config_from_json((tmp_path / "best.json").read_text())
     assert list((tmp_path / "s/front").glob("01-*.json"))
