@@ -160,7 +160,8 @@ def command(
         return
     _print(done, per_class=per_class)
     if temperature is not None:
-        _print_calibration(temperature, calibrate)
+        stdout.print(calibration_lines(temperature))
+        stdout.print(f"wrote {calibrate}: the same answers, other confidences")
 
 
 def _calibrated(
@@ -189,13 +190,13 @@ def _calibrated(
     return found
 
 
-def _print_calibration(found: "Calibration", folder: Path | None) -> None:
-    stdout.print(
+def calibration_lines(found: "Calibration") -> str:
+    """What a calibration found, in two lines."""
+    return (
         f"temperature {found.temperature:.3f} ({found.halves[0]:.3f} and {found.halves[1]:.3f} on "
         f"the halves of {found.images:,} images)\n"
         f"calibration error {found.error_before:.2f} % before and {found.error_after:.2f} % after, "
-        "each half scored with the temperature of the other half\n"
-        f"wrote {folder}: the same answers, other confidences"
+        "each half scored with the temperature of the other half"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from regnet.cli.arguments import AsJson, Threads, read_recipe, set_threads
+from regnet.cli.evaluate import calibration_lines
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
 from regnet.errors import ConfigError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _DECIDED: Final = (
     "model", "recipe", "set_", "val", "train_images", "val_images", "pretrained",
-    "num_classes", "in_chans", "image_size", "teacher", "seed", "save_steps",
+    "num_classes", "in_chans", "image_size", "teacher", "seed", "save_steps", "calibrate",
 )  # fmt: skip
 """Parameters of the command that a run keeps: what is resumed or repeated has its own."""
 
@@ -83,6 +84,13 @@ def command(
         int | None,
         typer.Option(help="Steps between checkpoints, in addition to one per epoch.", min=1),
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Hold out a tenth of the training images, and calibrate the result on them.",
+        ),
+    ] = False,
     resume: Annotated[Path | None, typer.Option(help="Resume the run in this folder.")] = None,
     moved: Annotated[
         str | None,
@@ -191,6 +199,7 @@ def command(
             teachers=teacher or (),
             seed=seed,
             save_steps=save_steps,
+            calibrate=calibrate,
             options=_watched(options, bar),
             moved=moved,
         )
@@ -205,6 +214,8 @@ def command(
     elif done.stopped_by is None:
         told = "" if done.top1 is None else f": top-1 {done.top1:.2f} %, best {done.best:.2f} %"
         stdout.print(f"{done.out}: {len(done.log)} epochs{told}")
+        if done.calibration is not None:
+            stdout.print(calibration_lines(done.calibration))
     if done.stopped_by is not None:
         import signal
 

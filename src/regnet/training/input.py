@@ -18,6 +18,7 @@ from regnet.data import augment
 from regnet.data.loading import load_pixels, read
 from regnet.data.sets import ImageSet, open_set
 from regnet.errors import ConfigError, DataError, ImageError
+from regnet.evaluation.calibration import hold_out
 from regnet.process_group import Group
 from regnet.training.recipe import Recipe
 
@@ -111,6 +112,8 @@ class Images:
 
     train: ImageSet
     val: ImageSet | None
+    calibration: ImageSet | None = None
+    """Training images that were held out."""
     _memory: dict[tuple[str, torch.device], Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -122,6 +125,7 @@ class Images:
         train_images: int | None = None,
         val_images: int | None = None,
         num_classes: int | None = None,
+        calibrate: bool = False,
     ) -> "Images":
         """Those of a run, whose fields the arguments are.
 
@@ -146,12 +150,17 @@ class Images:
             trained = trained.part(train_images)
         if tests is not None and val_images is not None:
             tests = tests.part(val_images)
-        return cls(train=trained, val=tests)
+        held = None
+        if calibrate:
+            held, trained = hold_out(trained)
+        return cls(train=trained, val=tests, calibration=held)
 
     @property
     def summary(self) -> tuple[str, ...]:
         """What was found, in lines."""
         lines = [f"train: {self.train.summary}"]
+        if self.calibration is not None:
+            lines.append(f"held out for calibration: {len(self.calibration):,} training images")
         if self.val is None:
             return (*lines, "no test set: accuracy is not measured")
         lines.append(f"test: {self.val.summary}")

@@ -45,6 +45,8 @@ class Run:
     seed: int = 0
     save_steps: int | None = None
     """Steps between checkpoints, beside one after each epoch."""
+    calibrate: bool = False
+    """Whether some training images are held out, on which the result is calibrated at the end."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, for JSON."""
@@ -62,6 +64,7 @@ class Run:
             "teachers": self.teachers,
             "seed": self.seed,
             "save_steps": self.save_steps,
+            "calibrate": self.calibrate,
             "recipe": self.recipe.to_dict(),
         }
 

@@ -114,6 +114,7 @@ class Session:
             train_images=run.train_images,
             val_images=run.val_images,
             num_classes=run.num_classes,
+            calibrate=run.calibrate,
         )
         count = len(self.images.train)
         self.plan = Plan(images=count, recipe=run.recipe, seed=run.seed, group=group)
@@ -143,7 +144,11 @@ class Session:
     @property
     def facts(self) -> Facts:
         """What is worth knowing of a run beside what it is: images, machine, versions."""
-        sets = (("train", self.images.train), ("val", self.images.val))
+        sets = (
+            ("train", self.images.train),
+            ("val", self.images.val),
+            ("calibration", self.images.calibration),
+        )
         return Facts(
             images={
                 name: SetFacts(
