@@ -28,6 +28,9 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="The folder of the study.")]
+Source = Annotated[
+    Path, typer.Argument(help="Folder of a study, or a table: .parquet, .csv, or .json of NDS.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)]
 SelectOption = Annotated[
     str,
@@ -274,10 +277,7 @@ def status(folder: Folder, *, as_json: AsJson = False) -> None:
 
 @app.command("analyze")
 def analyze(
-    source: Annotated[
-        Path,
-        typer.Argument(help="Folder of a study, or a table: .parquet, .csv, or .json of NDS."),
-    ],
+    source: Source,
     *,
     normalize: Annotated[
         str | None,
@@ -362,10 +362,11 @@ def analyze(
 
 @app.command("report")
 def report(
-    folder: Folder,
+    source: Source,
     *,
     out: Annotated[
-        Path | None, typer.Option(help="HTML file. Default: report.html in the folder.")
+        Path | None,
+        typer.Option(help="HTML file. Default: report.html in the folder, or beside the table."),
     ] = None,
     plots: Annotated[
         Path | None, typer.Option(help="Also write the plots as SVG files into this folder.")
@@ -377,7 +378,8 @@ def report(
 
     Example: regnet study report runs/study --out study.html
     """
-    _report(folder, out or folder / REPORT, plots=plots, select=select, seed=seed)
+    where = source if source.is_dir() else source.parent
+    _report(source, out or where / REPORT, plots=plots, select=select, seed=seed)
 
 
 @app.command("export")
@@ -542,7 +544,7 @@ def _fail_if_all_failed(folder: Path) -> None:
 
 
 def _report(
-    folder: Path,
+    source: Path,
     out: Path,
     *,
     plots: Path | None = None,
@@ -553,11 +555,13 @@ def _report(
     from regnet.studies import population
     from regnet.studies.report import render, save_plots
 
-    study, populations = population.read(folder), _populations(folder, select)
-    _tell_of_the_rest(folder)
+    populations = _populations(source, select)
+    study = population.read(source) if source.is_dir() else None
+    if study:
+        _tell_of_the_rest(source)
     write_bytes(out, render(study, populations, seed=seed).encode())
     stderr.print(f"report: {out}")
     if plots:
-        unit = "" if study.objective else "%"
+        unit = "" if study and study.objective else "%"
         for path in save_plots(populations, plots, seed=seed, unit=unit):
             stderr.print(f"plot: {path}")
