@@ -6,7 +6,9 @@ import re
 import pytest
 
 import regnet.selection.search as searching
+from regnet.design.config import config_from_dict
 from regnet.spaces import LatencyModel, find_space, sample
+from regnet.studies import population
 from tests.command import refused, regnet
 from tests.pictures import write_folder
 
@@ -68,6 +70,21 @@ def test_a_study_says_beforehand_how_long_it_takes(tmp_path):
     seconds = 2 * 3.8e6 * 3 * 6000 * 4 / 1e10
     [said] = re.findall(r"about (\d+) s on 1 core: a rough guess", done.stderr)
     assert float(said) == pytest.approx(seconds, rel=0.06)
+
+
+def test_networks_have_as_many_stages_as_are_asked_for(tmp_path):
+    words = ("--models", 3, "--flops", "4M", "--stem", "cifar", "--recipe", "cifar", "--stages", 3)
+    spaces = ("--space", "anynetx_a", "--space", "regnetx", "--restrict", "d3=1:4")
+    regnet("study", "init", tmp_path / "s", *spaces, *words, code=0)
+    study = population.read(tmp_path / "s")
+    for name in ("anynetx_a", "regnetx"):
+        for row in study.rows(name):
+            assert len(config_from_dict(row.config).anynet().stages) == 3
+            assert row.metrics["d3"] <= 4
+    refused(
+        regnet("study", "init", tmp_path / "t", *spaces[:4], "--restrict", "d4=1:2", *words),
+        2, "no parameter or metric 'd4'",
+    )  # fmt: skip
 
 
 def test_a_study_needs_something_to_train(tmp_path):

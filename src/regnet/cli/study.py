@@ -92,6 +92,13 @@ def init(
         str | None, typer.Option(help="Largest number of multiply-adds, such as 4e6 or 400M.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Share by which networks may have fewer.")] = 0.1,
+    stages: Annotated[
+        int | None,
+        typer.Option(
+            help="Stages of the networks, such as 3 for images of 32 pixels. Default: the space's.",
+            min=1,
+        ),
+    ] = None,
     latency_ms: Annotated[
         float | None,
         typer.Option(
@@ -156,6 +163,12 @@ def init(
         )
         for name in space or ()
     ]
+    if stages is not None:
+        if custom := [found.name for found in spaces if found.custom]:
+            raise ConfigError(
+                f"--stages is for spaces of AnyNets and RegNets; {custom[0]} is built by a function"
+            )
+        spaces = [replace(found, num_stages=stages) for found in spaces]
     shape: dict[str, Any] = {
         name: value
         for name, value in (("stem", stem), ("stem_width", stem_width))
