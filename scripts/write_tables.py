@@ -32,6 +32,7 @@ ELSEWHERE = {
     "prior": ROOT / "src/regnet/selection/prior.json",
     "order": RESULTS / "order/analysis.json",
     "order_line": RESULTS / "order/analysis.json",
+    "order_summary": RESULTS / "order/analysis.json",
     "order_pairs": RESULTS / "order/analysis.json",
     "order_best": RESULTS / "order/analysis.json",
     "principles": RESULTS / "order/principles.json",
@@ -686,6 +687,12 @@ def order_line(document: Document) -> Iterator[str]:
     )
 
 
+def order_summary(document: Document) -> Iterator[str]:
+    """The same for the README, with where to read on."""
+    [line] = order_line(document)
+    yield f"{line} [The study](docs/study-cifar.md) has each step between, and design principles."
+
+
 def order_pairs(document: Document) -> Iterator[str]:
     """Spaces of a study against each other."""
     rows = []
@@ -740,7 +747,7 @@ def principles(document: Document) -> Iterator[str]:
     yield ""
     yield (
         f"Differences are points of mean error. {sum(document['networks'].values())} networks, "
-        f"{document['failed']} failed, {document['core_hours']:.1f} hours of one core, pauses included, "
+        f"{document['failed']} failed, {document['core_hours']:.1f} hours of one core with pauses, "
         f"{document['finished'][:10]}."
     )
 
@@ -928,6 +935,7 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         study,
         order,
         order_line,
+        order_summary,
         order_pairs,
         order_best,
         principles,
