@@ -769,6 +769,27 @@ def study(document: Document) -> Iterator[str]:
     )
 
 
+def reproduce(document: Document) -> Iterator[str]:
+    """What the experiments of the paper cost."""
+    rows = [
+        [
+            f"{each['figures']}: {each['what']}",
+            f"{each['networks']:,}",
+            str(each["epochs"]),
+            f"{each['gpu_hours']:,.0f}",
+            f"{each['gpu_hours'] / 64 / 24:,.1f}",
+        ]
+        for each in document["experiments"]
+    ]
+    columns = ["figure or table", "networks", "epochs", "GPU hours", "days on 64 GPUs"]
+    yield from table(columns, rows)
+    yield ""
+    yield (
+        f"Hours of one {document['gpu']}, from {document['source']}; "
+        f"{document['gpu_hours']:,.0f} in all."
+    )
+
+
 def zoo(document: Document) -> Iterator[str]:
     """Default weights of the networks measured, the most accurate at each latency."""
     measured = read(RESULTS / "zoo.json").latencies
@@ -939,6 +960,7 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         order_pairs,
         order_best,
         principles,
+        reproduce,
         zoo,
         zoo_note,
         zoo_pairs,
