@@ -405,7 +405,7 @@ def test_python_m_is_the_same_command(config_file):
         (["--plot", "a.txt"], ["a.txt: the file of a plot must end in"]),
         (["--layout", "NHWC"], ["there is no layout 'NHWC'; there are channels_last, contiguous"]),
         (["--precision", "int3"], ["there is no precision 'int3'; there are fp32, bf16, fp16"]),
-        (["--batch-size", "0"], ["needs positive whole numbers such as 1,16, got '0'"]),
+        (["--batch-size", "0"], ["needs positive whole numbers such as"]),
         (["--device", "tpu"], ["there is no device 'tpu'"]),
         (["--against", "none.json"], ["none.json: No such file or directory"]),
         (["compare", "none.json", "none.json"], ["none.json: No such file or directory"]),
