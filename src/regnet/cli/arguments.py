@@ -110,7 +110,7 @@ def parse_count(option: str, text: str | None) -> float:
         number = -1.0
     if not 0 < number < inf:
         raise typer.BadParameter(
-            f"needs a positive number such as 4e9, 4G or 600M, got {text!r}", param_hint=option
+            f"needs a number such as 4e9, 4G or 600M, got {text!r}", param_hint=option
         )
     return number
 

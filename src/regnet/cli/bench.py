@@ -58,8 +58,8 @@ def command(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="Engines, by comma, or all, or best: the fastest for each network; else auto: the "
-            "fastest that needs no compiler."
+            help="Engines separated by commas, or all, best (the fastest for each network) or auto "
+            "(the fastest that needs no compiler). Default: auto; folded with --quick."
         ),
     ] = None,
     peers: Annotated[

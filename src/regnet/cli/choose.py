@@ -39,8 +39,8 @@ def command(
     engine: Annotated[
         str,
         typer.Option(
-            help="What runs it; auto: the fastest of PyTorch, ONNX Runtime, OpenVINO; best: "
-            "compilers too."
+            help="Engine: auto (the fastest of PyTorch, ONNX Runtime, OpenVINO), best (compilers "
+            "too), or a name."
         ),
     ] = "auto",
     models: Annotated[
