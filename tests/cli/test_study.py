@@ -193,7 +193,7 @@ def test_a_search_prints_and_writes_what_it_found(tmp_path, monkeypatch):
     )  # fmt: skip
     done = regnet("search", *options)
     assert "regnety_004" in done.stdout
-    assert "ranked by a model of latency that is off by" in done.stdout
+    assert "ranked by a latency model with a median error of" in done.stdout
     assert "probes: " in done.stderr
     assert "kind" in json.loads(best.read_text())
     told = regnet("info", best, "--image-size", "32").stdout
@@ -204,7 +204,7 @@ def test_a_search_needs_a_limit_and_a_place_for_its_answer(tmp_path):
     assert "a search needs a limit" in regnet("search", code=2).stderr
     for path in (tmp_path / "best.cfg", tmp_path / "none/best.json"):
         done = regnet("search", "--flops", "1M", "--out", path, code=2)
-        assert "must end in .json, in a folder that exists" in done.stderr
+        assert "--out must name a .json file in a folder that exists" in done.stderr
 
 
 def test_latency_is_a_limit_of_a_study_and_its_model_is_judged(monkeypatch, data, tmp_path):
@@ -215,7 +215,7 @@ def test_latency_is_a_limit_of_a_study_and_its_model_is_judged(monkeypatch, data
     monkeypatch.setattr("regnet.studies.population.learn_latency", learn)
     done = regnet("study", "init", tmp_path / "s", "--data", data, "--space", "regnetx", "--models",
                   "2", *SMALL, "--latency-ms", 7, code=0)  # fmt: skip
-    assert "regnetx: latencies are predicted (a law), and off by" in done.stderr
+    assert "regnetx: latencies are predicted (a law) with a median error of" in done.stderr
     rows = json.loads((tmp_path / "s/study.json").read_text())["spaces"][0]
     assert rows["limits"]["latency_ms"] == [None, 7.0]
     refused(regnet("study", "init", tmp_path / "t", "--data", data, "--space", "regnetx",

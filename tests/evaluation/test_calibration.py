@@ -96,7 +96,7 @@ def test_images_of_few_classes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "a.onnx"], "a.onnx is exported; --calibrate needs the model"),
+        (["--model", "a.onnx"], "a.onnx is an exported file; --calibrate needs the model"),
         (["--image-size", "64"], "--calibrate uses the checkpoint's own setting"),
         (["--larger"], "--calibrate uses the checkpoint's own setting"),
     ],
