@@ -117,7 +117,7 @@ def test_faults_of_the_metadata_pass_too(served, cache):
 @pytest.mark.parametrize(
     ("faults", "message"),
     [
-        (["wrong"] * 2, "sent other bytes than were published: their SHA-256 begins with"),
+        (["wrong"] * 2, "did not send the file that was published: the SHA-256 of its bytes"),
         ([(503, {})] * 9, "the server answers 503 Service Unavailable; ways out: HF_ENDPOINT"),
         ([(429, {"Retry-After": "3600"})], "answers 429 Too Many Requests, and asks to wait 3600"),
         ([(403, {})], "the server answers 403"),
@@ -247,7 +247,7 @@ def test_odd_times_to_wait(served, cache, wait):
 
 
 def test_a_file_that_is_not_the_tables_is_not_downloaded(served, cache):
-    with pytest.raises(WeightsError, match="is another file than was published"):
+    with pytest.raises(WeightsError, match="is not the file that was published"):
         get(cache, replace(ROW, sha256="0" * 64))
     assert not [path for _, path, _ in served.requests if path.startswith("/cdn/")]
 
