@@ -27,7 +27,7 @@ ATTEMPTS: Final = 5
 """Consecutive attempts without progress after which a transfer fails."""
 
 BACKOFF: Final = 1.0
-"""Seconds to wait after the first failure; the wait doubles after each further failure, up to 8 s."""
+"""Seconds to wait after the first failure; it doubles after each further one, up to 8 s."""
 
 LONGEST_WAIT: Final = 60.0
 """Seconds; if a server asks to wait longer, the transfer fails and reports it."""
