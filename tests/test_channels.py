@@ -155,7 +155,7 @@ def test_other_numbers_of_channels_work_with_tensors_and_are_refused_for_files(
     assert model(torch.randn(1, channels, 32, 32)).shape == (1, 10)
     write_folder(tmp_path / "data", 8, names=("cat", "dog"))
     small = replace(regnet.find_recipe("cifar"), batch_size=4)
-    advice = f"takes images of {channels} channels.*in Python it takes tensors"
+    advice = f"takes images of {channels} channels.*in Python, pass it tensors"
     for use in (
         lambda: regnet.preprocess(model),
         lambda: regnet.predict(picture, model),
@@ -167,6 +167,6 @@ def test_other_numbers_of_channels_work_with_tensors_and_are_refused_for_files(
     model.save_pretrained(tmp_path / "model")
     picture.save(tmp_path / "a.png")
     folder = f"local-dir:{tmp_path / 'model'}"
-    refused(command("predict", tmp_path / "a.png", "--model", folder), 2, "in Python it takes")
+    refused(command("predict", tmp_path / "a.png", "--model", folder), 2, "in Python, pass it")
     fast = regnet.optimize(model, engines="folded", seconds=0.01)
     assert fast.report.shape == (1, channels, 32, 32)

@@ -50,7 +50,7 @@ def test_a_training_checkpoint_with_objects_becomes_safetensors(tmp_path):
     source, out = tmp_path / "model.pyth", tmp_path / "model.safetensors"
     torch.save({"model_state": from_native(state, FORMATS["pycls"]), "cfg": Fraction(1, 3)}, source)
     result = regnet("weights", "convert", source, out)
-    refused(result, 1, "holds Python objects beside its tensors (fractions.Fraction)")
+    refused(result, 1, "contains Python objects besides its tensors (fractions.Fraction)")
     assert not out.exists()
     assert regnet("weights", "convert", source, out, "--ignore-objects").returncode == 0
     assert torch.equal(load_file(out)["stem.conv.weight"], state["stem.conv.weight"])
@@ -63,7 +63,7 @@ def test_a_training_checkpoint_with_objects_becomes_safetensors(tmp_path):
     ("args", "code", "words"),
     [
         (["convert", "none.pth", "out.safetensors"], 2, ["none.pth: No such file"]),
-        (["convert", FILE, "out.pth"], 1, ["weights are written as safetensors; name it so"]),
+        (["convert", FILE, "out.pth"], 1, ["the output must have the extension .safetensors"]),
         (
             ["convert", FILE, "out.safetensors", "--to", "keras"],
             2,
@@ -78,7 +78,7 @@ def test_a_training_checkpoint_with_objects_becomes_safetensors(tmp_path):
             ["is not on this machine; download it with `regnet weights fetch regnety_016"],
         ),
         (["verify", "--sha256", "00"], 2, ["needs the path of one file that exists"]),
-        (["fetch", "regnety_1280"], 1, ["all weights of regnety_1280 restrict their use"]),
+        (["fetch", "regnety_1280"], 1, ["all weights of regnety_1280 have a restricted license"]),
     ],
 )
 def test_what_fails_says_why(tmp_path, args, code, words):

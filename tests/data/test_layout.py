@@ -79,7 +79,7 @@ def test_classes_that_hold_the_splits_are_refused(tmp_path, opened):
 def test_classes_that_all_hold_the_same_folders_are_refused(tmp_path, opened):
     for name in ("part1", "part2"):
         write_folder(tmp_path / "photos" / name, 4, names=("cat", "dog"))
-    with pytest.raises(DataError, match=r"part1, part2 all hold folders of the same names \(cat"):
+    with pytest.raises(DataError, match=r"part1, part2 all hold folders with the same names \(cat"):
         opened(tmp_path / "photos")
 
 
@@ -103,7 +103,13 @@ def test_what_systems_leave_is_skipped_at_any_depth_and_told(tmp_path, opened):
     assert images.classes == ("blue", "green", "red")
     assert len(images) == 6
     told = images.summary
-    for part in ("1 .avif", "1 .jp2", "1 without an ending", "1 in no class folder", "hidden"):
+    for part in (
+        "1 .avif",
+        "1 .jp2",
+        "1 without an extension",
+        "1 outside class folders",
+        "hidden",
+    ):
         assert part in told
 
 
@@ -158,7 +164,7 @@ def test_a_class_may_have_no_test_images_but_no_other_may_be_there(tmp_path):
     assert {images.val.classes[label] for label in images.val.labels} == {"blue", "red"}
     assert images.summary[-1] == "classes without test images: green"
     write_folder(tmp_path / "val", 2, names=("pink",))
-    with pytest.raises(DataError, match="not among those that are trained: pink"):
+    with pytest.raises(DataError, match="not among the trained classes: pink"):
         Images.open(str(tmp_path / "train"), str(tmp_path / "val"))
 
 

@@ -65,7 +65,7 @@ def test_a_container_with_little_shared_memory_evaluates(tmp_path):
                 capture_output=True, text=True, timeout=300, check=False,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
-            assert "enough for 0 of 2 processes" in done.stderr
+            assert "enough for 0 of 2 worker processes" in done.stderr
             assert "Traceback" not in done.stderr
             return
     pytest.skip("this user may not mount a small /dev/shm")
@@ -95,7 +95,7 @@ def test_a_worker_that_is_killed_is_told(images):
     batches, _, workers = begun(images)
     for worker in workers:
         os.kill(worker, signal.SIGKILL)
-    with pytest.raises(DataError, match=r"was killed \(is memory short\?\)"):
+    with pytest.raises(DataError, match=r"was killed \(out of memory\?\)"):
         list(batches)
 
 

@@ -60,11 +60,11 @@ def test_paths_are_opened():
     ("options", "message"),
     [
         ({"size": 224}, "size needs 2 values, got 224"),
-        ({"size": (0, 3)}, r"size must be at least 1 pixel each way, got \(0, 3\)"),
+        ({"size": (0, 3)}, r"size must be at least 1 pixel in height and width, got \(0, 3\)"),
         ({"crop_pct": 1.5}, r"crop_pct must lie in \(0, 1\], got 1.5"),
         ({"interpolation": "cubic"}, "interpolation must be one of bicubic, .* got 'cubic'"),
         ({"mean": (0.5,)}, r"std needs 1 values, got \(0.229, 0.224, 0.225\)"),
-        ({"mean": ()}, r"mean needs some values, got \(\)"),
+        ({"mean": ()}, r"mean needs one or more values, got \(\)"),
         ({"std": (1, 0, 1)}, r"std must be positive, got \(1, 0, 1\)"),
         ({"resize": "fit"}, "resize must be 'short_side' or 'squash', got 'fit'"),
     ],

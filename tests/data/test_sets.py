@@ -117,7 +117,7 @@ def test_splits_in_a_tar(tmp_path):
     assert [held.open(n).size for n in range(4)] == [(16, 16)] * 4
     with tarfile.open(tmp_path / "flat.tar", "w") as archive:
         archive.add(tmp_path / "set/test/red/0000.png", "0000.png")
-    with pytest.raises(DataError, match="there are no images in folders of classes"):
+    with pytest.raises(DataError, match="there are no images in class folders"):
         open_set(tmp_path / "flat.tar")
 
 
@@ -176,7 +176,7 @@ def test_a_damaged_image_is_named(tmp_path):
     held = open_set(tmp_path / "bad.parquet")
     with pytest.raises(ImageError, match="row 0: not an image"):
         held.open(0)
-    with pytest.raises(ImageError, match="row 1: there are no bytes"):
+    with pytest.raises(ImageError, match="row 1: the image is empty"):
         held.open(1)
 
 
@@ -186,11 +186,11 @@ def test_what_is_no_set(tmp_path, monkeypatch):
             open_set(source)
 
     refused(tmp_path / "none", "there is no such file or folder")
-    refused(tmp_path, "is empty; images must lie in one folder per class")
+    refused(tmp_path, "is empty; it must contain one folder of images per class")
     (tmp_path / "a.png").write_bytes(b"")
-    refused(tmp_path, "holds no folders; images must lie in one folder per class")
+    refused(tmp_path, "holds no folders; it must contain one folder of images per class")
     (tmp_path / "class").mkdir()
-    refused(tmp_path, "there are no images in folders of classes .* skipped: 1 in no class folder")
+    refused(tmp_path, "there are no images in class folders .* skipped: 1 outside class folders")
     refused(tmp_path / "a.png", "not a folder, .tar or .parquet file")
     monkeypatch.chdir(tmp_path)
     Path("shapes").mkdir()
@@ -198,15 +198,15 @@ def test_what_is_no_set(tmp_path, monkeypatch):
     (tmp_path / "a.tar.gz").write_bytes(b"")
     refused(tmp_path / "a.tar.gz", "unpack it first")
     (tmp_path / "a.tar").write_bytes(b"nonsense" * 100)
-    refused(tmp_path / "a.tar", "not a tar file that can be read")
+    refused(tmp_path / "a.tar", "not a readable tar file")
     (tmp_path / "a.parquet").write_bytes(b"nonsense" * 100)
-    refused(tmp_path / "a.parquet", "not a Parquet file that can be read")
+    refused(tmp_path / "a.parquet", "not a readable Parquet file")
     parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "b.parquet")
     refused(tmp_path / "b.parquet", r"needs columns 'image' \(or 'img'\) and 'label', has text")
     refused(write_parquet(tmp_path / "c.parquet", 3, labels=[0, 1, 3]), "run from 0 to 3, but")
     refused(write_parquet(tmp_path / "d.parquet", 3, labels=[-1, 1, 2]), "run from -1 to 2")
     refused(write_parquet(tmp_path / "e.parquet", 3, labels=[0, None, 2]), "some are missing")
-    refused(write_parquet(tmp_path / "f.parquet", 0, labels=[]), "there are no rows")
+    refused(write_parquet(tmp_path / "f.parquet", 0, labels=[]), "has no rows")
 
 
 def test_a_data_set_of_the_hub(tmp_path, hub):
@@ -218,7 +218,7 @@ def test_a_data_set_of_the_hub(tmp_path, hub):
     assert len(images) == 5
     assert images.source == "hf:owner/set"
     images.open(4)
-    with pytest.raises(DataError, match="hf:owner/none: cannot be fetched"):
+    with pytest.raises(DataError, match="hf:owner/none: cannot be downloaded"):
         open_set("hf:owner/none")
 
 
@@ -255,7 +255,7 @@ def test_a_shape_covers_what_its_class_should():
 @pytest.mark.parametrize("label", [2**62, 2**31, 200_000])
 def test_a_label_beyond_the_rows_is_refused(tmp_path, label):
     path = write_parquet(tmp_path / "a.parquet", 4, names=(), labels=[0, 1, 2, label])
-    with pytest.raises(DataError, match=f"a label is {label}, of 4 rows"):
+    with pytest.raises(DataError, match=f"a label is {label}, with 4 rows"):
         open_set(path)
 
 

@@ -111,7 +111,7 @@ def test_a_process_that_does_not_come_up_is_no_tasks_fault(monkeypatch: pytest.M
 def test_the_pool_says_how_a_process_died() -> None:
     [(_, result)] = ProcessPool(1).run(die_always, iter([1]))
     assert isinstance(result, Died)
-    assert f"SIGKILL (is memory short?), {ATTEMPTS} times" in result.reason
+    assert f"SIGKILL (out of memory?), {ATTEMPTS} times" in result.reason
 
 
 @posix

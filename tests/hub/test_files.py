@@ -52,7 +52,7 @@ def test_no_etag_becomes_a_path(served, cache, name, text):
 @pytest.mark.parametrize("text", [*IN_HEADERS, "0" * 39, "0" * 41, "main", COMMIT.upper()])
 def test_no_commit_becomes_a_path(served, cache, text):
     served.metadata = [{"X-Repo-Commit": text}]
-    with pytest.raises(WeightsError, match="names no commit"):
+    with pytest.raises(WeightsError, match="did not name a commit"):
         Repository(name=REPO, cache=cache).fetch(NAME)
     assert not cache.exists() or not inside(cache)
 
@@ -86,9 +86,9 @@ def test_small_files_and_data_sets_come_the_same_way(served, cache, monkeypatch)
 
 @pytest.mark.parametrize("name", OUT)
 def test_no_name_leads_out(cache, name):
-    with pytest.raises(WeightsError, match="no file can be called"):
+    with pytest.raises(WeightsError, match="a file cannot have the name"):
         check_name(name, "file")
-    with pytest.raises(WeightsError, match="no revision can be called"):
+    with pytest.raises(WeightsError, match="a revision cannot have the name"):
         Repository(name=REPO, revision=name, cache=cache)
 
 
@@ -112,7 +112,7 @@ def test_the_hub_client_finds_what_was_fetched(served, cache):
 
 
 def test_a_small_file_is_small(served, cache):
-    with pytest.raises(WeightsError, match="has 5,000 bytes; 100 are the most here"):
+    with pytest.raises(WeightsError, match="has 5,000 bytes; the limit is 100"):
         Repository(name=REPO, cache=cache).fetch("data.bin", most=100)
 
 

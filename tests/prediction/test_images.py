@@ -51,7 +51,7 @@ def test_models_without_names_of_classes_number_them():
 
 
 def test_models_that_cannot_classify_photos():
-    with pytest.raises(ConfigError, match="takes images of 2 channels, and those in files have"):
+    with pytest.raises(ConfigError, match="takes images of 2 channels, but image files have"):
         regnet.predict(PHOTO, regnet.create("regnetx_002", in_chans=2))
     with pytest.raises(ConfigError, match="no classifier"):
         regnet.predict(PHOTO, regnet.create("regnetx_002", features_only=True))

@@ -684,7 +684,7 @@ def test_bad_studies_are_refused(data: Path, study: Study, tmp_path: Path, done:
         population.init(tmp_path / "a", replace(study, spaces=(odd,)))
     with pytest.raises(ConfigError, match="a study needs a space"):
         replace(study, spaces=())
-    with pytest.raises(DataError, match="1000 images were asked for, there are 48"):
+    with pytest.raises(DataError, match="1000 images were requested, it has 48"):
         population.init(tmp_path / "a", replace(study, train_images=1000))
     assert not (tmp_path / "a").exists()
     (tmp_path / "study.json").write_text("[")

@@ -118,6 +118,6 @@ def test_workers_that_read_images(tmp_path):
         if workers:
             kills += 1
             assert process.returncode == 1
-            assert "a process that reads images was killed" in told
+            assert "a worker process that reads images was killed" in told
     finished(begin(tmp_path / "out"))
     assert same(tmp_path / "out", tmp_path / "whole")

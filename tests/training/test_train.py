@@ -395,7 +395,7 @@ def test_memory_that_is_not_enough(data, tmp_path, monkeypatch):
 def test_bad_input(data, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="is empty; images must lie in one folder per class"):
+    with pytest.raises(DataError, match="is empty; it must contain one folder of images per class"):
         train(TINY, tmp_path / "empty", out, recipe=SHORT)
     write_folder(tmp_path / "one", 12, names=("red",))
     with pytest.raises(DataError, match="all images are of one class"):
@@ -405,7 +405,7 @@ def test_bad_input(data, tmp_path):
     with pytest.raises(DataError, match="48 training images do not fill one batch of 1024"):
         train(TINY, data, out, recipe=replace(SHORT, batch_size=1024))
     write_folder(tmp_path / "other/val", 6, names=("red", "pink", "blue"))
-    with pytest.raises(DataError, match="not among those that are trained: pink"):
+    with pytest.raises(DataError, match="not among the trained classes: pink"):
         train(TINY, data, out, recipe=SHORT, val=tmp_path / "other")
     with pytest.raises(DataError, match="no such file or folder"):
         train(TINY, tmp_path / "none", out, recipe=SHORT)

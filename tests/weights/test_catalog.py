@@ -90,9 +90,13 @@ def test_the_default_is_the_best_that_may_be_used_freely():
     ("variant", "tag", "message"),
     [
         ("regnety_cifar", "v2", "regnety_cifar has no weights tagged 'v2'; it has cifar10"),
-        ("resnet50", None, "no weights of resnet50 have been published"),
-        ("regnety_1280", None, "all weights of regnety_1280 restrict their use"),
-        ("regnety_2560", None, r"name one: regnety_2560.TAG with .*seer_ft_in1k \(SEER license"),
+        ("resnet50", None, "no weights of resnet50 are published"),
+        ("regnety_1280", None, "all weights of regnety_1280 have a restricted license"),
+        (
+            "regnety_2560",
+            None,
+            r"name the weights as regnety_2560.TAG, where TAG is .*seer_ft_in1k \(SEER license",
+        ),
     ],
 )
 def test_weights_that_are_not_there(variant, tag, message):
@@ -214,7 +218,7 @@ def test_pinning_fetches_verifies_loads_and_goes_on(update, published, hub, tmp_
         (lambda hub, row: hub.repos.update({row["repo"]: {"x.bin": b"x"}}), "none of model.safe"),
         (
             lambda hub, row: hub.repos[row["repo"]].update({"model.safetensors": b"no"}),
-            "not a safetensors file",
+            "neither a safetensors file",
         ),
         (lambda hub, row: row.update(variant="regnety_002"), "regnety_002"),
     ],

@@ -200,11 +200,11 @@ def test_heads_for_pretraining_are_left_out():
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ([], "there are no tensors in it"),
-        (["layer1.0.conv1.weight"], "no known format names its tensors so"),
+        ([], "it contains no tensors"),
+        (["layer1.0.conv1.weight"], "its tensor names match no known format"),
         (
             ["s1.b1.conv1.conv.weight", "x", "y", "z", "w"],
-            "in the closest, timm's, there is no x, y",
+            "the closest, timm, does not have x, y",
         ),
     ],
 )

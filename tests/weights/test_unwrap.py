@@ -134,11 +134,11 @@ def test_of_several_networks_the_average_is_taken_and_a_word_says_how_to_choose(
     taken = regnet.create(CONFIG, checkpoint_path=path)
     assert torch.equal(taken.head.fc.weight, AVERAGE.head.fc.weight)
     [word] = [r.getMessage() for r in caplog.records if "holds 2 networks" in r.getMessage()]
-    [choice] = re.findall(r"takes another: '(.+)'", word)
+    [choice] = re.findall(r"selects another: '(.+)'", word)
     assert choice == other
     chosen = regnet.create(CONFIG, checkpoint_path=path, checkpoint_key=choice)
     assert torch.equal(chosen.head.fc.weight, PLAIN.head.fc.weight)
-    with pytest.raises(WeightsError, match=f"no network at 'x'; there are .*'{choice}'"):
+    with pytest.raises(WeightsError, match=f"no network at 'x'; available keys: .*'{choice}'"):
         regnet.create(CONFIG, checkpoint_path=path, checkpoint_key="x")
 
 
@@ -297,7 +297,7 @@ def test_a_model_saved_whole_becomes_safetensors_as_the_error_says(tmp_path, wra
     path, out = tmp_path / "model.pt", tmp_path / "model.safetensors"
     saved = {"model": PLAIN, "epoch": 1} if wrapped else nn.DataParallel(PLAIN)
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(WeightsError, match="holds Python objects") as refusal:
+    with pytest.raises(WeightsError, match="contains Python objects") as refusal:
         regnet.create(CONFIG, checkpoint_path=path)
     [hint] = re.findall(r"`regnet (.+?)`", str(refusal.value))
     done = command(*hint.replace("OUT.safetensors", str(out)).split())

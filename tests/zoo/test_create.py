@@ -178,7 +178,7 @@ def test_weights_that_are_not_there_are_not_replaced_by_random_ones(hub):
         regnet.create("regnety_016", pretrained=True)
     with pytest.raises(WeightsError, match="regnety_016 has no weights tagged 'v3'; it has tv2_in"):
         regnet.create("regnety_016.v3")
-    with pytest.raises(WeightsError, match="no weights of resnet50 have been published"):
+    with pytest.raises(WeightsError, match="no weights of resnet50 are published"):
         regnet.create("resnet50", pretrained=True)
     with pytest.raises(ConfigError, match="cannot be loaded on the device 'meta'"):
         regnet.create("regnety_cifar", pretrained=True, device="meta")

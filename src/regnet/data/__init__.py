@@ -1,4 +1,4 @@
-"""Images: opened, preprocessed, labelled in sets, loaded many at once, and augmented.
+"""Open, preprocess, label, load and augment images.
 
-It knows nothing of models; every room above may import it.
+This package does not depend on models, so every package above it may import it.
 """

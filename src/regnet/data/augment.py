@@ -1,7 +1,7 @@
-"""Augmentation of whole batches on their device, and the random crop of single images.
+"""Augment batches of images on their device, and crop single images at random.
 
-Every draw comes from a generator that the caller gives. Batches are (N, 3, H, W); random numbers
-are drawn on the CPU, so that a seed means the same on every device.
+All random numbers come from a generator that the caller passes. They are drawn on the CPU, so that
+a seed gives the same augmentation on every device. Batches are (N, 3, H, W).
 """
 
 import math
@@ -20,24 +20,25 @@ EIGENVECTORS: Final = (
     (-0.5808, -0.0045, -0.8140),
     (-0.5836, -0.6948, 0.4203),
 )
-"""Principal components of ImageNet's colors, RGB in [0, 1] (Krizhevsky et al. 2012); a column per
-component."""
+"""Principal components of ImageNet's RGB colors in [0, 1], one per column (Krizhevsky et al.
+2012)."""
 
 BORDER: Final = 4
-"""Pixels around a CIFAR image before it is cropped."""
+"""Pixels of padding on each side of a CIFAR image before it is cropped at random."""
 
 
 LUMA: Final = (0.299, 0.587, 0.114)
-"""Parts of red, green and blue in gray (ITU-R 601-2), as Pillow has them."""
+"""Weights of red, green and blue in gray (ITU-R 601-2), the same as Pillow's."""
 
 
 def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Bytes, or floats from 0 to 255, as the network takes them.
+    """Normalize pixel values from 0 to 255, bytes or floats, as the network takes them.
 
     Args:
         pixels: (N, 3, H, W).
-        mean: of each channel, from 0 to 1; a single one asks for gray images (ITU-R 601-2).
-        std: likewise.
+        mean: the mean of each channel, from 0 to 1; with a single value, the images are converted
+            to gray (ITU-R 601-2).
+        std: the standard deviation of each channel.
     """
     pixels = gray(pixels) if len(mean) == 1 else pixels
     shift, scale = (beside(pixels, 255 * torch.tensor(v))[:, None, None] for v in (mean, std))
@@ -45,25 +46,25 @@ def normalize(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def gray(pixels: Tensor) -> Tensor:
-    """Colors (N, 3, H, W) as gray (N, 1, H, W), floats from 0 to 255."""
+    """Convert RGB images (N, 3, H, W) to gray images (N, 1, H, W), floats from 0 to 255."""
     weights = beside(pixels, torch.tensor(LUMA))[:, None, None]
     return (pixels.float() * weights).sum(1, keepdim=True)
 
 
 def beside(images: Tensor, values: Tensor) -> Tensor:
-    """Values on the device of the images; from pinned memory, so that the host need not wait."""
+    """Move values to the device of the images, from pinned memory so that the CPU need not wait."""
     values = values.pin_memory() if images.is_cuda else values
     return values.to(images.device, non_blocking=True)
 
 
 def flip(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Each image mirrored with probability one half."""
+    """Mirror each image horizontally with probability one half."""
     chosen = beside(images, torch.rand(len(images), generator=rng) < 0.5)
     return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
 def pad_and_crop(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Each image moved by up to 4 pixels each way; 0, the mean color, comes in."""
+    """Shift each image by up to 4 pixels in each direction, and fill with 0, the mean color."""
     count, _, height, width = images.shape
     offsets = beside(images, torch.randint(0, 2 * BORDER + 1, (2, count, 1), generator=rng))
     padded = functional.pad(images, (BORDER,) * 4).permute(0, 2, 3, 1)
@@ -74,14 +75,20 @@ def pad_and_crop(images: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def lighting(pixels: Tensor, std: float, rng: torch.Generator) -> Tensor:
-    """Colors from 0 to 255, each image's shifted along the principal components of ImageNet's."""
+    """Shift the colors of each image at random along the principal components of ImageNet's colors.
+
+    Args:
+        pixels: (N, 3, H, W), from 0 to 255.
+        std: standard deviation of the random factor of each component.
+        rng: the source of random numbers.
+    """
     strength = torch.randn(len(pixels), 3, generator=rng) * std * torch.tensor(EIGENVALUES)
     noise = 255 * strength @ torch.tensor(EIGENVECTORS).T
     return pixels + beside(pixels, noise)[:, :, None, None]
 
 
 def cutout(images: Tensor, side: int, rng: torch.Generator) -> Tensor:
-    """Each image with a square hidden; its center may be any pixel (DeVries and Taylor 2017)."""
+    """Hide a random square in each image; its center may be any pixel (DeVries and Taylor 2017)."""
     count, _, height, width = images.shape
     top = torch.randint(0, height, (count,), generator=rng) - side // 2
     left = torch.randint(0, width, (count,), generator=rng) - side // 2
@@ -90,7 +97,7 @@ def cutout(images: Tensor, side: int, rng: torch.Generator) -> Tensor:
 
 
 def erase(images: Tensor, probability: float, rng: torch.Generator) -> Tensor:
-    """Some images with a rectangle of 2 to 33 % of their area hidden (Zhong et al. 2020)."""
+    """Hide a random rectangle of 2 to 33 % of the area in some images (Zhong et al. 2020)."""
     count, _, height, width = images.shape
     area = torch.empty(count).uniform_(0.02, 0.33, generator=rng) * height * width
     aspect = torch.empty(count).uniform_(math.log(0.3), math.log(3.3), generator=rng).exp()
@@ -104,7 +111,7 @@ def erase(images: Tensor, probability: float, rng: torch.Generator) -> Tensor:
 
 
 def _rectangles(images: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(N, 1, H, W): whether a pixel lies in its image's rectangle."""
+    """Return a mask (N, 1, H, W) that is true inside the rectangle of each image."""
     edges = torch.stack([top, top + rows, left, left + columns])[:, :, None]
     top, bottom, left, right = beside(images, edges)
     y, x = (torch.arange(size, device=images.device) for size in images.shape[2:])
@@ -116,10 +123,17 @@ def _rectangles(images: Tensor, top: Tensor, left: Tensor, rows: Tensor, columns
 def mix(
     images: Tensor, *, mixup: float, cutmix: float, rng: torch.Generator
 ) -> tuple[Tensor, Tensor, float]:
-    """Each image mixed with another of the batch, by mixup or cutmix (one of them per batch).
+    """Mix each image with another one of the batch, by mixup or cutmix (one of them per batch).
+
+    Args:
+        images: (N, 3, H, W).
+        mixup: the parameter alpha of mixup (Zhang et al. 2018); 0: no mixup.
+        cutmix: the parameter alpha of cutmix (Yun et al. 2019); 0: no cutmix.
+        rng: the source of random numbers.
 
     Returns:
-        The images, the number of each one's partner, and the part of it that is still its own.
+        The mixed images, the index of each image's partner, and the share of each image that is its
+            own rather than its partner's.
     """
     partner = beside(images, torch.randperm(len(images), generator=rng))
     cut = bool(cutmix) and (not mixup or torch.rand((), generator=rng).item() < 0.5)
@@ -137,21 +151,27 @@ def mix(
 
 
 def _beta(alpha: float, rng: torch.Generator) -> float:
-    """One draw from Beta(alpha, alpha)."""
+    """Draw one number from the distribution Beta(alpha, alpha)."""
     seed = int(torch.randint(2**62, (), generator=rng))
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
-# Policies. Images are floats from 0 to 255 here; each operation takes a strength per image.
+# Policies. In this part, images are floats from 0 to 255, and each operation takes the strength of
+# each image as `part` (from 0 to 1) and `sign`.
 
 STEPS: Final = 31
-"""Strengths of the policies are numbered from 0 to 30."""
+"""Number of strengths of the policies, from 0 to 30."""
 
 
 def rand_augment(images: Tensor, magnitude: int, rng: torch.Generator) -> Tensor:
-    """Two random operations per image at one strength, of 30 (Cubuk et al. 2020).
+    """Apply two random operations of the same strength to each image (Cubuk et al. 2020).
 
-    Ranges are those of torchvision's RandAugment.
+    The ranges of the operations are those of torchvision's RandAugment.
+
+    Args:
+        images: (N, 3, H, W), floats from 0 to 255.
+        magnitude: the strength, from 0 to 30.
+        rng: the source of random numbers.
     """
     for _ in range(2):
         strength = torch.full((len(images),), min(magnitude, STEPS - 1))
@@ -160,9 +180,9 @@ def rand_augment(images: Tensor, magnitude: int, rng: torch.Generator) -> Tensor
 
 
 def trivial_augment(images: Tensor, rng: torch.Generator) -> Tensor:
-    """One random operation per image at a random strength (Müller and Hutter 2021, "wide").
+    """Apply one random operation of random strength to each image (Müller and Hutter 2021, "wide").
 
-    Ranges are those of torchvision's TrivialAugmentWide.
+    The ranges of the operations are those of torchvision's TrivialAugmentWide.
     """
     strength = torch.randint(0, STEPS, (len(images),), generator=rng)
     return _random_operation(images, strength, rng, wide=True)
@@ -184,10 +204,10 @@ def _random_operation(
 
 
 def _affine(images: Tensor, matrices: Tensor) -> Tensor:
-    """Images under (N, 2, 3) maps from output to input pixels, about the center; black outside."""
+    """Apply (N, 2, 3) maps from output to input pixels about the center; outside is black."""
     height, width = images.shape[2:]
     matrices = matrices.clone()
-    matrices[:, 0, 1] *= height / width  # pixels to the unit square that affine_grid knows
+    matrices[:, 0, 1] *= height / width  # from pixels to the units of affine_grid
     matrices[:, 1, 0] *= width / height
     matrices[:, 0, 2] *= 2 / width
     matrices[:, 1, 2] *= 2 / height
@@ -196,7 +216,7 @@ def _affine(images: Tensor, matrices: Tensor) -> Tensor:
 
 
 def _linear(strength: Tensor, **entries: Tensor) -> Tensor:
-    """Maps that are the identity but for some entries: x for x by y, and so on."""
+    """Return (N, 2, 3) identity maps with some entries replaced; `xy` is the factor of y in x."""
     matrices = torch.eye(2, 3).repeat(len(strength), 1, 1)
     places = {"xx": (0, 0), "xy": (0, 1), "x": (0, 2), "yx": (1, 0), "yy": (1, 1), "y": (1, 2)}
     for name, values in entries.items():
@@ -281,7 +301,7 @@ def _autocontrast(images: Tensor, part: Tensor, sign: Tensor, wide: bool) -> Ten
 
 
 def _equalize(images: Tensor, part: Tensor, sign: Tensor, wide: bool) -> Tensor:  # noqa: FBT001
-    """Each channel's histogram made flat, by Pillow's rule."""
+    """Equalize the histogram of each channel, by Pillow's rule."""
     count, channels, height, width = images.shape
     flat = images.round().long().clamp(0, 255).reshape(count * channels, height * width)
     histogram = torch.zeros(len(flat), 256, dtype=torch.long, device=images.device)
@@ -315,11 +335,12 @@ _OPERATIONS: Final[tuple[Callable[[Tensor, Tensor, Tensor, bool], Tensor] | None
 def random_resized_crop(
     image: Image.Image, size: int, min_area: float, rng: torch.Generator
 ) -> Image.Image:
-    """A random part of an image, size x size pixels, bilinear.
+    """Crop a random part of an image and resize it to size x size pixels (bilinear).
 
-    Area uniform from `min_area` to 1, aspect uniform from 3/4 to 4/3 and then turned with
-    probability one half; after ten misses the largest centered square (pycls
-    `datasets/transforms.py`).
+    The area is uniform between `min_area` and 1 (the whole image). The aspect ratio is uniform
+    between 3/4 and 4/3, and inverted with probability one half. After ten attempts that do not fit
+    into the image, the largest centered square is taken. This is the method of pycls
+    (`datasets/transforms.py`).
     """
     width, height = image.size
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""Any images, labelled or not, in chunks: however many there are, only a chunk is in memory.
+"""Read any number of images, labelled or not, in chunks, with only one chunk in memory at a time.
 
     for chunk in chunks(["photos/", "shard-000.tar", "more.parquet"], 1024):
         chunk.names, chunk.open(0)
@@ -25,37 +25,38 @@ from regnet.errors import DataError, NotFoundError
 from regnet.paths import expanded
 
 ARCHIVES: Final = (".tar", ".parquet")
-"""Files that hold images, by their endings."""
+"""Extensions of files that hold many images."""
 
 COMPRESSED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Some images of a source."""
+    """Some of the images of a source."""
 
     names: tuple[str, ...]
-    """Where each lies: a path, a path in an archive, or a row of a file."""
+    """The place of each image: its path, its path inside an archive, or its row of a Parquet
+    file."""
     marks: tuple[int, ...]
-    """What changes with the images' files, such as sizes and times."""
+    """Numbers that change with the image files, such as sizes and modification times."""
     reader: Reader
     first: int = 0
-    """The reader's number of the first."""
+    """The index of the chunk's first image in the reader."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def open(self, index: int) -> Image.Image:
-        """One image, 8-bit RGB, upright.
+        """Return one image, upright, in 8-bit RGB.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: the image cannot be read.
         """
         return self.reader.open(self.first + index)
 
     @property
     def digest(self) -> str:
-        """Whether it is the same chunk: SHA-256 over names and marks, 16 digits."""
+        """The first 16 digits of the SHA-256 of names and marks, which identify the chunk."""
         return digest.of_json([self.names, self.marks])[:16]
 
 
@@ -66,19 +67,20 @@ def chunks(
     split: Split = "val",
     without: Collection[Path] = (),
 ) -> Iterator[Chunk]:
-    """The images of all sources, at most `size` in a chunk.
+    """Yield the images of all sources, in chunks of at most `size` images.
 
     Args:
-        sources: image files; folders, of which all images are taken, at any depth, and those in
-            `.tar` and `.parquet` files too; such files; data sets of the Hub (`hf:owner/name`).
-        size: most images of a chunk.
-        split: which images of a data set of the Hub.
+        sources: image files; `.tar` and `.parquet` files; folders, of which all images at any depth
+            are read, also those in `.tar` and `.parquet` files; data sets of the Hub
+            (`hf:owner/name`).
+        size: the most images in a chunk.
+        split: the split that is read of a data set of the Hub.
         without: files and folders to leave out.
 
     Raises:
-        NotFoundError: a source is not there.
-        DataError: it holds no images, or an archive or a folder cannot be read.
-        MissingExtraError: Parquet files need pyarrow.
+        NotFoundError: a source does not exist.
+        DataError: a source contains no images, or an archive or a folder cannot be read.
+        MissingExtraError: a source is a Parquet file, and pyarrow is not installed.
     """
     left_out = {path.resolve() for path in without}
     places = (place for source in sources for place in _places(source, split, left_out))
@@ -94,7 +96,7 @@ def chunks(
 
 
 def _places(source: str, split: Split, without: Collection[Path]) -> Iterator[Path]:
-    """The files of a source: of images, and archives."""
+    """Yield the image files and archives of a source."""
     if source.startswith(HUB_PREFIX):
         yield from fetch(source.removeprefix(HUB_PREFIX), split)
         return
@@ -113,12 +115,14 @@ def _places(source: str, split: Split, without: Collection[Path]) -> Iterator[Pa
     if not source or not path.exists():
         raise NotFoundError(f"{source!r}: there is no such file or folder")
     if path.name.lower().endswith(COMPRESSED):
-        raise DataError(f"{path}: compressed, so that no image can be found alone; unpack it first")
+        raise DataError(
+            f"{path}: compressed, so single images cannot be read from it; unpack it first"
+        )
     yield path
 
 
 def _usable(path: Path, without: Collection[Path]) -> bool:
-    """Whether a file in a folder holds images."""
+    """Return whether a file in a folder contains images."""
     suffix = path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES and suffix not in ARCHIVES:
         return False
@@ -147,7 +151,7 @@ def _in_tar(path: Path, size: int) -> Iterator[Chunk]:
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # it would remember all
+                archive.members = []  # type: ignore[attr-defined]  # else it stores every member
                 parts = PurePosixPath(member.name).parts
                 image = member.isfile() and PurePosixPath(member.name).suffix.lower()
                 if image not in IMAGE_SUFFIXES or is_hidden(parts):
@@ -158,7 +162,7 @@ def _in_tar(path: Path, size: int) -> Iterator[Chunk]:
                     yield _chunk_of_tar(path, members)
                     members = []
     except (tarfile.TarError, OSError) as error:
-        raise DataError(f"{path}: not a tar file that can be read ({error})") from error
+        raise DataError(f"{path}: not a readable tar file ({error})") from error
     if not count:
         raise DataError(f"{path}: there are no images in this archive")
     if members:
@@ -176,13 +180,13 @@ def _chunk_of_tar(path: Path, members: Sequence[tuple[str, int, int]]) -> Chunk:
 def _in_parquet(path: Path, size: int) -> Iterator[Chunk]:
     column = _image_column(path)
     if column is None:
-        raise DataError(f"{path}: has no column of images ({', '.join(IMAGE_COLUMNS)})")
+        raise DataError(f"{path}: has no image column; name it one of {', '.join(IMAGE_COLUMNS)}")
     with open_parquet(path) as file:
         counts = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
     starts = [sum(counts[:n]) for n in range(len(counts))]
     reader = Rows(tuple((path, n, start) for n, start in enumerate(starts)), column)
     for start, count in zip(starts, counts, strict=True):
-        # Chunks end with groups: a group is read as a whole.
+        # A reader loads a complete row group, so a chunk never spans two groups.
         for first in range(start, start + count, size):
             rows = range(first, min(first + size, start + count))
             yield Chunk(
@@ -194,7 +198,7 @@ def _in_parquet(path: Path, size: int) -> Iterator[Chunk]:
 
 
 def _image_column(path: Path) -> str | None:
-    """The column that holds images, as bytes or as the Hub keeps them; None where none does."""
+    """Return the column with images, as bytes or in the Hub's form; None if there is none."""
     with open_parquet(path) as file:
         schema = file.schema_arrow
     for name in IMAGE_COLUMNS:

@@ -1,4 +1,4 @@
-"""Open an image file as RGB, or say why that is not possible."""
+"""Open an image file as 8-bit RGB, or raise an error that says why it cannot be opened."""
 
 import io
 from collections.abc import Iterator
@@ -13,9 +13,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from regnet.errors import ImageError, NotFoundError
 
 FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""What is opened, whatever a file is called. Others, such as EPS, can start a program."""
+"""Formats that are opened, recognized by content rather than by file name. Decoders of other
+formats, such as EPS, can start a program."""
 MAX_BYTES: Final = 2**30
-"""Most memory that opening one image may take; 89 megapixels in colour."""
+"""The most memory that opening one image may take, enough for 89 megapixels in color."""
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -23,32 +24,32 @@ IMAGE_SUFFIXES = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp"),
     )
 )
-"""Files with these endings count as images when a folder is read."""
+"""File name extensions that count as images when a folder is read."""
 
 _LEAST, _MOST = 340, 341
 """TIFF's tags SMinSampleValue and SMaxSampleValue."""
 
 _OVERSHOOT: Final = 0.01
-"""How far resampling leads beyond black and white."""
+"""How far resampling may take pixel values below black (0) or above white (1)."""
 
 _FEW: Final = 0.01
-"""The part of the pixels of a float image that may lie beyond; they are cut."""
+"""Share of a float image's pixels that may lie even further outside; they are clipped."""
 
-_TOO_LARGE: Final = "it takes too much memory to open safely (more than 1 GiB); scale it down first"
+_TOO_LARGE: Final = "opening it safely takes too much memory (more than 1 GiB); scale it down first"
 
 ImageSource: TypeAlias = str | Path | Image.Image
 """A path, or an image that Pillow has opened."""
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """An image upright (EXIF orientation), in 8-bit RGB, transparency over white.
+    """Open an image in 8-bit RGB, upright by its EXIF orientation, with transparency over white.
 
     Args:
         source: a path, or an image that Pillow has opened.
 
     Raises:
-        ImageError: the file is missing, unreadable, empty, damaged, of no format in `FORMATS`, or
-            so large when unpacked that it may be an attack on memory (`MAX_BYTES`).
+        ImageError: the file is missing, unreadable, empty, damaged, in none of `FORMATS`, or so
+            large when decoded that it may be an attack on memory (`MAX_BYTES`).
     """
     if isinstance(source, Image.Image):
         with _explained(image_name(source) or "image"):
@@ -65,16 +66,16 @@ def open_image(source: ImageSource) -> Image.Image:
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """The image in the bytes of a file, as `open_image` gives it; `name` is for the error."""
+    """Decode the bytes of an image file as `open_image` does; `name` appears in error messages."""
     with _explained(name):
         if not data:
-            raise ImageError("there are no bytes")
+            raise ImageError("the image is empty (0 bytes)")
         return _read(data)
 
 
 def _read(source: Path | bytes) -> Image.Image:
     with _opened(source) as image:
-        if image.format == "PNG":  # Pillow decodes without a look at the checksums
+        if image.format == "PNG":  # Pillow decodes a PNG without verifying its checksums
             with _opened(source) as unread:
                 unread.verify()
         return _to_rgb(image)
@@ -86,19 +87,19 @@ def _opened(source: Path | bytes) -> Image.Image:
 
 
 def _formats() -> list[str]:
-    """Those of `FORMATS` that this Pillow can read."""
-    Image.init()  # or it knows the most common ones only
+    """Return the formats of `FORMATS` that this installation of Pillow can read."""
+    Image.init()  # without it, Pillow registers only the most common formats
     return [format for format in FORMATS if format in Image.OPEN]
 
 
 def image_name(source: str | Path | Image.Image) -> str:
-    """The path of an image; empty for one that Pillow did not read from a file."""
+    """Return the path of an image, or "" for a Pillow image that was not read from a file."""
     return str(getattr(source, "filename", "") if isinstance(source, Image.Image) else source)
 
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one line that begins with the name of the image."""
+    """Convert any error raised inside to a one-line error that begins with the image's name."""
     try:
         yield
     except ImageError as error:
@@ -107,15 +108,15 @@ def _explained(name: str) -> Iterator[None]:
         raise ImageError(f"{name}: {_TOO_LARGE}") from error
     except UnidentifiedImageError as error:
         kinds = ", ".join(FORMATS)
-        raise ImageError(f"{name}: not an image, or of another kind than {kinds}") from error
+        raise ImageError(f"{name}: not an image, or in none of the formats {kinds}") from error
     except OSError as error:
         reason = error.strerror or str(error)
         missing = isinstance(error, FileNotFoundError | NotADirectoryError)
         kind = NotFoundError if missing else ImageError
         raise kind(f"{name}: {reason[:1].lower()}{reason[1:]}") from error
     except MemoryError as error:
-        raise ImageError(f"{name}: not enough memory for it; scale it down first") from error
-    except Exception as error:  # on damaged data, decoders raise whatever they hit
+        raise ImageError(f"{name}: not enough memory to open it; scale it down first") from error
+    except Exception as error:  # on damaged data, decoders raise errors of any type
         raise ImageError(f"{name}: damaged image data ({type(error).__name__}: {error})") from error
 
 
@@ -125,8 +126,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     stored_as, declared = image.format, _declared_range(image)
     if 0 in image.size:
-        raise ImageError(f"an image must have pixels, got {image.width} x {image.height}")
-    with suppress(Exception):  # damaged metadata: the pixels are still good
+        raise ImageError(
+            f"an image must have pixels, but its size is {image.width} x {image.height}"
+        )
+    with suppress(Exception):  # if the metadata are damaged, the pixels are still good
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bits(image, declared or ((0, 65535) if stored_as == "PPM" else None))
@@ -140,7 +143,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _bytes_per_pixel(image: Image.Image) -> int:
-    """Memory that `_to_rgb` takes: Pillow keeps 4 bytes of a colour, and each step is a copy."""
+    """Return the memory that `_to_rgb` takes: Pillow stores 4 bytes per color, each step copies."""
     if "A" in image.mode or "transparency" in image.info:
         return 24
     if image.mode.startswith("I") or image.mode == "F":
@@ -149,16 +152,16 @@ def _bytes_per_pixel(image: Image.Image) -> int:
 
 
 def _declared_range(image: Image.Image) -> tuple[float, float] | None:
-    """What a TIFF file says are black and white."""
+    """Return the values that a TIFF file declares as black and white."""
     tags = getattr(image, "tag_v2", {})
     low, high = (float(np.ravel(tags.get(tag, [np.nan]))[0]) for tag in (_LEAST, _MOST))
     return (low, high) if low < high else None
 
 
 def _to_8_bits(image: Image.Image, declared: tuple[float, float] | None) -> Image.Image:
-    """A grayscale image of 16 or 32 bits as 8 bits, by its type or by the range that it declares.
+    """Scale a 16- or 32-bit grayscale image to 8 bits, by its type or its declared range.
 
-    Never by its brightest pixel: one that is too bright would make all others dark.
+    The scale never depends on the brightest pixel: a single outlier would darken all other pixels.
     """
     pixels = np.nan_to_num(np.array(image, dtype=np.float64), copy=False)
     low, high = declared or _range(image.mode, pixels)
@@ -174,13 +177,13 @@ def _to_8_bits(image: Image.Image, declared: tuple[float, float] | None) -> Imag
 
 
 def _range(mode: str, pixels: NDArray[np.float64]) -> tuple[float, float]:
-    """What is black and what is white, where the file does not say."""
+    """Return the values of black and white of an image file that does not declare them."""
     if mode.startswith("I;16"):
         return 0.0, 65535.0
     beyond = np.mean((pixels < -_OVERSHOOT) | (pixels > 1 + _OVERSHOOT))
     if mode == "F" and beyond <= _FEW:
         return 0.0, 1.0
     raise ImageError(
-        f"its gray values run from {pixels.min():g} to {pixels.max():g} and it does not say what "
-        "white is; save it with 8 or 16 bits, or as floats from 0 to 1"
+        f"its gray values run from {pixels.min():g} to {pixels.max():g}, and it does not say which "
+        "value is white; save it with 8 or 16 bits, or as floats from 0 to 1"
     )

@@ -1,6 +1,6 @@
-"""How labelled images lie in folders and archives: splits, classes, and what is left out.
+"""Find splits and classes of labelled images in folders and archives, and count what is left out.
 
-Paths are taken apart by one rule, wherever they come from.
+The same rules apply to the paths of every kind of source.
 """
 
 import os
@@ -18,36 +18,37 @@ from regnet.errors import DataError, NoSplitError
 Split = Literal["train", "val"]
 
 Parts: TypeAlias = tuple[str, ...]
-"""A path, relative to the source, taken apart."""
+"""A path relative to the source, split into its parts."""
 
 SPLITS: Final[dict[Split, tuple[str, ...]]] = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "dev", "eval", "test", "testing"),
 }
-"""Words in the names of folders and files of each split, in any case; the first that exists."""
+"""Words, in any case, that mark folders and files of each split; the first one that occurs is
+used."""
 
 SYSTEM: Final = frozenset(
     ("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "thumbs.db", "desktop.ini")
 )
-"""What systems leave in folders, beside names that begin with a dot."""
+"""Files and folders of operating systems, ignored like names that begin with a dot."""
 
-HIDDEN: Final = "hidden, or of the system"
-NO_CLASS: Final = "in no class folder"
-NO_SPLIT: Final = "beside the splits"
+HIDDEN: Final = "hidden or of the system"
+NO_CLASS: Final = "outside class folders"
+NO_SPLIT: Final = "outside the splits"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What lies in a folder or an archive."""
+    """The contents of a folder or an archive."""
 
     files: list[Parts] = field(default_factory=list)
-    """Images, by the endings of their names."""
+    """Images, recognized by the extension of their names."""
     folders: set[Parts] = field(default_factory=set)
     skipped: Counter[str] = field(default_factory=Counter)
-    """Files that are left out, by reason."""
+    """Number of files that are left out, by reason."""
 
     def add(self, parts: Parts) -> bool:
-        """Add a file, and the folders around it; return whether it is an image."""
+        """Add a file and the folders that contain it; return whether it is an image."""
         if reason := _reason_to_skip(parts):
             self.skipped[reason] += 1
             return False
@@ -61,26 +62,26 @@ class Arranged:
     """The images of a split, and their classes."""
 
     chosen: list[int]
-    """Numbers of the listed files."""
+    """Indices of the images in `Listing.files`."""
     names: list[str]
-    """The class of each."""
+    """The class of each image."""
     classes: list[str]
-    """All, in order, those without images too."""
+    """All classes, sorted, including those without images."""
     skipped: Counter[str]
 
 
 def told(skipped: Mapping[str, int]) -> str:
-    """Say how many files were left out for which reason."""
+    """Format how many files were left out, by reason."""
     return ", ".join(f"{count:,} {reason}" for reason, count in skipped.items())
 
 
 def normal(name: str) -> str:
-    """Return a name with its accents written one way (NFC): file systems differ in that."""
+    """Return a name in Unicode form NFC, because file systems differ in how they encode accents."""
     return unicodedata.normalize("NFC", name)
 
 
 def is_hidden(parts: Iterable[str]) -> bool:
-    """Return whether a path leads through what people do not see."""
+    """Return whether any part of a path is hidden or belongs to the operating system."""
     return any(part.startswith(".") or part.lower() in SYSTEM for part in parts)
 
 
@@ -88,13 +89,13 @@ def _reason_to_skip(parts: Parts) -> str | None:
     if is_hidden(parts):
         return HIDDEN
     suffix = PurePosixPath(parts[-1]).suffix.lower()
-    return None if suffix in IMAGE_SUFFIXES else suffix or "without an ending"
+    return None if suffix in IMAGE_SUFFIXES else suffix or "without an extension"
 
 
 def walk(folder: Path) -> Iterator[tuple[Parts, bool]]:
     """Yield each path in a folder, at any depth and in order, and whether it is a folder.
 
-    Hidden folders are left out; links are followed, but for those in circles.
+    Hidden folders are left out. Links are followed, except links to a folder that contains them.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -120,7 +121,7 @@ def _walk(folder: Path, here: Parts, around: frozenset[Path]) -> Iterator[tuple[
 
 
 def listed(folder: Path) -> Listing:
-    """Return what lies in a folder, as `walk` finds it."""
+    """Return the contents of a folder, as `walk` finds them."""
     found = Listing()
     for parts, is_folder in walk(folder):
         if is_folder:
@@ -131,7 +132,7 @@ def listed(folder: Path) -> Listing:
 
 
 def split_of(name: str) -> Split | None:
-    """Return the split that a folder's or a file's name stands for."""
+    """Return the split that the name of a folder or file stands for, or None."""
     return next((s for s, known in SPLITS.items() if _words(name) & set(known)), None)
 
 
@@ -140,29 +141,29 @@ def _words(name: str) -> set[str]:
 
 
 def choose(names: Sequence[str], split: Split, source: str, *, flat: Sequence[str] = ()) -> str:
-    """Return which of the names, all of splits, is this split's.
+    """Return which of the names, each the name of some split, is that of the wanted split.
 
     Args:
-        names: of folders, or words in the names of files.
-        split: which.
-        source: where they are, for messages.
-        flat: folders of this split that hold images without classes.
+        names: names of folders, or words in the names of files.
+        split: the wanted split.
+        source: the source, for error messages.
+        flat: folders of the wanted split that contain images without class folders.
 
     Raises:
-        NoSplitError: none is.
-        DataError: several could be.
+        NoSplitError: none of the names is.
+        DataError: several of the names could be.
     """
     for word in SPLITS[split]:
         found = [name for name in names if word in _words(name)]
         found = [name for name in found if name.lower() == word] or found
         if len(found) > 1:
-            raise DataError(f"{source}: {' and '.join(found)} could be {split!r}; name one of them")
+            raise DataError(f"{source}: {' and '.join(found)} could be {split!r}; leave only one")
         if found:
             return found[0]
     if flat:
         raise NoSplitError(
-            f"{source}: {flat[0]} holds images without class folders, which have no labels; "
-            f"of {split!r} there is nothing else"
+            f"{source}: {flat[0]} holds images without class folders, so they have no labels; "
+            f"there are no other images for {split!r}"
         )
     raise NoSplitError(f"{source}: has no images for {split!r}, only {', '.join(sorted(names))}")
 
@@ -170,9 +171,14 @@ def choose(names: Sequence[str], split: Split, source: str, *, flat: Sequence[st
 def arrange(listing: Listing, split: Split, source: str) -> Arranged:
     """Find the images of a split and their classes.
 
+    Args:
+        listing: the contents of a folder or an archive.
+        split: the split to find.
+        source: the source, for error messages.
+
     Raises:
-        NoSplitError: there are other splits only.
-        DataError: it cannot be told which folders are the classes.
+        NoSplitError: the source has only other splits.
+        DataError: it is not clear which folders are the classes.
     """
     skipped = Counter(listing.skipped)
     places = dict(enumerate(listing.files))
@@ -207,13 +213,13 @@ def _inside(
 
 
 def _holds_folders(name: str, places: dict[int, Parts], folders: set[Parts]) -> bool:
-    """Whether a folder holds folders, and no image beside them."""
+    """Return whether a folder contains folders, and no images beside them."""
     deep = any(parts[0] == name and len(parts) > 1 for parts in folders)
     return deep and not any(parts[0] == name and len(parts) == 2 for parts in places.values())
 
 
 def _around_all(places: dict[int, Parts], folders: set[Parts]) -> str | None:
-    """The one folder that holds all others, which is neither a class nor a split."""
+    """Return the one folder that contains everything and is no class or split, or None."""
     tops = {parts[0] for parts in folders}
     if len(tops) != 1 or any(len(parts) == 1 for parts in places.values()):
         return None
@@ -224,13 +230,13 @@ def _around_all(places: dict[int, Parts], folders: set[Parts]) -> str | None:
 
 
 def _splits(places: dict[int, Parts], folders: set[Parts]) -> list[str]:
-    """Folders of splits. A class may be called "train" too, but it holds images, not folders."""
+    """Return the folders that are splits. A class named "train" contains images, not folders."""
     tops = sorted({parts[0] for parts in folders})
     return [name for name in tops if split_of(name) and _holds_folders(name, places, folders)]
 
 
 def _check_classes(places: dict[int, Parts], source: str) -> None:
-    """Refuse classes that all hold folders of the same names: those may be the classes."""
+    """Refuse classes that all contain folders of the same names: those may be the classes."""
     inside: dict[str, set[str]] = {}
     for parts in places.values():
         if len(parts) > 1:
@@ -241,10 +247,10 @@ def _check_classes(places: dict[int, Parts], source: str) -> None:
     held, tops = ", ".join(sorted(names[0])[:5]), ", ".join(sorted(inside)[:5])
     if all(map(split_of, names[0])):
         raise DataError(
-            f"{source}: every class ({tops}) holds the folders {held}; put train and val around "
-            "the classes, not inside"
+            f"{source}: every class ({tops}) holds the folders {held}; put the class folders "
+            "inside train and val, not train and val inside each class"
         )
     raise DataError(
-        f"{source}: {tops} all hold folders of the same names ({held}), so that it is not clear "
-        "which are the classes; if they are splits, call them train and val"
+        f"{source}: {tops} all hold folders with the same names ({held}), so it is not clear which "
+        "are the classes; if the outer folders are splits, rename them to train and val"
     )

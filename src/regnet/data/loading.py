@@ -1,4 +1,4 @@
-"""Load many images of a set at once: preprocessed by worker processes, or as bytes in memory."""
+"""Load many images: preprocessed in batches by worker processes, or as bytes into memory."""
 
 import atexit
 import logging
@@ -29,32 +29,34 @@ _log = logging.getLogger(__name__)
 Transform: TypeAlias = Callable[[Image.Image], Tensor]
 
 PATIENCE: Final = 600.0
-"""Seconds to wait for a batch; a worker that takes longer hangs, for example on a lost disk."""
+"""Seconds to wait for a batch. A worker that takes longer hangs, for example on a lost disk."""
 
 AHEAD: Final = 2
-"""Batches that each worker reads before they are asked for."""
+"""Batches that each worker reads in advance."""
 
 SHARED_MEMORY: Final = "/dev/shm"
-"""Where Linux keeps what a worker sends; containers often have only 64 MB of it."""
+"""The memory file system of Linux through which workers send batches; it is often only 64 MB large
+in containers."""
 
 _KILLED: Final = (
-    "a process that reads images was killed (is memory short?); fewer --workers need less memory"
+    "a worker process that reads images was killed (out of memory?); fewer --workers need less"
 )
 
 SMALL: Final = 64
-"""Images up to this many pixels a side are small: a whole set of them fits into memory."""
+"""Images of at most this many pixels a side count as small: a complete set of them fits into
+memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """Some images of a set."""
+    """A batch of images."""
 
     indices: tuple[int, ...]
-    """Numbers of those that could be read."""
+    """Indices of the images that could be read."""
     images: Tensor | None
-    """(N, 3, H, W), in that order; None where there are none."""
+    """The images in the order of `indices`, (N, 3, H, W); None if no image could be read."""
     failures: tuple[tuple[int, str], ...]
-    """Number and reason of each that could not."""
+    """Index and reason of each image that could not be read."""
 
 
 def load(
@@ -65,23 +67,27 @@ def load(
     batch_size: int,
     workers: int = 0,
 ) -> Iterator[Loaded]:
-    """The images of these numbers, in order, in batches.
+    """Yield the images with these indices, in order, in batches.
 
     Args:
-        images: a set, or a chunk of a collection.
-        indices: which.
-        transform: gives tensors of one shape.
-        batch_size: images per batch; less where some cannot be read, and at the end.
-        workers: processes that read; 0: this one.
+        images: a set of images, or a chunk of a collection.
+        indices: indices of the images to load.
+        transform: converts an image to a tensor; all tensors must have the same shape.
+        batch_size: images per batch; the last batch, and batches with unreadable images, have
+            fewer.
+        workers: number of worker processes; 0 loads the images in this process.
+
+    Raises:
+        DataError: a worker was killed, or has stopped sending batches.
     """
     found = _Transformed(images, transform)
     batches = [list(indices[at : at + batch_size]) for at in range(0, len(indices), batch_size)]
-    workers = min(workers, len(indices) // batch_size)  # none for what is one batch
+    workers = min(workers, len(indices) // batch_size)  # one batch is not worth a process
     batch_bytes = 0
     if workers:
         read_here = (found[index][1] for index in indices)
         first = next((value for value in read_here if isinstance(value, Tensor)), None)
-        batch_bytes = 0 if first is None else batch_size * first.nbytes  # all are of one size
+        batch_bytes = 0 if first is None else batch_size * first.nbytes  # all have one shape
     yield from read(found, batches, _collate, workers=workers, batch_bytes=batch_bytes)
 
 
@@ -94,19 +100,19 @@ def read(
     batch_bytes: int,
     pin_memory: bool = False,
 ) -> Iterator[Any]:
-    """Yield batches of a data set in order, read by worker processes that cannot make us hang.
+    """Yield the batches of a data set in order, read by workers that cannot make this process hang.
 
     Args:
-        dataset: gives an item for each key.
+        dataset: returns an item for each key.
         batches: the keys of each batch.
-        collate: makes a batch of its items.
-        workers: processes that read; 0: this one. Fewer are used where the shared memory cannot
-            hold what they send.
-        batch_bytes: size of a batch.
-        pin_memory: for copies to a GPU.
+        collate: combines the items of a batch.
+        workers: number of worker processes; 0 reads in this process. Fewer are used if the shared
+            memory cannot hold what they send.
+        batch_bytes: size of a batch in bytes.
+        pin_memory: whether to put batches into pinned memory, for copies to a GPU.
 
     Raises:
-        DataError: a worker was killed, or sends nothing.
+        DataError: a worker was killed, or has stopped sending batches.
     """
     workers = _workers_that_fit(workers, batch_bytes)
     loader: DataLoader[Any] = DataLoader(
@@ -121,14 +127,14 @@ def read(
     iterator = iter(loader)
     processes: Sequence[BaseProcess] = getattr(iterator, "_workers", [])
     end = partial(_kill, processes)
-    # Whatever ends this process ends its workers, which would be waited for.
+    # When this process ends, multiprocessing waits for its workers; kill them before that.
     atexit.register(end)
     try:
         with lost_workers():
             while (batch := _next(iterator, processes)) is not None:
                 yield batch
     finally:
-        del iterator  # workers that listen end
+        del iterator  # PyTorch asks its workers to end; those that hang are killed next
         atexit.unregister(end)
         end()
         for process in processes:
@@ -136,9 +142,10 @@ def read(
 
 
 def _next(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Any:
-    """The next batch, or None; workers that do not send one in time are killed.
+    """Return the next batch, or None at the end; kill workers that do not send one in time.
 
-    Waiting with a time-out is not enough: for the memory of a batch, PyTorch asks the worker.
+    A timeout of the waiting call would not suffice: PyTorch also asks the worker for the memory of
+    each batch, and a worker that hangs never answers.
     """
     if not processes:
         return next(iterator, None)
@@ -156,8 +163,8 @@ def _next(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Any:
     except (RuntimeError, OSError, EOFError) as error:
         if late.is_set():
             raise DataError(
-                f"a process that reads images has sent nothing for {PATIENCE:.0f} s; can the disk "
-                "be reached? With --workers 0 this process reads them itself"
+                f"a worker process that reads images has sent nothing for {PATIENCE:.0f} s; check "
+                "that their disk can be reached, or read them without workers (--workers 0)"
             ) from error
         if not isinstance(error, RuntimeError) and _any_ended(processes):
             raise DataError(_KILLED) from error
@@ -167,7 +174,7 @@ def _next(iterator: Iterator[Any], processes: Sequence[BaseProcess]) -> Any:
 
 
 def _any_ended(processes: Sequence[BaseProcess]) -> bool:
-    """Whether a worker has ended; of one that was killed, its connection ends first."""
+    """Return whether a worker has ended; wait for it, because its connection closes first."""
     end = time.monotonic() + 2
     while all(process.is_alive() for process in processes) and time.monotonic() < end:
         time.sleep(0.05)
@@ -175,10 +182,12 @@ def _any_ended(processes: Sequence[BaseProcess]) -> bool:
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:
-    """End workers that do not listen, as PyTorch's are when they hang."""
+    """Kill the workers that are still alive: one that hangs ignores PyTorch's request to end."""
     alive = [worker for worker in workers if worker.is_alive()]
     if alive and hasattr(signal, "SIGCHLD"):
-        with suppress(ValueError):  # in another thread than the first, PyTorch watches nothing
+        # PyTorch raises an error from its SIGCHLD handler when a worker dies. It installs the
+        # handler only in the main thread; in any other thread signal() raises a ValueError.
+        with suppress(ValueError):
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in alive:
         worker.kill()
@@ -186,7 +195,7 @@ def _kill(workers: Sequence[BaseProcess]) -> None:
 
 @contextmanager
 def lost_workers() -> Iterator[None]:
-    """Say what the death of a worker means; PyTorch reports it wherever the process happens to be.
+    """Convert PyTorch's error about a dead worker, which it may raise anywhere, to a clear message.
 
     Raises:
         DataError: a worker was killed.
@@ -200,22 +209,22 @@ def lost_workers() -> Iterator[None]:
 
 
 def _workers_that_fit(workers: int, batch_bytes: int) -> int:
-    """How many workers can send their batches through the shared memory that is free."""
+    """Return how many workers can send their batches through the free shared memory."""
     free = _free_shared_memory() if workers else None
     if free is None:
         return workers
     fit = min(workers, int(free // max(1, (AHEAD + 1) * batch_bytes)))
     if fit < workers:
         _log.warning(
-            "%s has %d MB free, enough for %d of %d processes that read batches of %d MB; so many "
-            "are used (Docker: --shm-size=2g, or --ipc=host)",
+            "%s has %d MB free, enough for %d of %d worker processes with batches of %d MB; only "
+            "these are used (in Docker, pass --shm-size=2g or --ipc=host)",
             SHARED_MEMORY, free // 10**6, fit, workers, batch_bytes // 10**6,
         )  # fmt: skip
     return fit
 
 
 def _free_shared_memory() -> int | None:
-    """Bytes that workers can share; None where there is no such bound."""
+    """Return the bytes of shared memory that are free; None if there is no such limit."""
     if sys.platform != "linux":
         return None
     try:
@@ -226,7 +235,7 @@ def _free_shared_memory() -> int | None:
 
 
 def _ignore_signals(_worker: int) -> None:
-    """A worker leaves it to the process that started it to end well."""
+    """Ignore signals in a worker; the process that started it handles them and ends its workers."""
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -253,29 +262,31 @@ def _collate(items: list[tuple[int, Tensor | str]]) -> Loaded:
 
 
 def load_pixels(images: ImageSet) -> Tensor:
-    """All images of a set of small ones as bytes (N, 3, H, W).
+    """Load all images of a set of small images as bytes (N, 3, H, W).
 
     Raises:
-        DataError: they differ in size or are too large, or one cannot be read.
+        DataError: the images differ in size or are too large, or one cannot be read.
     """
     pixels: np.ndarray[Any, Any] | None = None
     for index in range(len(images)):
         try:
             image = images.open(index)
         except ImageError as error:
-            raise DataError(f"{error}; a set that is kept in memory must be whole") from error
+            raise DataError(
+                f"{error}; repair or remove it, a set in memory must be complete"
+            ) from error
         if pixels is None:
             if max(image.size) > SMALL:
                 raise DataError(
                     f"{images.source}: images of {image.width} x {image.height} pixels are too "
-                    f"large for the crop 'pad' (up to {SMALL}); use a recipe that crops 'resized'"
+                    f"large for the crop 'pad' (up to {SMALL}); use a recipe with crop='resized'"
                 )
             pixels = np.empty((len(images), image.height, image.width, 3), dtype=np.uint8)
         if (image.height, image.width) != pixels.shape[1:3]:
             raise DataError(
                 f"{images.source}: {images.names[index]} has {image.width} x {image.height} "
                 f"pixels, others {pixels.shape[2]} x {pixels.shape[1]}; the crop 'pad' needs one "
-                "size, use a recipe that crops 'resized'"
+                "size, so use a recipe with crop='resized'"
             )
         pixels[index] = np.asarray(image)
     assert pixels is not None, "a set has images"

@@ -1,4 +1,4 @@
-"""Convert an image to the tensor that a model takes, with Pillow and torch alone."""
+"""Convert images to the tensors that models take, with only Pillow and torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,22 +28,23 @@ _RESAMPLING = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocess:
-    """The evaluation transform of a checkpoint: resize, crop the centre, normalize.
+    """The evaluation transform of a checkpoint: resize, crop the center, normalize.
 
-    Calling it turns an image (Pillow, or a path) into a tensor (channels, height, width), float32.
-    Pixels are those of torchvision's and timm's Pillow transforms; with one mean, those of the gray
-    image (ITU-R 601-2).
+    Calling an instance converts an image (a Pillow image or a path) to a float32 tensor of shape
+    (channels, height, width). The result equals that of the Pillow transforms of torchvision and
+    timm. If `mean` has a single value, the image is converted to gray first (ITU-R 601-2).
     """
 
     size: tuple[int, int] = (224, 224)
     """Height and width of the result, in pixels."""
     crop_pct: float = 0.875
-    """Part of the resized image's side that the crop keeps."""
+    """Side of the crop divided by the side of the resized image, greater than 0 and at most 1."""
     resize: Literal["short_side", "squash"] = "short_side"
-    """Resize the short side and keep the shape of the image, or both sides and lose it."""
+    """Method of resizing: "short_side" preserves the aspect ratio of the image, "squash" does
+    not."""
     interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] = "bicubic"
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """One per channel, from 0 (black) to 1 (white)."""
+    """One value per channel, from 0 (black) to 1 (white)."""
     std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
@@ -52,7 +53,7 @@ class Preprocess:
             listed = not isinstance(values, str) and isinstance(values, Sequence)
             count = {"size": 2, "mean": len(values) if listed else 3, "std": self.channels}[name]
             if not listed or len(values) != count or not count:
-                raise ConfigError(f"{name} needs {count or 'some'} values, got {values!r}")
+                raise ConfigError(f"{name} needs {count or 'one or more'} values, got {values!r}")
             values = tuple(values)
             for value in values:
                 check_number(name, value)
@@ -60,9 +61,9 @@ class Preprocess:
         if not min(self.std) > 0:
             raise ConfigError(f"std must be positive, got {self.std}")
         if min(self.size) < 1:
-            raise ConfigError(f"size must be at least 1 pixel each way, got {self.size}")
+            raise ConfigError(f"size must be at least 1 pixel in height and width, got {self.size}")
         if any(side % 1 for side in self.size):
-            raise ConfigError(f"size must be whole pixels, got {self.size}")
+            raise ConfigError(f"size must be a whole number of pixels, got {self.size}")
         check_number("crop_pct", self.crop_pct)
         if not 0 < self.crop_pct <= 1:
             raise ConfigError(f"crop_pct must lie in (0, 1], got {self.crop_pct!r}")
@@ -74,14 +75,14 @@ class Preprocess:
 
     @property
     def channels(self) -> int:
-        """Channels of the result."""
+        """Number of channels of the result."""
         return len(self.mean)
 
     def for_channels(self, channels: int) -> "Preprocess":
-        """Return the transform for images of another number of channels.
+        """Return the transform for images with another number of channels.
 
-        One gets the average of mean and standard deviation; more take those that there are in turn,
-        as the weights of a stem do.
+        For one channel, mean and standard deviation are averaged over the channels. For more
+        channels, the existing values are repeated in turn, as the weights of the stem are.
         """
         if channels == self.channels:
             return self
@@ -93,23 +94,26 @@ class Preprocess:
         return replace(self, mean=mean, std=std)
 
     def check_files(self) -> None:
-        """Check that images can be read for it: those in files have one channel or three.
+        """Check that this transform applies to image files, which have one or three channels.
 
         Raises:
-            ConfigError: it is for other ones.
+            ConfigError: the transform is for another number of channels.
         """
         if self.channels not in (1, 3):
             raise ConfigError(
-                f"this network takes images of {self.channels} channels, and those in files have 1 "
-                "or 3; in Python it takes tensors (N, channels, H, W): model(images)"
+                f"this network takes images of {self.channels} channels, but image files have 1 or "
+                "3; in Python, pass it tensors (N, channels, H, W): model(images)"
             )
 
     @classmethod
     def from_timm(cls, cfg: Mapping[str, Any]) -> "Preprocess":
-        """The transform that timm's `pretrained_cfg` describes; fields it lacks take our defaults.
+        """Return the transform that timm's `pretrained_cfg` describes.
+
+        Args:
+            cfg: the configuration; fields that it lacks take the defaults of this class.
 
         Raises:
-            ConfigError: a value is not one that can be used.
+            ConfigError: a value cannot be used.
         """
         options: dict[str, Any] = {
             name: cfg[name] for name in ("crop_pct", "interpolation", "mean", "std") if name in cfg
@@ -121,7 +125,7 @@ class Preprocess:
         return cls(**options)
 
     def to_timm(self) -> dict[str, Any]:
-        """The transform in the words of timm's `pretrained_cfg`."""
+        """Return the transform as fields of timm's `pretrained_cfg`."""
         return {
             "input_size": (self.channels, *self.size),
             "crop_pct": self.crop_pct,
@@ -144,10 +148,14 @@ class Preprocess:
         return (scaled - mean) / std
 
     def crop(self, image: Image.Image, *, name: str = "image") -> Image.Image:
-        """The resized and cropped image, before it becomes numbers; `name` is for the error.
+        """Return the resized and cropped image, before it is converted to a tensor.
+
+        Args:
+            image: the image.
+            name: name of the image in error messages.
 
         Raises:
-            ImageError: the image is so long and thin that, resized, it would fill the memory.
+            ImageError: the image is so long and thin that its resized form would fill the memory.
         """
         height, width = self.size
         target = (floor(height / self.crop_pct), floor(width / self.crop_pct))

@@ -1,4 +1,4 @@
-"""Read one image of many: from its file, from a tar file, or from a row of a Parquet file."""
+"""Read one of many images: from its file, from a tar file, or from a row of a Parquet file."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,20 +13,20 @@ from regnet.data.images import decode_image, open_image
 from regnet.errors import DataError, ImageError, MissingExtraError
 
 IMAGE_COLUMNS: Final = ("image", "img", "jpg")
-"""Columns of Parquet files that hold images, by name."""
+"""Names of the columns of Parquet files that contain images."""
 
 
 class Reader(Protocol):
-    """How the images of a set are read."""
+    """Reads the images of a set."""
 
     def open(self, index: int) -> Image.Image:
-        """One image, 8-bit RGB, upright; raises ImageError where it cannot be read."""
+        """Return one image, upright, in 8-bit RGB; raise ImageError if it cannot be read."""
         ...
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of images."""
+    """Images in files of their own."""
 
     paths: tuple[Path, ...]
 
@@ -37,11 +37,11 @@ class Files:
 
 @dataclass(frozen=True)
 class Archive:
-    """Members of a tar file, each found at once."""
+    """Images in a tar file, each read directly at its offset."""
 
     path: Path
     members: tuple[tuple[str, int, int], ...]
-    """Name, offset and size."""
+    """Name, offset in bytes and size in bytes of each image."""
 
     def open(self, index: int) -> Image.Image:
         """See `Reader.open`."""
@@ -56,11 +56,11 @@ class Archive:
 
 
 class Rows:
-    """Rows of Parquet files; the group of rows read last stays in memory."""
+    """Images in rows of Parquet files; the row group that was read last stays in memory."""
 
     def __init__(self, groups: tuple[tuple[Path, int, int], ...], column: str) -> None:
         self.groups = groups
-        """File, number of the group in it, and first row."""
+        """For each row group: its file, its number in the file, and its first row."""
         self.column = column
         self._starts = np.array([start for _, _, start in groups])
         self._last: tuple[int, Any] | None = None
@@ -71,7 +71,7 @@ class Rows:
         path, _, start = self.groups[group]
         try:
             cell = self._rows(group)[index - start].as_py()
-        except Exception as error:  # on damaged files, pyarrow raises whatever it hits
+        except Exception as error:  # on damaged files, pyarrow raises errors of any type
             [reason, *_] = str(error).splitlines() or [type(error).__name__]
             raise ImageError(f"{path} row {index}: damaged file ({reason})") from error
         data = cell.get("bytes") if isinstance(cell, dict) else cell
@@ -92,16 +92,18 @@ class Rows:
 
 
 def column_of(columns: Sequence[str], known: Sequence[str]) -> str | None:
-    """The first of the known names that is a column."""
+    """Return the first of the known names that is a column."""
     return next((name for name in known if name in columns), None)
 
 
 @contextmanager
 def open_parquet(path: Path) -> Iterator[Any]:
-    """A `pyarrow.parquet.ParquetFile`, whose pages are checked; whatever fails inside says where.
+    """Open a `pyarrow.parquet.ParquetFile` that verifies its pages.
+
+    Errors raised inside the `with` block, too, become errors that name the file.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
         MissingExtraError: pyarrow is not installed.
     """
     try:
@@ -115,6 +117,6 @@ def open_parquet(path: Path) -> Iterator[Any]:
             yield file
     except DataError:
         raise
-    except Exception as error:  # on damaged files, pyarrow raises whatever it hits
+    except Exception as error:  # on damaged files, pyarrow raises errors of any type
         [reason, *_] = str(error).splitlines() or [type(error).__name__]
-        raise DataError(f"{path}: not a Parquet file that can be read ({reason})") from error
+        raise DataError(f"{path}: not a readable Parquet file ({reason})") from error

@@ -1,10 +1,10 @@
-"""Labelled images, wherever they lie: class folders, tar files, Parquet files, the Hub; or drawn.
+"""Sets of labelled images: class folders, tar files, Parquet files, the Hub, or drawn shapes.
 
     images = open_set("imagenet/val")
     images.open(0), images.labels[0]
 
-A set knows its images by number; nothing is decoded before it is asked for, and a set can be sent
-to other processes.
+A set reads its images by index. No image is decoded before `open` is called, and a set can be
+pickled and sent to other processes.
 """
 
 import json
@@ -51,7 +51,7 @@ from regnet.hub.transfer import retrying
 from regnet.paths import expanded
 
 MOST_CLASSES: Final = 100_000
-"""Labels may have gaps up to here, where nothing names the classes."""
+"""Without class names, the labels may have gaps if they stay below this number."""
 
 SPLIT_NAMES: Final = frozenset(name for names in SPLITS.values() for name in names)
 
@@ -60,25 +60,25 @@ LABEL_COLUMNS: Final = ("label", "labels", "fine_label", "wnid", "class_name", "
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Labelled images."""
+    """A set of labelled images."""
 
     source: str
-    """Where they lie, for messages."""
+    """The folder, file or data set, for messages."""
     names: Sequence[str]
-    """Of the images: paths in the folder or archive, or numbers of rows."""
+    """The name of each image: its path in the folder or archive, or its row number."""
     labels: NDArray[np.int64]
     """(N,): indices into `classes`."""
     classes: tuple[str, ...]
-    """As the source calls them: names of folders, or what the file says."""
+    """Names of the classes in the source: of their folders, or from the metadata of the file."""
     reader: Reader
     sizes: Sequence[int] = ()
-    """Bytes of the images' files, or of groups of rows, for the fingerprint."""
+    """Bytes of each image file, or of each row group, for the fingerprint."""
     skipped: Mapping[str, int] = field(default_factory=dict)
-    """Files that lie there and are no images of it, by reason."""
+    """Number of files in the source that were left out, by reason."""
 
     @property
     def summary(self) -> str:
-        """What was found, in a line."""
+        """What was found, in one line."""
         parts = [f"{len(self):,} images of {len(self.present):,} classes"]
         if empty := [c for n, c in enumerate(self.classes) if n not in set(self.present)]:
             shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
@@ -88,17 +88,20 @@ class ImageSet:
         return f"{self.source}: {'; '.join(parts)}"
 
     def relabelled(self, classes: Sequence[str]) -> "ImageSet":
-        """The same images, where the classes are among others, in another order.
+        """Return the same images with labels that are indices into another list of classes.
+
+        Args:
+            classes: names of classes, in any order; it must include every class that has images.
 
         Raises:
-            DataError: a class with images is not among them.
+            DataError: a class with images is not in the list.
         """
         numbers = {name: number for number, name in enumerate(classes)}
         if odd := [
             self.classes[label] for label in self.present if self.classes[label] not in numbers
         ]:
             raise DataError(
-                f"{self.source}: {len(odd)} of its classes are not among those that are trained: "
+                f"{self.source}: {len(odd)} of its classes are not among the trained classes: "
                 f"{', '.join(odd[:5])}"
             )
         new = np.array([numbers.get(name, -1) for name in self.classes], dtype=np.int64)
@@ -108,23 +111,26 @@ class ImageSet:
         return len(self.labels)
 
     def open(self, index: int) -> Image.Image:
-        """One image, 8-bit RGB, upright.
+        """Return one image, upright, in 8-bit RGB.
 
         Raises:
-            ImageError: it cannot be read.
+            ImageError: the image cannot be read.
         """
         return self.reader.open(index)
 
     def part(self, count: int) -> "ImageSet":
-        """So many of the images, as equally from all classes as there are, and always the same.
+        """Return a subset with as equal a number of images per class as possible, always the same.
+
+        Args:
+            count: the number of images.
 
         Raises:
-            DataError: there are not so many.
+            DataError: the set has fewer images, or the count is less than 1.
         """
         if not 1 <= count <= len(self):
-            raise DataError(f"{self.source}: {count} images were asked for, there are {len(self)}")
+            raise DataError(f"{self.source}: {count} images were requested, it has {len(self)}")
         order = np.random.default_rng(0).permutation(len(self))
-        # Of each class the first of that order, then the second, and so on.
+        # Take the first image of each class in this random order, then the second, and so on.
         place = np.empty(len(self), dtype=np.int64)
         for label in self.present:
             of_class = order[self.labels[order] == label]
@@ -162,7 +168,7 @@ class ImageSet:
             labels=self.labels[kept],
             classes=self.classes,
             reader=_Part(self.reader, tuple(kept.tolist())),
-            # Of files those that are kept; groups of rows are told apart by all of them.
+            # Files have a size per image. Row groups do not, so the sizes of all groups stay.
             sizes=[self.sizes[index] for index in kept]
             if len(self.sizes) == len(self)
             else self.sizes,
@@ -170,12 +176,12 @@ class ImageSet:
 
     @cached_property
     def present(self) -> tuple[int, ...]:
-        """The classes that have images."""
+        """The indices of the classes that have images."""
         return tuple(np.unique(self.labels).tolist())
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, labels and sizes, 16 digits: whether it is the same set."""
+        """The first 16 digits of the SHA-256 of names, labels and sizes, which identify the set."""
         what = [list(self.names), self.classes, list(self.sizes)]
         return digest.of_bytes(json.dumps(what).encode(), self.labels.tobytes())[:16]
 
@@ -190,20 +196,20 @@ class _Part:
 
 
 def open_set(source: str | Path, split: Split = "val") -> ImageSet:
-    """The images of a folder, a tar file, Parquet files, or a data set of the Hub.
+    """Open a folder, a tar file, Parquet files, or a data set of the Hub as a set of images.
 
     Args:
-        source: a folder with one folder per class; a `.tar` file of such folders; a `.parquet`
-            file, or a folder of them (columns `image` or `img`, and `label`, as on the Hub); or
-            `hf:owner/name`, `hf:owner/name@revision`, `hf:owner/name/folder`, whose Parquet files
-            are fetched; or `shapes`, which are drawn (`./shapes` is a folder). Of a source that
-            holds several splits, one is taken.
-        split: which.
+        source: one of: a folder with one folder per class; a `.tar` file with such folders; a
+            `.parquet` file, or a folder of them, with the columns `image` (or `img`) and `label`,
+            as on the Hub; a data set of the Hub, whose Parquet files are downloaded
+            (`hf:owner/name`, `hf:owner/name@revision` or `hf:owner/name/folder`); or `shapes`,
+            which are drawn (`./shapes` is a folder).
+        split: the split to open if the source has several.
 
     Raises:
-        NoSplitError: it holds other splits only.
-        DataError: there is nothing there, or not what a set needs.
-        MissingExtraError: Parquet files need pyarrow.
+        NoSplitError: the source has only other splits.
+        DataError: the source does not exist, contains no images, or lacks what a set needs.
+        MissingExtraError: the source is a Parquet file, and pyarrow is not installed.
     """
     if source == shapes.NAME:
         return _drawn(split)
@@ -214,14 +220,16 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
         return _open_folder(path, split)
     if not path.exists():
         raise NotFoundError(
-            f"{path}: there is no such file or folder; name one, hf:owner/name, or shapes"
+            f"{path}: there is no such file or folder; pass a path, hf:owner/name, or shapes"
         )
     if path.suffix == ".parquet":
         return _open_parquet([path], str(path))
     if path.suffix == ".tar":
         return _open_tar(path, split)
     if path.name.endswith((".tar.gz", ".tgz")):
-        raise DataError(f"{path}: compressed, so that no image can be found alone; unpack it first")
+        raise DataError(
+            f"{path}: compressed, so single images cannot be read from it; unpack it first"
+        )
     raise DataError(f"{path}: not a folder, .tar or .parquet file")
 
 
@@ -238,14 +246,14 @@ def _drawn(split: Split) -> ImageSet:
 
 
 def _open_folder(path: Path, split: Split) -> ImageSet:
-    # A checkout of a data set of the Hub has them in folders.
+    # A local copy of a data set of the Hub has its Parquet files up to two folders deep.
     for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"):
         if files := sorted(path.glob(pattern)):
             return _open_parquet(_of_split(files, split, path, str(path)), str(path))
     listing = listed(path)
     if not listing.folders:
         held = "holds no folders" if listing.files or listing.skipped else "is empty"
-        raise DataError(f"{path}: {held}; images must lie in one folder per class")
+        raise DataError(f"{path}: {held}; it must contain one folder of images per class")
     found = arrange(listing, split, str(path))
     places = [listing.files[number] for number in found.chosen]
     paths = tuple(path.joinpath(*parts) for parts in places)
@@ -265,14 +273,14 @@ def _open_tar(path: Path, split: Split) -> ImageSet:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 parts = PurePosixPath(member.name).parts
-                # A second link to a file has no bytes of its own.
+                # A hard link has no bytes of its own; it refers to an earlier member.
                 file = archive.getmember(member.linkname) if member.islnk() else member
                 if member.isdir() and not is_hidden(parts):
                     listing.folders.add(parts)
                 elif file.isfile() and listing.add(parts):
                     held[parts] = file.offset_data, file.size
     except (tarfile.TarError, OSError, KeyError) as error:
-        raise DataError(f"{path}: not a tar file that can be read ({error})") from error
+        raise DataError(f"{path}: not a readable tar file ({error})") from error
     listing.files[:] = sorted(held)
     found = arrange(listing, split, str(path))
     members = tuple(
@@ -293,9 +301,7 @@ def _labelled(
     if not names:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
         left_out = f"; skipped: {told(found.skipped)}" if found.skipped else ""
-        raise DataError(
-            f"{source}: there are no images in folders of classes ({endings}){left_out}"
-        )
+        raise DataError(f"{source}: there are no images in class folders ({endings}){left_out}")
     numbers = {name: number for number, name in enumerate(found.classes)}
     return ImageSet(
         source=source,
@@ -309,11 +315,11 @@ def _labelled(
 
 
 def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> list[Path]:
-    """The Parquet files of a split, named or in a folder as it is; all, where none is named so.
+    """Return the Parquet files whose name or folder names the split; all if none names any.
 
     Raises:
-        NoSplitError: there are other splits only.
-        DataError: there are several data sets.
+        NoSplitError: the files belong to other splits.
+        DataError: the files belong to several data sets.
     """
     words = {file: {re.split(r"[-_.]", file.name.lower())[0]} for file in files}
     for file in files:
@@ -326,13 +332,22 @@ def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> l
     tops -= SPLIT_NAMES
     if len(tops) > 1:
         raise DataError(
-            f"{source}: holds several data sets; name one of its folders: {', '.join(sorted(tops))}"
+            f"{source}: holds several data sets; pass one of its folders: {', '.join(sorted(tops))}"
         )
     return chosen
 
 
 def fetch(asked: str, split: Split) -> list[Path]:
-    """The Parquet files of a split, from a data set of the Hub."""
+    """Return the Parquet files of a split of a data set of the Hub, downloaded if necessary.
+
+    Args:
+        asked: the data set, as `open_set` takes it, without `hf:`.
+        split: the split.
+
+    Raises:
+        NoSplitError: the data set has only other splits.
+        DataError: the data set cannot be downloaded, or has no Parquet files.
+    """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError
 
@@ -360,18 +375,20 @@ def fetch(asked: str, split: Split) -> list[Path]:
             held = [Path(n) for n in names if n.endswith(".parquet")]
         held = [path for path in held if Path(folder) in path.parents]
         if not held:
-            raise DataError(f"{source}: it holds no Parquet files; try @refs/convert/parquet")
+            raise DataError(
+                f"{source}: no Parquet files found; try the revision @refs/convert/parquet"
+            )
         return [get(path.as_posix()) for path in _of_split(held, split, Path(folder), source)]
     except GatedRepoError as error:
         raise DataError(
-            f"{source}: its owner lets in only whom they accept; ask on "
-            f"https://huggingface.co/datasets/{repository}, then `hf auth login`"
+            f"{source}: access is restricted; request it at "
+            f"https://huggingface.co/datasets/{repository}, then run `hf auth login`"
         ) from error
     except DataError:
         raise
     except Exception as error:
         [reason, *_] = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"{source}: cannot be fetched: {reason}") from error
+        raise DataError(f"{source}: cannot be downloaded: {reason}") from error
 
 
 def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
@@ -400,25 +417,25 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
                 names += [p or f"row {first + n}" for n, p in enumerate(paths)]
                 labels += rows[label].to_pylist()
     if not labels:
-        raise DataError(f"{source}: there are no rows in it")
+        raise DataError(f"{source}: has no rows")
     if all(isinstance(label, str) for label in labels):
         classes = tuple(sorted(set(labels)))
         numbers = {name: number for number, name in enumerate(classes)}
         labels = [numbers[label] for label in labels]
     if any(not isinstance(label, int) for label in labels):
-        raise DataError(f"{source}: labels must be whole numbers or names, and some are missing")
+        raise DataError(f"{source}: labels must all be numbers, or all be names; some are missing")
     if max(labels) < 0:
-        raise NoSplitError(f"{source}: its labels are kept secret, all are {max(labels)}")
+        raise NoSplitError(f"{source}: its labels are not public, all are {max(labels)}")
     if max(labels) >= max(len(labels), MOST_CLASSES):
         raise DataError(
-            f"{source}: a label is {max(labels)}, of {len(labels):,} rows; labels are numbers from "
-            "0 up, one per class"
+            f"{source}: a label is {max(labels)}, with {len(labels):,} rows; labels must number "
+            "the classes from 0 up"
         )
     known = classes or tuple(str(number) for number in range(max(labels) + 1))
     if min(labels) < 0 or max(labels) >= len(known):
         raise DataError(
             f"{source}: labels run from {min(labels)} to {max(labels)}, but there are "
-            f"{len(known)} classes; a data set of the Hub has -1 where labels are kept secret"
+            f"{len(known)} classes; data sets of the Hub have -1 where labels are not public"
         )
     return ImageSet(
         source=source,
@@ -431,7 +448,7 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
-    """What the Hub's description of a file calls the classes."""
+    """Return the names of the classes in the metadata that the Hub writes into a Parquet file."""
     try:
         described = json.loads((metadata or {})[b"huggingface"])
         names = described["info"]["features"][column]["names"]

@@ -1,4 +1,4 @@
-"""Drawn shapes: labelled images that need no files, for trying things out."""
+"""Draw shapes: labelled images that need no files, for trying things out."""
 
 from math import cos, pi, sin
 from typing import Final
@@ -11,26 +11,26 @@ CLASSES: Final = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNTS: Final = {"train": 6000, "val": 1200}
 SIDE: Final = 32
 VERSION: Final = 1
-"""Of the drawing, for the fingerprint of the set."""
+"""Version of the drawing code, part of the fingerprint of the set."""
 
-_FINER: Final = 4
-_NOISE: Final = 30.0
+_FINER: Final = 4  # shapes are drawn at four times the size, then averaged, for smooth edges
+_NOISE: Final = 30.0  # standard deviation, for pixel values from 0 to 255
 
 
 class Shapes:
-    """Draws image `index` of a split: a shape of random place, size, angle and colors, and noise.
+    """The images of a split, each a shape with random position, size, angle and colors, and noise.
 
-    Every image is a function of its number, so that the set is the same everywhere.
+    Every image depends only on the split and its index, so the set is the same on every machine.
     """
 
     def __init__(self, split: str) -> None:
         self.stream = list(COUNTS).index(split)
 
     def open(self, index: int) -> Image.Image:
-        """The image, 32x32, RGB; its class is `index % 6` of `CLASSES`."""
+        """Draw the image with this index, 32x32 pixels in RGB, of class `CLASSES[index % 6]`."""
         rng = np.random.default_rng((self.stream, index))
         back, front = rng.integers(0, 256, (2, 3))
-        while np.abs(back - front).sum() < 150:  # a shape that nobody could see
+        while np.abs(back - front).sum() < 150:  # such a shape would be hardly visible
             front = rng.integers(0, 256, 3)
         large = Image.new("RGB", (SIDE * _FINER, SIDE * _FINER), tuple(back.tolist()))
         radius = rng.uniform(7, 13)
@@ -46,7 +46,7 @@ class Shapes:
 
 
 def _outline(name: str, angle: float) -> list[list[tuple[float, float]]]:
-    """Polygons in the unit circle: the shape, and what is cut out of it."""
+    """Return polygons in the unit circle: the shape, then the hole in it if it has one."""
     if name == "circle":
         return [_around([1.0] * 40, angle)]
     if name == "ring":

@@ -1,7 +1,7 @@
-"""Where sets of images lie, as text: paths, data sets of the Hub (`hf:owner/name`), drawn ones.
+"""Sources of image sets as text: paths, data sets of the Hub (`hf:owner/name`), and drawn shapes.
 
-A document in a folder (`run.json`, `study.json`) keeps relative paths from that folder on, so that
-it can be read wherever a process runs, and moved together with its images.
+Documents in a folder (`run.json`, `study.json`) store relative paths relative to that folder. They
+can then be read from any working directory, and moved together with their images.
 """
 
 import os
@@ -17,31 +17,32 @@ Source = TypeVar("Source", str, str | None)
 
 
 def beside(source: Source, folder: Path) -> Source:
-    """Return a source as a document in a folder keeps it."""
+    """Return a source in the form in which a document in this folder stores it."""
     if source is None or not _depends_on_place(source):
         return source
-    with suppress(ValueError):  # on another drive of Windows
+    with suppress(ValueError):  # on Windows, no relative path leads to another drive
         return os.path.relpath(source, folder)
-    return os.path.abspath(source)  # noqa: PTH100 - links are kept
+    return os.path.abspath(source)  # noqa: PTH100 - resolve() would replace links
 
 
 def from_beside(source: Source, folder: Path) -> Source:
-    """Return the source that a document in a folder means."""
+    """Return the source that a document in this folder refers to."""
     if source is None or not _depends_on_place(source):
         return source
-    return os.path.abspath(folder / source)  # noqa: PTH100 - links are kept
+    return os.path.abspath(folder / source)  # noqa: PTH100 - resolve() would replace links
 
 
 def moved(
     train: str, val: Source, data: str | Path | None, tests: str | Path | None
 ) -> tuple[str, Source]:
-    """Return where images lie now, those that are trained on and those that are tested on.
+    """Return the current sources of the training and the test images of a run.
 
     Args:
-        train: where the first lay.
-        val: where the others lay; None: there are none, and will be none.
-        data: where the first lie now; None: where they did.
-        tests: likewise of the others; None: where they did, or with the first if they lay there.
+        train: the stored source of the training images.
+        val: the stored source of the test images; None: the run has none, and will have none.
+        data: the new source of the training images; None: unchanged.
+        tests: the new source of the test images; None: unchanged, or the new source of the training
+            images if both were stored with the same source.
     """
     now = train if data is None else str(data)
     if val is None:
@@ -52,6 +53,6 @@ def moved(
 
 
 def _depends_on_place(source: str) -> bool:
-    """Whether a source is a relative path."""
+    """Return whether a source is a relative path."""
     named = source == shapes.NAME or source.startswith((HUB_PREFIX, "~"))
     return not named and not Path(source).is_absolute()

@@ -1,7 +1,7 @@
-"""Who works through a list of tasks: this process, processes of this machine, Ray, or SLURM.
+"""Executors: run tasks in this process, in processes on this machine, on Ray, or on SLURM.
 
-Executors know nothing of what they run; they may import `devices` and the rooms below, and every
-room above may import them.
+Executors know nothing about what they run. They may import `devices` and the packages below it, and
+every package above may import them.
 """
 
 from regnet.executors.base import Died, Executor, InProcess

@@ -1,8 +1,8 @@
-"""What an executor is, and the simplest one.
+"""The protocol of executors, and the simplest executor.
 
-All executors share one protocol. They take tasks from an iterator as they find room, so that
-several of them can share one list of tasks, and yield each task with its result, or with `Died`
-where the process that worked on it ended without one.
+Every executor takes tasks from an iterator as soon as it can start them, so several executors can
+share one list of tasks. It yields each task with its result, or with `Died` if the process that
+worked on the task ended without a result.
 """
 
 import logging
@@ -20,42 +20,42 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 ATTEMPTS: Final = 3
-"""How many processes may die while they work on one task before it is given back as `Died`."""
+"""Processes that may die while they work on one task before the task is returned as `Died`."""
 
 OVERDUE: Final = 4
-"""A task is overdue when it has taken so many times as long as others did, in the median."""
+"""A task is overdue when it has taken this many times the median duration of finished tasks."""
 
 OVERDUE_SECONDS: Final = 60.0
-"""No task is overdue before."""
+"""No task is overdue before this time."""
 
 TYPICAL: Final = 3
-"""Tasks that must have ended before any is overdue."""
+"""Number of tasks that must have finished before any task can be overdue."""
 
 POLL_SECONDS: Final = 1.0
-"""Time between two looks at tasks that run."""
+"""Seconds between two checks of the running tasks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """A task whose process ended before it had a result, time after time."""
+    """A task whose process ended without a result, in every attempt or at the time limit."""
 
     reason: str
 
 
 class Clock:
-    """Measures how long running tasks take, so that one that hangs is noticed.
+    """Measures how long running tasks take, so that a task that hangs is noticed.
 
-    Time in which this process did not run either, as on a suspended machine, does not count.
+    Time during which this process did not run either, as on a suspended machine, is not counted.
     """
 
     def __init__(self, time_limit: float | None = None) -> None:
-        """Set up.
+        """Create a clock without tasks.
 
         Args:
-            time_limit: seconds that a task may take; None: any time.
+            time_limit: seconds that a task may take; None: no limit.
 
         Raises:
-            ConfigError: it is no positive number.
+            ConfigError: the time limit is not a positive number.
         """
         if time_limit is not None:
             check_number("time_limit", time_limit, least=1e-3)
@@ -68,29 +68,35 @@ class Clock:
 
     @property
     def reason(self) -> str:
-        """Why a task was ended."""
+        """Why a task over the time limit was ended."""
         return f"it took longer than the time limit of {self.time_limit:g} s"
 
     def start(self, key: Hashable, task: Any) -> None:
-        """Note that a task begins; the key is any name for it."""
+        """Record that a task starts.
+
+        Args:
+            key: a name for the task, unique among the running tasks.
+            task: the task.
+        """
         self.late()
         self._tasks[key], self._spent[key] = task, 0.0
 
     def end(self, key: Hashable) -> None:
-        """Note that a task has a result."""
+        """Record that a task has a result."""
         self.late()
         self._usual.append(self._spent[key])
         self.forget(key)
 
     def forget(self, key: Hashable) -> None:
-        """Note that a task ended without a result."""
+        """Record that a task ended without a result."""
         self._tasks.pop(key, None)
         self._spent.pop(key, None)
         self._told.discard(key)
 
     def late(self) -> list[Any]:
-        """Name the tasks that are overdue, once, and return the keys of those over the limit."""
+        """Warn once about each overdue task; return the keys of tasks over the time limit."""
         now = time.monotonic()
+        # Checks are about POLL_SECONDS apart. After a longer gap, this process did not run either.
         passed, self._looked = min(now - self._looked, 5 * POLL_SECONDS), now
         for key in self._spent:
             self._spent[key] += passed
@@ -101,7 +107,7 @@ class Clock:
                     self._told.add(key)
                     _log.warning(
                         "%s is overdue: it has taken %.0f s, others took %.0f; "
-                        "with --time-limit such a one is ended",
+                        "--time-limit ends such tasks",
                         self._tasks[key], spent, usual,
                     )  # fmt: skip
         limit = self.time_limit
@@ -117,11 +123,11 @@ class Executor(Protocol):
     def run(
         self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
     ) -> Results[Task, Result]:
-        """The results of `function(task, device)`, as they come.
+        """Yield each task with the result of `function(task, device)`, in the order of completion.
 
-        The function, its tasks and its results must be picklable. Tasks are taken from the iterator
-        only when there is room. What the function raises is raised; whatever still runs then, or
-        when the generator is closed, is ended.
+        The function, its tasks and its results must be picklable. A task is taken from the iterator
+        only when it can start. If the function raises an error, `run` raises it. When that happens,
+        or when the generator is closed, tasks that still run are ended.
         """
         ...
 
@@ -129,7 +135,7 @@ class Executor(Protocol):
 def with_threads(
     function: Callable[[Task, str], Result], task: Task, device: str, threads: int
 ) -> Result:
-    """Call a function in a process whose PyTorch takes so many threads."""
+    """Call a function in a process whose PyTorch uses this many threads."""
     import torch
 
     from regnet.allocator import keep_freed_memory
@@ -141,7 +147,7 @@ def with_threads(
 
 
 class InProcess:
-    """One task after the other, in this process: the reference."""
+    """Runs one task after another in this process; the reference for other executors."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device

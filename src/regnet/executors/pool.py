@@ -1,4 +1,4 @@
-"""Processes of this machine, one per core or GPU."""
+"""Run tasks in processes on this machine, one process per core or GPU."""
 
 import contextlib
 import multiprocessing
@@ -27,18 +27,18 @@ from regnet.executors.base import (
 )
 
 PATIENCE: Final = 5.0
-"""Seconds that an idle process has to end by itself."""
+"""Seconds in which an idle process may end by itself before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Raised:
-    """What the function raised."""
+    """An error that the function raised."""
 
     error: Exception
 
 
 class ProcessPool:
-    """Processes of this machine. Each works on many tasks, and ends when its parent does."""
+    """Processes on this machine. Each works on many tasks, and ends when its parent ends."""
 
     def __init__(
         self,
@@ -48,17 +48,18 @@ class ProcessPool:
         threads: int | None = None,
         time_limit: float | None = None,
     ) -> None:
-        """Set up; nothing is started yet.
+        """Create a pool; no process is started before `run`.
 
         Args:
             workers: number of processes; None: one per core that this process may use, or one per
-                GPU. With more processes than GPUs, several share one.
-            devices: where they work; process n takes device n modulo their number.
-            threads: PyTorch's threads in each process; None: the cores divided among the processes.
-            time_limit: seconds after which a task is ended and given back as `Died`.
+                GPU. If there are more processes than GPUs, they share the GPUs.
+            devices: devices of the processes; process n uses device n modulo the number of devices.
+            threads: threads of PyTorch in each process; None: the cores divided by the processes.
+            time_limit: seconds after which a task is ended and returned as `Died`; None: no limit.
 
         Raises:
-            ConfigError: there is nothing to work with, or no time.
+            ConfigError: there are no devices, no workers, or the time limit is not a positive
+                number.
         """
         if not devices:
             raise ConfigError("there are no devices to work on")
@@ -71,7 +72,7 @@ class ProcessPool:
         self.devices = [devices[number % len(devices)] for number in range(self.workers)]
         self.threads = threads or max(1, cores // self.workers)
         self.time_limit = time_limit
-        Clock(time_limit)  # refuses what is no time
+        Clock(time_limit)  # checks the time limit
 
     def run(
         self, function: Callable[[Task, str], Result], tasks: Iterator[Task]
@@ -92,7 +93,7 @@ class _Worker(Generic[Task]):
     task: Task | None = None
     attempt: int = 0
     ready: bool = False
-    """Whether its process has come up."""
+    """Whether the process has started."""
 
 
 class _Pool(Generic[Task, Result]):
@@ -136,10 +137,10 @@ class _Pool(Generic[Task, Result]):
                     result = worker.pipe.recv()
                 except (EOFError, OSError):
                     attempt, reason = worker.attempt, self._buried(worker)
-                    if not worker.ready:  # nothing that the task did
+                    if not worker.ready:  # the process failed at its start, not in the task
                         raise ExecutorError(
                             f"a worker process {reason} before it could begin; a script that "
-                            "starts one needs `if __name__ == '__main__':`"
+                            "starts workers needs `if __name__ == '__main__':`"
                         ) from None
                     if attempt < ATTEMPTS:
                         self._give(self._start(worker.device), task, attempt + 1)
@@ -170,11 +171,11 @@ class _Pool(Generic[Task, Result]):
     def _give(self, worker: _Worker[Task], task: Task, attempt: int = 1) -> None:
         worker.task, worker.attempt = task, attempt
         self.clock.start(worker.pipe, task)
-        with contextlib.suppress(OSError):  # it died meanwhile, which waiting for it finds out
+        with contextlib.suppress(OSError):  # the worker died, which `run` notices by its pipe
             worker.pipe.send(task)
 
     def _buried(self, worker: _Worker[Task]) -> str:
-        """How a process ended."""
+        """Remove a process that ended, and return how it ended."""
         self.clock.forget(worker.pipe)
         worker.process.join()
         worker.pipe.close()
@@ -183,13 +184,13 @@ class _Pool(Generic[Task, Result]):
         if code >= 0:
             return f"ended with code {code}"
         name = signal.Signals(-code).name
-        return f"was ended by {name}" + (" (is memory short?)" if name == "SIGKILL" else "")
+        return f"was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
 
     def end(self) -> None:
-        """End all processes; what they were doing is lost."""
+        """End all processes; their unfinished tasks are lost."""
         for worker in self.workers:
             if worker.task is None:
-                worker.pipe.close()  # it ends by itself, and gives back what it holds
+                worker.pipe.close()  # an idle worker then ends by itself, and cleans up
             else:
                 worker.process.kill()
         for worker in self.workers:
@@ -207,9 +208,9 @@ def _work(
     threads: int,
     parent: int,
 ) -> None:
-    """What a process of the pool does until there is nothing more."""
+    """Work on tasks in a process of the pool until the pipe is closed."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the process that began this one decides
+        signal.signal(number, signal.SIG_IGN)  # the parent process handles signals
     _end_with(parent)
     pipe.send("ready")
     while True:
@@ -219,18 +220,18 @@ def _work(
             return
         try:
             result = with_threads(function, task, device, threads)
-        except Exception as error:  # noqa: BLE001 - the process that began this one raises it
+        except Exception as error:  # noqa: BLE001 - the parent process raises it
             result = _Raised(error)
         try:
             pipe.send(result)
         except OSError:
             return
-        except Exception as error:  # noqa: BLE001 - whatever pickle says of it
+        except Exception as error:  # noqa: BLE001 - pickle raises errors of any type
             pipe.send(_Raised(ExecutorError(f"a result cannot be sent: {error}")))
 
 
 def _end_with(parent: int) -> None:
-    """End this process as soon as its parent has ended, so that nothing runs for nobody."""
+    """End this process as soon as its parent has ended, so that it does not run for no one."""
     if sys.platform == "linux":
         import ctypes
 

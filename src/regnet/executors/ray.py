@@ -1,4 +1,4 @@
-"""Tasks on a Ray cluster, wherever it has room."""
+"""Run tasks on a Ray cluster."""
 
 import contextlib
 import logging
@@ -20,7 +20,7 @@ from regnet.executors.base import (
 
 
 class RayExecutor:
-    """Tasks of Ray Core. Ray gives a task whose worker or node is lost to another worker.
+    """Runs tasks with Ray Core, which retries a task elsewhere if its worker or node is lost.
 
     All nodes need this package, and must see the files of the tasks under the same paths.
     """
@@ -35,19 +35,21 @@ class RayExecutor:
         address: str | None = None,
         time_limit: float | None = None,
     ) -> None:
-        """Set up; the cluster is joined, or one of this machine alone started, by `run`.
+        """Check that Ray is installed; `run` joins the cluster, or starts one on this machine.
 
         Args:
-            workers: most tasks at once; None: as many as the cluster has room for.
+            workers: the most tasks that run at once; None: as many as fit on the cluster.
             device: `cpu` or `cuda`.
-            threads: PyTorch's threads for each task, and the cores that it reserves.
-            gpus: the part of a GPU that a task reserves; None: a whole one with `cuda`.
-            address: of the cluster; None: that of RAY_ADDRESS, or of this machine.
-            time_limit: seconds after which a task is ended and given back as `Died`.
+            threads: threads of PyTorch in each task, and the cores that the task reserves.
+            gpus: the number of GPUs, or the fraction of one, that a task reserves; None: one with
+                `cuda`, else none.
+            address: address of the cluster; None: that in RAY_ADDRESS, or a cluster on this
+                machine.
+            time_limit: seconds after which a task is ended and returned as `Died`; None: no limit.
 
         Raises:
             MissingExtraError: Ray is not installed.
-            ConfigError: there is no time.
+            ConfigError: the time limit is not a positive number.
         """
         try:
             import ray
@@ -59,10 +61,10 @@ class RayExecutor:
         self.address, self.device, self.threads = address, device, threads
         self.gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
         self._most, self.time_limit = workers, time_limit
-        Clock(time_limit)  # refuses what is no time
+        Clock(time_limit)  # checks the time limit
 
     def _room(self) -> int:
-        """How many tasks the cluster takes at once, as it is now."""
+        """Return how many tasks the cluster can run at once, in its current size."""
         there = self._ray.cluster_resources()
         room = int(there.get("CPU", 0) // self.threads)
         if self.gpus:
@@ -76,7 +78,7 @@ class RayExecutor:
         ray = self._ray
         joins = not ray.is_initialized()
         if joins:
-            # A cluster that is started here sends no usage reports, unless the user asked for them.
+            # A cluster that is started here sends no usage reports unless the user enables them.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
         remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=ATTEMPTS - 1)(
@@ -94,7 +96,7 @@ class RayExecutor:
                     reference = remote.remote(function, task, self.device, self.threads)
                     running[reference] = task
                     clock.start(reference, task)
-                # Now and then the room is looked at again: nodes come and go.
+                # The timeout lets the loop check the size of the cluster again: nodes come and go.
                 ready, _ = ray.wait(list(running), timeout=POLL_SECONDS) if running else ([], [])
                 for reference in ready:
                     clock.end(reference)
@@ -114,6 +116,6 @@ class RayExecutor:
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from None  # what the function raised: nobody's death
+            raise error.cause from None  # the function raised an error; its worker lives
         except self._ray.exceptions.RayError as error:
             return Died(in_one_line(error, most=500))

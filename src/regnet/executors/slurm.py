@@ -1,4 +1,4 @@
-"""Tasks as jobs of a SLURM cluster, through submitit."""
+"""Run tasks as jobs of a SLURM cluster, with submitit."""
 
 import contextlib
 import re
@@ -11,15 +11,15 @@ from regnet.errors import ExecutorError, MissingExtraError, in_one_line
 from regnet.executors.base import ATTEMPTS, Died, Result, Results, Task, with_threads
 
 _POLL_SECONDS = 1.0
-"""Between looks at the jobs; SLURM itself is asked less often, by submitit."""
+"""Seconds between two checks of the jobs; submitit queries SLURM itself less often."""
 
 
 class SlurmExecutor:
-    """A job per task. A job whose process dies is submitted again.
+    """Runs each task as a job. A job whose process dies is submitted again.
 
     All nodes need this package, and must see the files of the tasks and the folder of the jobs.
-    Jobs outlive a driver that is killed: cancel them before you start again, or they run for
-    nobody.
+    Jobs continue after this process is killed. Cancel them before you start again, or they continue
+    although no one collects their results.
     """
 
     def __init__(
@@ -32,17 +32,17 @@ class SlurmExecutor:
         cluster: str | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
-        """Set up; nothing is submitted yet.
+        """Prepare submitit; no job is submitted before `run`.
 
         Args:
-            workers: jobs submitted at once; None: 64.
-            device: `cpu` or `cuda`, which asks for a GPU per job.
-            threads: and cores of each job.
-            folder: of the jobs' files and logs, which all nodes see.
-            cluster: what submitit calls it: `slurm`, or `local` for processes of this machine;
-                None: as submitit finds.
-            parameters: further ones of submitit, such as `slurm_partition` or `timeout_min`, after
-                which a job is ended.
+            workers: the most jobs submitted at once; None: 64.
+            device: `cpu`, or `cuda` to request one GPU per job.
+            threads: threads of PyTorch, and cores, of each job.
+            folder: folder for files and logs of the jobs, which all nodes must see.
+            cluster: name of the cluster type in submitit: `slurm`, or `local` for processes on this
+                machine; None: submitit detects it.
+            parameters: further parameters of submitit, such as `slurm_partition` or `timeout_min`,
+                the minutes after which a job is ended (24 hours by default).
 
         Raises:
             MissingExtraError: submitit is not installed.
@@ -98,14 +98,14 @@ class SlurmExecutor:
     def _result(self, job: Any) -> Any:
         try:
             return job.result()
-        except self._failures.FailedJobError as error:  # what the function raised: nobody's death
+        except self._failures.FailedJobError as error:  # raised by the function
             raise ExecutorError(f"job {job.job_id}: {_raised(str(error))}") from error
         except self._failures.UncompletedJobError as error:
             return Died(in_one_line(error, most=500))
 
 
 def _raised(message: str) -> str:
-    """The last line of the traceback, which submitit's message has between two rules."""
+    """Return the last line of the traceback, which submitit's message has between two rules."""
     traceback = re.split(r"^-{5,}$", message, flags=re.MULTILINE)
     lines = (traceback[1] if len(traceback) > 2 else message).split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), message)

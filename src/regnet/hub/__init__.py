@@ -1,4 +1,5 @@
-"""Files of the Hub and of other servers: fetched under names of our own, resumed, and verified.
+"""Download files from the Hub and from other servers, resume downloads, and verify the files.
 
-It knows no weights and no images; whatever needs files from a network may import it.
+This package knows nothing of weights or images; every package that needs files from a network may
+import it.
 """

@@ -1,8 +1,8 @@
-"""Files of repositories of the Hub, in the Hub client's cache, where other libraries find them.
+"""Files of Hub repositories, in the cache of huggingface_hub, where other libraries find them too.
 
-A server's answer decides where a file goes: under which commit, and under which name of a blob. The
-Hub client takes both as they come; here the answer that is used is the answer that was judged, and
-whatever is not of the form that the Hub gives never becomes part of a path.
+The answer of a server decides where a file is stored: in the folder of which commit, and as which
+blob. The client of huggingface_hub uses these values without checking them. This module checks the
+answer that it uses, and a value that is not in the form of the Hub never becomes part of a path.
 """
 
 import os
@@ -20,12 +20,12 @@ from regnet.hub.transfer import MOST, Check, anything, retrying, transfer
 RepoType = Literal["model", "dataset"]
 
 SMALL: Final = 64 * 2**20
-"""Most bytes of a file that is not weights, such as a `config.json`."""
+"""Size limit, in bytes, of a file without weights, such as `config.json`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Repository:
-    """A repository of the Hub, at a revision, and the cache that its files go to."""
+    """A repository of the Hub at a revision, and the cache folder for its files."""
 
     name: str
     """`owner/name`."""
@@ -33,17 +33,17 @@ class Repository:
     revision: str = "main"
     cache: Path
     token: str | bool | None = field(default=None, repr=False)
-    """For private and gated ones; None: of the user who is logged in."""
+    """For private and gated repositories; None: the token of the user who is logged in."""
 
     def __post_init__(self) -> None:
         check_name(self.revision, "revision")
 
     @property
     def folder(self) -> Path:
-        """Its folder in the cache.
+        """The folder of the repository in the cache.
 
         Raises:
-            ValueError: the name is not one of a repository.
+            ValueError: the name is not a valid repository name.
         """
         from huggingface_hub.file_download import repo_folder_name
         from huggingface_hub.utils import validate_repo_id
@@ -52,7 +52,7 @@ class Repository:
         return self.cache / repo_folder_name(repo_id=self.name, repo_type=self.type)
 
     def cached(self, name: str) -> Path | None:
-        """Return a file that is in the cache; None if it is not there."""
+        """Return the path of a file in the cache, or None if it is not there."""
         from huggingface_hub import try_to_load_from_cache
 
         check_name(name, "file")
@@ -62,7 +62,7 @@ class Repository:
         return Path(found) if isinstance(found, str) else None
 
     def get(self, name: str) -> Path:
-        """Return a file from the cache, or fetch it; for revisions that never change."""
+        """Return a file from the cache, or download it; only for revisions that never change."""
         return self.cached(name) or self.fetch(name)
 
     def fetch(
@@ -75,19 +75,21 @@ class Repository:
         label: str | None = None,
         again: bool = False,
     ) -> Path:
-        """Fetch a file, unless this very version is in the cache.
+        """Download a file, unless the version that the server announces is in the cache.
 
         Args:
-            name: of the file, inside the repository.
-            sha256: which it must have, or first digits of it; None: what the Hub declares.
-            most: bytes that it may have.
+            name: name of the file in the repository.
+            sha256: the SHA-256 that the file must have, or its first digits; None: the SHA-256 that
+                the Hub declares, if any.
+            most: size limit in bytes.
             check: called with the file before it enters the cache, if no SHA-256 is known.
-            label: what a progress bar shows.
-            again: fetch it also where it is in the cache.
+            label: text of the progress bar; None: the name of the file.
+            again: download the file even if it is in the cache.
 
         Raises:
-            WeightsError: the server's answer cannot be used, or the bytes are not those announced.
-            HfHubHTTPError: the server does not answer, or says no.
+            WeightsError: the answer of the server cannot be used, or the bytes differ from what it
+                announced.
+            HfHubHTTPError: the server does not answer, or refuses the request.
             OSError: the disk is full or cannot be written.
         """
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -99,16 +101,17 @@ class Repository:
         found = retrying(lambda: get_hf_file_metadata(url, token=self.token, library_name="regnet"))
         commit, etag = found.commit_hash or "", found.etag or ""
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
-            raise WeightsError(f"{url}: the server names no commit, but {_shown(commit)}")
+            raise WeightsError(f"{url}: the server did not name a commit but {_shown(commit)}")
         declared = etag if re.fullmatch(r"[0-9a-f]{64}", etag) else None
         if declared and sha256 and not declared.startswith(sha256):
             raise WeightsError(
-                f"{url} is another file than was published: its SHA-256 begins with "
+                f"{url} is not the file that was published: its SHA-256 begins with "
                 f"{declared[:12]}, not {sha256[:12]}"
             )
         if (found.size or 0) > most:
-            raise WeightsError(f"{url} has {found.size:,} bytes; {most:,} are the most here")
-        # The Hub names blobs by SHA-256, or by git's SHA-1; other names get one of our own.
+            raise WeightsError(f"{url} has {found.size:,} bytes; the limit is {most:,}")
+        # The Hub names blobs by SHA-256 or by git's SHA-1. Any other name might lead out of the
+        # folder, so it is replaced by a digest.
         known = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag)
         blob = folder / "blobs" / (etag if known else digest.of_bytes(f"{url} {etag}".encode()))
         transfer(
@@ -132,19 +135,19 @@ class Repository:
 
 
 def check_name(name: str, kind: str) -> None:
-    """Refuse a name that would lead out of the folder it is for.
+    """Refuse a name that would lead out of its folder.
 
     Args:
-        name: of a file or a revision, as a server or a user gives it; `/` parts folders.
-        kind: of what it is, for the message.
+        name: name of a file or a revision, as a server or a user gives it; `/` separates folders.
+        kind: what the name is for ("file" or "revision"), for the message.
 
     Raises:
-        WeightsError: it is not a plain relative path.
+        WeightsError: the name is not a plain relative path.
     """
     parts = PurePosixPath(name).parts
     plain = parts and name == "/".join(parts) and not any(c in name for c in "\\:\0")
     if not plain or name.startswith("/") or ".." in parts:
-        raise WeightsError(f"no {kind} can be called {_shown(name)}")
+        raise WeightsError(f"a {kind} cannot have the name {_shown(name)}; use a relative path")
 
 
 def _shown(name: str) -> str:
@@ -153,7 +156,7 @@ def _shown(name: str) -> str:
 
 
 def _point(path: Path, blob: Path) -> None:
-    """Let a file of a snapshot be a blob: a link, or a copy where the system makes no links."""
+    """Make a file of a snapshot point to a blob by a link, or copy it on systems without links."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.resolve() == blob.resolve():
         return

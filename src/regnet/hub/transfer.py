@@ -1,8 +1,9 @@
-"""Bring a file from a URL to the disk: resumed, verified, then moved into place in one step.
+"""Download a file from a URL: resumed, verified, then moved into place in one step.
 
-The bytes collect in a hidden file beside the target, under a lock, so that processes which want
-the same file wait for one download, and one that was killed goes on where it stopped. On file
-systems that ignore locks, as some network file systems do, each process has a file of its own.
+The bytes are collected in a hidden file beside the target, under a lock. Processes that want the
+same file therefore wait for one download, and a download that was killed is resumed where it
+stopped. On file systems that ignore locks, as some network file systems do, each process writes a
+hidden file of its own.
 """
 
 import logging
@@ -23,28 +24,28 @@ from regnet.errors import WeightsError, printable
 Result = TypeVar("Result")
 
 ATTEMPTS: Final = 5
-"""Tries in a row without progress before a transfer fails."""
+"""Consecutive attempts without progress after which a transfer fails."""
 
 BACKOFF: Final = 1.0
-"""Seconds to wait after the first failure; twice as long after each further one."""
+"""Seconds to wait after the first failure; it doubles after each further one, up to 8 s."""
 
 LONGEST_WAIT: Final = 60.0
-"""Seconds; a server that asks for more is reported instead."""
+"""Seconds; if a server asks to wait longer, the transfer fails and reports it."""
 
 LEAST_SPEED: Final = 1000
-"""Bytes per second below which a transfer makes no progress. Bytes count once only."""
+"""Bytes per second below which a transfer makes no progress. Repeated bytes do not count."""
 
 PATIENCE: Final = 30.0
 """Seconds over which the speed is measured."""
 
 MOST: Final = 64 * 2**30
-"""Bytes that a file may have, unless the caller gives another limit."""
+"""Size limit of a file in bytes, unless the caller gives another limit."""
 
 RESERVE: Final = 2**30
-"""Bytes of the disk that stay free while a file of unknown length is written."""
+"""Bytes of the disk that must stay free while a file of unknown length is written."""
 
 Check: TypeAlias = Callable[[Path], None]
-"""Raises WeightsError, which says what was sent, where a file is not of the wanted kind."""
+"""Raises a WeightsError that says what the server sent if a file is not of the wanted kind."""
 
 _TRANSIENT: Final = (408, 425, 429, 500, 502, 503, 504)
 
@@ -56,21 +57,21 @@ def anything(_path: Path) -> None:
 
 
 class Damaged(WeightsError):
-    """What arrived is not what was announced."""
+    """The received bytes are not those that were announced."""
 
 
 def http_client() -> Any:
-    """The HTTP library of the Hub client: httpx, or since 2.0 its successor under another name."""
+    """Return the HTTP library of huggingface_hub: httpx, or its successor since version 2.0."""
     from huggingface_hub.utils import httpx
 
     return httpx
 
 
 def retrying(call: Callable[[], Result]) -> Result:
-    """The result of a call over the network, tried again while the reason to fail may pass.
+    """Return the result of a call over the network; retry it while the error may be temporary.
 
     Raises:
-        httpx.HTTPError, HfHubHTTPError: it failed for good, or too often.
+        httpx.HTTPError, HfHubHTTPError: the error is permanent, or there were too many attempts.
     """
     httpx = http_client()
     attempt = 1
@@ -81,13 +82,13 @@ def retrying(call: Callable[[], Result]) -> Result:
             wait = _wait(error, attempt)
             if wait is None or attempt == ATTEMPTS:
                 raise
-            _log.info("%s; again in %.1f s", error, wait)
+            _log.info("%s; retrying in %.1f s", error, wait)
             time.sleep(wait)
             attempt += 1
 
 
 def _wait(error: Any, attempt: int) -> float | None:
-    """Seconds to wait before the next attempt; None where another one is pointless."""
+    """Return the seconds to wait before the next attempt; None if another one is pointless."""
     response = getattr(error, "response", None)
     backoff = min(BACKOFF * 2 ** (attempt - 1), 8.0)
     if response is None:
@@ -100,7 +101,7 @@ def _wait(error: Any, attempt: int) -> float | None:
 
 
 def retry_after(response: Any) -> float | None:
-    """Seconds that a server asks to wait, given as a number or as a date; None if it does not."""
+    """Return the seconds that a server asks to wait, as a number or as a date, or None."""
     text = response.headers.get("Retry-After", "")
     with suppress(ValueError):
         return max(0.0, float(text))
@@ -121,32 +122,33 @@ def transfer(
     check: Check = anything,
     again: bool = False,
 ) -> None:
-    """Fetch a file, unless it is there by the time it is our turn.
+    """Download a file, unless it exists by the time this process holds the lock.
 
     Args:
-        url: where it is.
-        target: where it goes; complete and verified when it appears.
-        size: bytes it must have, if known.
-        sha256: its SHA-256, or first digits of it, if known.
-        headers: for the request; `Authorization` stays with the host of the URL.
-        name: what the progress bar shows.
-        most: bytes that it may have.
+        url: address of the file.
+        target: path of the result; the file is complete and verified when it appears there.
+        size: size in bytes that the file must have, if known.
+        sha256: SHA-256 of the file, or its first digits, if known.
+        headers: headers of the request; `Authorization` is sent only to the host of the URL.
+        name: text of the progress bar; None: the name of the target.
+        most: size limit in bytes.
         check: called with the file before it is moved into place, if no SHA-256 is known.
-        again: fetch it also where it is there.
+        again: download the file even if the target exists.
 
     Raises:
-        WeightsError: it is not what was announced, twice in a row.
+        WeightsError: the bytes are not those that were announced, twice in a row.
         OSError: the disk is full or cannot be written.
-        httpx.HTTPError: the server does not answer, or with an error.
+        httpx.HTTPError: the server does not answer, or answers with an error.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target), _part_of(target) as part:
         if target.exists() and not again:
             if not sha256 or digest.of_file(target).startswith(sha256):
                 return
-            target.unlink()  # damaged, and nobody has noticed before
+            target.unlink()  # damaged on the disk
         if not sha256:
-            part.unlink(missing_ok=True)  # nothing could tell whether the rest belongs to it
+            # Without a SHA-256, nothing shows whether an earlier piece is of the same file.
+            part.unlink(missing_ok=True)
         for last in (False, True):
             try:
                 fetched = _Fetched(
@@ -160,19 +162,19 @@ def transfer(
                 part.unlink(missing_ok=True)
                 if last:
                     raise
-                _log.warning("%s; fetching it once more", error)
+                _log.warning("%s; downloading it once more", error)
         part.replace(target)
 
 
 @contextmanager
 def _part_of(target: Path) -> Iterator[Path]:
-    """The file that bytes collect in. A link that somebody else put there is removed first."""
+    """Yield the file that collects the bytes; remove a link that someone put in its place."""
     part = target.with_name(f".{target.name}.part")
     if _lock_holds(target):
         with suppress(FileNotFoundError):
             found = part.lstat()
             if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-                part.unlink()  # a link to a file elsewhere
+                part.unlink()  # a link: writing to it would change a file elsewhere
         yield part
         return
     part = part.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
@@ -183,7 +185,7 @@ def _part_of(target: Path) -> Iterator[Path]:
 
 
 def _lock_holds(target: Path) -> bool:
-    """Whether the lock that we have keeps out a second comer."""
+    """Return whether the lock that this process holds keeps a second holder out."""
     from filelock import FileLock, Timeout
 
     try:
@@ -201,7 +203,7 @@ def _lock_file(target: Path) -> Path:
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Alone with a file and its download, among processes."""
+    """Hold the lock of a file and its download against other processes."""
     from huggingface_hub.utils import WeakFileLock
 
     with WeakFileLock(_lock_file(target)):
@@ -213,20 +215,20 @@ def _check(part: Path, url: str, *, size: int | None, sha256: str | None, check:
     if size is not None and found != size:
         raise Damaged(f"{url} sent {found:,} bytes instead of {size:,}")
     if not sha256:
-        # No one has published its SHA-256; it must at least be of the kind that was wanted.
+        # No SHA-256 was published, so the file must at least be of the wanted kind.
         try:
             check(part)
         except WeightsError as error:
             raise Damaged(f"{url} sent {error}") from error
     elif not (sent := digest.of_file(part)).startswith(sha256):
         raise Damaged(
-            f"{url} sent other bytes than were published: their SHA-256 begins with "
+            f"{url} did not send the file that was published: the SHA-256 of its bytes begins with "
             f"{sent[:12]}, not {sha256[:12]}"
         )
 
 
 class _Fetched:
-    """A file on its way to the disk."""
+    """A file that is being downloaded."""
 
     def __init__(
         self,
@@ -241,9 +243,9 @@ class _Fetched:
         self.url, self.part, self.size, self.headers = url, part, size, headers
         self.most = most
         self.furthest = self.arrived
-        """Bytes from the beginning that have arrived at any time."""
+        """The most bytes from the beginning of the file that have arrived so far."""
         self.provable = provable
-        """Whether a SHA-256 will tell if the pieces belong together."""
+        """Whether a SHA-256 will show if the pieces belong together."""
         self.etag: str | None = None
 
     @property
@@ -252,7 +254,7 @@ class _Fetched:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def fill(self, name: str) -> None:
-        """Append to the part what it lacks, however often the connection breaks."""
+        """Download the bytes that are missing, reconnecting whenever the connection breaks."""
         from huggingface_hub.utils import tqdm
 
         httpx = http_client()
@@ -276,8 +278,9 @@ class _Fetched:
                     self._stream(before, bar)
                     return
                 except httpx.HTTPError as error:
-                    # Only new bytes at a fair speed count. Otherwise a server that always cuts the
-                    # file short, or sends a byte now and then, would keep us here for ever.
+                    # Only new bytes that arrive fast enough count as progress. Otherwise a server
+                    # that always cuts the file short, or sends a byte now and then, would keep
+                    # this loop running forever.
                     gained = self.arrived - self.furthest
                     progress = gained > LEAST_SPEED * (time.monotonic() - began)
                     self.furthest = max(self.furthest, self.arrived)
@@ -286,15 +289,15 @@ class _Fetched:
                     if wait is None or failures >= ATTEMPTS:
                         raise
                     if not (self.provable or self.etag):
-                        self.part.unlink(missing_ok=True)  # what comes next may be another file
-                    _log.info("%s; going on in %.1f s", error or type(error).__name__, wait)
+                        self.part.unlink(missing_ok=True)  # the next bytes may be of another file
+                    _log.info("%s; resuming in %.1f s", error or type(error).__name__, wait)
                     time.sleep(wait)
                 except OSError:
-                    self.part.unlink(missing_ok=True)  # a full disk is no place for it
+                    self.part.unlink(missing_ok=True)  # free the space on a full disk
                     raise
 
     def _stream(self, offset: int, bar: Any) -> None:
-        """One request for the bytes from `offset` on."""
+        """Request the bytes from `offset` to the end, and write them."""
         from huggingface_hub import constants
         from huggingface_hub.utils import get_session, hf_raise_for_status
 
@@ -302,13 +305,13 @@ class _Fetched:
         if offset:
             asked["Range"] = f"bytes={offset}-"
             if self.etag:
-                asked["If-Range"] = self.etag  # a file that has changed comes whole
+                asked["If-Range"] = self.etag  # if the file has changed, all of it is sent
         timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
         with get_session().stream(
             "GET", self.url, headers=asked, timeout=timeout, follow_redirects=True
         ) as response:
             if response.status_code == 416:
-                raise Damaged(f"{self.url} has fewer bytes than had arrived from it before")
+                raise Damaged(f"{self.url} has fewer bytes than were received from it before")
             if response.is_error:
                 response.read()
             hf_raise_for_status(response)
@@ -317,7 +320,7 @@ class _Fetched:
             arrived = bar.n = offset if resumed else 0
             with self._open("ab" if resumed else "wb") as file:
                 pace = _Pace(arrived)
-                for chunk in response.iter_bytes():  # as they come: nothing waits in a buffer
+                for chunk in response.iter_bytes():  # each as it arrives, without a buffer
                     file.write(chunk)
                     arrived += len(chunk)
                     bar.update(len(chunk))
@@ -325,22 +328,22 @@ class _Fetched:
                         raise Damaged(f"{self.url} sends more than {arrived - 1:,} bytes")
                     if pace.too_slow(arrived):
                         raise http_client().ReadTimeout(
-                            f"less than {LEAST_SPEED:,} bytes per second arrive"
+                            f"fewer than {LEAST_SPEED:,} bytes per second arrive"
                         )
                     if self.size is None:
                         _check_space(self.part, RESERVE)
 
     def _open(self, mode: Literal["ab", "wb"]) -> BinaryIO:
-        """The part, which must be no link to another file by now."""
+        """Open the part for writing, and fail if it has become a link to another file."""
         flags = os.O_WRONLY | os.O_CREAT | (os.O_APPEND if mode == "ab" else os.O_TRUNC)
         flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         return os.fdopen(os.open(self.part, flags, 0o666), mode)
 
     def _check_headers(self, response: Any, offset: int) -> None:
-        """Take down what the answer says of the file; refuse what does not go with the request."""
+        """Store what the answer says about the file; refuse it if it contradicts the request."""
         content_range = response.headers.get("Content-Range", "")
         if offset and not content_range.startswith(f"bytes {offset}-"):
-            raise Damaged(f"{self.url} answered with another part of the file than was asked for")
+            raise Damaged(f"{self.url} answered with a part of the file that was not requested")
         etag = response.headers.get("ETag", "")
         self.etag = etag if etag and not etag.startswith("W/") else None
         length = response.headers.get("Content-Length")
@@ -352,7 +355,7 @@ class _Fetched:
             raise Damaged(f"{self.url} announces a length of {printable(length[:40])!r} bytes")
         total = int(length) + offset
         if total > self.most:
-            raise Damaged(f"{self.url} announces {total:,} bytes; {self.most:,} are the most here")
+            raise Damaged(f"{self.url} announces {total:,} bytes; the limit is {self.most:,}")
         if self.size is not None and total != self.size:
             raise Damaged(f"{self.url} announces {total:,} bytes instead of {self.size:,}")
         self.size = total
@@ -360,7 +363,7 @@ class _Fetched:
 
 
 class _Pace:
-    """Whether bytes come fast enough, window by window."""
+    """Checks in consecutive time windows whether bytes arrive fast enough."""
 
     def __init__(self, arrived: int) -> None:
         self.arrived, self.began = arrived, time.monotonic()

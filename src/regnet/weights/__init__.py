@@ -1,4 +1,5 @@
-"""Published weights: the table of checkpoints, their download and verification, files and names.
+"""Published weights: the table of checkpoints, downloads and verification, files and tensor names.
 
-Bytes and names only, it builds no model; `zoo` and the rooms above import it.
+This package handles bytes and names and builds no models. The package `zoo` and those above it
+import it.
 """

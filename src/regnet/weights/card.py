@@ -1,4 +1,4 @@
-"""What is known about a model and its weights: one typed card, and its form in timm's words."""
+"""Describe a model and its weights in one typed card, and convert it from and to timm's form."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,50 +11,50 @@ from regnet.documents import build
 from regnet.errors import ConfigError, unknown
 
 OWN: Final = "regnet"
-"""Name of the architecture of a network that is no published variant."""
+"""Architecture name of a network that is not a published variant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metric:
-    """One published accuracy, in percent."""
+    """A published accuracy, in percent."""
 
     dataset: str
     top1: float
     top5: float | None = None
     image_size: int | None = None
-    """None: that of the checkpoint."""
+    """Image size in pixels; None: that of the checkpoint."""
     crop_pct: float | None = None
-    """None: that of the checkpoint."""
+    """See `Preprocess.crop_pct`; None: that of the checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
     """What is known about a model and its weights.
 
-    Made once, where a model's source is read. It holds no number of classes or channels: those are
-    the module's.
+    The card is made once, when a model is loaded or created. It does not contain the number of
+    classes or of channels, which belong to the module.
     """
 
     architecture: str = OWN
-    """Name of the variant; "regnet" for any other network."""
+    """Name of the variant, or "regnet" for any other network."""
     preprocess: Preprocess = field(default_factory=Preprocess)
-    """How images become its input."""
+    """The transform from an image to the model's input."""
     larger: Preprocess | None = None
-    """A larger setting to test at, which the publisher found more accurate."""
+    """A transform with larger images that the publisher found more accurate."""
     labels: tuple[str, ...] = ()
-    """Names of the classes, in the order of the outputs; empty where they are not known."""
+    """Names of the classes, in the order of the outputs; empty if they are not known."""
     license: str | None = None
-    """Id of the license of the weights; None for weights that come from nowhere else."""
+    """Id of the license of the weights; None if the weights were not published by someone else."""
     metrics: tuple[Metric, ...] = ()
     """Published accuracies of exactly this model."""
     tag: str | None = None
-    """Tag of the published weights that it began with."""
+    """Tag of the published weights from which the model started."""
     origin: str | None = None
-    """Address where the weights came from first."""
+    """Address of the original weights."""
     repo: str | None = None
-    """Repository of the Hub that holds them."""
+    """Repository of the Hub that contains the weights."""
     url: str | None = None
-    """Address of their file, where that is not on the Hub."""
+    """Address of the file of the weights, if it is not on the Hub."""
 
     @property
     def name(self) -> str:
@@ -62,14 +62,19 @@ class Card:
         return f"{self.architecture}.{self.tag}" if self.tag else self.architecture
 
     def other_classes(self, labels: tuple[str, ...] = ()) -> "Card":
-        """Return the card of the model with another classifier: metrics are not of that one."""
+        """Return the card of the model with a new classifier, for which the metrics do not hold.
+
+        Args:
+            labels: names of the new classes.
+        """
         return replace(self, labels=labels, metrics=())
 
     def to_timm(self, config: ArchitectureConfig) -> dict[str, Any]:
-        """Return card and network in the words of timm's `pretrained_cfg`.
+        """Return the card and the network as a `pretrained_cfg` of timm, without what is not known.
 
-        What is not known is left out. What the network says of itself (classes, channels, names of
-        its first and last layer) comes from its config.
+        Args:
+            config: the network's config, the source of what the card does not contain: the numbers
+                of classes and channels, and the names of the first and the last layer.
         """
         reduction = _reduction(config)
         look = self.preprocess.for_channels(config.in_chans)
@@ -97,11 +102,11 @@ class Card:
 
     @classmethod
     def from_timm(cls, cfg: Mapping[str, Any], *, architecture: str | None = None) -> "Card":
-        """Return the card that a `pretrained_cfg` of timm, or of ours, describes.
+        """Return the card that a `pretrained_cfg` of timm or of this library describes.
 
         Args:
-            cfg: the configuration; entries that say nothing about the model's use are ignored.
-            architecture: name of the variant; None: as the configuration says.
+            cfg: the configuration; entries that do not concern the use of the model are ignored.
+            architecture: name of the variant; None: the name in `cfg`.
 
         Raises:
             ConfigError: a value cannot be used.
@@ -127,10 +132,14 @@ class Card:
         )
 
     def overlaid(self, overlay: Mapping[str, Any], config: ArchitectureConfig) -> "Card":
-        """Return the card with other values, given as in timm's `pretrained_cfg_overlay`.
+        """Return the card with some values replaced, given as in timm's `pretrained_cfg_overlay`.
+
+        Args:
+            overlay: the new values by entry.
+            config: the network's config.
 
         Raises:
-            ConfigError: an entry has no counterpart here, or a value cannot be used.
+            ConfigError: a card does not contain an entry, or a value cannot be used.
         """
         for name in overlay:
             if name not in _OVERLAYS:
@@ -143,16 +152,16 @@ _OVERLAYS: Final = (
     "test_crop_pct", "label_names", "license", "tag", "origin_url", "architecture", "hf_hub_id",
     "url", "metrics",
 )  # fmt: skip
-"""Entries of timm's `pretrained_cfg` that a card holds."""
+"""Entries of timm's `pretrained_cfg` that a card contains."""
 
 
 def _reduction(config: ArchitectureConfig) -> int:
-    """Side of the image over the side of the last feature map."""
+    """Return the side of the image divided by the side of the last feature map."""
     return config.stem_stride * prod(block.stride for block in config.blocks())
 
 
 def _first_conv(config: ArchitectureConfig) -> str:
-    """Name of the module that sees the image."""
+    """Return the name of the first convolution."""
     if config.block == "preact_bottleneck":
         return "stem"
     return "stem.conv1.conv" if len(config.stem_widths) > 1 else "stem.conv"
@@ -163,6 +172,6 @@ def _without_none(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(cfg: Mapping[str, Any], name: str) -> str | None:
-    """An entry of a configuration as text; empty text counts as none."""
+    """Return an entry of a configuration as text; an empty text counts as None."""
     value = cfg.get(name)
     return str(value) if value else None

@@ -1,4 +1,4 @@
-"""The checkpoint table: one row per published set of weights, read from the files in `weights/`."""
+"""The table of published checkpoints: one row each, read from the files in `weights/`."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -21,73 +21,75 @@ COLLECTIONS: Final = (
     "vissl",
     "swag",
 )
-"""The files of the table, one per publisher, in the order in which ties are broken."""
+"""The files of the table, one per publisher; of equally accurate checkpoints, the first is
+preferred."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """One set of weights of one variant.
+    """The published weights of one variant, and what is known about them.
 
-    It lies in a repository of the Hub (`repo`), at a `url`, or, if there is neither, beside the
-    table.
+    Their file is in a repository of the Hub (`repo`), at an address (`url`), or, if both are None,
+    in the folder of the table.
     """
 
     variant: str
     tag: str
     collection: str
-    """Who published it: the name of the table's file."""
+    """The publisher: the name of the table's file."""
     upstream: str | None = None
-    """What its publisher calls it, where that is not our id."""
+    """Name that the publisher uses, if it differs from `id`."""
     repo: str | None = None
     revision: str | None = None
-    """Commit of the repository; None: the newest, or what the cache has."""
+    """Commit of the repository; None: the newest, or the one in the cache."""
     file: str | None = None
-    """Name in the repository, or beside the table; None: a usual name."""
+    """Name of the file in the repository or in the table's folder; None: one of the usual names."""
     url: str | None = None
     sha256: str | None = None
-    """SHA-256 of the file, or its first digits, as far as published."""
+    """SHA-256 of the file, or the first digits that its publisher states."""
     size: int | None = None
-    """Bytes of the file."""
+    """Size of the file in bytes."""
     format: str
-    """Naming of the tensors; see `regnet.weights.formats`."""
+    """Naming scheme of the tensors; see `regnet.weights.formats`."""
     bgr: bool = False
-    """Whether the file's stem takes blue first; ours take red first."""
+    """Whether the stem in the file takes the channels in the order blue, green, red; networks of
+    this library take red first."""
     license: str
-    """Id of the license, see `regnet.weights.licenses`."""
+    """Id of the license; see `regnet.weights.licenses`."""
     num_classes: int
     labels: str | tuple[str, ...] | None = None
     """Names of the classes, or their key in `weights/labels.json`."""
     preprocess: Preprocess
     test: Preprocess | None = None
-    """A larger setting, which its publisher found more accurate."""
+    """A transform with larger images that the publisher found more accurate."""
     metrics: tuple[Metric, ...] = ()
     metrics_source: str | None = None
     origin: str | None = None
-    """Where the weights came from."""
+    """Address of the original weights."""
     note: str | None = None
     command: str | None = None
-    """What made it."""
+    """Command that produced the weights."""
 
     @property
     def id(self) -> str:
-        """The name that `create` takes: `variant.tag`; of a repository, its name."""
+        """The name that `create` takes: `variant.tag`, or the name of a repository."""
         if self.collection == "repository":
             return self.upstream or ""
         return f"{self.variant}.{self.tag}"
 
     @property
     def is_local(self) -> bool:
-        """Whether its file is on this machine from the start."""
+        """Whether the file comes with the package."""
         return self.repo is None and self.url is None
 
     @property
     def license_terms(self) -> License:
-        """What the license allows; one that the table lacks counts as restricted."""
+        """The license; one that is not in the table of licenses counts as restricted."""
         return license_of(self.license)
 
     @property
     def source(self) -> str:
-        """Where a person finds it."""
+        """The address of the weights."""
         if self.repo:
             return f"https://huggingface.co/{self.repo}"
         return self.url or self.file or ""
@@ -107,7 +109,7 @@ class Checkpoint:
 
     @property
     def card(self) -> Card:
-        """What is known about a model with these weights."""
+        """The card of a model with these weights."""
         return Card(
             architecture=self.variant,
             preprocess=self.preprocess,
@@ -123,14 +125,14 @@ class Checkpoint:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the classes; none where they are not known."""
+        """Names of the classes; empty if they are not known."""
         if isinstance(self.labels, tuple):
             return self.labels
         return label_sets().get(self.labels or "", ())
 
 
 def data_dir() -> Path:
-    """The folder of the tables and the embedded checkpoint: in the package, or in a checkout."""
+    """Return the folder of the table and the embedded checkpoint: in the package or a checkout."""
     installed = Path(__file__).parent / "data"
     checkout = Path(__file__).parents[3] / "weights"
     for folder in (installed, checkout):
@@ -141,14 +143,14 @@ def data_dir() -> Path:
 
 @cache
 def label_sets() -> Mapping[str, tuple[str, ...]]:
-    """Names of classes, by data set."""
+    """Return the names of the classes of each data set."""
     sets = json.loads((data_dir() / "labels.json").read_text(encoding="utf-8"))
     return {name: tuple(labels) for name, labels in sets.items()}
 
 
 @cache
 def checkpoints() -> Mapping[str, Checkpoint]:
-    """All rows by id."""
+    """Return all checkpoints by id."""
     return {row.id: row for collection in COLLECTIONS for row in _read(collection)}
 
 
@@ -158,33 +160,34 @@ def _upstream_ids() -> Mapping[str, Checkpoint]:
 
 
 def checkpoints_of(variant: str) -> tuple[Checkpoint, ...]:
-    """The variant's rows: those that `create` may choose first, the most accurate foremost."""
+    """Return a variant's checkpoints: those that can be its default first, then by accuracy."""
     rows = [row for row in checkpoints().values() if row.variant == variant]
     return tuple(sorted(rows, key=lambda row: (not _may_be_default(row), -(row.top1 or 0))))
 
 
 def find_upstream(name: str) -> Checkpoint | None:
-    """The checkpoint that its publisher calls so, such as `facebook/regnet-y-016`."""
+    """Return the checkpoint with this name at its publisher, such as `facebook/regnet-y-016`."""
     return _upstream_ids().get(name.strip().lower())
 
 
 def default_checkpoint(variant: str) -> Checkpoint | None:
-    """The variant's default weights, None where there are none that may be used freely.
+    """Return a variant's default weights; None if there are none under a permissive license.
 
-    It is the checkpoint with the highest published ImageNet-1k top-1 accuracy at its default image
-    size among those that are under a permissive license, have a classifier, and are stored as
-    safetensors under our names; of equals, the first in the table. The checkpoint that comes with
-    the package is its variant's default.
+    The default is the checkpoint with the highest published ImageNet-1k top-1 accuracy at its
+    default image size among those that are under a permissive license, have a classifier, and are
+    saved as safetensors with the names of this library. Of equally accurate ones, it is the first
+    in the table. The checkpoint that comes with the package is the default of its variant.
     """
     rows = checkpoints_of(variant)
     return rows[0] if rows and _may_be_default(rows[0]) else None
 
 
 def find_checkpoint(variant: str, tag: str | None = None) -> Checkpoint:
-    """The checkpoint of this variant and tag; without a tag, `default_checkpoint`.
+    """Return the checkpoint with this variant and tag; without a tag, `default_checkpoint`.
 
     Raises:
-        WeightsError: there is none, or none that may be used freely.
+        WeightsError: there is no such checkpoint, or a tag is needed because all weights of the
+            variant are restricted.
     """
     if tag is None and (row := default_checkpoint(variant)):
         return row
@@ -194,14 +197,14 @@ def find_checkpoint(variant: str, tag: str | None = None) -> Checkpoint:
             return row
     if not of_variant:
         raise NotFoundError(
-            f"no weights of {variant} have been published; `regnet list --pretrained` lists all"
+            f"no weights of {variant} are published; `regnet list --pretrained` lists all weights"
         )
     tags = ", ".join(f"{row.tag} ({row.license_terms.name})" for row in of_variant)
     if tag is not None:
         raise NotFoundError(f"{variant} has no weights tagged {tag!r}; it has {tags}")
     raise WeightsError(
-        f"all weights of {variant} restrict their use, so that none is the default; if the license "
-        f"suits you, name one: {variant}.TAG with {tags}"
+        f"all weights of {variant} have a restricted license, so none is the default; if a license "
+        f"suits you, name the weights as {variant}.TAG, where TAG is {tags}"
     )
 
 
@@ -221,7 +224,7 @@ def _read(collection: str) -> Iterator[Checkpoint]:
 
 
 def from_row(row: Mapping[str, Any], collection: str) -> Checkpoint:
-    """Return the checkpoint of a row of a table."""
+    """Return the checkpoint of a row of the table."""
     values = dict(row)
     preprocess: dict[str, Any] = values.pop("preprocess")
     test: dict[str, Any] | None = values.pop("test", None)

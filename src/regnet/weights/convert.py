@@ -1,4 +1,4 @@
-"""Inspect a file of weights, and rewrite it with another library's tensor names."""
+"""Inspect a file of weights, and rewrite it with the tensor names of another library."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from regnet.weights.unwrap import networks, read_tensors, tensors_in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What is in a file of weights."""
+    """The contents of a file of weights."""
 
     format: str | None
-    """Whose names its tensors have; None where no known format fits."""
+    """The library whose names the tensors have; None if they match no known format."""
     problem: str | None
-    """Why none fits."""
+    """Why they match no format."""
     networks: tuple[str, ...]
-    """Keys of the networks in it, the one that is described first; "" is the file itself."""
+    """Keys of the networks in the file, the described network first; "" is the file itself."""
     variants: tuple[str, ...]
     """Published architectures with exactly these shapes."""
     num_classes: int
@@ -33,12 +33,12 @@ class Inspection:
     dtypes: tuple[str, ...]
     bytes: int
     sha256: str | None
-    """Of the file; None for a sharded checkpoint."""
+    """SHA-256 of the file; None for a sharded checkpoint."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversion:
-    """What a conversion did."""
+    """The result of a conversion."""
 
     source: str
     target: str
@@ -46,15 +46,16 @@ class Conversion:
 
 
 def inspect(path: Path, *, key: str | None = None, ignore_objects: bool = False) -> Inspection:
-    """What is in a file of weights, an index of shards, or a folder with either.
+    """Return the contents of a file of weights, an index of shards, or a folder with either.
 
     Args:
         path: the file, the index or the folder.
-        key: which of several networks in it; None: an average, if there is one, or the first.
-        ignore_objects: leave out what is neither tensor nor plain container; nothing of it runs.
+        key: key of the network to describe; None: a moving average if there is one, or the first.
+        ignore_objects: leave out objects that are neither tensors nor plain containers, instead of
+            refusing the file; their code never runs.
 
     Raises:
-        WeightsError: it is not readable, or has no network at this key.
+        WeightsError: the file cannot be read, or has no network at this key.
     """
     loaded = read_object(path, ignore_objects=ignore_objects)
     tensors = tensors_in(loaded, path, key=key)
@@ -94,23 +95,24 @@ def convert_file(
     bgr: bool | None = None,
     ignore_objects: bool = False,
 ) -> Conversion:
-    """Rewrite weights in any known format as a safetensors file under another library's names.
+    """Convert weights in any known format to a safetensors file with the names of another library.
 
     Args:
         path: a file of weights, an index of shards, or a folder with either.
-        out: the file to write, whole or not at all.
-        to: the format.
-        key: which of several networks in the file; None: as `inspect` has it.
+        out: the file to write; it is written completely or not at all.
+        to: name of the format to convert to.
+        key: key of the network to convert; None: the network that `inspect` describes.
         bgr: whether the stem of the input takes blue first; None: as usual in its format.
-        ignore_objects: leave out what is neither tensor nor plain container; nothing of it runs.
+        ignore_objects: leave out objects that are neither tensors nor plain containers, instead of
+            refusing the file; their code never runs.
 
     Raises:
-        WeightsError: the input is not readable, or the format cannot hold the network.
+        WeightsError: the input cannot be read, or the format has no such networks.
         OSError: the output cannot be written.
     """
     target = find_format(to)
     if out.suffix != ".safetensors":
-        raise WeightsError(f"{out}: weights are written as safetensors; name it so")
+        raise WeightsError(f"{out}: the output must have the extension .safetensors")
     tensors = read_tensors(path, key=key, ignore_objects=ignore_objects)
     try:
         native, source = to_native(tensors, bgr=bgr)

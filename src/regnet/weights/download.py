@@ -1,8 +1,8 @@
-"""Bring published weights to this machine: from the Hub or a URL, or from the cache.
+"""Get published weights from the cache, or download them from the Hub or from an address.
 
-Files of the Hub lie in the Hub client's own cache, where other libraries find them too; other
-files lie in `regnet` beside it. A file is verified before it enters the cache, and whenever it is
-taken from there (`integrity`).
+Files of the Hub are saved in the cache of huggingface_hub, where other libraries find them too.
+Other files are saved in the folder `regnet` beside it. A file is verified before it enters the
+cache, and each time it is taken from there (`integrity`).
 """
 
 import logging
@@ -31,75 +31,87 @@ from regnet.weights.integrity import (
 _log = logging.getLogger(__name__)
 
 WAYS_OUT = (
-    "ways out: HF_ENDPOINT names a mirror of the Hub, HF_HUB_OFFLINE=1 takes the cache alone, "
-    "checkpoint_path= takes a file that you have, and regnety_cifar needs no network"
+    "alternatives: set HF_ENDPOINT to a mirror of the Hub, set HF_HUB_OFFLINE=1 to use only the "
+    "cache, pass a local file as checkpoint_path=, or use regnety_cifar, which needs no download"
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetch:
-    """How to get files."""
+    """Options of how to get files."""
 
     cache_dir: Path | None = None
-    """The Hub client's cache; None: as its environment variables say."""
+    """The cache of huggingface_hub; None: the folder that its environment variables name."""
     local_files_only: bool = False
-    """Take what is in the cache, and do not ask the network."""
+    """Use only files in the cache, without network access."""
     force_download: bool = False
-    """Fetch weights again, also where the cache has them."""
+    """Download weights again even if they are in the cache."""
     token: str | bool | None = None
-    """For private and gated repositories; None: the one that is logged in."""
+    """For private and gated repositories; None: the token of the user who is logged in."""
 
     @property
     def offline(self) -> bool:
-        """Whether the network must not be asked."""
+        """Whether network access is disabled."""
         from huggingface_hub import constants
 
         return self.local_files_only or bool(constants.HF_HUB_OFFLINE)
 
     @property
     def hub_cache(self) -> Path:
-        """Folder of the Hub's files."""
+        """Folder of the files of the Hub."""
         from huggingface_hub import constants
 
         return Path(self.cache_dir or constants.HF_HUB_CACHE)
 
     def repository(self, name: str, revision: str | None) -> Repository:
-        """Return a repository of models, at a revision; None: main."""
+        """Return a model repository at a revision; None: main."""
         return Repository(
             name=name, revision=revision or "main", cache=self.hub_cache, token=self.token
         )
 
     @property
     def url_cache(self) -> Path:
-        """Folder of files from elsewhere."""
+        """Folder of the files from other servers."""
         from huggingface_hub import constants
 
         return Path(self.cache_dir or constants.HF_HOME) / "regnet"
 
 
 def fetch(row: Checkpoint, how: Fetch | None = None) -> Path:
-    """The checkpoint's file, verified; of a sharded one, its index, with all shards beside it.
+    """Return a checkpoint's verified file; if it is sharded, its index, with all shards beside it.
+
+    Args:
+        row: the checkpoint.
+        how: options; None: the defaults.
 
     Raises:
-        WeightsError: it cannot be had; the message says why and what to do.
+        WeightsError: the file cannot be obtained; the message says why and what to do.
     """
     how = how or Fetch()
     if how.force_download and how.offline:
-        raise WeightsError(f"{row.id} cannot be fetched again while the network is not to be used")
+        raise WeightsError(
+            f"{row.id} cannot be downloaded again, because network access is disabled"
+        )
     if row.is_local:
         path = data_dir() / (row.file or "")
         if row.sha256:
-            verify(path, row.sha256)  # nothing is written beside it
+            verify(path, row.sha256)  # unlike `intact`, it writes nothing into the package
         return path
     with _explained(row.id, row.source, how, revision=row.revision):
         return _from_hub(row, how) if row.repo else _from_url(row, how)
 
 
 def fetch_file(repo: str, name: str, revision: str | None, how: Fetch | None = None) -> Path:
-    """A small file of a repository of the Hub, such as its `config.json`.
+    """Return a small file of a repository of the Hub, such as its `config.json`.
+
+    Args:
+        repo: the repository, `owner/name`.
+        name: name of the file in the repository.
+        revision: commit, branch or tag; None: main.
+        how: options; None: the defaults.
 
     Raises:
-        WeightsError: it cannot be had; the message says why and what to do.
+        WeightsError: the file cannot be obtained; the message says why and what to do.
     """
     how = how or Fetch()
     with _explained(repo, f"https://huggingface.co/{repo}", how, revision=revision):
@@ -111,14 +123,14 @@ def fetch_file(repo: str, name: str, revision: str | None, how: Fetch | None = N
             if held:
                 return held
             raise WeightsError(
-                f"{name} is not in the cache {how.hub_cache}, and the network is not to be used"
+                f"{name} is not in the cache {how.hub_cache}, and network access is disabled"
             )
         try:
             return repository.fetch(name, most=SMALL)
         except errors.EntryNotFoundError as error:
             raise WeightsError(f"the repository has no {name}") from error
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
-            raise  # an answer, and it says no
+            raise  # the server answered; the cached file does not replace its answer
         except http_client().HTTPError:
             if held is None:
                 raise
@@ -126,7 +138,7 @@ def fetch_file(repo: str, name: str, revision: str | None, how: Fetch | None = N
 
 
 def cached_files(row: Checkpoint, how: Fetch | None = None) -> list[Path]:
-    """The checkpoint's files that are on this machine, unverified."""
+    """Return the files of a checkpoint that are on this machine, without verifying them."""
     how = how or Fetch()
     if row.repo:
         found = [_cached(row, name, how) for name in _names(row)]
@@ -149,13 +161,13 @@ def _names(row: Checkpoint) -> tuple[str, ...]:
 
 def _from_hub(row: Checkpoint, how: Fetch) -> Path:
     for name in () if how.force_download else _names(row):
-        # What is in the cache comes first: finding out that a file with a better name does not
-        # exist would need the network.
+        # Any usual name in the cache is accepted: finding out whether the repository has a file
+        # with a preferred name would need the network.
         if (path := _cached(row, name, how)) and _usable(path, row.sha256, row, how):
             return _with_shards(row, path, how)
     if how.offline:
         raise WeightsError(
-            f"it is not in the cache {how.hub_cache}, and the network is not to be used"
+            f"it is not in the cache {how.hub_cache}, and network access is disabled"
         )
     for name in _names(row):
         if path := _download_if_there(row, name, how):
@@ -174,14 +186,14 @@ def _download_if_there(row: Checkpoint, name: str, how: Fetch) -> Path | None:
 
 def _with_shards(row: Checkpoint, path: Path, how: Fetch) -> Path:
     if path.name.endswith(INDEX_SUFFIX):
-        # Shards of the very commit that the index is of.
+        # Take the shards from the same commit as the index.
         row = replace(row, revision=path.parent.name)
         for name in shard_names(path):
             shard = None if how.force_download else _cached(row, name, how)
             if shard and _usable(shard, None, row, how):
                 continue
             if how.offline:
-                raise WeightsError(f"{name} is not in the cache, and the network is not to be used")
+                raise WeightsError(f"{name} is not in the cache, and network access is disabled")
             _download(row, name, None, how)
     return path
 
@@ -191,17 +203,17 @@ def _cached(row: Checkpoint, name: str, how: Fetch) -> Path | None:
 
 
 def _usable(path: Path, sha256: str | None, row: Checkpoint, how: Fetch) -> bool:
-    """Whether a cached file is whole; one that is not is removed, unless we are offline."""
+    """Return whether a cached file is intact; a damaged file is deleted, or an error if offline."""
     if intact(path, sha256 or declared_sha256(path)):
         return True
     if how.offline:
         raise WeightsError(
-            f"its file in the cache is damaged: {path}; go online once, and it is fetched again"
+            f"its file in the cache is damaged: {path}; run once online to download it again"
         )
     with locked(path.resolve()):
         if intact(path, sha256 or declared_sha256(path)):
-            return True  # another process has fetched it again meanwhile
-        _log.warning("%s: its file in the cache was damaged and is fetched again: %s", row.id, path)
+            return True  # another process has downloaded it again in the meantime
+        _log.warning("%s: downloading again a file that was damaged in the cache: %s", row.id, path)
         forget(path)
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
@@ -219,7 +231,7 @@ def _download(row: Checkpoint, name: str, sha256: str | None, how: Fetch) -> Pat
 
 
 def _check_of(name: str) -> Check:
-    """The layout of weights; an index of shards, which is JSON, is checked where it is read."""
+    """Return the check of a file's layout; an index of shards (JSON) is checked when read."""
     return anything if name.endswith(INDEX_SUFFIX) else _look_whole
 
 
@@ -241,7 +253,8 @@ def _repository(row: Checkpoint, how: Fetch) -> Repository:
 def _url_path(row: Checkpoint, how: Fetch) -> Path:
     url = row.url or ""
     parts = urlsplit(url)
-    # Names repeat between folders of a server (model_final_checkpoint_phase0.torch).
+    # The digest of the address is part of the path, because folders of a server have files of the
+    # same name (model_final_checkpoint_phase0.torch).
     folder = digest.of_bytes(url.encode())[:16]
     return how.url_cache / (parts.hostname or "") / folder / Path(parts.path).name
 
@@ -251,7 +264,7 @@ def _from_url(row: Checkpoint, how: Fetch) -> Path:
     if not how.force_download and path.is_file() and _usable(path, row.sha256, row, how):
         return path
     if how.offline:
-        raise WeightsError(f"it is not in the cache: {path}, and the network is not to be used")
+        raise WeightsError(f"it is not in the cache: {path}, and network access is disabled")
     transfer(
         row.url or "",
         path,
@@ -271,7 +284,7 @@ def _from_url(row: Checkpoint, how: Fetch) -> Path:
 
 @contextmanager
 def _explained(name: str, where: str, how: Fetch, *, revision: str | None = None) -> Iterator[None]:
-    """Turn whatever the network and the disk raise into one line about this checkpoint."""
+    """Convert errors of the network and of the disk to one line about this checkpoint."""
     from huggingface_hub import constants, errors
 
     httpx = http_client()
@@ -280,27 +293,28 @@ def _explained(name: str, where: str, how: Fetch, *, revision: str | None = None
         yield
     except errors.LocalTokenNotFoundError as error:
         raise WeightsError(
-            f"{name}: nobody is logged in; `hf auth login`, or pass token="
+            f"{name}: no user is logged in; run `hf auth login`, or pass token="
         ) from error
     except errors.GatedRepoError as error:
         raise WeightsError(
-            f"{name}: {where} is gated: ask for access there, then `hf auth login` or token="
+            f"{name}: {where} is gated; request access there, then run `hf auth login` "
+            "or pass token="
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise WeightsError(
-            f"{name}: {where} does not exist, or is private and needs a token (`hf auth login` "
-            f"or token=); {WAYS_OUT}"
+            f"{name}: {where} does not exist, or is private and needs a token (run `hf auth login` "
+            f"or pass token=); {WAYS_OUT}"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise WeightsError(f"{name}: {where} has no revision {revision}") from error
     except httpx.HTTPError as error:
         raise WeightsError(f"{name}: {where}: {_reason(error)}; {WAYS_OUT}") from error
-    except (ValueError, UnicodeError) as error:  # a proxy or a token that cannot be
+    except (ValueError, UnicodeError) as error:  # for example a malformed proxy or token
         raise WeightsError(f"{name}: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise WeightsError(
             f"{name}: cannot write {error.filename or how.hub_cache}: {error.strerror or error}; "
-            "HF_HOME or cache_dir= name another place for the cache"
+            "set HF_HOME or cache_dir= to another folder for the cache"
         ) from error
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}; {WAYS_OUT}") from error
@@ -313,7 +327,7 @@ def _reason(error: Any) -> str:
         later = f", and asks to wait {wait:.0f} s" if wait else ""
         return f"the server answers {response.status_code} {response.reason_phrase}{later}"
     if isinstance(error, http_client().TimeoutException):
-        return "the server does not answer in time (HF_HUB_DOWNLOAD_TIMEOUT is longer if you like)"
+        return "the server does not answer in time (raise HF_HUB_DOWNLOAD_TIMEOUT to wait longer)"
     return f"the connection failed ({str(error) or type(error).__name__})"
 
 
@@ -321,7 +335,7 @@ def _reason(error: Any) -> str:
 
 
 def verify_cached(row: Checkpoint, how: Fetch | None = None) -> list[Verified]:
-    """`verify_file` for each file of a checkpoint that is on this machine."""
+    """Apply `verify_file` to each file of a checkpoint that is on this machine."""
     results = []
     for path in cached_files(row, how):
         main = not path.name.endswith(INDEX_SUFFIX) and row.sha256

@@ -1,7 +1,8 @@
-"""Read the tensors of a checkpoint file: memory-mapped, whole or refused, and never run.
+"""Read the tensors of checkpoint files: memory-mapped, complete or refused, never running code.
 
-Files are safetensors, alone or in shards with an index, or what `torch.save` writes, which is read
-with `weights_only=True`: tensors and plain containers, nothing that executes.
+A checkpoint is a safetensors file, several of them (shards) with an index, or a file of
+`torch.save`. The latter is read with `weights_only=True`, which allows tensors and plain containers
+and runs no code.
 """
 
 import pickle
@@ -27,7 +28,7 @@ from regnet.weights.integrity import unreadable
 ZIP_MAGIC: Final = b"PK\x03\x04"
 
 INDEX_SUFFIX: Final = ".index.json"
-"""How the index of a checkpoint in several files ends."""
+"""The end of the file name of a sharded checkpoint's index."""
 
 _DTYPES: Final = "|".join(
     name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)
@@ -40,22 +41,22 @@ _SETTINGS: Final = re.compile(
     rf"|_codecs\.encode|torch\.(device|torch_version\.TorchVersion|{_DTYPES})|(\w+\.)+AttributeDict"
     r"|omegaconf\.\S+|yacs\.config\.CfgNode|easydict\.EasyDict|typing\.Any|collections\.Counter"
 )
-"""Classes of the settings and figures that training scripts keep beside their weights."""
+"""Classes of the settings and metrics that training scripts save with their weights."""
 
 
 def read_object(path: Path, *, ignore_objects: bool = False) -> Any:
-    """What a checkpoint holds: tensors by name, or what a training script put around them.
+    """Return the content of a checkpoint: named tensors, and whatever was saved around them.
 
-    Safetensors and zip files are mapped into memory: bytes are read when they are used, and a
-    change of the tensors does not reach the file.
+    Safetensors and zip files are memory-mapped: their bytes are read when they are used, and
+    changes of the tensors do not change the file.
 
     Args:
-        path: the file, the index of a sharded checkpoint, or a folder that holds either.
-        ignore_objects: leave out what is neither tensor nor plain container, instead of refusing
-            the file; no code in it runs either way. Settings are always left out.
+        path: the file, the index of a sharded checkpoint, or a folder that contains either.
+        ignore_objects: leave out objects that are neither tensors nor plain containers, instead of
+            refusing the file. Their code never runs, and settings are always left out.
 
     Raises:
-        WeightsError: there is no such file, or it is damaged or not a checkpoint.
+        WeightsError: the file does not exist, is damaged, or is not a checkpoint.
     """
     path = _file_in(path)
     if path.name.endswith(INDEX_SUFFIX):
@@ -64,7 +65,7 @@ def read_object(path: Path, *, ignore_objects: bool = False) -> Any:
 
 
 def _start_of(path: Path) -> bytes:
-    """The first bytes of a file, which tell its kind."""
+    """Return the first bytes of a file, which identify its format."""
     try:
         with path.open("rb") as file:
             return file.read(64)
@@ -85,15 +86,15 @@ def _no_weights(path: Path, start: bytes) -> WeightsError:
     if is_lfs_pointer(start):
         return WeightsError(f"{path}: {LFS_ADVICE}")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return WeightsError(f"{path}: a web page, not weights; was a login needed to fetch it?")
-    return WeightsError(f"{path}: not a safetensors file and not one of torch.save")
+        return WeightsError(f"{path}: a web page, not weights; its download may need a login")
+    return WeightsError(f"{path}: neither a safetensors file nor a file of torch.save")
 
 
 def look_whole(path: Path) -> None:
-    """Check what a file's layout tells: that it is one of weights, and not cut short.
+    """Check by its layout that a file is one of weights, and not cut short.
 
     Raises:
-        WeightsError: it is something else, or damaged.
+        WeightsError: the file has another format, or is damaged.
     """
     start = _start_of(path)
     try:
@@ -105,24 +106,24 @@ def look_whole(path: Path) -> None:
             raise _no_weights(path, start)
     except (MemoryError, WeightsError):
         raise
-    except Exception as error:  # encrypted, of a later version, with names in no encoding, ...
+    except Exception as error:  # encrypted, of a later version, names that cannot be decoded, ...
         raise WeightsError(f"{path}: not a readable torch file ({_line(error)})") from error
 
 
 def check_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Check that each tensor is plain: dense, of numbers, and no larger than its memory.
+    """Check that each tensor is dense, not quantized, on the CPU, and not larger than its memory.
 
     Raises:
-        WeightsError: one is not.
+        WeightsError: a tensor fails this check.
     """
     for name, value in tensors.items():
         plain = value.layout == torch.strided and not value.is_quantized
         if not plain or value.device.type != "cpu":
             raise WeightsError(
-                f"{path}: {name} is no plain tensor ({value.layout}, {value.device})"
+                f"{path}: {name} is not a plain tensor ({value.layout}, {value.device})"
             )
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise WeightsError(f"{path}: {name} claims more numbers than there are")
+            raise WeightsError(f"{path}: {name} claims more values than the file has")
         if len(name) > 300:
             raise WeightsError(f"{path}: the name of a tensor is {len(name):,} characters long")
 
@@ -133,7 +134,7 @@ def _file_in(path: Path) -> Path:
     for name in USUAL_NAMES:
         if (path / name).is_file():
             return path / name
-    raise WeightsError(f"{path}: none of {', '.join(USUAL_NAMES)} is in this folder")
+    raise WeightsError(f"{path}: this folder contains none of {', '.join(USUAL_NAMES)}")
 
 
 USUAL_NAMES: Final = (
@@ -142,14 +143,14 @@ USUAL_NAMES: Final = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""Names of checkpoints in folders and repositories, the ones to prefer first."""
+"""Names of checkpoints in folders and repositories, in order of preference."""
 
 
 def shard_names(index: Path) -> list[str]:
-    """Names of the files that an index lists.
+    """Return the names of the files that an index lists.
 
     Raises:
-        WeightsError: it is no index, or names files outside its folder.
+        WeightsError: the file is not an index, or lists files outside its folder.
     """
     try:
         names = sorted(set(_weight_map(index).values()))
@@ -161,12 +162,12 @@ def shard_names(index: Path) -> list[str]:
             or not re.fullmatch(r"[\w-][\w.-]*", name)
             or (name.endswith(INDEX_SUFFIX))
         ):
-            raise WeightsError(f"{index}: names the file {name!r}, which is not beside it")
+            raise WeightsError(f"{index}: lists the file {name!r}, which is not in its folder")
     return names
 
 
 def _weight_map(index: Path) -> dict[str, Any]:
-    """The file of each tensor."""
+    """Return the file name of each tensor."""
     found: dict[str, Any] = documents.load(index, "an index of a sharded checkpoint")["weight_map"]
     return found
 
@@ -176,7 +177,7 @@ def _read_shards(index: Path, *, ignore_objects: bool) -> dict[str, Tensor]:
     for name in shard_names(index):
         part = _read_file(index.parent / name, ignore_objects=ignore_objects)
         if not isinstance(part, Mapping):
-            raise WeightsError(f"{index}: {name} holds no tensors by name")
+            raise WeightsError(f"{index}: {name} contains no named tensors")
         if twice := tensors.keys() & part.keys():
             raise WeightsError(f"{index}: {min(twice)} is in two shards")
         tensors |= part
@@ -187,7 +188,7 @@ def _read_shards(index: Path, *, ignore_objects: bool) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        # The mapped memory lives as long as the tensors do.
+        # The tensors keep the memory mapped after the file object is closed.
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except MemoryError:
@@ -198,7 +199,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path, *, ignore_objects: bool) -> Any:
     try:
-        zipped = zipfile.is_zipfile(path)  # it raises too
+        zipped = zipfile.is_zipfile(path)  # inside `try`, because it can raise errors too
         if zipped:
             _check_zip(path)
         if not ignore_objects:
@@ -214,18 +215,20 @@ def _read_pickle(path: Path, *, ignore_objects: bool) -> Any:
         raise WeightsError(f"{path}: not a readable torch file ({_line(error)})") from error
     if not ignore_objects and (strange := sorted(o for o in objects if not _SETTINGS.fullmatch(o))):
         raise WeightsError(
-            f"{path}: holds Python objects beside its tensors ({strange[0]}), which could run "
-            f"code; `regnet weights convert {path} OUT.safetensors --ignore-objects` keeps the "
-            "tensors and runs nothing"
+            f"{path}: contains Python objects besides its tensors ({strange[0]}), which could run "
+            f"code; `regnet weights convert {path} OUT.safetensors --ignore-objects` saves the "
+            "tensors and runs no code"
         )
     return loaded
 
 
 def _check_zip(path: Path) -> None:
-    """Compare every part with its checksum; torch does not when it maps the file."""
+    """Compare each part of a zip file with its checksum; torch does not for mapped files."""
     with zipfile.ZipFile(path) as archive:
         if any(part.filename.endswith("/constants.pkl") for part in archive.infolist()):
-            raise WeightsError(f"{path}: a scripted program, not a state dict; save its state dict")
+            raise WeightsError(
+                f"{path}: a TorchScript program, not a state dict; save its state dict"
+            )
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
             raise WeightsError(f"{path}: its parts are compressed, which torch.save never does")
         if damaged := archive.testzip():
@@ -233,22 +236,22 @@ def _check_zip(path: Path) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """The first sentence of an error."""
+    """Return the first sentence of an error."""
     text = " ".join(str(error).split()) or type(error).__name__
     text = text.rpartition("WeightsUnpickler error: ")[2].partition(" Check the documentation")[0]
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors as a safetensors file, whole or not at all.
+    """Write tensors to a safetensors file, completely or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     kept, seen = {}, set()
     for name, value in tensors.items():
         value = value.detach()
-        # The format has no views: a tensor that shares memory, or is spread out, is copied.
+        # The format has no views, so a tensor that shares memory or is not contiguous is copied.
         memory = value.untyped_storage().data_ptr()
         whole = value.is_contiguous() and memory not in seen
         seen.add(memory)

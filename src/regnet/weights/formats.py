@@ -1,7 +1,7 @@
-"""The naming schemes of published weights: recognized from the names, converted in and out.
+"""Naming schemes of published weights: recognize them by the names, and convert from and to them.
 
-Converting renames, and where a library's networks take blue first, turns the stem's input
-channels around; both can be undone bit for bit.
+A conversion renames the tensors. It also reverses the input channels of the stem if the other
+library's networks take blue first. Both can be undone exactly, bit by bit.
 """
 
 import re
@@ -27,21 +27,22 @@ from regnet.weights.keys import (
 )
 
 STEM_WEIGHTS: Final = ("stem.conv.weight", "stem.conv1.conv.weight", "stem.weight")
-"""Names of the convolution that sees the image: one stem, many convolutions, pre-activation."""
+"""Names of the first convolution in plain stems, in stems of several convolutions, and in
+pre-activation networks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """One library's way to store a network."""
+    """The naming scheme of a library."""
 
     name: str
     title: str
     tables: Callable[[Iterable[str]], tuple[KeyTable, ...]]
-    """Its tables; a library may have several, and one that depends on the keys at hand."""
+    """Returns the tables of the scheme for these keys; a library may have several tables."""
     bgr: bool = False
-    """Whether its networks take blue first."""
+    """Whether its networks take the channels in the order blue, green, red."""
     ignored: re.Pattern[str] = re.compile(r"(?!)")
-    """Tensors that are no part of the network, such as heads for pretraining."""
+    """Matches tensors that do not belong to the network, such as heads for pretraining."""
 
 
 FORMATS: Final[Mapping[str, Format]] = {
@@ -63,10 +64,10 @@ FORMATS: Final[Mapping[str, Format]] = {
 
 
 def find_format(name: str) -> Format:
-    """The format with this name; `swag` is `classy`.
+    """Return the format with this name; `swag` is another name for `classy`.
 
     Raises:
-        NotFoundError: there is none.
+        NotFoundError: there is no such format.
     """
     if found := FORMATS.get({"swag": "classy"}.get(name.lower(), name.lower())):
         return found
@@ -74,10 +75,10 @@ def find_format(name: str) -> Format:
 
 
 def detect(keys: Iterable[str]) -> tuple[Format, KeyTable]:
-    """The format that explains every key, and its table.
+    """Return the format that explains every key, and its table.
 
     Raises:
-        WeightsError: none does; the message shows the keys that the closest one does not know.
+        WeightsError: there is no such format; the message lists keys that the closest format lacks.
     """
     names = tuple(keys)
     closest: tuple[int, str, list[str]] | None = None
@@ -90,22 +91,22 @@ def detect(keys: Iterable[str]) -> tuple[Format, KeyTable]:
             if parts and (closest is None or len(strangers) < closest[0]):
                 closest = (len(strangers), row.title, strangers)
     if closest is None:
-        raise WeightsError("there are no tensors in it")
+        raise WeightsError("it contains no tensors")
     count, title, strangers = closest
     shown = ", ".join(strangers[:3]) + (f" and {count - 3} more" if count > 3 else "")
     raise WeightsError(
-        f"no known format names its tensors so; in the closest, {title}'s, there is no {shown}"
+        f"its tensor names match no known format; the closest, {title}, does not have {shown}"
     )
 
 
 def to_native(
     tensors: Mapping[str, Tensor], *, bgr: bool | None = None
 ) -> tuple[dict[str, Tensor], Format]:
-    """The tensors under our names, for images that have red first; and what format it was.
+    """Return tensors with the names of this library, for images with red first, and the format.
 
     Args:
-        tensors: a state dict in any known format; tensors that are no part of a network, such as
-            VISSL's projection heads, are left out.
+        tensors: a state dict in any known format; tensors that do not belong to the network, such
+            as projection heads of VISSL, are left out.
         bgr: whether the stem takes blue first; None: as usual in the format.
 
     Raises:
@@ -118,9 +119,9 @@ def to_native(
 
 
 def plain_classifier(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors, where the classifier is one linear layer among others without tensors.
+    """Rename a classifier with one linear layer among layers without tensors to a plain classifier.
 
-    Such as dropout: `head.fc.1.weight` becomes `head.fc.weight`.
+    For example, with dropout before the linear layer, `head.fc.1.weight` becomes `head.fc.weight`.
     """
     inner = {key: key.rpartition(".") for key in tensors if key.startswith("head.fc.")}
     layers = {before for before, _, _ in inner.values()}
@@ -133,12 +134,12 @@ def plain_classifier(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_native(
     tensors: Mapping[str, Tensor], to: Format, *, bgr: bool | None = None
 ) -> dict[str, Tensor]:
-    """Our tensors as another library names them.
+    """Return tensors of this library with the names of another library.
 
     Args:
-        tensors: a state dict under our names.
-        to: the format.
-        bgr: whether the result's stem takes blue first; None: as usual in the format.
+        tensors: a state dict with the names of this library.
+        to: the format of the result.
+        bgr: whether the stem of the result takes blue first; None: as usual in the format.
 
     Raises:
         WeightsError: the format has no such networks.
@@ -167,7 +168,7 @@ def _table_for(tensors: Mapping[str, Tensor], to: Format) -> KeyTable:
 
 
 def _swapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with the stem's input channels in reverse order: RGB to BGR, or back."""
+    """Return the tensors with the stem's input channels reversed: from RGB to BGR, or back."""
     return {
         key: value.flip(1).contiguous() if key in STEM_WEIGHTS else value
         for key, value in tensors.items()

@@ -1,4 +1,4 @@
-"""Which published architecture a state dict belongs to, by the shapes of its tensors."""
+"""Identify the published architecture of a state dict by the shapes of its tensors."""
 
 import re
 from collections.abc import Mapping
@@ -8,41 +8,43 @@ from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS, Variant
 
 _KINDS = ("running_mean", "gain", "v", "norm1", "downsample")
-"""Parts of names that tell one kind of network from another of the same widths."""
+"""Parts of tensor names that distinguish kinds of networks with the same widths."""
 
 Shapes = Mapping[str, tuple[int, ...]]
-"""Shapes of tensors by name, names as ours."""
+"""Shapes of tensors by name, with the names of this library."""
 
 Signature = tuple[tuple[int, ...], tuple[tuple[int, ...], ...], tuple[str, ...]]
-"""Stem and head width, for each block its width, 3x3 convolution and squeeze, and the norms."""
+"""Widths of stem and head; stage, width, 3x3 convolution and squeeze width of each block; kinds of
+norm and shortcut."""
 
 
 def identify(shapes: Shapes) -> tuple[Variant, ...]:
-    """The variants with exactly these widths and depths; several may share them, or none has.
+    """Return the variants with exactly these widths and depths; there may be none or several.
 
     Args:
-        shapes: of a whole state dict under our names; the classifier does not matter.
+        shapes: shapes of a complete state dict with the names of this library; the classifier does
+            not matter.
     """
     return variants_with(signature_of_shapes(shapes))
 
 
 def variants_with(signature: Signature) -> tuple[Variant, ...]:
-    """The variants with this signature."""
+    """Return the variants with this signature."""
     return tuple(v for v in VARIANTS.values() if signature_of_config(v.config) == signature)
 
 
 def num_classes(shapes: Shapes) -> int:
-    """Outputs of the classifier; 0 where there is none."""
+    """Return the number of outputs of the classifier; 0 if there is none."""
     return _first(shapes.get("head.fc.weight"))
 
 
 def _first(shape: tuple[int, ...] | None) -> int:
-    """The first number of a shape; 0 where there is none."""
+    """Return the first number of a shape; 0 if there is no shape."""
     return shape[0] if shape else 0
 
 
 def signature_of_shapes(shapes: Shapes) -> Signature:
-    """What tells architectures apart, from shapes."""
+    """Return what distinguishes architectures, from the shapes of a state dict."""
     blocks: dict[tuple[int, int], dict[str, tuple[int, ...]]] = {}
     for name, shape in shapes.items():
         if match := re.fullmatch(r"s(\d+)\.b(\d+)\.(\w+?)(?:\.conv)?\.weight", name):
@@ -63,7 +65,7 @@ def signature_of_shapes(shapes: Shapes) -> Signature:
 
 @cache
 def signature_of_config(config: AnyNetConfig | RegNetConfig) -> Signature:
-    """What tells architectures apart, from a config."""
+    """Return what distinguishes architectures, from a config."""
     parts = tuple(
         (
             block.stage,

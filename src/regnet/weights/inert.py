@@ -1,9 +1,9 @@
-"""Tensors out of a file of `torch.save` that holds other objects too, without running anything.
+"""Read the tensors of a `torch.save` file that also contains other objects, without running code.
 
-`torch.load` can be made to run code in more ways than its unpickler: scripted archives, old tar
-files, state set on functions. So the two layouts that matter, zip and legacy, are read here, by a
-pickle reader that knows tensors and plain containers; every other class or function that a file
-names becomes an empty object that ignores what is done to it.
+`torch.load` can be made to run code by more than its unpickler: TorchScript archives, old tar
+files, or state that is set on functions. This module therefore reads the two layouts that matter,
+zip and legacy, with a pickle reader that knows only tensors and plain containers. Every other class
+or function that a file names becomes an empty object that ignores everything done to it.
 """
 
 import pickle
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 LEGACY_MAGIC: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""How files of `torch.save` began before they were zip archives."""
+"""First bytes of the files that `torch.save` wrote before it used zip archives."""
 
 _DTYPES: Final = {
     "DoubleStorage": torch.float64,
@@ -37,7 +37,7 @@ class Ignored:
     """Stands for an object that was left out."""
 
     state: object = None
-    """Its attributes, for one who looks for tensors in a module."""
+    """Attributes of the object, from which the tensors of a pickled module can be read."""
 
     def __new__(cls, *_args: object, **_kwargs: object) -> "Ignored":
         return super().__new__(cls)
@@ -55,17 +55,17 @@ class Ignored:
         pass
 
     def append(self, _value: object) -> None:
-        """Ignore it."""
+        """Ignore the value."""
 
     def extend(self, _values: object) -> None:
-        """Ignore them."""
+        """Ignore the values."""
 
     def add(self, _value: object) -> None:
-        """Ignore it."""
+        """Ignore the value."""
 
 
 class _Named:
-    """What a file may name: nothing can be set on it, other than on a function or a class."""
+    """A function or type that a file may name; a file cannot set state on it."""
 
     __slots__ = ("call", "dtype")
 
@@ -82,12 +82,12 @@ class _Named:
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_rest: object) -> Tensor | Ignored:
-    """As `torch._utils._rebuild_tensor_v2`, inside the storage's bounds."""
+    """Rebuild a tensor like `torch._utils._rebuild_tensor_v2`, inside its storage's bounds."""
     if not isinstance(storage, Tensor):
         return Ignored()
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if min((offset, *size, *stride)) < 0 or (0 not in size and last >= len(storage)):
-        raise ValueError("a tensor is longer than its memory")
+        raise ValueError("a tensor is larger than its storage")
     return torch.as_strided(storage, tuple(size), tuple(stride), storage.storage_offset() + offset)
 
 
@@ -104,7 +104,7 @@ _KNOWN: Final = {
 
 
 class _Bounded:
-    """A file, of which nothing is read that is longer than it."""
+    """A file that refuses to read more bytes at once than it has."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.size = file, size
@@ -116,25 +116,25 @@ class _Bounded:
         return self.file.read(count)
 
 
-class _Reader(pickle._Unpickler):  # in Python: its memo is a dict
-    """A pickle reader that finds nothing but what tensors are made of."""
+class _Reader(pickle._Unpickler):  # the Python version, whose memo is a dict
+    """A pickle reader that finds only what tensors consist of."""
 
     def __init__(
         self, file: BinaryIO, storage: Callable[[str, torch.dtype, int], Any], size: int
     ) -> None:
-        """Set up.
+        """Create a reader.
 
         Args:
             file: the pickle.
-            storage: gives the memory of a tensor by key, type and number of values.
-            size: bytes in the file; no text in it is longer, whatever it says.
+            storage: returns the memory of a tensor for its key, type and number of values.
+            size: size of the file in bytes; a value that claims to be longer is refused.
         """
         super().__init__(_Bounded(file, size), encoding="utf-8")
         self.storage = storage
         self.objects: set[str] = set()
         """Names of the classes and functions that were left out."""
 
-    # A number makes memory of itself here; no file of `torch.save` has one.
+    # BYTEARRAY8 allocates memory of a size that the file names; `torch.save` never writes it.
     dispatch: ClassVar = {
         code: load
         for code, load in pickle._Unpickler.dispatch.items()
@@ -149,7 +149,7 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is a dict
         return known
 
     def persistent_load(self, pid: Any) -> Any:
-        if pid[0] == "module":  # a class, with its source
+        if pid[0] == "module":  # a class, which old files save with its source code
             return pid[1]
         kind, named, key, _location, count = pid[:5]
         if kind != "storage" or not isinstance(named, _Named) or named.dtype is None:
@@ -158,22 +158,22 @@ class _Reader(pickle._Unpickler):  # in Python: its memo is a dict
 
 
 def read(path: Path) -> tuple[Any, set[str]]:
-    """What `torch.save` wrote, with `Ignored` for what is neither tensor nor plain container.
+    """Read what `torch.save` wrote, with `Ignored` for what is neither tensor nor plain container.
 
     Returns:
-        What it wrote, and the names of the classes and functions that were left out.
+        The content, and the names of the classes and functions that were left out.
 
     Raises:
-        UnpicklingError, ValueError, and whatever else a damaged pickle raises.
+        UnpicklingError, ValueError, and any other error that a damaged pickle causes.
     """
     mapped = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
 
     def part(start: int, dtype: torch.dtype, count: int) -> Tensor:
         stop = start + count * dtype.itemsize
         if count < 0 or stop > len(mapped):
-            raise ValueError("a tensor is longer than the file")
+            raise ValueError("a tensor is larger than the file")
         values = mapped[start:stop]
-        # Types need their alignment, which the legacy layout does not keep.
+        # Tensors need the alignment of their type, which the legacy layout does not ensure.
         return (values.clone() if start % dtype.itemsize else values).view(dtype)
 
     if zipfile.is_zipfile(path):
@@ -185,7 +185,7 @@ def _read_zip(path: Path, part: Callable[[int, torch.dtype, int], Tensor]) -> tu
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
-            raise ValueError("a scripted program, not a state dict")
+            raise ValueError("a TorchScript program, not a state dict")
         [pickled] = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         root = pickled.removesuffix("data.pkl")
         if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
@@ -194,9 +194,9 @@ def _read_zip(path: Path, part: Callable[[int, torch.dtype, int], Tensor]) -> tu
         def storage(key: str, dtype: torch.dtype, count: int) -> Tensor:
             info = archive.getinfo(f"{root}data/{key}")
             if info.file_size < count * dtype.itemsize:
-                raise ValueError("a tensor is longer than its part of the archive")
+                raise ValueError("a tensor is larger than its part of the archive")
             with archive.open(info) as file:
-                start = file._orig_compress_start  # type: ignore[attr-defined]  # where bytes begin
+                start = file._orig_compress_start  # type: ignore[attr-defined]  # start of the data
             return part(start, dtype, count)
 
         with archive.open(pickled) as file:
@@ -217,14 +217,15 @@ def _read_legacy(
             sizes[key] = count * dtype.itemsize
             return Ignored()
 
-        for _ in range(2):  # protocol version, byte order and sizes of the machine
+        # The first two pickles are the protocol version, and byte order and sizes of the machine.
+        for _ in range(2):
             _Reader(file, first, size).load()
         start = file.tell()
         _Reader(file, first, size).load()
         keys = [str(key) for key in _Reader(file, first, size).load()]
         places, position = {}, file.tell()
         for key in keys:
-            places[key] = position + 8  # behind its count
+            places[key] = position + 8  # after its count, 8 bytes
             position = places[key] + sizes[key]
         file.seek(start)
         reader = _Reader(file, lambda key, dtype, count: part(places[key], dtype, count), size)

@@ -1,7 +1,7 @@
-"""Whether files are what they should be, and what is remembered of them.
+"""Verify files of weights by their SHA-256, which is cached.
 
-The SHA-256 of a file is remembered beside it, and computed again when the file's size or time has
-changed.
+The SHA-256 of a file is saved beside the file, and computed again when the size or the modification
+time of the file has changed.
 """
 
 import json
@@ -18,18 +18,18 @@ from regnet.errors import NotFoundError, WeightsError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verified:
-    """What reading a file showed."""
+    """The result of reading a file and comparing its SHA-256."""
 
     path: str
     sha256: str
     whole: bool
-    """Whether it is what it should be; true where nothing says what that is."""
+    """Whether the file has the expected SHA-256; true if none is known."""
     against: str
-    """What the SHA-256 was compared with, or "nothing"."""
+    """The origin of the expected SHA-256, or "nothing"."""
 
 
 def unreadable(path: Path, error: OSError) -> WeightsError:
-    """Return the error for a file that cannot be read: whether it is there makes the difference."""
+    """Return the error for a file that cannot be read: NotFoundError if it does not exist."""
     kind = NotFoundError if isinstance(error, FileNotFoundError) else WeightsError
     return kind(f"{path}: {error.strerror or error}")
 
@@ -47,21 +47,26 @@ def sha256_of(path: Path) -> str:
 
 
 def verify(path: Path, sha256: str) -> None:
-    """Compare a file with its SHA-256, or with the first digits of it.
+    """Compare the SHA-256 of a file with an expected SHA-256, or with the first digits of one.
 
     Raises:
-        WeightsError: the file is missing, unreadable, or not the one expected.
+        WeightsError: the file is missing, unreadable, or has another SHA-256.
     """
     found = sha256_of(path)
     if not found.startswith(sha256):
         raise WeightsError(
             f"{path}: the file is damaged: its SHA-256 begins with {found[:12]}, not "
-            f"{sha256[:12]}; fetch or install it again"
+            f"{sha256[:12]}; download or install it again"
         )
 
 
 def intact(path: Path, sha256: str | None) -> bool:
-    """Whether a file has this SHA-256, or these first digits; None: what it had when first seen."""
+    """Return whether a file has a SHA-256; it is computed only if the file has changed.
+
+    Args:
+        path: the file.
+        sha256: the expected SHA-256, or its first digits; None: the one from the first reading.
+    """
     try:
         status = path.stat()
     except OSError:
@@ -74,24 +79,28 @@ def intact(path: Path, sha256: str | None) -> bool:
     found = sha256_of(path)
     if not found.startswith(sha256 or known):
         return False
-    with suppress(OSError):  # a cache that cannot be written is verified each time
+    with suppress(OSError):  # in a read-only cache, the file is read again each time
         write_bytes(_record(path), json.dumps({"sha256": found} | seen).encode())
     return True
 
 
 def forget(path: Path) -> None:
-    """Drop what is remembered of a file."""
+    """Delete the saved SHA-256 of a file."""
     _record(path).unlink(missing_ok=True)
 
 
 def verify_file(path: Path, sha256: str | None = None) -> Verified:
-    """Compare a file with a SHA-256, or with what the server declared or the first reading gave.
+    """Compare a file with a SHA-256: the given one, the one the server declared, or the saved one.
+
+    Args:
+        path: the file.
+        sha256: the expected SHA-256, or at least 8 first digits of it.
 
     Raises:
-        WeightsError: it cannot be read, or the SHA-256 is not one.
+        WeightsError: the file cannot be read, or the given SHA-256 is not valid.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{8,64}", sha256):
-        raise WeightsError(f"a SHA-256 has 64 digits from 0 to f (8 at least), got {sha256!r}")
+        raise WeightsError(f"a SHA-256 needs 8 to 64 digits from 0 to f, got {sha256!r}")
     found = sha256_of(path)
     choices = (
         (sha256 and sha256.lower(), "the one given"),
@@ -105,12 +114,12 @@ def verify_file(path: Path, sha256: str | None = None) -> Verified:
 
 
 def declared_sha256(path: Path) -> str | None:
-    """The SHA-256 that the Hub declared: it names the file behind the link in its cache."""
+    """Return the SHA-256 that the Hub declared, which names the file behind its cache's link."""
     return as_sha256(path.resolve().name)
 
 
 def as_sha256(text: object) -> str | None:
-    """The text, if it is a SHA-256."""
+    """Return the text if it is a SHA-256, or None."""
     return text if isinstance(text, str) and re.fullmatch(r"[0-9a-f]{64}", text) else None
 
 

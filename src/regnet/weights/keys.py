@@ -1,8 +1,10 @@
-"""State-dict keys of other libraries, as reversible tables.
+"""Reversible tables of the state-dict keys of other libraries.
 
-Ours are those of timm's regnet.py. A table lists pairs of patterns, ours and theirs, which are
-the beginnings of keys; `{i}` and `{j}` are the numbers of stage and block, `{i-1}` counts from 0,
-`{i+1}` from 2. The first pair that fits renames a key; a key that no pair fits keeps its name.
+The names of this library are those of timm's regnet.py. A table lists pairs of patterns, the name
+in this library ("ours") and in the other ("theirs"). A pattern is the beginning of a key. In it,
+`{i}` and `{j}` are the numbers of stage and block, counted from 1; `{i-1}` is the same counted from
+0, and `{i+1}` from 2. The first pair that matches a key renames it. A key that matches no pair is
+not renamed.
 """
 
 import re
@@ -18,33 +20,33 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True)
 class KeyTable:
-    """A two-way renaming of state-dict keys, by their beginnings."""
+    """A reversible renaming of state-dict keys by their beginnings."""
 
     pairs: tuple[tuple[str, str], ...]
-    """Beginnings of keys: ours, theirs."""
+    """Pairs of beginnings of keys: ours, theirs."""
 
     def to_ours(self, key: str) -> str:
-        """Our name of their tensor."""
+        """Return our name of their tensor."""
         return self._rename(key, ((theirs, ours) for ours, theirs in self.pairs))
 
     def to_theirs(self, key: str) -> str:
-        """Their name of our tensor."""
+        """Return their name of our tensor."""
         return self._rename(key, self.pairs)
 
     def knows_ours(self, key: str) -> bool:
-        """Whether a pair fits a key of ours."""
+        """Return whether a pair matches a key of ours."""
         return any(_match(ours, key) for ours, _ in self.pairs)
 
     def knows_theirs(self, key: str) -> bool:
-        """Whether a pair fits a key of theirs."""
+        """Return whether a pair matches a key of theirs."""
         return any(_match(theirs, key) for _, theirs in self.pairs)
 
     def state_dict_to_ours(self, state_dict: Mapping[str, Value]) -> dict[str, Value]:
-        """Their state dict under our names."""
+        """Return their state dict with our names."""
         return _renamed(state_dict, self.to_ours)
 
     def state_dict_to_theirs(self, state_dict: Mapping[str, Value]) -> dict[str, Value]:
-        """Our state dict under their names."""
+        """Return our state dict with their names."""
         return _renamed(state_dict, self.to_theirs)
 
     @staticmethod
@@ -60,7 +62,7 @@ def _renamed(state_dict: Mapping[str, Value], rename: Callable[[str], str]) -> d
     renamed = {rename(key): value for key, value in state_dict.items()}
     if len(renamed) < len(state_dict):
         raise WeightsError(
-            "two tensors have the same name after renaming; is this the right format?"
+            "two tensors have the same name after renaming; check that this is their format"
         )
     return renamed
 
@@ -69,7 +71,7 @@ _PLACEHOLDER = re.compile(r"\{(\w)([+-]1)?\}")
 
 
 def _match(source: str, key: str) -> tuple[dict[str, int], str] | None:
-    """The numbers in a key that begins as the pattern says, counted from 1, and its rest."""
+    """Return the numbers in a key that matches the pattern, counted from 1, and its rest."""
     expression, placeholders = _compiled(source)
     match = expression.match(key)
     if not match:
@@ -87,7 +89,7 @@ def _filled(target: str, numbers: Mapping[str, int]) -> str:
 
 @cache
 def _compiled(source: str) -> tuple[re.Pattern[str], tuple[tuple[str, int], ...]]:
-    """The pattern as an expression, and name and offset of each number in it."""
+    """Return the pattern as a regular expression, and the name and offset of each number in it."""
     literals = [re.escape(part) for part in _PLACEHOLDER.split(source)[::3]]
     placeholders = tuple((m[1], int(m[2] or 0)) for m in _PLACEHOLDER.finditer(source))
     return re.compile(r"(\d{1,4})".join(literals)), placeholders
@@ -100,7 +102,7 @@ def _in_blocks(ours: str, theirs: str, parts: Mapping[str, str]) -> tuple[tuple[
 def _like_pycls(
     stem: str, block: str, parts: Mapping[str, str], *others: tuple[str, str]
 ) -> KeyTable:
-    """A table of a library whose blocks are built as pycls's: stem, blocks, and other parts."""
+    """Return a table for blocks built like those of pycls: stem, blocks, and other parts."""
     return KeyTable(
         (
             ("stem.conv.", f"{stem}0."),
@@ -127,7 +129,7 @@ TIMM: Final = KeyTable(
         )
     )
 )
-"""timm's regnet.py: our own names."""
+"""timm's regnet.py, whose names are ours."""
 
 BYOBNET: Final = KeyTable(
     (
@@ -148,7 +150,7 @@ BYOBNET: Final = KeyTable(
         ("head.fc.", "head.fc."),
     )
 )
-"""timm's byobnet.py: RegNetZ b16, c16, d8, d32, e8 and evos, HaloRegNetZ."""
+"""timm's byobnet.py: RegNetZ b16, c16, d8, d32, e8 and evos, and HaloRegNetZ."""
 
 NFNET: Final = KeyTable(
     (
@@ -198,7 +200,7 @@ PYCLS: Final = KeyTable(
 PYCLS_VANILLA: Final = KeyTable(
     tuple((ours, theirs.replace(".f.", ".")) for ours, theirs in PYCLS.pairs)
 )
-"""pycls networks with vanilla blocks, whose convolutions are not in a residual branch f."""
+"""pycls networks with vanilla blocks, whose convolutions are not inside a residual branch `f`."""
 
 TORCHVISION: Final = _like_pycls(
     "stem.",
@@ -238,7 +240,7 @@ CLASSY: Final = _like_pycls(
     _CLASSY_PARTS,
     ("head.fc.", "head.fc."),
 )
-"""ClassyVision's trunks, and SWAG, which gives them a classifier."""
+"""Trunks of ClassyVision, and networks of SWAG, which adds a classifier to them."""
 
 VISSL: Final = _like_pycls(
     "_feature_blocks.conv1.stem.",
@@ -246,13 +248,13 @@ VISSL: Final = _like_pycls(
     _CLASSY_PARTS,
     ("head.fc.", "0.clf.0."),
 )
-"""ClassyVision's trunks as VISSL wraps them."""
+"""Trunks of ClassyVision, wrapped by VISSL."""
 
 _VISSL_PART: Final = re.compile(r"(_feature_blocks\.res\d+\.)(block\d+-part\d+\.)(block\d+-\d+\.)")
 
 
 def vissl_table(keys: Iterable[str]) -> KeyTable:
-    """VISSL's names as in this state dict: SEER 10B cuts stages into parts (`block3-part1.`)."""
+    """Return VISSL's table for these keys; SEER 10B divides stages into parts (`block3-part1.`)."""
     pairs: list[tuple[str, str]] = []
     for stage, part, block in {m.groups() for key in keys if (m := _VISSL_PART.match(key))}:
         ours = VISSL.to_ours(f"{stage}{block}proj.").removesuffix("downsample.conv.")
@@ -287,4 +289,5 @@ TRANSFORMERS: Final = (
     _transformers("regnet.", se=False),
     _transformers("regnet.", se=True),
 )
-"""transformers' RegNetModel, without classifier, and RegNetForImageClassification; X and Y."""
+"""transformers' RegNetModel, without a classifier, and RegNetForImageClassification, for RegNetX
+and RegNetY each."""

@@ -1,4 +1,4 @@
-"""The licenses that published RegNet weights come under, and what they allow."""
+"""The licenses of published RegNet weights, and whether they allow any use."""
 
 import warnings
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ from regnet.errors import ConfigError, LicenseWarning, printable, unknown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class License:
-    """One license."""
+    """A license."""
 
     id: str
     name: str
     link: str
     permissive: bool
-    """Whether it allows any use, commercial use too, without asking."""
+    """Whether it allows every use, including commercial use, without asking."""
     hub_id: str
-    """What a model card on the Hub has in its field `license`."""
+    """The value of the field `license` in a model card on the Hub."""
 
 
 def _permissive(spdx: str, name: str) -> License:
@@ -60,10 +60,10 @@ _warned: set[str] = set()
 
 
 def find_license(id: str) -> License:
-    """The license with this id.
+    """Return the license with this id.
 
     Raises:
-        ConfigError: there is none in the table.
+        ConfigError: the table has no license with this id.
     """
     if id not in LICENSES:
         raise ConfigError(unknown("license", id, LICENSES))
@@ -71,7 +71,7 @@ def find_license(id: str) -> License:
 
 
 def license_of(id: str) -> License:
-    """The license with this id; one that the table lacks counts as restricted."""
+    """Return the license with this id; a license that is not in the table counts as restricted."""
     id = id.lower()  # SPDX writes MIT, the Hub mit
     id = {"seer-license": "seer"}.get(id, id)  # timm's name for it
     other = License(id=id, name=id, link="", permissive=False, hub_id=id)
@@ -79,7 +79,7 @@ def license_of(id: str) -> License:
 
 
 def warn_if_restricted(checkpoint_id: str, license: License, *, source: str) -> None:
-    """Say once per checkpoint and process that its weights may not be used freely."""
+    """Warn once per checkpoint and process if the license restricts the use of the weights."""
     if license.permissive or checkpoint_id in _warned:
         return
     link = license.link or source
@@ -88,4 +88,4 @@ def warn_if_restricted(checkpoint_id: str, license: License, *, source: str) -> 
         LicenseWarning,
         stacklevel=2,
     )
-    _warned.add(checkpoint_id)  # only once shown: where warnings are errors, it is refused again
+    _warned.add(checkpoint_id)  # not before it: where warnings are errors, each use must raise

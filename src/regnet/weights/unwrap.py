@@ -1,7 +1,8 @@
-"""Find the network inside a checkpoint, whatever a training script wrote around it.
+"""Find the network inside a checkpoint, whatever else the training script saved with it.
 
-There is no list of wrappers: whatever has names and shapes of a network, in a known format, below
-any keys and behind any prefix, is one. Moving averages come before the weights they are of.
+There is no list of training scripts. Any group of tensors with the names and shapes of a network in
+a known format is a network, below any keys and behind any prefix. Moving averages are preferred to
+the weights that they average.
 """
 
 import logging
@@ -20,27 +21,27 @@ from regnet.weights.identify import Signature, num_classes, signature_of_shapes
 from regnet.weights.inert import Ignored
 
 _DEPTH: Final = 6
-"""Most containers around a network, and most parts of a prefix."""
+"""The most containers around a network, and the most parts of a prefix."""
 _DEEPEST: Final = 30
-"""Most modules inside each other."""
+"""The most levels of nested modules."""
 _AVERAGE: Final = re.compile(r"(?<![a-z])(ema|swa|polyak)(?![a-z])|average|shadow|EMA")
 _NO_AVERAGE: Final = re.compile(r"(?<![a-z])(non?|not|without|raw)[_.-]*(?=ema|swa|average)")
 _NO_WEIGHTS: Final = re.compile(
     r"momentum|(?<![a-z])(optim\w*|grads?|gradients|exp_avg\w*|velocity)"
 )
-"""Keys of what has the shapes of a network's tensors and is none."""
+"""Keys of tensors that have the shapes of weights but are not weights, such as momentum."""
 _INSIDE: Final = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch.compile, FSDP and checkpointing put into the middle of names."""
+"""Parts that torch.compile, FSDP and activation checkpointing insert into names."""
 
 _log = logging.getLogger(__name__)
 
 
 class Kind(NamedTuple):
-    """Which network it is, as far as shapes tell."""
+    """What the shapes tell about a network."""
 
     signature: Signature
     num_classes: int
-    """Outputs of its classifier; 0 for none."""
+    """Outputs of the classifier; 0 if there is none."""
     in_chans: int
 
 
@@ -49,12 +50,13 @@ class Found:
     """A network inside a checkpoint."""
 
     key: str
-    """Where it is: the keys that lead to it and the prefix of its names, joined by dots."""
+    """Its place in the checkpoint: the keys that lead to it and the prefix of its names, joined by
+    dots."""
     tensors: dict[str, Tensor]
-    """Its tensors, under the names of its library."""
+    """Its tensors, with the names of its library."""
     kind: Kind
     left_out: tuple[str, ...]
-    """Tensors beside it that are none of its own."""
+    """Names of tensors beside the network that do not belong to it."""
     average: bool
     """Whether it is a moving average of weights."""
 
@@ -66,17 +68,17 @@ def read_tensors(
     wanted: Kind | None = None,
     ignore_objects: bool = False,
 ) -> dict[str, Tensor]:
-    """The tensors of the network in a file, under the names of its library.
+    """Return the tensors of the network in a file, with the names of its library.
 
     Args:
-        path: the file, the index of a sharded checkpoint, or a folder that holds either.
-        key: which of several networks, as `Found.key` names it; None: one that is wanted, an
-            average before the weights that it is of.
-        wanted: what the network should be; others are taken only where there is none such.
+        path: the file, the index of a sharded checkpoint, or a folder that contains either.
+        key: key of the network, as in `Found.key`, if there are several; None: one of the kind
+            `wanted`, a moving average before the weights that it averages.
+        wanted: the preferred kind of network; others are used only if there is none of this kind.
         ignore_objects: see `regnet.weights.files.read_object`.
 
     Raises:
-        WeightsError: there is no such file, it is damaged, or it holds no such network.
+        WeightsError: the file does not exist, is damaged, or does not contain the network.
     """
     return tensors_in(
         read_object(path, ignore_objects=ignore_objects), path, key=key, wanted=wanted
@@ -86,17 +88,23 @@ def read_tensors(
 def tensors_in(
     loaded: Any, path: Path, *, key: str | None = None, wanted: Kind | None = None
 ) -> dict[str, Tensor]:
-    """The same of what a file holds; `path` is for messages.
+    """Return the tensors of the network in a loaded checkpoint, as `read_tensors` does.
+
+    Args:
+        loaded: what `read_object` returned.
+        path: the file, for messages.
+        key: see `read_tensors`.
+        wanted: see `read_tensors`.
 
     Raises:
-        WeightsError: it holds no such network.
+        WeightsError: the checkpoint does not contain the network.
     """
     found = networks(loaded)
     if key is not None:
         chosen = next((row for row in found if row.key == key), None)
         if chosen is None:
             there = ", ".join(repr(row.key) for row in found) or "none"
-            raise WeightsError(f"{path}: no network at {key!r}; there are {there}")
+            raise WeightsError(f"{path}: no network at {key!r}; available keys: {there}")
     elif not found:
         return _flat(loaded, path)
     else:
@@ -108,26 +116,26 @@ def tensors_in(
             )
         if others := [repr(row.key) for row in found if row is not chosen]:
             _log.warning(
-                "%s holds %d networks; %r is taken, checkpoint_key= (or --key) takes another: %s",
+                "%s holds %d networks; %r is used, checkpoint_key= (or --key) selects another: %s",
                 path, len(found), chosen.key, ", ".join(others),
             )  # fmt: skip
     if chosen.left_out:
         more = f" and {len(chosen.left_out) - 3} more" if len(chosen.left_out) > 3 else ""
         shown = ", ".join(chosen.left_out[:3]) + more
-        _log.warning("%s: tensors beside the network are left out: %s", path, shown)
+        _log.warning("%s: tensors outside the network are left out: %s", path, shown)
     check_plain(chosen.tensors, path)
     return chosen.tensors
 
 
 def networks(loaded: Any) -> list[Found]:
-    """The networks in what a checkpoint holds, the one to prefer first."""
+    """Return the networks in a loaded checkpoint, in order of preference."""
     found = [row for keys, tensors in _mappings(loaded) for row in _networks_in(keys, tensors)]
     worse = isinstance(loaded, Mapping) and _average_is_worse(loaded)
     return sorted(
         found,
         key=lambda row: (
             bool(_NO_WEIGHTS.search(row.key)),
-            # An average of parameters alone lacks what the whole network has.
+            # An average of the parameters alone lacks the running statistics of a network.
             not any(name.endswith("running_mean") for name in row.tensors),
             row.average == worse,
         ),
@@ -137,7 +145,7 @@ def networks(loaded: Any) -> list[Found]:
 def _mappings(
     loaded: Any, keys: tuple[str, ...] = (), seen: frozenset[int] = frozenset()
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Each group of tensors by name, with the keys that lead to it."""
+    """Yield each group of named tensors, with the keys that lead to it."""
     if id(loaded) in seen or len(keys) > _DEPTH:
         return
     seen |= {id(loaded)}
@@ -150,7 +158,7 @@ def _mappings(
     tensors = _tensors(loaded)
     if tensors:
         yield keys, tensors
-    # ClassyVision and VISSL keep the classifier of a network apart.
+    # ClassyVision and VISSL save the classifier of a network in a separate mapping.
     apart = _tensors(loaded.get("trunk"))
     if apart:
         yield keys, apart | _tensors(loaded.get("heads"))
@@ -160,14 +168,14 @@ def _mappings(
 
 
 def _tensors(loaded: Any) -> dict[str, Tensor]:
-    """The tensors in a mapping by name; none in anything else."""
+    """Return the named tensors in a mapping; none if it is not a mapping."""
     if not isinstance(loaded, Mapping):
         return {}
     return {k: v for k, v in loaded.items() if isinstance(k, str) and isinstance(v, Tensor)}
 
 
 def _module_state(module: Ignored, depth: int = 0) -> dict[str, Any] | None:
-    """The state dict of a module that was saved whole; None for other objects."""
+    """Return the state dict of a pickled module; None for other objects."""
     state = module.state
     if (
         depth > _DEEPEST
@@ -186,7 +194,7 @@ def _module_state(module: Ignored, depth: int = 0) -> dict[str, Any] | None:
 
 
 def _networks_in(keys: tuple[str, ...], tensors: dict[str, Tensor]) -> Iterator[Found]:
-    """The networks among tensors, by the prefix of their names."""
+    """Yield the networks among named tensors, by the prefix of their names."""
     plain = {_INSIDE.sub("", name): value for name, value in tensors.items()}
     taken: list[str] = []
     rows = []
@@ -198,7 +206,7 @@ def _networks_in(keys: tuple[str, ...], tensors: dict[str, Tensor]) -> Iterator[
             taken.append(prefix)
             rows.append((prefix, inner, kind))
     left_out = [n for n, v in plain.items() if v.numel() > 1 and not n.startswith(tuple(taken))]
-    # torch's AveragedModel counts beside its module.
+    # PyTorch's AveragedModel has a counter, `n_averaged`, beside the averaged module.
     averaged = tuple(
         f"{n.removesuffix('n_averaged')}module." for n in plain if n.endswith("n_averaged")
     )
@@ -215,8 +223,8 @@ def _networks_in(keys: tuple[str, ...], tensors: dict[str, Tensor]) -> Iterator[
 
 
 def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Beginnings of names that end with a dot, and none at all; the short ones first."""
-    found = {"": None}  # in the order of the file
+    """Return all prefixes of names that end with a dot, and the empty one; short ones first."""
+    found = {"": None}  # a dict, unlike a set, preserves the order of the file
     for name in tensors:
         parts = name.split(".")[:-1][:_DEPTH]
         for count in range(1, len(parts) + 1):
@@ -225,7 +233,7 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _kind(tensors: dict[str, Tensor]) -> Kind | None:
-    """The kind of a whole network in a known format; None of anything else."""
+    """Return the kind of a complete network in a known format; None for anything else."""
     if len(tensors) < 5:
         return None
     try:
@@ -240,20 +248,25 @@ def _kind(tensors: dict[str, Tensor]) -> Kind | None:
 
 
 def _average_is_worse(loaded: Mapping[Any, Any]) -> bool:
-    """Whether pycls found the moving average of the weights no better than the weights."""
+    """Return whether pycls found the moving average of the weights no better than the weights."""
     plain, average = loaded.get("test_err"), loaded.get("ema_err")
     better = isinstance(plain, float) and isinstance(average, float) and average < plain
     return "ema_state" in loaded and "model_state" in loaded and not better
 
 
 def _flat(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """Tensors by name that are no network of ours; who asked for them says what is wrong."""
+    """Return the largest group of named tensors in a file without a known network.
+
+    The caller, who knows what it needs, reports what is wrong with them.
+    """
     found = [(len(tensors), keys, tensors) for keys, tensors in _mappings(loaded)]
     if not found:
-        raise WeightsError(f"{path}: no state dict in it, but a {type(loaded).__name__}")
+        raise WeightsError(f"{path}: contains no state dict, but a {type(loaded).__name__}")
     _, keys, tensors = max(found, key=lambda row: row[0])
     if not keys and isinstance(loaded, Mapping) and len(tensors) < len(loaded):
         shown = ", ".join(str(name) for name in loaded if name not in tensors)
-        raise WeightsError(f"{path}: a state dict has tensors by name; this one has {shown} too")
+        raise WeightsError(
+            f"{path}: a state dict has only named tensors; this one also has {shown}"
+        )
     check_plain(tensors, path)
     return tensors
