@@ -52,6 +52,7 @@ def name_of(path):
 
 PRINTED = {
     "docs/benchmark.md": "folded fp32",
+    "docs/paper-by-hand.md": "[ 24  56 152 368] [1 1 4 7]",
     "docs/export.md": "regnety_cifar.pt2: torch fp32, any batch and size",
     "docs/train.md": "0.125 ",
     "docs/tutorials/classify.md": "cat",
@@ -65,7 +66,8 @@ PRINTED = {
 def test_what_a_page_shows_runs(path, monkeypatch, capsys, tmp_path):
     """Examples and commands of a page, in order, where a clone would be."""
     monkeypatch.chdir(tmp_path)
-    Path("docs").symlink_to(ROOT / "docs")
+    for folder in ("docs", "benchmarks"):
+        Path(folder).symlink_to(ROOT / folder)
     names = {}
     for language, text in blocks(path, "python", "sh"):
         if language == "python":
@@ -200,7 +202,14 @@ def test_the_weights_of_the_guide_load(monkeypatch, hub, tmp_path):
     assert Path("mine/model.safetensors").exists()
 
 
-@pytest.mark.parametrize("script", ["write_tables.py", "draw_architecture.py"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "write_tables.py",
+        "draw_architecture.py",
+        pytest.param("write_notebook.py", marks=pytest.mark.slow),  # needs jupytext
+    ],
+)
 def test_what_is_generated_is_not_stale(script):
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / script, "--check"],

@@ -1,0 +1,68 @@
+"""Write the notebook of docs/paper-by-hand.md, and its figures.
+
+    python scripts/write_notebook.py [--check]
+
+The page is the source: its Python blocks become code cells. --check changes nothing, and fails if
+the notebook is not that of the page. The figures are drawn again with the current results.
+"""
+
+import contextlib
+import io
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+import jupytext
+
+ROOT: Final = Path(__file__).parents[1]
+PAGE: Final = ROOT / "docs/paper-by-hand.md"
+NOTEBOOK: Final = PAGE.with_suffix(".ipynb")
+FIGURES: Final = ROOT / "docs/paper"
+
+
+def notebook(text: str) -> str:
+    """Return the page as a notebook, without outputs."""
+    # A notebook shows figures itself.
+    text = re.sub(r"^(figure\.savefig\(.*|!\[.*\]\(paper/.*)\n", "", text, flags=re.MULTILINE)
+    # The code reads files by their paths in the clone, and the notebook is in docs/.
+    start = "```python\nimport os\n\nos.chdir(os.pardir)  # the root of the clone\n```\n\n"
+    text = text.replace("```python\n", start + "```python\n", 1)
+    found = jupytext.reads(text, fmt="md")
+    found.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}
+    }
+    for number, cell in enumerate(found.cells):
+        cell.metadata = {}
+        cell["id"] = f"cell-{number}"  # random otherwise
+    written: str = jupytext.writes(found, fmt="ipynb")
+    return written.rstrip("\n") + "\n"
+
+
+def draw(text: str) -> None:
+    """Run the code of the page, which saves its figures in the current folder."""
+    os.environ["MPLBACKEND"] = "agg"
+    names: dict[str, object] = {}
+    FIGURES.mkdir(exist_ok=True)
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    code = code.replace('.savefig("', f'.savefig("{FIGURES}/')
+    os.chdir(ROOT)
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(compile(code, str(PAGE), "exec"), names)
+
+
+def main() -> None:
+    """Write, or check."""
+    text = PAGE.read_text(encoding="utf-8")
+    found = notebook(text)
+    if "--check" in sys.argv[1:]:
+        if not NOTEBOOK.exists() or NOTEBOOK.read_text(encoding="utf-8") != found:
+            sys.exit(f"{NOTEBOOK.name} is not that of its page; run scripts/write_notebook.py")
+        return
+    NOTEBOOK.write_text(found, encoding="utf-8")
+    draw(text)
+
+
+if __name__ == "__main__":
+    main()
