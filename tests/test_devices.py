@@ -51,7 +51,7 @@ def test_processes_of_torchrun(started, values, expected):
 )  # fmt: skip
 def test_half_an_environment_is_refused(started, values):
     started(*values)
-    with pytest.raises(ConfigError, match="not one of torchrun: RANK="):
+    with pytest.raises(ConfigError, match="not as torchrun sets it: RANK="):
         launched()
 
 
@@ -60,7 +60,7 @@ def test_a_command_says_so_in_one_line(tmp_path):
         "train", "shapes:12", "--model", "regnety_cifar", "--out", tmp_path / "r",
         env={"WORLD_SIZE": "2"},
     )  # fmt: skip
-    [line] = refused(done, 2, "not one of torchrun")
+    [line] = refused(done, 2, "not as torchrun sets it")
     assert line.startswith("error: ")
 
 

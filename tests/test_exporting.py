@@ -290,7 +290,9 @@ def test_openvino_with_a_free_batch_of_one_size(small, tmp_path):
 )
 def test_other_ways_to_say_what_is_free_are_refused(small, tmp_path, dynamic):
     """A dictionary, as `torch.onnx.export` takes, was taken for True."""
-    with pytest.raises(ConfigError, match="dynamic is True, False, or names of axes of batch"):
+    with pytest.raises(
+        ConfigError, match="dynamic must be True, False, or names of axes among batch"
+    ):
         regnet.export(small, tmp_path / "a.pt2", dynamic=dynamic)
 
 
@@ -372,7 +374,7 @@ def test_int8_is_bound_by_accuracy_on_own_images(brief, tmp_path, monkeypatch):
     assert "top-1 89.50 % (before: 90.00 %); in float: squeeze-excitation" in str(done)
     monkeypatch.setattr(exporting, "floats", lambda *_: iter([()]))
     answers = [80.0]
-    with pytest.raises(EngineError, match=r"right for 80\.00 % of images, 10\.00 points less"):
+    with pytest.raises(EngineError, match=r"top-1 of int8 is 80\.00 %, 10\.00 points less"):
         regnet.export(brief, tmp_path / "b.xml", **options)
     assert not (tmp_path / "b.xml").exists()
 
@@ -402,7 +404,7 @@ def test_what_cannot_be_exported_says_why(small, tmp_path, monkeypatch):
         raise RuntimeError("no\nsuch operator")
 
     monkeypatch.setitem(FORMATS, "onnx", replace(FORMATS["onnx"], write=broken))
-    with pytest.raises(EngineError, match="onnx cannot take this network: RuntimeError: no such"):
+    with pytest.raises(EngineError, match="onnx cannot export this network: RuntimeError: no such"):
         regnet.export(small, tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -441,7 +443,7 @@ def test_int8_of_another_image_size(model, tmp_path):
 @pytest.mark.slow
 def test_halo_attention_has_one_size(tmp_path):
     halo = regnet.create("haloregnetz_b")
-    with pytest.raises(ConfigError, match=r"halo attention ties .* dynamic=False"):
+    with pytest.raises(ConfigError, match=r"halo attention fixes .* dynamic=False"):
         regnet.export(halo, tmp_path / "halo.pt2")
     assert not regnet.export(halo, tmp_path / "halo.pt2", dynamic=False).dynamic
 
@@ -449,12 +451,12 @@ def test_halo_attention_has_one_size(tmp_path):
 @pytest.mark.parametrize(
     ("path", "options", "words"),
     [
-        ("a.bin", {}, "must end as its format asks: .pt2"),
-        ("a.pt2", {"format": "onnx"}, "must end as its format asks"),
+        ("a.bin", {}, "extension must be that of the format: .pt2"),
+        ("a.pt2", {"format": "onnx"}, "extension must be that of the format"),
         ("a.onnx", {"format": "tflite"}, "there is no format 'tflite'; there are torch, onnx"),
-        ("a.onnx", {"precision": "bf16"}, "onnx files have fp32, fp16; got 'bf16'"),
-        ("a.xml", {"precision": "int8"}, "int8' and images to calibrate with go together"),
-        ("a.onnx", {"images": torch.zeros(8, 3, 32, 32)}, "go together"),
+        ("a.onnx", {"precision": "bf16"}, "onnx files support fp32, fp16; got 'bf16'"),
+        ("a.xml", {"precision": "int8"}, "precision 'int8' needs images to calibrate with"),
+        ("a.onnx", {"images": torch.zeros(8, 3, 32, 32)}, "images need precision 'int8'"),
         pytest.param(
             "a.xml",
             {"precision": "int8", "images": []},
@@ -498,7 +500,9 @@ def test_the_command(tmp_path):
     assert told["outputs"] == ["logits"]
     assert path.stat().st_size == told["size_bytes"]
     refused(
-        command("export", "regnety_cifar", tmp_path / "a.txt"), 2, "must end as its format asks"
+        command("export", "regnety_cifar", tmp_path / "a.txt"),
+        2,
+        "extension must be that of the format",
     )
     refused(command("export", "vit", path), 2, "vit")
     refused(

@@ -53,7 +53,9 @@ def test_a_second_comer_learns_who_owns_the_folder_and_gets_it_after_a_kill(
     tmp_path, holder, options
 ):
     process, folder = holder(*options), tmp_path / "run"
-    message = rf"run is in use: process {process.pid} on .* is testing there since .*; wait until"
+    message = (
+        rf"run is in use: process {process.pid} on .* has been testing there since .*; wait until"
+    )
     with pytest.raises(ConfigError, match=message), runfolder.owned(folder, "training"):
         pass
     process.kill()

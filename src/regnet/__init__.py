@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """A module or a public name, when it is first used.
+        """Return a submodule or a public name, importing it when it is first used.
 
-        Importing torch takes seconds; what needs only the math or the tables goes without.
+        Importing torch takes seconds, and code that needs only the math or the tables avoids it.
         """
         if not name.startswith("__") and find_spec(f"{__name__}.{name}"):
             return import_module(f"{__name__}.{name}")

@@ -1,4 +1,4 @@
-"""`python -m regnet`: the same as `regnet`, also for `torchrun -m regnet`."""
+"""Run the command line: `python -m regnet` and `torchrun -m regnet` do the same as `regnet`."""
 
 from regnet.cli import run
 

@@ -1,4 +1,4 @@
-"""Write files completely or not at all."""
+"""Write files atomically: completely or not at all."""
 
 import os
 import tempfile
@@ -8,14 +8,18 @@ from pathlib import Path
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that others see its old content or all of the new, whatever happens.
+    """Write a file so that readers see its old or its complete new content, even after a crash.
+
+    Args:
+        path: the file to write. A symbolic link is followed, and stays a link.
+        data: the new content.
 
     Raises:
-        OSError: it cannot be written; what was there before is still there.
+        OSError: the file cannot be written; its old content is still there.
     """
-    path = path.resolve()  # a link stays a link
+    path = path.resolve()  # the file that a link points to is replaced, not the link
     if path.exists() and not path.is_file():
-        path.write_bytes(data)  # a pipe or a device
+        path.write_bytes(data)  # a pipe or a device cannot be replaced
         return
     with writing(path) as temporary:
         temporary.write_bytes(data)
@@ -23,10 +27,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A file to write inside, which takes the place of `path` if all goes well.
+    """Yield a temporary file to write to, and move it to `path` if the block ends without error.
 
     Raises:
-        OSError: it cannot be written; what was there before is still there.
+        OSError: the file cannot be written; its old content is still there.
     """
     path = path.resolve()
     mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()

@@ -1,4 +1,4 @@
-"""SHA-256 digests of what must not change unnoticed: bytes, files and JSON values."""
+"""SHA-256 digests of bytes, files and JSON values, to notice when they change."""
 
 import hashlib
 import json
@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Final
 
 CHUNK: Final = 1 << 20
-"""Bytes that are read from a file at once."""
+"""Number of bytes that are read from a file at once."""
 
 
 def of_bytes(*parts: bytes) -> str:
-    """Return the 64 hexadecimal digits of the SHA-256 of these bytes, one after another."""
+    """Return the SHA-256 of the concatenated parts, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
@@ -18,7 +18,7 @@ def of_bytes(*parts: bytes) -> str:
 
 
 def of_file(path: Path) -> str:
-    """Return the SHA-256 of a file.
+    """Return the SHA-256 of the content of a file, as 64 hexadecimal digits.
 
     Raises:
         OSError: the file cannot be read.
@@ -31,5 +31,5 @@ def of_file(path: Path) -> str:
 
 
 def of_json(value: Any) -> str:
-    """Return the SHA-256 of a JSON value; the order of its keys and its layout do not matter."""
+    """Return the SHA-256 of a JSON value, which does not depend on the order of keys or layout."""
     return of_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())

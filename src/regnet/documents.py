@@ -1,8 +1,8 @@
-"""JSON documents that decide a result: written whole with a digest, verified and typed when read.
+"""Write JSON documents atomically with a digest, and verify and type-check them when they are read.
 
 A document is a JSON object. Its field `sha256` is the digest of all other fields, so that a flipped
-bit, a hand-made change and a merge of two files are noticed. `build` turns a document back into the
-dataclass that wrote it and names the field whose value does not fit.
+bit, a manual edit or a merge of two files is detected. `build` turns a document back into the
+dataclass that it was written from, and names the field whose value does not fit.
 """
 
 import json
@@ -21,23 +21,25 @@ from regnet.errors import ConfigError
 T = TypeVar("T")
 
 DIGEST: Final = "sha256"
+"""The field of a document that holds its digest."""
 
 MOST_BYTES: Final = 64 * 2**20
-"""No JSON file that this library reads is larger; one that is, or never ends, is not read."""
+"""Largest JSON file that is read. Every file of this library is smaller, and the limit also stops
+at a file that never ends, such as a device."""
 
 _NUMBERS: Final = {int: (int,), float: (int, float)}
 
 
 def plain(value: Any) -> Any:
-    """Return the JSON form of a dataclass, a path or a device; for `json.dumps(default=...)`.
+    """Return the JSON form of a dataclass, a path or a device, for `json.dumps(default=...)`.
 
     Raises:
-        TypeError: the value has none.
+        TypeError: the value has no JSON form.
     """
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
-        # Not asdict: a value inside may have a form of its own.
+        # asdict would also convert the values inside, which may have a `to_dict` of their own.
         return {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Path) or type(value).__module__ == "torch":
         return str(value)
@@ -45,17 +47,17 @@ def plain(value: Any) -> Any:
 
 
 def sealed(values: Any) -> dict[str, Any]:
-    """Return the JSON form of a document, with its digest."""
+    """Return the JSON form of a document, with its digest added."""
     body: dict[str, Any] = json.loads(json.dumps(values, default=plain))
     body.pop(DIGEST, None)
     return {**body, DIGEST: digest.of_json(body)}
 
 
 def write(path: Path, values: Any) -> None:
-    """Write a document, whole or not at all.
+    """Write a document atomically, with its digest.
 
     Raises:
-        OSError: it cannot be written; what was there before is still there.
+        OSError: the file cannot be written; its old content is still there.
     """
     write_bytes(path, (json.dumps(sealed(values), indent=1) + "\n").encode())
 
@@ -65,21 +67,26 @@ def read(path: Path, what: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        what: what the document should be, for messages: "a document of `regnet bench`".
+        what: what the document should be, for error messages: "a document of `regnet bench`".
 
     Raises:
         FileNotFoundError: there is no such file.
-        ConfigError: the file cannot be read, is not such a document, or is not as it was written.
+        ConfigError: the file cannot be read, is not a document, or has changed since it was
+            written.
     """
     return unsealed(load(path, what), path, what)
 
 
 def text_of(path: Path, what: str) -> str:
-    """Return the text of a file that someone else may have written.
+    """Return the text of a file, which may come from anyone.
+
+    Args:
+        path: the file.
+        what: what the file should be, for error messages.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ConfigError: the file cannot be read, is no text, or is too large.
+        ConfigError: the file cannot be read, is not text in UTF-8, or is larger than `MOST_BYTES`.
     """
     try:
         with path.open("rb") as file:
@@ -97,11 +104,15 @@ def text_of(path: Path, what: str) -> str:
 
 
 def load(path: Path, what: str) -> Any:
-    """Return what a JSON file holds, whoever wrote it.
+    """Return the content of a JSON file, which may come from anyone and needs no digest.
+
+    Args:
+        path: the file.
+        what: what the file should be, for error messages.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ConfigError: the file cannot be read, or is not JSON.
+        ConfigError: the file cannot be read, is too large, or is not JSON.
     """
     try:
         return json.loads(text_of(path, what))
@@ -112,7 +123,16 @@ def load(path: Path, what: str) -> Any:
 
 
 def unsealed(values: Any, path: Path, what: str) -> dict[str, Any]:
-    """Return the fields of a document that has been parsed, as `read` does."""
+    """Verify a document that was parsed already, and return its fields as `read` does.
+
+    Args:
+        values: the parsed JSON.
+        path: where it came from, for error messages.
+        what: what the document should be, for error messages.
+
+    Raises:
+        ConfigError: it is not a document, or has changed since it was written.
+    """
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: not {what} (it is not a JSON object)")
     body: dict[str, Any] = dict(values)
@@ -121,28 +141,29 @@ def unsealed(values: Any, path: Path, what: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not {what} (it has no {DIGEST})")
     if expected != digest.of_json(body):
         raise ConfigError(
-            f"{path}: not as it was written: its {DIGEST} does not fit; take a copy of the original"
+            f"{path}: not as it was written: its {DIGEST} does not match its content; "
+            "restore the original file"
         )
     return body
 
 
 def line(values: Any) -> bytes:
-    """Return a document as one line, for files that grow."""
+    """Return a document as one line, to append to a file that has a document in each line."""
     return json.dumps(sealed(values)).encode() + b"\n"
 
 
 def lines(path: Path, what: str, *, skip_damaged: bool = False) -> list[dict[str, Any]]:
-    """Return the documents of a file that has one in each line.
+    """Return the documents of a file that has a document in each line.
 
-    A line without an end was cut short by a kill, and is left out.
+    A last line without a line end is left out: its writer was killed while writing it.
 
     Args:
         path: the file.
-        what: what a line should be, for messages.
-        skip_damaged: leave damaged lines out instead of refusing the file.
+        what: what a line should be, for error messages.
+        skip_damaged: leave damaged lines out instead of raising an error.
 
     Raises:
-        ConfigError: a line is not as it was written.
+        ConfigError: a line has changed since it was written.
         OSError: the file cannot be read.
     """
     found = []
@@ -150,7 +171,7 @@ def lines(path: Path, what: str, *, skip_damaged: bool = False) -> list[dict[str
         try:
             values = json.loads(text)
             if values.pop(DIGEST) != digest.of_json(values):
-                raise ValueError("it is not as it was written")
+                raise ValueError("its digest does not match")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if skip_damaged:
                 continue
@@ -160,16 +181,16 @@ def lines(path: Path, what: str, *, skip_damaged: bool = False) -> list[dict[str
 
 
 def build(kind: Callable[..., T], values: Any, *, name: str = "") -> T:
-    """Return the dataclass whose fields a JSON object has.
+    """Build a dataclass from a JSON object, and check the type of every field.
 
     Args:
-        kind: the dataclass. Fields may be numbers, text, truth values, None, literals, tuples,
-            mappings, unions, dataclasses, and classes with a `from_dict`.
-        values: a JSON object.
-        name: of the object, for messages.
+        kind: the dataclass. Its fields may be numbers, text, booleans, None, literals, tuples,
+            sequences, mappings, unions, dataclasses, and classes with a `from_dict`.
+        values: the JSON object, with the fields of the dataclass as keys.
+        name: what error messages call the object.
 
     Raises:
-        ConfigError: a field is missing, not known, or has a value of another type.
+        ConfigError: a field is missing or unknown, or its value has another type.
     """
     where = f"{name}: " if name else ""
     if not isinstance(values, Mapping):
@@ -200,7 +221,7 @@ def _types(kind: Any) -> dict[str, Any]:
 
 
 def _value(kind: Any, given: Any, name: str) -> Any:
-    """The value of one field; ConfigError where it does not fit."""
+    """Return the value of one field; raise a ConfigError if it does not have the type."""
     origin, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return given
@@ -225,7 +246,7 @@ def _value(kind: Any, given: Any, name: str) -> Any:
     elif is_dataclass(kind):
         return build(kind, given, name=name)  # type: ignore[arg-type]  # a class, not its object
     elif isinstance(given, bool) and kind is not bool:
-        pass  # a truth value is no number
+        pass  # bool is a subclass of int, but true and false are not numbers in JSON
     elif isinstance(given, _NUMBERS.get(kind, kind)):
         if kind is not float:
             return given

@@ -1,7 +1,7 @@
-"""The errors that callers may want to catch.
+"""The errors that callers may want to catch, and functions for their messages.
 
-Each also derives from the built-in that a caller would expect, and its message is one line that
-says what was wrong, with which value, and what to do about it.
+Each error also derives from the built-in exception that a caller would expect. Its message is one
+line that says what was wrong, with which value, and what to do about it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,63 +12,63 @@ from typing import cast
 
 
 class RegNetError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of every error that this package raises on purpose."""
 
     def __str__(self) -> str:
-        # Names and texts from outside are quoted in it; a terminal would obey what they hold.
+        # Messages quote names and texts from outside, whose control characters a terminal obeys.
         return printable(super().__str__())
 
 
 class ConfigError(RegNetError, ValueError):
-    """An architecture, an option or a name that cannot be used."""
+    """Raised when an architecture, an option or a name cannot be used."""
 
 
 class WeightsError(RegNetError, RuntimeError):
-    """Weights that cannot be found, read or trusted, or that do not fit the model."""
+    """Raised when weights cannot be found, read or trusted, or do not fit the model."""
 
 
 class ImageError(RegNetError, ValueError):
-    """A file that cannot be used as an image."""
+    """Raised when a file cannot be used as an image."""
 
 
 class DataError(RegNetError, ValueError):
-    """A set of images that cannot be used."""
+    """Raised when a set of images cannot be used."""
 
 
 class NotFoundError(ConfigError, DataError, ImageError, WeightsError):
-    """A file, a folder or a name that was given, and that is not there."""
+    """Raised when a given file, folder or name does not exist."""
 
 
 class NoSplitError(NotFoundError):
-    """A set of images that holds other splits, and not the one asked for."""
+    """Raised when a set of images has splits, but not the requested one."""
 
 
 class TrainingError(RegNetError, RuntimeError):
-    """Training that cannot go on; what was saved is still there."""
+    """Raised when training cannot continue; what it has saved is still there."""
 
 
 class StudyError(RegNetError, RuntimeError):
-    """A study that cannot be used or go on; the networks that were trained are still there."""
+    """Raised when a study cannot be used or continue; its trained networks are still there."""
 
 
 class FunctionError(ConfigError, StudyError):
-    """A function that a space or a study names, and that cannot be imported."""
+    """Raised when a function that a space or a study names cannot be imported."""
 
 
 class ExecutorError(RegNetError, RuntimeError):
-    """Tasks that cannot be worked on: their processes do not start, or cannot send results."""
+    """Raised when tasks cannot run, because processes do not start or cannot send results."""
 
 
 class MissingExtraError(RegNetError, ImportError):
-    """An optional package is needed and not installed."""
+    """Raised when a required optional package is not installed."""
 
 
 class EngineError(RegNetError, RuntimeError):
-    """A network cannot be run or exported in the way that was asked for."""
+    """Raised when a network cannot be run or exported as requested."""
 
 
 class LicenseWarning(UserWarning):
-    """Weights whose license restricts their use, or does not say."""
+    """Warning about weights whose license restricts their use, or is unknown."""
 
 
 def unknown(
@@ -79,14 +79,14 @@ def unknown(
     meant: Sequence[str] | None = None,
     listing: str | None = None,
 ) -> str:
-    """Return the message for a name that does not exist: the nearest ones, and all there are.
+    """Return the error message for an unknown name, with similar names and all known names.
 
     Args:
-        kind: what the name should name, such as "engine".
-        name: what was given.
+        kind: what the name should be the name of, such as "engine".
+        name: the name that was given.
         known: the names that exist.
-        meant: names that may have been meant; None: the one of `known` that is most similar.
-        listing: how to list the names where there are too many for a message.
+        meant: names to suggest; None: the most similar one of `known`, if any is similar.
+        listing: a sentence that says how to list the names, if there are too many for a message.
     """
     names = list(known)
     if meant is None:
@@ -99,17 +99,20 @@ def unknown(
 def check_number(
     name: str, value: object, *, least: float = -inf, most: float = inf, finite: bool = True
 ) -> None:
-    """Refuse what is no number, not a number (NaN), or out of range; no comparison notices a NaN.
+    """Check that an option is a number within a range; NaN is never accepted.
+
+    A separate check is needed because every comparison with NaN is false, so that `value < least`
+    does not notice it.
 
     Args:
-        name: of the option, for the message.
-        value: what was given.
-        least: the smallest value that is allowed.
-        most: the largest.
-        finite: whether infinity is refused; else it stands for "no limit".
+        name: the name of the option, for the error message.
+        value: the value that was given.
+        least: the smallest allowed value.
+        most: the largest allowed value.
+        finite: whether infinity is refused; otherwise it stands for "no limit".
 
     Raises:
-        ConfigError: the value cannot be used.
+        ConfigError: the value is not a number, or is out of range.
     """
     real = isinstance(value, Real) and not isinstance(value, bool)
     number = cast("float", value) if real else nan
@@ -120,7 +123,10 @@ def check_number(
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was not enough; on a CPU, PyTorch has no type for it."""
+    """Return whether an error reports a lack of memory.
+
+    On a CPU, PyTorch has no type for this error, so that only its message tells.
+    """
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -129,13 +135,13 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def in_one_line(error: BaseException, *, most: int | None = None) -> str:
-    """Return the type and the message of another library's error as one line, cut to `most`."""
+    """Return type and message of another library's error in one line, cut to `most` characters."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:most]
 
 
 def printable(text: str) -> str:
-    """Return a text with its control characters, which a terminal would obey, written out.
+    """Return a text with its control characters escaped, so that a terminal does not obey them.
 
-    Whatever comes from outside (files, servers, names) goes through it before it is shown.
+    Every text from outside (files, servers, names) passes through this function before it is shown.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

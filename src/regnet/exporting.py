@@ -1,4 +1,4 @@
-"""Export networks for other runtimes; each file is compared with eager before it is accepted."""
+"""Export networks for other runtimes, and compare every file with the network it was made from."""
 
 import json
 import logging
@@ -52,35 +52,39 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """A file that was written, and how it compares with the model."""
+    """A file that `export` wrote, and how it compares with the model."""
 
     path: Path
     format: str
     precision: AnyPrecision
     dynamic: tuple[str, ...]
-    """Axes whose size is free: "batch", "height", "width"."""
+    """Axes whose size may vary, of "batch", "height" and "width"."""
     outputs: tuple[str, ...]
-    """Names of the outputs, in their order."""
+    """Names of the outputs, in order."""
     input: Input
-    """"float32": normalized images, NCHW; "uint8": pixels, NHWC, and probabilities come out."""
+    """What the file takes: "float32" means normalized images (N, C, H, W); "uint8" means pixels
+    (N, H, W, C), and that the output is probabilities."""
     shape: tuple[int, ...]
-    """Of the images (N, C, H, W) that it was made with; axes that are not free have these sizes."""
+    """Shape (N, C, H, W) of the images that the file was made with. Axes that are not dynamic have
+    these sizes."""
     smallest_side: int | None
-    """Least height and width, in pixels, where they are free."""
+    """Smallest height and width, in pixels, if these are dynamic; otherwise None."""
     error: float
-    """norm(output - eager) / norm(eager) on random images, the worst."""
+    """The largest norm(output - eager) / norm(eager) on random images."""
     agreement: float | None = None
-    """Part of the images kept from calibration that got the same class as from eager fp32."""
+    """Share of the images held out of calibration that have the same class as in eager fp32."""
     judged: int = 0
-    """How many such images there were."""
+    """Number of images held out of calibration."""
     floats: tuple[str, ...] = ()
-    """Layers of an int8 file that compute in float."""
+    """Layers of an int8 file that compute in floating point."""
     top1: float | None = None
-    """What the file gets right of the images that bound it, in percent."""
+    """Top-1 accuracy of the int8 file in percent, if `export` was given a function `top1`."""
     top1_before: float | None = None
-    """What the network does."""
+    """Top-1 accuracy of the network before export, in percent."""
     size_bytes: int
+    """Size of all files together."""
     seconds: float
+    """How long the export took."""
 
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.shape))
@@ -114,12 +118,12 @@ class _Found:
     agreement: float | None
     top1: float | None
     doubt: str | None
-    """Why it may not be kept; None: it may."""
+    """Why the file is rejected; None if it is accepted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Judge:
-    """Compares files with the network that they were made from."""
+    """The comparison of files with the network that they were made from."""
 
     model: nn.Module
     look: Preprocess | None
@@ -147,8 +151,8 @@ class _Judge:
             top1 = self.top1(open_file(file, trust=True))
             if not top1 >= self.before - self.max_drop:
                 problem = (
-                    f"int8 is right for {top1:.2f} % of images, {self.before - top1:.2f} points "
-                    f"less than before; max_drop is {self.max_drop:g}"
+                    f"top-1 of int8 is {top1:.2f} %, {self.before - top1:.2f} points less than "
+                    f"before; max_drop is {self.max_drop:g}"
                 )
         return _Found(error=error, agreement=agreement, top1=top1, doubt=problem)
 
@@ -167,41 +171,49 @@ def export(
     top1: Callable[[Any], float] | None = None,
     max_drop: float = 1.0,
 ) -> Exported:
-    """Write a network for another runtime.
+    """Write a network to a file for another runtime, after checking the outputs of the file.
 
-    The file takes normalized images (N, C, H, W), float32, and gives what the network gives; or
-    pixels, with `input="uint8"`. Norms are folded. The file is loaded again and its outputs are
-    compared with the model's; only one that agrees takes the place of `path`. It carries the
+    The file takes normalized float32 images (N, C, H, W), or pixels with `input="uint8"`, and
+    returns what the network returns. Norms are folded into convolutions. The file is loaded again,
+    and is moved to `path` only if its outputs agree with those of the model. It contains the
     config, the preprocessing and the class names as JSON under the key `regnet`.
 
     Args:
-        model: in any mode; it is not changed. Any module will do that takes images and gives a
-            tensor, or a list, a tuple or a dictionary of tensors: the file has outputs of their
-            names (`logits`; `s1`, ... of feature maps; keys; else `output_0`, ...).
-        path: the file; for OpenVINO the `.xml`, with the weights in a `.bin` beside it.
-        format: a name in `FORMATS`; None: by the ending of the path.
-        precision: inside the file. OpenVINO chooses bf16 when it runs; "fp16" there stores halves
-            and computes as the device likes.
-        example: images (N, C, H, W) of the shape to make it with; None: one image of the size that
-            the model was made for. Its values do not matter.
-        dynamic: axes whose size stays free, of "batch", "height" and "width"; True for all, False
-            for none. A free batch of a fixed size is what TensorRT likes best.
-        input: "uint8": the file takes the pixels (N, H, W, C) of images that are cropped, and gives
-            `probabilities`, as ONNX and OpenVINO files may.
-        images: for int8: paths, Pillow images, or a batch that is preprocessed. Up to 300, at most
-            three of four, tell the ranges; up to 1,000 of the others tell the agreement.
-        min_agreement: part of those that must get the same class as from float32. While int8 does
-            not reach it, layers are left in float: those of squeeze-excitation, then those that
-            change the outputs most.
-        top1: for int8: the top-1 accuracy of a network in percent, on images of your own, such as
-            `lambda network: regnet.evaluate(network, "val/").top1`. It bounds int8 too.
-        max_drop: how much of it int8 may lose, in points.
+        model: any module that takes images and returns a tensor, or a list, tuple or dictionary of
+            tensors, in any mode; it is not changed. Outputs are named after the results: `logits`,
+            `s1`, ... for feature maps, the keys of a dictionary, or else `output_0`, ...
+        path: the file to write; for OpenVINO the `.xml`, and the weights are written to a `.bin`
+            beside it.
+        format: a name in `FORMATS`; None: the format of the extension of the path.
+        precision: the precision of the file. OpenVINO selects bf16 when it runs the file. "fp16" in
+            an OpenVINO file stores weights in half precision, and the device decides how to
+            compute.
+        example: images (N, C, H, W) with the shape to export for; their values do not matter.
+            None: one image of the size that the model was made for.
+        dynamic: axes whose size may vary, of "batch", "height" and "width"; True: all of them;
+            False: none. For TensorRT, "batch" alone, with a fixed image size, is best.
+        input: "float32" for normalized images. With "uint8", an ONNX or OpenVINO file takes the
+            pixels (N, H, W, C) of cropped images, and returns `probabilities`.
+        images: images for int8: paths, Pillow images, or a preprocessed batch. Up to 300 of them,
+            but at most three quarters, calibrate the ranges of activations. Up to 1,000 of the
+            others measure the agreement with float32.
+        min_agreement: share of the latter images that must have the same class as with float32. As
+            long as int8 does not reach it, more layers are left in floating point: first those of
+            squeeze-excitation, then those that change the outputs most.
+        top1: for int8, a function that returns the top-1 accuracy of a network in percent on your
+            own images, such as `lambda network: regnet.evaluate(network, "val/").top1`. Its loss is
+            limited by `max_drop`.
+        max_drop: the largest loss of top-1 accuracy by int8, in percentage points.
+
+    Returns:
+        The file, and how it compares with the model.
 
     Raises:
         ConfigError: a format, precision or option cannot be used.
-        EngineError: it cannot be exported, or its outputs differ; nothing is written.
+        EngineError: the network cannot be exported, or the outputs of the file differ; nothing is
+            written.
         ImageError: an image cannot be read.
-        MissingExtraError: a package is needed and not installed.
+        MissingExtraError: a required package is not installed.
         OSError: the file cannot be written.
     """
     start, path = time.monotonic(), Path(path)
@@ -209,21 +221,25 @@ def export(
     check_number("max_drop", max_drop, least=0)
     form = _format(path, format, precision)
     if (precision == "int8") != (images is not None):
-        raise ConfigError("precision 'int8' and images to calibrate with go together")
+        raise ConfigError(
+            "precision 'int8' needs images to calibrate with, and images need precision 'int8'; "
+            "pass both or neither"
+        )
     if top1 is not None and not (precision == "int8" and isinstance(model, Described)):
-        raise ConfigError("top1 is for int8 files of this library's networks")
+        raise ConfigError("top1 is only for int8 files of this library's networks; leave it out")
     free = _free(dynamic)
     if {"height", "width"} & {*free} and any(
         isinstance(module, HaloAttention) for module in model.modules()
     ):
         raise ConfigError(
-            "halo attention ties an exported network to one size: dynamic=False or 'batch'"
+            "halo attention fixes the image size of an exported network; use dynamic=False or "
+            "dynamic='batch'"
         )
     if example is None:
         example = torch.zeros(default_shape(model, "latency"))
     device = torch.device("cpu") if form.portable else device_of(model)
     if precision == "int8" and device.type != "cpu":
-        raise ConfigError(f"int8 files of {form.name} are for CPUs; move the model there")
+        raise ConfigError(f"int8 files of {form.name} are for CPUs; move the model to the CPU")
     if form.runtime and (obstacle := form.runtime.obstacle(Target(device=device))):
         raise MissingExtraError(f"{form.name}: {obstacle}")
     shape = tuple(example.shape)
@@ -235,7 +251,7 @@ def export(
     }
     facts = _facts(model) | said
     if "input_size" in facts and not {"height", "width"} & {*free}:
-        facts["input_size"] = shape[1:]  # others it does not take
+        facts["input_size"] = shape[1:]  # the file takes no other size
     metadata = {KEY: json.dumps(facts, default=str)}
     view = evaluation_view(model)
     outputs = form_of(view, example.to(device_of(view)))
@@ -243,7 +259,10 @@ def export(
     seen = None
     if images is not None:
         if len(outputs.names) > 1:
-            raise ConfigError("int8 is judged by classes; this network has several outputs")
+            raise ConfigError(
+                "int8 is checked by comparing classes, but this network has several outputs; "
+                "use another precision"
+            )
         fixed = bool({"height", "width"} - {*free})
         seen = read_images(view, images, shape, min_agreement=min_agreement, fixed=fixed)
     view = outputs.flat
@@ -262,7 +281,7 @@ def export(
         metadata=metadata,
     )
     if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}")
+        raise ConfigError(f"{path}: there is no folder {path.parent}; create it first")
     judge = _Judge(
         model=view, look=look, shape=shape, images=seen, top1=top1,
         before=top1(model) if top1 else None, max_drop=max_drop,
@@ -273,7 +292,8 @@ def export(
     ):
         for number, names in enumerate(floats(work.model, calibration) if seen else [()]):
             work = replace(work, floats=names)
-            # A folder each: a runtime may still read the file of the last one.
+            # Each attempt has a folder of its own, because a runtime may still read the file of the
+            # previous one.
             draft = Path(folder, str(number), path.name)
             draft.parent.mkdir()
             try:
@@ -283,16 +303,17 @@ def export(
                 raise
             except Exception as problem:
                 reason = in_one_line(problem, most=300)
-                raise EngineError(f"{form.name} cannot take this network: {reason}") from problem
+                raise EngineError(f"{form.name} cannot export this network: {reason}") from problem
             if found.doubt is None:
                 break
-            _log.info("%s with %d layers in float", found.doubt, len(names))
+            _log.info("%s (with %d layers in float)", found.doubt, len(names))
         else:
-            advice = "; more or better images may help, or a lower bound" if seen else ""
+            advice = "; try more or better images, or less strict limits" if seen else ""
             raise EngineError(f"{path}: {found.doubt}; nothing was written{advice}")
         files = sorted(draft.parent.iterdir(), key=lambda file: file.name == path.name)
         size = sum(file.stat().st_size for file in files)
-        for file in files:  # the one that is asked for last
+        # The requested file is moved last, so that its weights are there when it appears.
+        for file in files:
             file.replace(path.parent / file.name)
     return Exported(
         path=path,
@@ -321,50 +342,53 @@ def _format(path: Path, name: str | None, precision: str) -> Format:
     chosen = FORMATS[name] if name else next(iter(fitting), None)
     if chosen is None or chosen not in fitting:
         endings = ", ".join(f"{form.suffix} ({form.name})" for form in FORMATS.values())
-        raise ConfigError(f"{path}: the file must end as its format asks: {endings}")
+        raise ConfigError(f"{path}: the extension must be that of the format: {endings}")
     if precision not in chosen.precisions:
         known = ", ".join(chosen.precisions)
-        raise ConfigError(f"{chosen.name} files have {known}; got {precision!r}")
+        raise ConfigError(f"{chosen.name} files support {known}; got {precision!r}")
     return chosen
 
 
 def _pixels_look(model: nn.Module, input: Input, form: Format, outputs: Form) -> Preprocess | None:
-    """How pixels become what the network takes, where the file shall take them."""
+    """Return the preprocessing that the file must contain if it takes pixels, otherwise None."""
     if input not in get_args(Input):
         raise ConfigError(unknown("input", input, get_args(Input)))
     if input == "float32":
         return None
     if not form.pixels:
         able = " and ".join(row.name for row in FORMATS.values() if row.pixels)
-        raise ConfigError(f"{form.name} files take float32; {able} files may take uint8")
+        raise ConfigError(f"{form.name} files take float32; {able} files can take uint8")
     if outputs.names != ("logits",) or not getattr(model, "num_classes", 0):
-        raise ConfigError("files that take uint8 give probabilities; this network has no classes")
+        raise ConfigError(
+            "files that take uint8 return probabilities of classes, but this network has no "
+            "classes; use input 'float32'"
+        )
     return preprocess(model)
 
 
 def _free(dynamic: Any) -> tuple[str, ...]:
-    """The axes that an option leaves free."""
+    """Return the names of the axes that the option `dynamic` selects."""
     if isinstance(dynamic, bool):
         return tuple(AXES.values()) if dynamic else ()
     names = [dynamic] if isinstance(dynamic, str) else dynamic
     known = not isinstance(names, Mapping) and isinstance(names, Collection)
     if not known or not set(names) <= set(AXES.values()):
         raise ConfigError(
-            f"dynamic is True, False, or names of axes of {', '.join(AXES.values())}; "
+            f"dynamic must be True, False, or names of axes among {', '.join(AXES.values())}; "
             f"got {dynamic!r}"
         )
     return tuple(name for name in AXES.values() if name in names)
 
 
 def _facts(model: nn.Module) -> dict[str, Any]:
-    """What a reader of the file needs to use it, as far as the network says."""
+    """Return what the network says about itself that a user of the file needs."""
     if not isinstance(model, Described):
         return {}
     return {"config": model.config.to_dict(), **model.pretrained_cfg}
 
 
 def _error(runner: Runner, work: Work, shape: tuple[int, ...], look: Preprocess | None) -> float:
-    """The worst on random images, of another shape too if that is free."""
+    """Return the largest error on random images, which also vary in the dynamic axes."""
     rng = torch.Generator().manual_seed(0)
     shapes = [shape] * INPUT_SETS
     if work.free:

@@ -1,7 +1,7 @@
-"""Figures of matplotlib, in one style, written whole.
+"""Make and save matplotlib figures in one style.
 
-Each room draws its own figures; this module makes, checks and saves them. matplotlib is an optional
-package (`pip install 'regnet[report]'`) and is imported when a figure is made.
+Each subpackage draws its own figures; this module creates, finishes and saves them. matplotlib is
+an optional package (`pip install 'regnet[report]'`), and is imported when a figure is made.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORMATS: Final = (".svg", ".png", ".pdf")
-"""Endings of the files that a figure can be saved to."""
+"""File extensions that a figure can be saved with."""
 
 
 def check_plot_file(path: Path) -> None:
-    """Refuse a path that no figure can be saved to, before the work for it.
+    """Check that a figure can be saved to a path, to fail before the work for the figure begins.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        ConfigError: the ending of the file names no image format.
+        ConfigError: the extension of the file is not one of `FORMATS`.
     """
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"{path}: the file of a plot must end in {', '.join(FORMATS)}")
     try:
-        import matplotlib  # noqa: F401 - whether it is there
+        import matplotlib  # noqa: F401 - checks that it is installed
     except ImportError as error:
         raise MissingExtraError(
             "plots need matplotlib, which is not installed; pip install 'regnet[report]'"
@@ -39,14 +39,14 @@ def check_plot_file(path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """Return an empty figure; sides in inches."""
+    """Return an empty figure; width and height are in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def finish(*panels: "Axes") -> None:
-    """Give panels the grid and the legend that all our figures have."""
+    """Add the grid and the legend that all figures of this library have."""
     for axes in panels:
         axes.grid(alpha=0.3, which="both")
         if axes.get_legend_handles_labels()[0]:
@@ -54,23 +54,25 @@ def finish(*panels: "Axes") -> None:
 
 
 def label_points(axes: "Axes", points: Sequence[tuple[float, float, str, Any]]) -> None:
-    """Write a small label beside each point, where it covers neither points nor other labels.
+    """Write a small label beside each point, where it covers as little as possible.
+
+    Labels avoid points, other labels and the border of the panel.
 
     Args:
-        axes: with their final scales and limits.
-        points: x, y, text and color of each.
+        axes: the panel, which must have its final scales and limits.
+        points: x, y, text and color of each label.
     """
     from matplotlib.transforms import Bbox
 
     figure = axes.get_figure(root=True)
     assert figure is not None
-    figure.draw_without_rendering()  # places are known once it is laid out
+    figure.draw_without_rendering()  # positions in pixels are known only after the layout
     pixel, frame = figure.dpi / 72, axes.get_window_extent()
     marks = axes.transData.transform([(x, y) for x, y, *_ in points])
     taken = [Bbox.from_bounds(x - 4 * pixel, y - 4 * pixel, 8 * pixel, 8 * pixel) for x, y in marks]
 
     def covered(box: Bbox) -> float:
-        """Area that it shares with others, and what lies outside the panel."""
+        """Return the area that a box shares with others, plus its area outside the panel."""
         shared = [Bbox.intersection(box, other) for other in taken]
         inside = Bbox.intersection(box, frame)
         area = float(box.width * box.height)
@@ -112,7 +114,11 @@ def label_points(axes: "Axes", points: Sequence[tuple[float, float, str, Any]]) 
 
 
 def inside_page(draw: Callable[[], "Figure"]) -> str | None:
-    """A figure as the text of an <svg> behind its name; None where matplotlib is not installed."""
+    """Return a figure as SVG text without its opening `<svg`, or None without matplotlib.
+
+    Args:
+        draw: makes the figure; it is called only if matplotlib is installed.
+    """
     if util.find_spec("matplotlib") is None:
         return None
     drawing = BytesIO()
@@ -121,10 +127,10 @@ def inside_page(draw: Callable[[], "Figure"]) -> str | None:
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure, whole or not at all, in the format that the ending names.
+    """Write a figure atomically, in the format of the extension of the path.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     drawing = BytesIO()
     figure.savefig(drawing, format=path.suffix.lower().removeprefix("."))

@@ -1,4 +1,4 @@
-"""Describe the machine beside the numbers: hardware, software, and how busy it is."""
+"""Describe the machine of a measurement: its hardware, its software, and how busy it is."""
 
 import os
 import platform
@@ -23,13 +23,14 @@ GPU_FACTS: Final = (
 
 
 class Waiting:
-    """How much of its processors this process did not get, since it was made.
+    """Measures how much processor time this process had to wait for, since the object was created.
 
-    What the process itself saw decides: a host may be busy elsewhere, or with this process alone.
+    The threads of the process are observed themselves, because the load of the machine says little:
+    a busy machine may be busy with this process alone.
     """
 
     BUSY: Final = 0.1
-    """Part of its time from which on measurements mean little."""
+    """Share of the time; if more was lost than this, measurements mean little."""
 
     def __init__(self) -> None:
         self._before, self._used = _waited(), _processors()
@@ -37,7 +38,7 @@ class Waiting:
 
     @property
     def share(self) -> float | None:
-        """Part of its threads' time that they were ready and did not run; None: not known here."""
+        """Share of the time in which threads were ready but did not run; None if it is unknown."""
         now = _waited()
         run = sum(now[t][0] - self._before.get(t, (0, 0))[0] for t in now)
         wait = sum(now[t][1] - self._before.get(t, (0, 0))[1] for t in now)
@@ -45,9 +46,10 @@ class Waiting:
 
     @property
     def problem(self) -> str | None:
-        """What to say of a busy machine; None for one that is not known to be busy.
+        """Why measurements mean little; None if the machine is not known to be busy.
 
-        Waiting alone is none: a process with many threads waits for itself.
+        Waiting threads alone are not a problem, because a process with many threads waits for
+        itself. Other processes must have used processors as well.
         """
         passed = max(time.monotonic() - self._began, 1e-9)
         if (throttled := _throttled() - self._throttled) > self.BUSY * passed:
@@ -66,7 +68,7 @@ class Waiting:
 
 
 class _Seconds(NamedTuple):
-    """Of all processors: in all, in use, in use by this process, and taken by the host."""
+    """Seconds of all processors: in total, used, used by this process, and taken by the host."""
 
     all: float
     used: float
@@ -92,7 +94,7 @@ def _processors() -> _Seconds | None:
 
 
 def _throttled() -> float:
-    """Seconds that the control group's quota kept it from running; 0 where there is no quota."""
+    """Return the seconds for which the control group's quota stopped this process; 0 if none."""
     try:
         text = Path("/sys/fs/cgroup/cpu.stat").read_text(encoding="ascii")
         facts = dict(line.split() for line in text.splitlines())
@@ -102,19 +104,19 @@ def _throttled() -> float:
 
 
 def _waited() -> dict[str, tuple[int, int]]:
-    """Nanoseconds that each thread ran, and waited to run, as Linux counts them."""
+    """Return the nanoseconds for which each thread ran, and waited to run, as Linux counts them."""
     found = {}
     for path in Path("/proc/self/task").glob("*/schedstat"):
         try:
             run, wait, _ = map(int, path.read_text(encoding="ascii").split())
-        except (OSError, ValueError):  # it has ended, or the kernel does not count
+        except (OSError, ValueError):  # the thread has ended, or the kernel does not count
             continue
         found[path.parent.name] = run, wait
     return found
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Everything that a reader needs to judge or repeat a measurement, JSON-serializable."""
+    """Return what a reader needs to judge or repeat a measurement on a device, as data for JSON."""
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": [Path(sys.argv[0]).name, *map(_shown, sys.argv[1:])],
@@ -131,7 +133,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _shown(argument: str) -> str:
-    """A path of this machine by its name alone: documents are shown to others."""
+    """Return an argument with paths cut to their last name, as documents are shown to others."""
     option, equals, value = (
         argument.partition("=") if argument.startswith("-") else ("", "", argument)
     )
@@ -139,7 +141,7 @@ def _shown(argument: str) -> str:
 
 
 def what_decides_speed(device: torch.device) -> dict[str, Any]:
-    """Device, processor, threads and versions: where they are the same, so should times be."""
+    """Return device, processor, threads and versions; equal values should mean equal times."""
     return {
         "device": device_name(device),
         "cpu": _cpu(),
@@ -151,7 +153,7 @@ def what_decides_speed(device: torch.device) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """Return the model name of a device, as the device reports it."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     if device.type == "cpu":
@@ -160,7 +162,10 @@ def device_name(device: torch.device) -> str:
 
 
 def gpu_state(device: torch.device) -> dict[str, str] | None:
-    """Clocks, temperature, power and throttle reasons of a CUDA device, as nvidia-smi says."""
+    """Return clocks, temperature, power and throttle reasons of a CUDA device, from nvidia-smi.
+
+    The result is None for other devices, or if nvidia-smi does not answer.
+    """
     if device.type != "cuda":
         return None
     told = _told(
@@ -174,7 +179,7 @@ def gpu_state(device: torch.device) -> dict[str, str] | None:
 
 
 def _gpu_id(device: torch.device) -> str:
-    """What nvidia-smi calls it: numbers there ignore CUDA_VISIBLE_DEVICES."""
+    """Return the UUID of a GPU, because the numbers of nvidia-smi ignore CUDA_VISIBLE_DEVICES."""
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
@@ -195,7 +200,7 @@ def _cpu() -> dict[str, Any]:
 
 def _version(package: str) -> str | None:
     if package == "torch":
-        return str(torch.__version__)  # names the build too, unlike the package's metadata
+        return str(torch.__version__)  # unlike the metadata of the package, this names the build
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -203,7 +208,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this package, where it runs from its own repository."""
+    """Return the commit of this package, or None unless it runs from its own repository."""
     folder = Path(__file__).parent
     if not _told("git", "-C", str(folder), "ls-files", "--error-unmatch", "machine.py"):
         return None
@@ -211,7 +216,7 @@ def _commit() -> str | None:
 
 
 def _told(*command: str) -> str | None:
-    """What a program prints; None if it is not there or fails."""
+    """Return what a program prints, or None if it does not exist or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""Expand paths as people write them, and recognize what is there instead of the file."""
+"""Expand paths that users write, and recognize Git LFS pointers in place of files."""
 
 import os
 from pathlib import Path
@@ -10,10 +10,10 @@ LFS_ADVICE: Final = (
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with ~ as the home folder; as it is where there is no such user or home."""
-    return Path(os.path.expanduser(path))  # noqa: PTH111 - the method of Path raises RuntimeError
+    """Return a path with ~ expanded to the home folder, or unchanged if there is no such folder."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises RuntimeError
 
 
 def is_lfs_pointer(start: bytes) -> bool:
-    """Return whether a file that begins so is what Git leaves in place of a large file."""
+    """Return whether a file that begins with these bytes is a Git LFS pointer to a large file."""
     return start.startswith(b"version https://")

@@ -1,4 +1,4 @@
-"""The processes of one job, as `torchrun` starts them."""
+"""Communication between the processes of one job that `torchrun` started."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from regnet.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """This process among the processes of the job; a single process is a group of one."""
+    """The processes of a job, as seen by one of them; a single process is a group of one."""
 
     rank: int
     size: int
@@ -24,19 +24,19 @@ class Group:
 
     @property
     def leads(self) -> bool:
-        """Whether this process speaks and writes for all."""
+        """Whether this is the process that prints and writes files for all."""
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """Return this process's part of the numbers below `count`: every `size`-th of them."""
+        """Return this process's share of the numbers below `count`: every `size`-th number."""
         return range(self.rank, count, self.size)
 
     def block(self, count: int) -> range:
-        """Return this process's part of the numbers below `count`: a run of neighbours."""
+        """Return this process's share of the numbers below `count`: consecutive numbers."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all processes, by rank; all must call this."""
+        """Return the values of all processes, ordered by rank; every process must call this."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -44,7 +44,7 @@ class Group:
         return values
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Add up a tensor over all processes, in place; all must call this."""
+        """Sum a tensor over all processes, in place; every process must call this."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
@@ -52,17 +52,17 @@ class Group:
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
-    """Join the group of the processes that `torchrun` started, and leave it at the end.
+    """Join the group of processes that `torchrun` started, and leave it at the end of the block.
 
-    A group that the caller has joined already is used and left alone.
+    If the caller has joined a group already, that group is used, and is not left at the end.
 
     Args:
-        device: where a single process computes. Of several processes on GPUs each takes the GPU of
-            its local rank.
+        device: the device of a single process. If several processes use GPUs, each uses the GPU of
+            its local rank instead.
 
     Raises:
-        ConfigError: `torchrun` started more processes than there are GPUs, or its variables are not
-            all there.
+        ConfigError: `torchrun` started more processes than there are GPUs, or some of its
+            environment variables are missing.
     """
     place = launched()
     if place.size == 1 and not dist.is_initialized():
@@ -73,8 +73,9 @@ def joined(device: torch.device) -> Iterator[Group]:
         local = place.local_rank
         if local >= torch.cuda.device_count():
             raise ConfigError(
-                f"process {local} has no GPU of its own, there are {torch.cuda.device_count()}; "
-                "start torchrun with --nproc-per-node as many"
+                f"process {local} has no GPU of its own, because this machine has "
+                f"{torch.cuda.device_count()}; start torchrun with --nproc-per-node of at most "
+                "that number"
             )
         own = torch.device("cuda", local)
         torch.cuda.set_device(own)

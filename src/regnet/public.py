@@ -1,4 +1,4 @@
-"""The public names of `regnet`, each imported when it is first used."""
+"""The public names of `regnet`; this module is imported when the first of them is used."""
 
 from regnet import errors
 from regnet.data.preprocess import Preprocess

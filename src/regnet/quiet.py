@@ -1,4 +1,4 @@
-"""Silence other libraries while we call them, and switch off their usage reports."""
+"""Silence other libraries while this one calls them, and switch off their usage reports."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any, Final
 
 _EVERYTHING: Final = "(?#regnet.quiet)"
-"""A pattern that every message fits, and by which our filter is known among those of others."""
+"""A regular expression that matches every message, with a comment by which the filter is found."""
 
 _lock = threading.Lock()
 _inside: Counter[str] = Counter()
@@ -21,24 +21,24 @@ _levels: dict[str, int] = {}
 def imported(name: str) -> Any:
     """Import OpenVINO or NNCF with their usage reports switched off.
 
-    Both report each import and each conversion to a server. Every report starts a process, and in a
-    worker of a pool that process imports torch first. Both packages send nothing where
-    `openvino_telemetry` is not installed, which is what they find here. A package that the program
-    imported by itself before keeps its own setting.
+    Both packages report each import and each conversion to a server. Each report starts a process,
+    and in a worker of a pool that process first imports torch. Both packages send nothing if
+    `openvino_telemetry` is not installed, so this function makes it look absent. A package that the
+    program has already imported keeps its own setting.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: the package is not installed.
     """
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # as if not there
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: absent
     return import_module(name)
 
 
 @contextmanager
 def quiet(logger: str) -> Iterator[None]:
-    """Let through errors only from a logger, and no warnings.
+    """Suppress warnings, and all messages of a logger below the level of errors.
 
-    Filters and levels belong to the whole process: the first thread that enters sets them, the last
-    one that leaves takes back what was set, and nothing else.
+    Filters and levels apply to all threads of the process. The first thread that enters therefore
+    sets them, and the last one that leaves undoes exactly that, and no changes by others.
     """
     other = logging.getLogger(logger)
     with _lock:
@@ -61,5 +61,5 @@ def quiet(logger: str) -> Iterator[None]:
 
 def _take_back_filter() -> None:
     filters = warnings.filters
-    assert isinstance(filters, list)  # typeshed calls it a sequence
+    assert isinstance(filters, list)  # typeshed declares only a sequence
     filters[:] = [f for f in filters if getattr(f[1], "pattern", None) != _EVERYTHING]

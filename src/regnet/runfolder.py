@@ -1,9 +1,9 @@
-"""A folder that holds one run: who owns it now, and what the run was begun with.
+"""Lock the folder of a run, and record the settings that the run was started with.
 
 Training, evaluation and studies write their files into folders that outlive the process. Each such
-folder has one owner at a time, whose lock ends with its process, and one document that says what
-was begun there (`regnet.documents`), so that a run is resumed with what it began with or not at
-all.
+folder has at most one owner at a time, whose lock ends with its process, and one document
+(`regnet.documents`) with the settings of the run. A run is therefore resumed with the settings it
+was started with, or not at all.
 """
 
 import os
@@ -25,23 +25,24 @@ if TYPE_CHECKING:
 
 LOCK: Final = ".lock"
 OWNER: Final = ".owner.json"
-"""Who owns the folder, for the message to the second comer; the lock alone decides."""
+"""Describes the owner of the folder, for the error message of a second process; only the lock
+decides who owns it."""
 
 
 @contextmanager
 def owned(folder: Path, doing: str, group: "Group | None" = None) -> Iterator[None]:
-    """Own a folder, which is made if need be, until the end of the `with` statement.
+    """Own a folder until the end of the `with` statement; the folder is created if needed.
 
-    The lock is released by the death of the process too, and is not inherited by forked workers.
+    The lock is also released when the process dies, and forked workers do not inherit it.
 
     Args:
-        folder: of the run.
-        doing: what this process does there, such as "training", for the message to others.
+        folder: the folder of the run.
+        doing: what this process does there, such as "training", for the error message of others.
         group: the processes of one job; the first of them owns the folder for all.
 
     Raises:
-        ConfigError: another process owns the folder; or it is a file.
-        OSError: the folder cannot be made or written.
+        ConfigError: another process owns the folder, or it is a file.
+        OSError: the folder cannot be created or written to.
     """
     lock, problem = None, None
     if group is None or group.leads:
@@ -60,27 +61,33 @@ def owned(folder: Path, doing: str, group: "Group | None" = None) -> Iterator[No
 
 
 def contents(folder: Path) -> list[str]:
-    """Return the names of the files in a folder, without those of this module."""
+    """Return the names of the files in a folder, without the files of this module."""
     if not folder.exists():
         return []
     return sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, OWNER))
 
 
 def begin(folder: Path, file: str, values: Any) -> None:
-    """Write the document that says what is begun in a folder."""
+    """Write the document with the settings of a run into its folder.
+
+    Args:
+        folder: the folder of the run.
+        file: name of the document.
+        values: the settings.
+    """
     documents.write(folder / file, values)
 
 
 def begun(path: Path, file: str, what: str) -> dict[str, Any]:
-    """Return what was begun in a folder.
+    """Return the settings that the run of a folder was started with.
 
     Args:
         path: the folder, or the document itself.
         file: name of the document in the folder.
-        what: what the folder should hold, such as "a run of `regnet train`".
+        what: what the folder should contain, such as "a run of `regnet train`".
 
     Raises:
-        ConfigError: there is no such document, or it is not as it was written.
+        ConfigError: there is no such document, or it has changed since it was written.
     """
     document = path / file if path.is_dir() or path.suffix != ".json" else path
     try:
@@ -101,7 +108,8 @@ def _locked(folder: Path, doing: str) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigError(
-            f"{folder} is in use{_owner(folder)}; wait until that ends, or name another folder"
+            f"{folder} is in use{_owner(folder)}; wait until that process ends, or name another "
+            "folder"
         ) from None
     documents.write(
         folder / OWNER,
@@ -117,17 +125,17 @@ def _locked(folder: Path, doing: str) -> FileLock:
 
 
 def _owner(folder: Path) -> str:
-    """Who owns a folder, as far as that is known."""
+    """Return a description of the owner of a folder, or an empty text if it is unknown."""
     with suppress(ConfigError, OSError, KeyError):
         found = documents.read(folder / OWNER, "the owner of a folder")
         who = f"process {found['pid']} on {found['host']}"
-        return f": {who} is {found['doing']} there since {found['since']}"
+        return f": {who} has been {found['doing']} there since {found['since']}"
     return ""
 
 
 def _release(folder: Path, lock: FileLock) -> None:
     (folder / OWNER).unlink(missing_ok=True)
-    if not contents(folder):  # nothing came of it
+    if not contents(folder):  # nothing was written, so leave no trace
         (folder / LOCK).unlink(missing_ok=True)
         with suppress(OSError):
             folder.rmdir()

@@ -1,8 +1,9 @@
-"""How long calls take: until steady, on changing inputs, and one against another in turn.
+"""Time calls: warmed up until steady, on changing inputs, and two calls in alternation.
 
-A number means nothing alone: `compare` runs two calls in the order A B B A, takes the ratio of
-each pair, and claims a difference only where the bootstrap interval of their median excludes 1, A
-against itself shows less in the same run, and the process had its processors to itself.
+A time on its own proves little. `compare` therefore runs two calls in the order A B B A, and takes
+the ratio of each pair. It claims a difference only if the bootstrap interval of the median ratio
+excludes 1, the ratios of A to itself in the same run show a smaller difference, and the processors
+were not busy with other work.
 """
 
 import statistics
@@ -23,65 +24,68 @@ from regnet.machine import Waiting
 Call = Callable[[Tensor], Any]
 
 QUARTERS: Final = 4
-"""Parts of a measurement between which the reference work is timed."""
+"""Number of parts of a measurement; the reference work is timed between them."""
 
 WINDOW: Final = 20
-"""Calls in a window of the search for steadiness."""
+"""Number of calls in a window of the warm-up; the medians of windows show when it is steady."""
 
 STEADY: Final = 0.01
-"""Largest relative difference of the medians of three windows that counts as steady."""
+"""Largest relative difference between the medians of three windows that counts as steady."""
 
 SHORT: Final = 0.02
-"""Where calls take fewer seconds than this, a turn begins with a call that is not counted: it pays
-for what the other side left behind, such as its data in the caches and its threads that still spin.
-In longer calls that is a small part."""
+"""If calls take less than this, in seconds, each turn begins with a call that is not counted.
+
+That call is slowed by what the other side left behind, such as its data in the caches and its
+threads that still spin. In longer calls this is a small part of the time."""
 
 CLEAR: Final = 1.1
-"""From this ratio on, in every pair, `settle` needs no more pairs."""
+"""If every pair has at least this ratio, `settle` needs no more pairs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Seconds of single calls, host clock, the device's work included."""
+    """Times of single calls in seconds, by the host's clock, including the work of the device."""
 
     seconds: tuple[float, ...]
     steady: bool
-    """Whether three windows agreed before the calls that count."""
+    """Whether the last three windows of the warm-up agreed."""
     warmup_calls: int
     problem: str | None = None
-    """Why the times mean little, such as a busy machine; None where nothing is known."""
+    """Why the times mean little, such as a busy machine; None if no problem is known."""
     reference: tuple[float, float] | None = None
-    """Least and most seconds of a fixed piece of work: before, between and after the calls."""
+    """Least and most seconds of a fixed piece of work, done before, between and after the calls."""
 
     @property
     def median(self) -> float:
-        """Half of the calls took no longer."""
+        """Median time of a call, in seconds."""
         return statistics.median(self.seconds)
 
     @property
     def minimum(self) -> float:
-        """The quickest call."""
+        """Time of the fastest call, in seconds."""
         return min(self.seconds)
 
     def percentile(self, percent: float) -> float:
-        """Time that `percent` of the calls did not exceed; p99 needs a thousand calls or more."""
+        """Return the time that `percent` of the calls did not exceed; p99 needs 1,000 calls."""
         return float(np.percentile(self.seconds, percent))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """B's time over A's, pair by pair: above 1, A is faster."""
+    """The ratio of B's time to A's time, pair by pair; above 1, A is faster."""
 
     ratios: tuple[float, ...]
     median: float
     low: float
+    """Lower end of the 95 % bootstrap interval of the median."""
     high: float
-    """Ends of the median's bootstrap interval, 95 %."""
+    """Upper end of that interval."""
     control_low: float
+    """Lower end of the same interval for the ratios of A to A in the same run."""
     control_high: float
-    """The same for A against A, from the same run."""
+    """Upper end of that interval."""
     problem: str | None = None
-    """Why the times mean little, such as a busy machine; None where nothing is known."""
+    """Why the times mean little, such as a busy machine; None if no problem is known."""
 
     @property
     def differs(self) -> bool:
@@ -91,7 +95,7 @@ class Comparison:
         return not self.control_low <= self.median <= self.control_high
 
     def verdict(self, a: str = "A", b: str = "B") -> str:
-        """One sentence."""
+        """Return the result as one sentence, with the names of the two calls."""
         if self.problem:
             return f"no claim: {self.problem}"
         if not self.differs:
@@ -103,7 +107,7 @@ class Comparison:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked to."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -112,10 +116,11 @@ def synchronize(device: torch.device) -> None:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
-    """Gives a function that says by how many bytes memory grew at most since entering.
+    """Yield a function that returns the largest growth of memory, in bytes, since entering.
 
-    Of the device's allocator on CUDA, of the process's resident memory on Linux; None elsewhere.
-    Memory that the process had freed and still holds is taken again first, and not counted.
+    On CUDA this is memory of the device's allocator, and on Linux the resident memory of the
+    process; elsewhere the function returns None. Memory that the process had freed before but not
+    returned to the system is reused first, and does not count as growth.
     """
     before = _start_of_peak(device)
 
@@ -149,7 +154,7 @@ def _resident(field: str) -> int:
 
 
 def time_call(call: Call, x: Tensor) -> float:
-    """Seconds of one call, from its start until the device has finished."""
+    """Return the seconds of one call, from its start until the device has finished."""
     synchronize(x.device)
     start = time.perf_counter()
     call(x)
@@ -160,7 +165,17 @@ def time_call(call: Call, x: Tensor) -> float:
 def warm_up(
     call: Call, inputs: Sequence[Tensor], *, seconds: float, window: int = WINDOW
 ) -> tuple[bool, int]:
-    """Call until three windows agree, or the time is over; whether they did, and calls made."""
+    """Repeat a call until the medians of three windows agree, or the time is over.
+
+    Args:
+        call: the call.
+        inputs: inputs to use in turn.
+        seconds: the longest time.
+        window: number of calls in a window.
+
+    Returns:
+        Whether three windows agreed, and the number of calls.
+    """
     medians: list[float] = []
     turns, calls, end = cycle(inputs), 0, time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -181,18 +196,18 @@ def measure(
     seconds: float = 5.0,
     warmup_seconds: float = 5.0,
 ) -> Samples:
-    """Time single calls on inputs that take turns.
+    """Time single calls, on several inputs in turn.
 
     Args:
-        call: what to time; it may use a device, which is waited for.
-        inputs: three or more, so that nothing can be remembered from the last call.
-        calls: how many count, or fewer where the time is over; five at least.
-        seconds: for those that count.
-        warmup_seconds: at most, for those before.
+        call: what to time. If it uses a device, the time includes waiting for the device.
+        inputs: three or more inputs, so that no result can be reused from the previous call.
+        calls: number of calls to time. If `seconds` have passed there are fewer, but at least five.
+        seconds: the time for these calls.
+        warmup_seconds: the longest time for the warm-up before them.
     """
     window = WINDOW
     first = time_call(call, inputs[0])
-    if first * 3 * WINDOW > warmup_seconds:  # slow calls: shorter windows rather than none
+    if first * 3 * WINDOW > warmup_seconds:  # use shorter windows if three do not fit
         window = max(2, int(warmup_seconds / (3 * max(first, 1e-9))))
         window = min(window, WINDOW)
     steady, warmup_calls = warm_up(call, inputs, seconds=warmup_seconds, window=window)
@@ -206,9 +221,9 @@ def measure(
         left, part = left - times[-1], part - times[-1]
         if len(times) >= 5 and left < 0:
             break
-        if part < 0:  # what the machine changes in between shows too
+        if part < 0:  # the reference shows whether the machine changes during the measurement
             references.append(reference_seconds(device, tries=5))
-            time_call(call, x)  # the caches are the network's again
+            time_call(call, x)  # not counted: it fills the caches with the network's data again
             part = seconds / QUARTERS
     problem = waiting.problem
     references.append(reference_seconds(device))
@@ -222,7 +237,7 @@ def measure(
 
 
 def pooled(rounds: Sequence[Samples]) -> Samples:
-    """Samples of the same call from several rounds."""
+    """Combine the samples of one call from several rounds."""
     references = [part.reference for part in rounds if part.reference]
     return Samples(
         seconds=tuple(second for part in rounds for second in part.seconds),
@@ -236,10 +251,10 @@ def pooled(rounds: Sequence[Samples]) -> Samples:
 
 
 def reference_seconds(device: torch.device, *, tries: int = 20) -> float:
-    """Seconds of a fixed piece of work, some milliseconds long: the median of several tries.
+    """Return the median seconds of a fixed piece of work, which takes some milliseconds.
 
-    What a machine gives to a process changes by the minute where others share it; between two
-    measurements this shows by how much.
+    On a shared machine, the speed that a process gets changes from minute to minute. Comparing this
+    time between two measurements shows by how much.
     """
     side = 512 if device.type == "cpu" else 4096
     rng = torch.Generator().manual_seed(0)
@@ -248,9 +263,15 @@ def reference_seconds(device: torch.device, *, tries: int = 20) -> float:
 
 
 def time_queued(call: Call, inputs: Sequence[Tensor], *, calls: int = WINDOW) -> float:
-    """Seconds per call where calls do not wait for each other: the median of three series.
+    """Return the seconds per call if calls are queued without waiting: the median of three series.
 
-    By the device's own clock on CUDA (events around the series), by the host's elsewhere.
+    On CUDA, events around each series measure it by the device's clock; elsewhere the host's clock
+    measures it.
+
+    Args:
+        call: what to time.
+        inputs: inputs to use in turn.
+        calls: number of calls in a series.
     """
     device = inputs[0].device
     series = list(islice(cycle(inputs), calls))
@@ -285,16 +306,16 @@ def compare(
     seconds: float = 10.0,
     rng: np.random.Generator | None = None,
 ) -> Comparison:
-    """Time two calls in turn: A B B A, each turn some calls on inputs that take turns.
+    """Time two calls in alternation, in the order A B B A, with several calls in each turn.
 
     Args:
-        a: the one.
-        b: the other.
-        inputs: for both.
-        inputs_b: for the other, where it needs its own.
-        pairs: A-B pairs, an even number; 30 or more for a claim.
-        seconds: about how long, warmed up before; turns get longer to fill it.
-        rng: of the bootstrap.
+        a: the first call.
+        b: the second call.
+        inputs: inputs of both calls, used in turn.
+        inputs_b: inputs of the second call, if it needs others.
+        pairs: number of A-B pairs, an even number; a claim needs 30 or more.
+        seconds: approximate duration after the warm-up; it decides how many calls a turn has.
+        rng: the source of randomness of the bootstrap.
     """
     turns = _Turns(a, b, inputs, inputs_b or inputs, pairs=pairs, seconds=seconds)
     for _ in range((pairs + 1) // 2):
@@ -305,17 +326,17 @@ def compare(
 def settle(
     a: Call, b: Call, inputs: Sequence[Tensor], *, pairs: int = 20, seconds: float = 1.0
 ) -> Comparison:
-    """Time two calls in turn until it is plain which is faster, or the pairs are used up.
+    """Time two calls in alternation until it is clear which one is faster.
 
-    For choosing: since it stops where it looks decided, it finds differences that are none more
-    often than `compare`, which is for claims.
+    This is for making a choice. It stops as soon as the result looks clear, and so reports a
+    difference where there is none more often than `compare`, which is for claims.
 
     Args:
-        a: the one.
-        b: the other.
-        inputs: for both.
-        pairs: most A-B pairs.
-        seconds: about how long at most, but for four pairs.
+        a: the first call.
+        b: the second call.
+        inputs: inputs of both calls, used in turn.
+        pairs: the most A-B pairs.
+        seconds: approximate longest duration; four pairs are timed even if they take longer.
     """
     turns = _Turns(a, b, inputs, inputs, pairs=pairs, seconds=seconds)
     end = time.perf_counter() + seconds
@@ -332,7 +353,7 @@ def settle(
 
 
 class _Turns:
-    """Two calls that are timed in the order A B B A, warmed up before."""
+    """Two calls that are warmed up and then timed in the order A B B A."""
 
     def __init__(
         self,
@@ -383,7 +404,10 @@ class _Turns:
 def bootstrap_blocks(
     values: Sequence[float], rng: np.random.Generator, *, blocks: int = 10, resamples: int = 1000
 ) -> np.ndarray[Any, Any]:
-    """Medians of samples that are drawn in blocks, since calls that follow each other are alike."""
+    """Return medians of bootstrap samples that are drawn in blocks of consecutive values.
+
+    Blocks are needed because consecutive calls take similar times, and are not independent.
+    """
     parts = np.array_split(np.asarray(values), min(blocks, len(values)))
     draws = rng.integers(0, len(parts), (resamples, len(parts)))
     return np.array([np.median(np.concatenate([parts[n] for n in draw])) for draw in draws])
@@ -392,7 +416,7 @@ def bootstrap_blocks(
 def bootstrap_median(
     values: Sequence[float], rng: np.random.Generator, *, resamples: int = 2000
 ) -> tuple[float, float]:
-    """Interval that holds the median with 95 %, by resampling (percentiles)."""
+    """Return the 95 % bootstrap interval of the median, by percentiles of resampled medians."""
     sample = np.asarray(values)
     medians = np.median(rng.choice(sample, (resamples, len(sample))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])

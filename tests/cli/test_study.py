@@ -162,7 +162,7 @@ def test_a_space_may_be_a_file(data, tmp_path):
         (("--space", "regnetq"), 2, "there is no space 'regnetq'; did you mean 'regnet"),
         (("--space", "regnetx", "--restrict", "d"), 2, "--restrict needs name=low:high"),
         (("--space", "regnetx", "--restrict", "q=3"), 2, "no parameter or metric 'q'"),
-        (("--space", "regnetx", "--restrict", "d=nan:"), 2, "an end that is no number"),
+        (("--space", "regnetx", "--restrict", "d=nan:"), 2, "an end that is not a number"),
         (("--space", "regnetx", "--final"), 2, "depend on flops; say how many"),
         (("--space", "regnetx", "--recipe", "cifra"), 2, "did you mean 'cifar'"),
         (("--space", "regnetx", "--executor", "k8s", "--run"), 2, "there are local, ray, slurm"),

@@ -212,7 +212,7 @@ def test_population_of_extremes_is_neither_slow_nor_wrong():
 
 def test_population_must_suit_the_norm():
     population = regnet_population(w0=24, wa=36.44, wm=2.49, depth=13, group_width=8)
-    with pytest.raises(ConfigError, match="multiples of 16, and some of the population's are not"):
+    with pytest.raises(ConfigError, match="multiples of 16, but some widths of the population are"):
         population_complexity(population, ArchitectureConfig(norm="group"))
 
 

@@ -116,7 +116,7 @@ def test_json(distribution: Distribution) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "uniformly"}, "a distribution is one of uniform, .* got 'uniformly'"),
+        ({"kind": "uniformly"}, "kind must be one of uniform, .* got 'uniformly'"),
         ({"low": 3, "high": 2}, "low <= high"),
         ({"low": 1.5, "high": 2}, "multiples of its quantum 1"),
         ({"kind": "log_uniform", "low": 0, "high": 2}, "above 0, got low 0"),

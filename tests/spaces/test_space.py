@@ -120,7 +120,7 @@ def test_a_narrow_space_may_leave_nothing_of_a_chunk() -> None:
     none = SPACES["regnetx"].restrict(d=(1, 3), w4=(None, 900))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "PATIENCE", 20_000)
-        with pytest.raises(ConfigError, match=r"32,768 do not have 4 stages$"):
+        with pytest.raises(ConfigError, match=r"32,768 draws do not have 4 stages$"):
             sample(none, 1)
 
 
@@ -163,7 +163,7 @@ def test_no_network_comes_twice() -> None:
     assert len(set(sample(space, 4).configs)) == 4
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "PATIENCE", 20_000)
-        with pytest.raises(ConfigError, match=r"few: only 4 networks in .* draws"):
+        with pytest.raises(ConfigError, match=r"few: only 4 networks were found in .* draws"):
             sample(space, 5)
 
 
@@ -175,8 +175,9 @@ def test_an_empty_space_says_what_excludes_how_many(monkeypatch: pytest.MonkeyPa
         sample(space, 5)
     message = str(caught.value)
     assert message.startswith(
-        "anynetx_a: only 0 networks in 32,768 draws; 0 do not have 4 stages, and of the 32,768 "
-        "others 32,768 fail params up to 1000, "
+        "anynetx_a: only 0 networks were found in 32,768 draws; ask for fewer networks, or widen "
+        "its ranges: 0 draws do not have 4 stages, and of the 32,768 others 32,768 fail params up "
+        "to 1000, "
     )
     assert "fail flops from 3.6e+08 up to 4e+08" in message
     assert "fail an odd depth" in message

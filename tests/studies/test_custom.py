@@ -242,7 +242,9 @@ def test_a_space_that_has_too_few_networks_says_why(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("regnet.spaces.custom.PATIENCE", 2000)
-    with pytest.raises(ConfigError, match=r"mine: only 2 of 5 networks in .* are outside"):
+    with pytest.raises(
+        ConfigError, match=r"mine: only 2 of 5 networks were found in .* are outside"
+    ):
         sample_networks(space(count="count").restrict(depth=1, flops=(None, 256)), 5,
                         folder=str(own))  # fmt: skip
     monkeypatch.setattr("regnet.spaces.custom.MOST_FAILURES", 20)
@@ -253,7 +255,7 @@ def test_a_space_that_has_too_few_networks_says_why(
 @pytest.mark.parametrize(
     ("build", "count", "reason"),
     [
-        ("build", "no_count", "no_count gave .*nan"),
+        ("build", "no_count", "no_count returned .*nan"),
         ("wrong_shape", "", r"gives \(1, 768\) for one image, and not \(1, 1000\) logits"),
         ("no_module", "", "gave str, and not a torch.nn.Module"),
     ],
@@ -295,7 +297,7 @@ def test_a_space_is_saved_and_has_a_size() -> None:
     found = space(count="count").restrict(flops=(None, 1e6))
     assert Space.from_dict(json.loads(json.dumps(found.to_dict()))) == found
     assert (found.size, found.dimensions) == (64, 2)
-    with pytest.raises(ConfigError, match=r"custom; sample it by regnet\.studies"):
+    with pytest.raises(ConfigError, match=r"custom; sample it with regnet\.studies"):
         sample(found, 2)
 
 

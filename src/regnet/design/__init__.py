@@ -1,4 +1,4 @@
-"""The paper's math: configs, widths, blocks, layers, complexity, fits, scaling, variants.
+"""The paper's math: configs, widths, blocks, layers, complexity, fits, scaling and variants.
 
-NumPy and the standard library alone, without torch; every room above may import it.
+It needs only NumPy and the standard library, not torch, so every other subpackage may import it.
 """

@@ -1,6 +1,7 @@
-"""From stages to blocks: every width, stride and dilation resolved, and checked to fit.
+"""Expand the stages of a network into blocks, and check that their widths fit together.
 
-The model and the complexity arithmetic both build from this one list.
+The model and the complexity of a single network are both built from this one list of blocks, in
+which every width, stride and dilation is resolved.
 """
 
 from dataclasses import dataclass
@@ -19,29 +20,33 @@ NORMFREE_ALPHA = 0.2
 """Scale of the residual branches of norm-free blocks (Brock et al. 2021)."""
 
 NORM_GROUP_WIDTH = 16
-"""Channels per group of the group norm and of EvoNorm (timm)."""
+"""Channels per group of group normalization and of EvoNorm (timm)."""
 
 
 HALO_BLOCK, HALO_SIZE, HALO_HEADS = 7, 2, 8
-"""Halo attention of timm's HaloRegNetZ: side of a block of queries, pixels around it, heads."""
+"""Halo attention in timm's HaloRegNetZ: side of a square of queries and width of the halo around
+it, both in pixels, and the number of heads."""
 
 HALO_WINDOW = HALO_BLOCK + 2 * HALO_SIZE
-"""Side of the window that a block of queries attends to, in pixels."""
+"""Side of the window that a square of queries attends to, in pixels."""
 
 
 def halo_key_width(width: int) -> int:
-    """Width of the queries and keys of one head, a third of the values', in channels (timm)."""
+    """Return the width of the queries, and of the keys, of one head, in channels.
+
+    As in timm, all heads together have 0.33 times `width`, rounded to a multiple of 8.
+    """
     return (int(0.33 * width) + 4) // 8 * 8 // HALO_HEADS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockConfig:
-    """One block; widths in channels."""
+    """One block of a network, with everything resolved. Widths are in channels."""
 
     stage: int
-    """Number of the stage, from 1."""
+    """Number of the stage, counted from 1."""
     index: int
-    """Number of the block inside its stage, from 1."""
+    """Number of the block within its stage, counted from 1."""
     width_in: int
     width: int
     bottleneck_width: int
@@ -49,12 +54,12 @@ class BlockConfig:
     stride: int
     dilation: int
     se_width: int
-    """Width between the two layers of squeeze-excitation; 0 without."""
+    """Width between the two layers of squeeze-excitation; 0 for a block without it."""
     shortcut: Literal["identity", "projection", "none"]
     attention: bool
-    """Whether halo attention stands in place of the 3x3 convolution and squeeze-excitation."""
+    """Whether halo attention replaces the 3x3 convolution and squeeze-excitation."""
     variance: float
-    """Expected variance of the block's input, by which norm-free blocks scale it."""
+    """Expected variance of the block's input. Norm-free blocks divide their input by its root."""
 
     @property
     def groups(self) -> int:
@@ -63,10 +68,10 @@ class BlockConfig:
 
 
 def expand(config: "AnyNetConfig") -> tuple[BlockConfig, ...]:
-    """All blocks of the network in order.
+    """Return all blocks of the network in order.
 
     Raises:
-        ConfigError: a width is not divisible as the block or the norm needs it.
+        ConfigError: a width is not a multiple of what the block or the norm needs.
     """
     _check_norm(config, *config.stem_widths, where="the stem")
     _check_norm(config, config.head_width, where="the head")
@@ -75,7 +80,8 @@ def expand(config: "AnyNetConfig") -> tuple[BlockConfig, ...]:
     for number, stage in enumerate(config.stages, 1):
         stride, first_dilation = stage.stride, dilation
         if config.output_stride is not None and reduction * stride > config.output_stride:
-            # The stride becomes dilation, of which the first block has half at most (timm).
+            # The stride becomes dilation. As in timm, the first block of the stage has dilation 1
+            # where the others have 2, and dilation 2 where they have 4 or more.
             stride, dilation = 1, dilation * stage.stride
             first_dilation = 1 if dilation <= 2 else 2
         reduction *= stride
@@ -85,8 +91,8 @@ def expand(config: "AnyNetConfig") -> tuple[BlockConfig, ...]:
             attention = bool(stage.attention_every) and index % (stage.attention_every or 1) == 0
             if attention:
                 _check_attention(config, inner, where=f"stage {number}")
-            # The stride counts as configured: a dilated network keeps the parameters of the plain
-            # one.
+            # This looks at the configured stride, not at the one that dilation replaced, so that a
+            # dilated network has the same parameters as the plain one.
             changes_shape = width_in != stage.width or (first and stage.stride != 1)
             blocks.append(
                 BlockConfig(
@@ -109,7 +115,7 @@ def expand(config: "AnyNetConfig") -> tuple[BlockConfig, ...]:
 
 
 def _summed(config: "AnyNetConfig", stage: int, index: int) -> int:
-    """Residual branches whose variances have added up at a block; a projection starts anew."""
+    """Count the residual branches that add to a block's input since the last projection."""
     if index > 1:
         return index - 1
     return config.stages[stage - 2].depth if stage > 1 else 0
@@ -118,25 +124,26 @@ def _summed(config: "AnyNetConfig", stage: int, index: int) -> int:
 def _bottleneck(
     config: "AnyNetConfig", number: int, stage: "StageConfig", width_in: int, *, first: bool
 ) -> tuple[int, int]:
+    """Return the bottleneck width and the group width of a block; `first`: of the network."""
     if config.block in ("basic", "vanilla"):
         _check_norm(config, stage.width, where=f"stage {number}")
         return stage.width, stage.width
     base = stage.width if config.bottleneck_from == "output" else width_in
     ratio = stage.bottleneck_ratio
     if config.block == "normfree_bottleneck":
-        # timm rounds to multiples of 8; the network's very first block does not expand.
+        # timm rounds to multiples of 8, and does not expand in the first block of the network.
         inner = int(width_in if first else max(8, (base / ratio + 4) // 8 * 8))
         group_width = min(stage.group_width, inner)
         return inner // group_width * group_width, group_width
     if not is_ratio(ratio):
         raise ConfigError(
             f"stage {number}: a {config.block} needs a bottleneck_ratio that is a whole number or "
-            f"one over a whole number, got {ratio!r}"
+            f"one over a whole number, such as 4 or 1/4; got {ratio!r}"
         )
     if ratio > 1 and base % round(ratio):
         raise ConfigError(
             f"stage {number}: the bottleneck ratio {ratio:g} does not divide the width {base}; "
-            f"use a multiple of {ratio:g}"
+            f"use a width that is a multiple of {ratio:g}"
         )
     inner = int(bottleneck_widths(base, ratio))
     group_width = min(stage.group_width, inner)
@@ -150,7 +157,7 @@ def _bottleneck(
         raise ConfigError(
             f"stage {number}: a group width of {stage.group_width} does not divide the bottleneck "
             f"width {inner} (width {base}, bottleneck ratio {ratio:g}); "
-            f"the nearest that does is {nearest}"
+            f"the nearest group width that divides it is {nearest}"
         )
     _check_norm(config, inner, stage.width, where=f"stage {number}")
     return inner, group_width
@@ -163,8 +170,8 @@ def _check_attention(config: "AnyNetConfig", inner: int, *, where: str) -> None:
         )
     if inner % HALO_HEADS or not halo_key_width(inner):
         raise ConfigError(
-            f"{where}: attention needs a bottleneck width that is a multiple of {HALO_HEADS}, "
-            f"of 16 or more; got {inner}"
+            f"{where}: attention needs a bottleneck width that is a multiple of {HALO_HEADS} "
+            f"and at least 16, got {inner}"
         )
 
 
@@ -175,12 +182,18 @@ def _check_norm(config: "AnyNetConfig", *widths: int, where: str) -> None:
         if width % NORM_GROUP_WIDTH:
             raise ConfigError(
                 f"{where}: norm {config.norm!r} needs widths that are multiples of "
-                f"{NORM_GROUP_WIDTH}, got {width}; use one, or norm 'batch'"
+                f"{NORM_GROUP_WIDTH}, got {width}; use such a width, or norm 'batch'"
             )
 
 
 def se_width(config: "ArchitectureConfig", width_in: Any, bottleneck_width: Any) -> Any:
-    """Width between the layers of squeeze-excitation; numbers or arrays of them, in channels."""
+    """Return the width between the two layers of squeeze-excitation, in channels.
+
+    Args:
+        config: says whether there is squeeze-excitation, and how its width is computed.
+        width_in: width of the block's input, in channels: a number or an array.
+        bottleneck_width: width inside the block, in channels: a number or an array.
+    """
     if not config.se_ratio:
         return 0 * width_in
     if config.se_from == "input":
@@ -189,7 +202,10 @@ def se_width(config: "ArchitectureConfig", width_in: Any, bottleneck_width: Any)
 
 
 def has_projection(config: "ArchitectureConfig", changes_shape: Any) -> Any:
-    """Whether a projection shortcut stands in blocks that change the shape; booleans, or arrays."""
+    """Return whether a block has a projection shortcut: a boolean or an array, as the argument.
+
+    `changes_shape` says whether the block changes the width or the resolution of its input.
+    """
     return changes_shape & (config.block != "vanilla" and config.shortcut != "none")
 
 

@@ -1,9 +1,9 @@
-"""Complexity by arithmetic: flops, parameters and activations of one network or of a population.
+"""Count the flops, parameters and activations of one network, or of a population, by arithmetic.
 
-The conventions are those of the paper's code (pycls, `models/blocks.py`): flops are multiply-adds
-of convolutions and the classifier, and a layer with a bias adds one per output. Activations are the
-outputs of those layers and of the ResNet stem's max pool. Norms count as parameters only. Pooling,
-activation functions and additions count nothing.
+The conventions are those of the paper's code (pycls, `models/blocks.py`). Flops are the
+multiply-adds of convolutions and of the classifier; a bias counts as one per output. Activations
+are the outputs of those layers and of the ResNet stem's max pool. Norms count only as parameters.
+Pooling, activation functions and additions are not counted.
 """
 
 from collections.abc import Iterable
@@ -22,25 +22,25 @@ Count = TypeVar("Count", int, IntArray)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Complexity(Generic[Count]):
-    """What one image costs; whole numbers, or arrays of them for a population."""
+    """Complexity of a network for one image: integers, or arrays (n,) for a population."""
 
     flops: Count
-    """Multiply-adds."""
+    """Multiply-adds for one image."""
     params: Count
-    """Trainable parameters; they do not depend on the image size."""
+    """Trainable parameters; their number does not depend on the image size."""
     activations: Count
-    """Output elements of convolutions, the classifier, and a ResNet stem's max pool."""
+    """Output elements of the convolutions, the classifier, and a ResNet stem's max pool."""
 
 
 def complexity(config: AnyNetConfig | RegNetConfig, image_size: ImageSize = 224) -> Complexity[int]:
-    """Return the complexity of one network for an image of this size.
+    """Return the multiply-adds, parameters and activations of one network for one image.
 
     Args:
         config: the network.
         image_size: side, or (height, width), of the image in pixels.
 
     Raises:
-        ConfigError: the image has no pixels.
+        ConfigError: a side of the image is less than one pixel.
     """
     return total(network_layers(config.anynet(), image_size))
 
@@ -52,18 +52,19 @@ def population_complexity(
 
     Args:
         population: the stages of each network.
-        architecture: what the networks share (stem, kind of block, head, classes), such as
+        architecture: what all networks share (stem, kind of block, head, classes), such as
             `ArchitectureConfig(se_ratio=0.25)`. The stages of an AnyNet or a RegNet are ignored.
         image_size: side, or (height, width), of the image in pixels.
 
     Raises:
-        ConfigError: the architecture is one that can only be counted one network at a time.
+        ConfigError: the architecture has an option that only `complexity` counts, one network at a
+            time, a width does not suit the norm, or a side of the image is less than one pixel.
     """
     return total(population_layers(population, architecture, image_size))
 
 
 def total(layers: Iterable[Layer]) -> Complexity[Any]:
-    """Return the sums over layers."""
+    """Return the complexity of a sequence of layers: the sums over them."""
     flops: Any = 0
     params: Any = 0
     activations: Any = 0
@@ -81,17 +82,20 @@ def memory_bytes(
     batch_size: int,
     element_bytes: int,
 ) -> int:
-    """Return the bytes that inference needs at least: the weights, and the maps of one block.
+    """Return the least memory that inference needs: the weights, and the feature maps of one block.
 
-    The first block of a stage needs the most maps at once: its input, which the shortcut waits for,
-    the bottleneck at the size of the input, and the bottleneck after the stride. What a library
-    takes for itself comes on top.
+    The first block of a stage holds the most feature maps at once: its input, which the shortcut
+    still needs, the bottleneck at the resolution of the input, and the bottleneck after the stride.
+    Memory that libraries allocate for themselves is not included.
 
     Args:
         config: the network.
         image_size: side of the images in pixels.
         batch_size: images per call.
-        element_bytes: size of one number, 4 in fp32.
+        element_bytes: bytes per number; 4 in fp32.
+
+    Returns:
+        A number of bytes.
     """
     stages = config.anynet().stages
     maps = _largest_maps(
@@ -111,7 +115,16 @@ def population_memory_bytes(
     batch_size: int,
     element_bytes: int,
 ) -> IntArray:
-    """Return `memory_bytes` of every network of a population (n,), given their parameters."""
+    """Return `memory_bytes` of every network of a population, as an array (n,).
+
+    Args:
+        population: the stages of each network.
+        architecture: what all networks share; only its stem matters here.
+        image_sizes: side of the images in pixels: one number, or an array (n,).
+        params: number of parameters of each network, an array (n,).
+        batch_size: images per call.
+        element_bytes: bytes per number; 4 in fp32.
+    """
     inner = bottleneck_widths(population.widths, population.bottleneck_ratios)
     stages = zip(population.widths.T, inner.T, population.strides, strict=True)
     maps = _largest_maps(architecture, image_sizes, list(stages))
@@ -121,7 +134,10 @@ def population_memory_bytes(
 def _largest_maps(
     stem: ArchitectureConfig, image_size: Any, stages: Iterable[tuple[Any, Any, int]]
 ) -> Any:
-    """Elements of the maps that are needed at once; stages are width, bottleneck width, stride."""
+    """Return the most elements of feature maps that one image needs at the same time.
+
+    Each stage is given as its width, its bottleneck width, and its stride.
+    """
     side = np.ceil(image_size / stem.stem_stride)
     width, most = stem.stem_width, stem.stem_width * side**2
     for width_out, inner, stride in stages:

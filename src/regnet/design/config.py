@@ -1,8 +1,8 @@
-"""Architectures as plain data: an AnyNet stage by stage, a RegNet by its few parameters.
+"""Architectures as plain data: an AnyNet stage by stage, and a RegNet by its few parameters.
 
-A config is frozen, keyword-only and valid once built; change one with `dataclasses.replace`. What
-follows from it (stages, blocks) is computed, never stored. Source of the design: Radosavovic et
-al., Designing Network Design Spaces (2020), sections 3.2 and 3.3.
+A config is immutable, takes only keyword arguments, and is valid once it exists; to change one, use
+`dataclasses.replace`. Whatever follows from a config (stages, blocks) is computed, never stored.
+Source: Radosavovic et al., Designing Network Design Spaces (2020), sections 3.2 and 3.3.
 """
 
 import json
@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     from regnet.design.fit import RegNetFit
 
 Stem = Literal["simple", "resnet", "cifar", "tiered", "deep"]
-"""simple: 3x3, stride 2 (the paper). resnet: 7x7, stride 2, and a 3x3 max pool, stride 2. cifar:
-3x3, stride 1. tiered, deep: three 3x3 with strides 2, 1, 2; tiered grows to 3/8, 1/2 and all of
-the stem width, deep has the full width throughout (timm's RegNetZ)."""
+"""How a network begins.
+
+`simple` is a 3x3 convolution with stride 2 (the paper), and `cifar` the same with stride 1.
+`resnet` is a 7x7 convolution with stride 2 and a 3x3 max pool with stride 2. `tiered` and `deep`
+are three 3x3 convolutions with strides 2, 1 and 2 (timm's RegNetZ): those of a tiered stem have
+3/8, 1/2 and all of the stem width, and those of a deep stem have all of it throughout."""
 
 Block = Literal[
     "bottleneck",
@@ -42,25 +45,33 @@ Block = Literal[
     "basic",
     "vanilla",
 ]
-"""bottleneck: 1x1, grouped 3x3, 1x1, shortcut (X, Y; R with one group). linear_bottleneck: the same
-without the activation after the sum (Z). preact_bottleneck: norm and activation come before each
-convolution (timm's RegNetV). normfree_bottleneck: activations before each convolution, weights that
-are standardized instead of norms, biases (timm's NF-RegNet). basic: two 3x3 and a shortcut
-(ResNet-34). vanilla: two 3x3, no shortcut (VGG style, NDS)."""
+"""The kind of block.
+
+`bottleneck` has a 1x1, a grouped 3x3 and a 1x1 convolution, and a shortcut (the paper's X and Y
+blocks, and its R block with one group). `linear_bottleneck` is the same without the activation
+after the sum (RegNetZ). `preact_bottleneck` has a norm and an activation before each convolution
+(timm's RegNetV). `normfree_bottleneck` has an activation before each convolution, biases, and
+standardized weights instead of norms (timm's NF-RegNet). `basic` has two 3x3 convolutions and a
+shortcut (ResNet-34). `vanilla` has two 3x3 convolutions without a shortcut (VGG style, NDS)."""
 
 Shortcut = Literal["conv1x1", "avg_pool", "none"]
-"""What carries the input past a block that changes width or stride: a strided 1x1 convolution, a
-2x2 average pool and a 1x1 convolution, or nothing, so that only blocks that keep the shape are
-residual."""
+"""The shortcut of a block that changes the width or the resolution.
+
+`conv1x1` is a strided 1x1 convolution, and `avg_pool` a 2x2 average pool followed by a 1x1
+convolution. With `none` such a block has no shortcut; only blocks that preserve the shape of their
+input are residual."""
 
 Norm = Literal["batch", "group", "evonorm_s0a"]
-"""group: groups of 16 channels. evonorm_s0a: EvoNorm-S0 over groups of 16 channels, affine, with
-the activation inside (timm)."""
+"""The normalization.
+
+`batch` is batch normalization. `group` is group normalization with groups of 16 channels.
+`evonorm_s0a` is an affine EvoNorm-S0 over groups of 16 channels, which contains the activation
+(timm)."""
 
 Activation = Literal["relu", "silu"]
 
 PREACTIVATED = ("preact_bottleneck", "normfree_bottleneck")
-"""Blocks that begin with an activation, so that the stem ends without one."""
+"""Blocks that begin with an activation; the stem of their networks therefore ends without one."""
 
 _Architecture = TypeVar("_Architecture", bound="ArchitectureConfig")
 
@@ -76,13 +87,16 @@ class StageConfig:
     width: int
     """Width of every block's output, in channels (w)."""
     group_width: int = 1
-    """Channels per group of a bottleneck's 3x3 convolution (g); narrower ones have one group."""
+    """Channels per group of a bottleneck's 3x3 convolution (g). A bottleneck that is narrower than
+    this has one group."""
     bottleneck_ratio: float = 1.0
-    """Block width over bottleneck width (b): 4 in ResNet-50, 1/4 in an inverted bottleneck."""
+    """Block width divided by bottleneck width (b): 4 in ResNet-50, 1/4 in an inverted bottleneck
+    that is four times as wide as its block."""
     stride: int = 2
+    """Stride of the first block: 1 or 2."""
     attention_every: int | None = None
-    """Of how many blocks the last has halo attention in place of its 3x3 convolution; 1 for all of
-    them, None for none (timm's HaloRegNetZ)."""
+    """With a number n, the blocks n, 2n, 3n, ... of the stage have halo attention instead of a 3x3
+    convolution: 1 means every block, None no block (timm's HaloRegNetZ)."""
 
     def __post_init__(self) -> None:
         _require_whole(self, "width", "group_width", least=1)
@@ -97,7 +111,7 @@ class StageConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchitectureConfig:
-    """What AnyNets and RegNets share: stem, kind of block, head."""
+    """The fields that AnyNets and RegNets share: stem, kind of block, head, and classes."""
 
     kind: ClassVar[str]
 
@@ -107,26 +121,30 @@ class ArchitectureConfig:
     block: Block = "bottleneck"
     shortcut: Shortcut = "conv1x1"
     se_ratio: float = 0.0
-    """Width of squeeze-excitation over `se_from`; 0 for none. 0.25 in RegNetY."""
+    """Width of squeeze-excitation divided by the width that `se_from` names: 0.25 in RegNetY, 0 for
+    no squeeze-excitation."""
     se_from: Literal["input", "bottleneck"] = "input"
-    """The width that `se_ratio` refers to: the block's input (pycls; rounded half to even), or its
-    bottleneck width (timm's byobnet RegNetZ; to a multiple of 8, half up)."""
+    """The width that `se_ratio` multiplies: that of the block's input (pycls; the result is rounded
+    half to even), or the bottleneck width (timm's byobnet RegNetZ; the result is rounded half up to
+    a multiple of 8)."""
     bottleneck_from: Literal["output", "input"] = "output"
-    """The width that `bottleneck_ratio` divides: the block's own (the paper), or that of its input
-    (timm's byobnet RegNetZ)."""
+    """The width that `bottleneck_ratio` divides: the width of the block's output (the paper), or
+    that of its input (timm's byobnet RegNetZ)."""
     activation: Activation = "relu"
     se_activation: Activation | None = None
-    """Activation inside squeeze-excitation, where it differs from `activation`."""
+    """Activation inside squeeze-excitation; None: the same as `activation`."""
     norm: Norm = "batch"
     head_width: int = 0
-    """Output channels of a 1x1 convolution before the pool; 0 for none."""
+    """Output channels of a 1x1 convolution before the global pool; 0 for no such convolution."""
     head_feature: bool = False
     """Whether the last feature map is taken after the head convolution (timm's byobnet RegNetZ)."""
     output_stride: int | None = None
-    """Largest reduction of the feature maps; later stages dilate instead. None: no limit."""
+    """Largest reduction of the feature maps, such as 8; stages that would exceed it dilate instead.
+    None: no limit."""
     num_classes: int = 1000
-    """Outputs of the classifier; 0 for none, the model then returns pooled features."""
+    """Outputs of the classifier; with 0 there is none, and the model returns pooled features."""
     in_chans: int = 3
+    """Channels of the images."""
 
     def __post_init__(self) -> None:
         _require_choices(self)
@@ -141,7 +159,7 @@ class ArchitectureConfig:
             self.shortcut != "avg_pool" or self.norm != "batch"
         ):
             raise ConfigError(
-                "a normfree_bottleneck has no norms, and averages in its shortcut; set "
+                "a normfree_bottleneck has no norms, and an average pool in its shortcut; set "
                 f"shortcut='avg_pool' and norm='batch', got {self.shortcut!r} and {self.norm!r}"
             )
         if self.block in PREACTIVATED and self.stem in ("tiered", "deep"):
@@ -163,12 +181,12 @@ class ArchitectureConfig:
             raise ConfigError(f"head_feature must be true or false, got {self.head_feature!r}")
         if self.output_stride is not None and self.output_stride < self.stem_stride:
             raise ConfigError(
-                f"output_stride {self.output_stride} is less than the stem's own stride "
-                f"{self.stem_stride}; only stages can dilate"
+                f"output_stride {self.output_stride} is less than the stride of the stem, which "
+                f"cannot dilate; use {self.stem_stride} or more"
             )
 
     def anynet(self) -> "AnyNetConfig":
-        """The same network, stage by stage."""
+        """Return the same network as an AnyNet, stage by stage."""
         raise NotImplementedError
 
     @property
@@ -183,11 +201,11 @@ class ArchitectureConfig:
 
     @property
     def num_features(self) -> int:
-        """Channels that reach the classifier."""
+        """Number of features that the classifier receives."""
         return self.head_width or self.widths[-1]
 
     def blocks(self) -> tuple[BlockConfig, ...]:
-        """All blocks in order, every width, stride and dilation resolved."""
+        """Return all blocks in order, with every width, stride and dilation resolved."""
         return expand(self.anynet())
 
     @property
@@ -199,7 +217,7 @@ class ArchitectureConfig:
 
     @property
     def stem_stride(self) -> int:
-        """Reduction of the image by the stem."""
+        """Factor by which the stem reduces the sides of the image."""
         return prod(self.stem_conv_strides) * (2 if self.stem == "resnet" else 1)
 
     @property
@@ -214,42 +232,45 @@ class ArchitectureConfig:
 
     @property
     def head_activation(self) -> bool:
-        """Whether a bare activation stands before the pool: nothing before it ends in one."""
+        """Whether a separate activation precedes the pool, because no earlier layer ends in one."""
         if self.block == "normfree_bottleneck":
             return True
         return self.block in ("linear_bottleneck", "preact_bottleneck") and not self.head_width
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-serializable form; `config_from_dict` reads it."""
+        """Return the config as data for JSON; `config_from_dict` reads it."""
         return {"kind": self.kind, **asdict(self)}
 
     @classmethod
     def from_dict(cls: type[_Architecture], values: Mapping[str, Any]) -> _Architecture:
-        """Read what `to_dict` wrote, if it is a config of this kind.
+        """Build a config of this class from what `to_dict` returned.
 
         Raises:
-            ConfigError: it is not.
+            ConfigError: the values are invalid, or those of the other kind of config.
         """
         found = config_from_dict(values)
         if not isinstance(found, cls):
-            raise ConfigError(f"a config of kind {cls.kind!r} is needed, got {found.kind!r}")
+            raise ConfigError(
+                f"a config of kind {cls.kind!r} is needed, got {found.kind!r}; "
+                "config_from_dict reads both kinds"
+            )
         return found
 
     def to_json(self, *, indent: int | None = 2) -> str:
-        """The config as JSON text; `config_from_json` reads it."""
+        """Return the config as JSON text; `config_from_json` reads it."""
         return json.dumps(self.to_dict(), indent=indent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnyNetConfig(ArchitectureConfig):
-    """A network stage by stage: the space that holds VGG, ResNet, ResNeXt and RegNet styles."""
+    """A network described stage by stage, which covers the styles of VGG, ResNet and RegNet."""
 
     kind: ClassVar[str] = "anynet"
 
     stages: tuple[StageConfig, ...]
 
     def __post_init__(self) -> None:
-        # slots=True replaces the class, so that a bare super() would look in the wrong place.
+        # slots=True makes a new class, and super() without arguments would still mean the old one.
         ArchitectureConfig.__post_init__(self)
         stages = self.stages if isinstance(self.stages, Sequence) else ()
         if not stages or not all(isinstance(stage, StageConfig) for stage in stages):
@@ -258,13 +279,13 @@ class AnyNetConfig(ArchitectureConfig):
         self.blocks()
 
     def anynet(self) -> "AnyNetConfig":
-        """This config."""
+        """Return this config."""
         return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegNetConfig(ArchitectureConfig):
-    """A RegNet as the paper parameterizes it (section 3.3): widths follow a quantized line."""
+    """A RegNet as the paper parameterizes it (section 3.3): its widths follow a quantized line."""
 
     kind: ClassVar[str] = "regnet"
 
@@ -275,11 +296,11 @@ class RegNetConfig(ArchitectureConfig):
     wa: float
     """Slope of the line: channels per block (Eq. 2)."""
     wm: float
-    """Ratio between the widths of neighbouring levels (Eq. 3); greater than 1."""
+    """Ratio between the widths of neighbouring quantization levels (Eq. 3); greater than 1."""
     group_width: int = 1
     """Channels per group of the 3x3 convolution (g)."""
     bottleneck_ratio: float = 1.0
-    """Block width over bottleneck width (b): 1/4 in RegNetZ, where pycls says BOT_MUL 4."""
+    """Block width divided by bottleneck width (b): 1/4 in RegNetZ, which pycls calls BOT_MUL 4."""
     rounding: Rounding = "half_even"
     """How bottleneck widths become multiples of the group width."""
 
@@ -311,12 +332,12 @@ class RegNetConfig(ArchitectureConfig):
         self.anynet()
 
     def block_widths(self) -> tuple[int, ...]:
-        """Width of every block before group rounding, in channels (Eqs. 2-4)."""
+        """Return the width of every block before group rounding, in channels (Eqs. 2-4)."""
         return tuple(block_widths(self.w0, self.wa, self.wm, self.depth).tolist())
 
     @property
     def stages(self) -> tuple[StageConfig, ...]:
-        """The stages: equal neighbours of `block_widths`, made compatible with the group width."""
+        """The stages: runs of equal `block_widths`, rounded to suit the group width."""
         widths, depths = stage_runs(self.block_widths())
         rounded, groups = round_to_groups(
             widths, self.group_width, self.bottleneck_ratio, self.rounding
@@ -327,29 +348,35 @@ class RegNetConfig(ArchitectureConfig):
         )
 
     def anynet(self) -> AnyNetConfig:
-        """The same network, stage by stage."""
+        """Return the same network as an AnyNet, stage by stage."""
         shared = {f.name: getattr(self, f.name) for f in fields(ArchitectureConfig)}
         return AnyNetConfig(stages=self.stages, **shared)
 
     def explain(self) -> "Explanation":
-        """How the parameters become stages, step by step; print it."""
+        """Explain step by step how the parameters become stages; printing it shows a table."""
         from regnet.design.explain import explain
 
         return explain(self)
 
     @classmethod
     def fit(cls, widths: Sequence[int], depths: Sequence[int], **fixed: Any) -> "RegNetFit":
-        """The RegNet that has, or comes closest to, these stage widths and depths.
+        """Find the RegNet that has these stage widths and depths, or comes closest to them.
+
+        An exact solution is searched for among values of wm from 1.1 on.
 
         Args:
             widths: width of each stage, in channels.
             depths: number of blocks of each stage.
-            fixed: any other field of the config, such as `group_width`; the fit needs the same
-                group width, bottleneck ratio and rounding to reproduce widths that these have
-                moved. An exact fit is looked for with wm of 1.1 or more.
+            fixed: other fields of the config, such as `group_width`. Where group rounding has
+                changed the widths, an exact fit needs the group width, bottleneck ratio and
+                rounding that changed them.
+
+        Returns:
+            The config, whether it is exact, and the paper's fitting error.
 
         Raises:
-            ConfigError: lengths differ, or a value is not positive.
+            ConfigError: the lengths differ, a value is not positive, or no RegNet has as many
+                stages in as many blocks.
         """
         from regnet.design.fit import fit
 
@@ -357,10 +384,13 @@ class RegNetConfig(ArchitectureConfig):
 
 
 def config_from_dict(data: Mapping[str, Any]) -> "AnyNetConfig | RegNetConfig":
-    """Read what `to_dict` wrote; missing fields take their defaults.
+    """Build a config from what `to_dict` returned; missing fields take their defaults.
+
+    Args:
+        data: the fields of the config, and its "kind": "regnet" or "anynet".
 
     Raises:
-        ConfigError: the kind or a field is unknown, a required one is missing, or a value is
+        ConfigError: the kind or a field is unknown, a required field is missing, or a value is
             invalid.
     """
     values = dict(data)
@@ -376,10 +406,10 @@ def config_from_dict(data: Mapping[str, Any]) -> "AnyNetConfig | RegNetConfig":
 
 
 def config_from_json(text: str) -> "AnyNetConfig | RegNetConfig":
-    """Read what `to_json` wrote.
+    """Build a config from the text that `to_json` returned.
 
     Raises:
-        ConfigError: the text is not JSON, or not a config.
+        ConfigError: the text is not JSON, or does not describe a valid config.
     """
     try:
         data = json.loads(text)
@@ -425,7 +455,7 @@ def _require_choices(config: ArchitectureConfig) -> None:
 
 
 def _require_whole(config: Any, *names: str, least: int, most: int = MOST) -> None:
-    """Check fields, and turn NumPy's numbers, which have no JSON form, into Python's."""
+    """Check fields, and replace NumPy's numbers, which JSON cannot express, by Python's."""
     for name in names:
         value = getattr(config, name)
         whole = isinstance(value, Integral) and not isinstance(value, bool)
@@ -448,12 +478,12 @@ def _require_number(config: Any, *names: str) -> None:
 
 
 def _require_ratio(config: Any) -> None:
-    """Bottlenecks divide, inverted bottlenecks multiply, both by a whole number."""
+    """Check `bottleneck_ratio`; which block takes four over a whole number is checked later."""
     _require_number(config, "bottleneck_ratio")
     b = config.bottleneck_ratio
     if not is_ratio(b) and not (0 < b < 1 and is_ratio(b / 4)):
         raise ConfigError(
-            f"bottleneck_ratio must be a whole number or one over a whole number (of a "
-            f"normfree_bottleneck, or four over one), got {b!r}; "
-            "it divides: 4 is a narrow bottleneck, 1/4 an inverted one"
+            f"bottleneck_ratio must be a whole number or one over a whole number (a "
+            f"normfree_bottleneck also takes four over a whole number), got {b!r}; "
+            "it divides the block width: 4 makes a narrow bottleneck, 1/4 an inverted one"
         )

@@ -1,4 +1,4 @@
-"""Explain step by step how a RegNet's parameters become stages."""
+"""Explain step by step how the parameters of a RegNet become stages."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,31 +13,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageExplanation:
-    """One stage, from the level of the quantized line to the final width; widths in channels."""
+    """One stage, from its quantization level to its final width. Widths are in channels."""
 
     depth: int
     exact_width: float
-    """w0 * wm ** level (Eq. 4); of the lowest level where several rounded to one width."""
+    """w0 * wm ** level (Eq. 4), for the lowest level if several levels round to the same width."""
     quantized_width: int
-    """The nearest multiple of 8."""
+    """The exact width rounded to the nearest multiple of 8."""
     width: int
-    """After the bottleneck width became a multiple of the group width."""
+    """The final width, after the bottleneck width was rounded to a multiple of the group width."""
     group_width: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """All steps of Eqs. 2-4 and of the rounding; `str` gives them as a table."""
+    """All steps of Eqs. 2-4 and of the rounding to groups; `str` returns them as a table."""
 
     config: "RegNetConfig"
     u: tuple[float, ...]
-    """Widths on the line (Eq. 2), per block."""
+    """Width of each block on the line (Eq. 2), in channels."""
     s: tuple[float, ...]
-    """Their exponents to the base wm (Eq. 3), per block."""
+    """Exponent s_j of each block, so that u_j = w0 * wm ** s_j (Eq. 3)."""
     levels: tuple[int, ...]
-    """Those to the nearest whole number, per block."""
+    """Quantization level of each block: s_j rounded to the nearest integer."""
     widths: tuple[int, ...]
-    """Quantized widths (Eq. 4), per block, multiples of 8."""
+    """Quantized width of each block (Eq. 4), in channels; a multiple of 8."""
     stages: tuple[StageExplanation, ...]
 
     def __str__(self) -> str:

@@ -1,9 +1,10 @@
-"""The inverse of the parameterization: from stage widths and depths back to w0, wa and wm.
+"""Find the RegNet parameters w0, wa and wm of given stage widths and depths.
 
-Two questions, two answers. Which parameters give exactly these stages? Every condition on them (a
-width that rounds as observed, a block that falls on its level) leaves an interval of wm, found
-here level assignment by level assignment. And how close does any RegNet come to this network?
-That is e_fit of the paper (section 3.3, figure 8), a grid search over the parameters.
+This inverts the parameterization, and answers two questions. The first is which parameters give
+exactly these stages. The search assigns the stages to quantization levels in every possible way;
+each condition (a level rounds to the observed width, a block falls on its level) then restricts wm
+to an interval. The second is how close any RegNet comes to the network. The answer is the paper's
+e_fit (section 3.3, figure 8), by a grid search over the parameters.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +27,8 @@ from regnet.errors import ConfigError
 if TYPE_CHECKING:
     from regnet.design.config import RegNetConfig
 
-_LEAST_WM = 1.1  # below, neighbouring levels of a narrow network round to one width
-_MOST_POINTS = 1024  # values of w0, and of wa, on the grid
+_LEAST_WM = 1.1  # below this, neighbouring levels of a narrow network round to the same width
+_MOST_POINTS = 1024  # the most values of w0, and of wa, on the grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,25 +36,26 @@ class RegNetFit:
     """A RegNet fitted to stage widths and depths."""
 
     config: "RegNetConfig"
-    """Parameters that reproduce the stages, or come closest by `e_fit`."""
+    """The RegNet that reproduces the stages, or comes closest to them by `e_fit`."""
     exact: bool
-    """Whether `config` has exactly the stages asked for."""
+    """Whether `config` has exactly the given stages."""
     e_fit: float
-    """The paper's fitting error: the least mean over blocks of log2(predicted / observed width)
-    squared on the grid of `paper_fit`; infinite where no RegNet there has as many stages."""
+    """The paper's fitting error: the mean over blocks of the squared log2(predicted width /
+    observed width), the least on the grid of `paper_fit`. It is infinite if no RegNet on the grid
+    has as many stages."""
 
 
 def fit(
     kind: "type[RegNetConfig]", widths: Sequence[int], depths: Sequence[int], **fixed: Any
 ) -> RegNetFit:
-    """See `RegNetConfig.fit`; `kind` is that class, whose module imports this one."""
+    """See `RegNetConfig.fit`. `kind` is that class, which this module cannot import in turn."""
     if not 0 < len(widths) == len(depths) or min(*widths, *depths) < 1:
         raise ConfigError(
             "fit needs one positive width and one positive depth per stage, "
             f"got widths {list(widths)} and depths {list(depths)}"
         )
     widths, depths = [index(w) for w in widths], [index(d) for d in depths]
-    # Candidates need not suit the norm, only the network that comes out.
+    # Candidates take only the fields that decide the widths: only the result must suit the norm.
     groups = {k: fixed[k] for k in ("group_width", "bottleneck_ratio", "rounding") if k in fixed}
     depth = sum(depths)
 
@@ -77,12 +79,20 @@ def fit(
 def paper_fit(
     widths: Sequence[int], depths: Sequence[int]
 ) -> tuple[tuple[int, float, float] | None, float]:
-    """The RegNet (w0, wa, wm) closest to the network, and its e_fit.
+    """Return the parameters (w0, wa, wm) of the RegNet closest to a network, and the paper's e_fit.
 
-    The paper states neither norm nor grid; a mean square of log2 ratios over unrounded widths,
-    among RegNets with as many stages and no level skipped, reproduces its figures 6 and 8. The
-    grid is that of its search space: w0 in steps of 8 up to 256, wa in whole numbers up to 256,
-    wm from 1.5 to 3 in steps of 0.1; wider networks extend it, to 1024 values each way at most.
+    The paper states neither the norm nor the grid. The mean square of log2 ratios of unrounded
+    widths, over RegNets with as many stages and without a skipped level, reproduces its figures 6
+    and 8. The grid is that of the paper's search space: w0 in steps of 8 up to 256, wa in steps of
+    1 up to 256, and wm from 1.5 to 3 in steps of 0.1. For wider networks the grid extends further,
+    to at most 1024 values of w0 and of wa.
+
+    Args:
+        widths: width of each stage, in channels.
+        depths: number of blocks of each stage.
+
+    Returns:
+        The parameters and e_fit; None and infinity if no RegNet on the grid has as many stages.
     """
     observed = np.log2(np.repeat(np.asarray(widths, dtype=np.float64), depths))
     block = np.arange(len(observed))
@@ -107,7 +117,7 @@ def paper_fit(
 def _exact(
     widths: Sequence[int], depths: Sequence[int], base: "RegNetConfig"
 ) -> Iterator[tuple[int, float, float]]:
-    """Candidates (w0, wa, wm) for exactly these stages, with the fewest digits that do."""
+    """Yield candidates (w0, wa, wm) for exactly these stages, with as few decimals as possible."""
     if any(a > b for a, b in pairwise(widths)):
         return
     sources = np.arange(QUANTUM, 2 * max(widths) + 2 * base.group_width + QUANTUM, QUANTUM)
@@ -115,7 +125,8 @@ def _exact(
     before_rounding = [sources[rounded == w].tolist() for w in widths]
     ends = list(accumulate(depths))
     first, last = [end - d for end, d in zip(ends, depths, strict=True)], [end - 1 for end in ends]
-    # Consecutive levels first, one per stage: what the paper and every published RegNet have.
+    # Try one level per stage, without gaps, first: so it is in the paper and in every published
+    # RegNet.
     for consecutive in (True, False):
         for w0 in before_rounding[0]:
             search = _LevelSearch(w0, before_rounding, first, last, consecutive=consecutive)
@@ -133,7 +144,7 @@ class _Span:
 
 
 class _LevelSearch:
-    """All ways to put stages on quantization levels, each with its interval of wm."""
+    """The search over all assignments of stages to quantization levels, each with its wm."""
 
     def __init__(
         self,
@@ -184,13 +195,13 @@ class _LevelSearch:
                         yield from self._extend([*spans, span], wider, narrower)
 
     def _highest(self, width: int, start: int) -> int:
-        """The highest level that may have this width, given the first that may."""
+        """Return the highest level that can have this width; `start` is the lowest."""
         if self.consecutive:
             return start
         return int(log((width + QUANTUM / 2) / self.w0) / log(_LEAST_WM))
 
     def _levels_round_to(self, width: int, low: int, high: int) -> tuple[float, float]:
-        """The wm for which the levels from `low` to `high` all round to `width`."""
+        """Return the interval of wm in which the levels `low` to `high` all round to `width`."""
         least, most = _LEAST_WM, inf
         for k in {low, high} - {0}:
             least = max(least, ((width - QUANTUM / 2) / self.w0) ** (1 / k))
@@ -198,17 +209,18 @@ class _LevelSearch:
         return least, most
 
     def _slopes(self, spans: list[_Span], wm: float) -> tuple[float, float]:
-        """The wa for which every block lies on a level of its stage."""
+        """Return the interval of wa in which every block lies on a level of its stage."""
         lows = [self.w0 * (wm ** (s.low - 0.5) - 1) / s.first for s in spans if s.first]
         highs = [self.w0 * (wm ** (s.high + 0.5) - 1) / s.last for s in spans if s.last]
         return max(lows, default=0.0), min(highs, default=inf)
 
     def _on_levels(self, spans: list[_Span], wm: tuple[float, float]) -> tuple[float, float]:
-        """The part of the interval of wm where some wa puts every block on its level.
+        """Return the part of the interval of wm in which some wa puts every block on its level.
 
-        A lower bound on wa must not pass an upper one. As a function of wm > 1 their difference,
-        a x^p - b x^q + c with x = 1 as a root, changes sign at most once (Descartes), so that
-        each pair of bounds leaves an interval. Only pairs with the newest stage are new.
+        There, no lower bound on wa exceeds an upper bound. The difference of two bounds, as a
+        function of x = wm > 1, has the form a x^p - b x^q + c with a root at x = 1, so it changes
+        sign at most once (Descartes), and each pair of bounds leaves an interval. Only the pairs
+        that include the newest stage have not been checked before.
         """
         low, high = wm
         newest = spans[-1]
@@ -229,7 +241,10 @@ class _LevelSearch:
 def _where_negative(
     function: Callable[[float], float], low: float, high: float
 ) -> tuple[float, float]:
-    """The part of the interval where a function that changes sign at most once is negative."""
+    """Return the part of an interval where the function is negative, by bisection.
+
+    The function may change its sign at most once.
+    """
     at_low, at_high = function(low) < 0, function(high) < 0
     if at_low and at_high:
         return low, high
@@ -245,7 +260,7 @@ def _where_negative(
 
 
 def _simplest(low: float, high: float) -> float:
-    """The number strictly inside the interval with the fewest decimals, near its middle."""
+    """Return the number inside the open interval, near its middle, with the fewest decimals."""
     if high == inf:
         return ceil(low) + 1.0
     middle = (low + high) / 2

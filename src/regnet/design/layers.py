@@ -1,8 +1,8 @@
-"""The layers of a network in order, each with its widths, areas and weights: one walk for all sums.
+"""List the layers of a network in order, each with its widths, areas and number of weights.
 
 Complexity (`regnet.design.complexity`) and the floors of the benchmark (`regnet.bench.floors`) are
-sums over these layers. The same walk serves one network, with whole numbers, and a population, with
-arrays (n,) of them.
+sums over these layers. The same code lists the layers of one network, with integers, and of a
+population, with arrays (n,) of integers.
 """
 
 from collections.abc import Iterator
@@ -28,14 +28,17 @@ ImageSize = int | tuple[int, int]
 """Side of a square image, or (height, width), in pixels."""
 
 Kind = Literal["conv", "pool", "squeeze", "excite", "attention", "norm"]
-"""conv: a convolution, or the classifier behind its global pool. pool: the max pool of a ResNet
-stem. squeeze, excite: the two layers of squeeze-excitation, with the maps that they average and
-scale. attention: the products of halo attention. norm: parameters only; inference folds it."""
+"""The kind of layer.
+
+`conv` is a convolution, or the classifier together with the global pool before it. `pool` is the
+max pool of a ResNet stem. `squeeze` and `excite` are the two layers of squeeze-excitation, together
+with the feature maps that they average and scale. `attention` is the products of halo attention.
+`norm` counts only parameters, because inference folds it into a convolution."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One layer, or `times` equal ones. Widths in channels, areas in pixels of one image."""
+    """One layer, or several equal ones. Widths are in channels, areas in pixels of one image."""
 
     kind: Kind
     width_in: Any = 0
@@ -46,12 +49,13 @@ class Layer:
     """Weights per output channel."""
     bias: bool = False
     other_params: Any = 0
-    """Parameters besides weights and biases: those of a norm, gains, relative positions."""
+    """Parameters other than weights and biases: those of norms, gains and relative positions."""
     added: Any = 0
     """Elements of a shortcut that are added to the output."""
     products: Any = 0
-    """Multiply-adds between activations, which the paper's flops leave out."""
+    """Multiply-adds between activations, which the paper's flops do not include."""
     times: Any = 1
+    """How many of these layers there are."""
 
     @property
     def params(self) -> Any:
@@ -60,22 +64,26 @@ class Layer:
 
     @property
     def flops(self) -> Any:
-        """Multiply-adds of weights with activations; a bias counts as one per output (pycls)."""
+        """Multiply-adds of weights and activations; a bias counts as one per output (pycls)."""
         return (self.fan_in + self.bias) * self.width * self.area * self.times
 
     @property
     def activations(self) -> Any:
-        """Output elements that the paper counts: those of convolutions and of the stem's pool."""
+        """Output elements as the paper counts them: of convolutions and of the stem's max pool."""
         if self.kind in ("norm", "attention"):
             return 0
         return self.width * self.area * self.times
 
 
 def network_layers(config: AnyNetConfig, image_size: ImageSize) -> Iterator[Layer]:
-    """Walk through one network.
+    """Yield the layers of one network for one image.
+
+    Args:
+        config: the network.
+        image_size: side, or (height, width), of the image in pixels.
 
     Raises:
-        ConfigError: the image has no pixels.
+        ConfigError: a side of the image is less than one pixel.
     """
     height, width = _sides(image_size)
     yield from _stem(config, height, width)
@@ -102,10 +110,18 @@ def network_layers(config: AnyNetConfig, image_size: ImageSize) -> Iterator[Laye
 def population_layers(
     population: StagePopulation, architecture: ArchitectureConfig, image_size: ImageSize
 ) -> Iterator[Layer]:
-    """Walk through all networks of a population at once; values are arrays (n,).
+    """Yield the layers of all networks of a population at once, with arrays (n,) of numbers.
+
+    A network that lacks a layer has 0 as its `times`.
+
+    Args:
+        population: the stages of each network.
+        architecture: what all networks share.
+        image_size: side, or (height, width), of the image in pixels.
 
     Raises:
-        ConfigError: the architecture is one that only single networks can have.
+        ConfigError: the architecture has an option that only `network_layers` supports, a width
+            does not suit the norm, or a side of the image is less than one pixel.
     """
     if (
         architecture.bottleneck_from != "output"
@@ -113,8 +129,8 @@ def population_layers(
         or architecture.block == "normfree_bottleneck"
     ):
         raise ConfigError(
-            "a population takes bottlenecks from the output width, and has no output_stride and "
-            "no normfree_bottleneck; count such networks one at a time"
+            "a population cannot have bottleneck_from='input', an output_stride or a "
+            "normfree_bottleneck; count such networks one at a time, with complexity"
         )
     inner = bottleneck_widths(population.widths, population.bottleneck_ratios)
     if architecture.norm != "batch" and np.any(
@@ -122,7 +138,7 @@ def population_layers(
     ):
         raise ConfigError(
             f"norm {architecture.norm!r} needs widths that are multiples of {NORM_GROUP_WIDTH}, "
-            "and some of the population's are not"
+            "but some widths of the population are not; use norm 'batch'"
         )
     height, width = _sides(image_size)
     yield from _stem(architecture, height, width)
@@ -189,7 +205,7 @@ def _block(
     attention: bool = False,
     times: Any = 1,
 ) -> Iterator[Layer]:
-    """One block; `projects` says whether its shortcut has a convolution."""
+    """Yield the layers of a block; `projects` says whether its shortcut has a convolution."""
     preact = config.block == "preact_bottleneck"
     added = width * area if adds else 0
     if config.block in ("basic", "vanilla"):
@@ -209,7 +225,8 @@ def _block(
             yield from squeeze_excitation(inner, se_width, area, times)
         yield _conv(config, inner, inner, width, area, area, added=added, times=times)
         yield from _norm(config, width_in if preact else width, activates=preact, times=times)
-    # A strided projection reads every second row and column of its input only.
+    # A strided 1x1 projection reads only every second row and column of its input, so that its
+    # input counts with the area of its output.
     yield _conv(config, width_in, width_in, width, area, area, times=projects * times)
     if not preact:
         yield from _norm(config, width, activates=False, times=projects * times)
@@ -226,7 +243,7 @@ def _conv(
     added: Any = 0,
     times: Any = 1,
 ) -> Layer:
-    """A convolution; those of norm-free networks have a bias and a gain per output channel."""
+    """Return a convolution; in norm-free networks it has a bias and a gain per output channel."""
     normfree = config.block == "normfree_bottleneck"
     return Layer(
         kind="conv",
@@ -245,7 +262,7 @@ def _conv(
 def _norm(
     config: ArchitectureConfig, width: Any, *, activates: bool = True, times: Any = 1
 ) -> Iterator[Layer]:
-    """A scale and a shift per channel; EvoNorm has a third parameter where it activates."""
+    """Yield a norm: a scale and a shift per channel, and in an EvoNorm that activates a third."""
     if config.block == "normfree_bottleneck":
         return
     per_channel = 3 if config.norm == "evonorm_s0a" and activates else 2
@@ -253,7 +270,14 @@ def _norm(
 
 
 def squeeze_excitation(width: Any, se_width: Any, area: Any, times: Any = 1) -> Iterator[Layer]:
-    """The two layers of squeeze-excitation on maps of this width and area."""
+    """Yield the two layers of squeeze-excitation on feature maps of this width and area.
+
+    Args:
+        width: channels of the feature maps.
+        se_width: width between the two layers, in channels.
+        area: pixels of one feature map.
+        times: number of such blocks.
+    """
     yield Layer(
         kind="squeeze",
         width_in=width,
@@ -277,7 +301,7 @@ def squeeze_excitation(width: Any, se_width: Any, area: Any, times: Any = 1) -> 
 
 
 def _attention(config: ArchitectureConfig, width: Any, area_in: Any, area: Any) -> Iterator[Layer]:
-    """Halo attention: convolutions for queries, keys and values, then their products."""
+    """Yield halo attention: convolutions for queries, keys and values, then their products."""
     key_width = halo_key_width(width)
     keys = HALO_HEADS * key_width
     yield _conv(config, width, width, keys, area_in, area_in)
@@ -294,7 +318,7 @@ def _attention(config: ArchitectureConfig, width: Any, area_in: Any, area: Any) 
 
 
 def _head(config: ArchitectureConfig, width_in: Any, area: Any) -> Iterator[Layer]:
-    """The head convolution and the classifier, where there are any."""
+    """Yield the head convolution and the classifier, if the network has them."""
     width = width_in
     if config.head_width:
         width = config.head_width
@@ -305,7 +329,13 @@ def _head(config: ArchitectureConfig, width_in: Any, area: Any) -> Iterator[Laye
 
 
 def classifier(width: Any, num_classes: int, area: Any) -> Layer:
-    """The linear layer behind the global pool of maps of this width and area."""
+    """Return the linear layer that follows the global pool.
+
+    Args:
+        width: channels of the feature maps before the pool.
+        num_classes: outputs of the layer.
+        area: pixels of one feature map before the pool.
+    """
     return Layer(
         kind="conv",
         width_in=width,

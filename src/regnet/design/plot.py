@@ -1,4 +1,4 @@
-"""Plot block widths as the paper does: the line, its quantized steps, and the built widths."""
+"""Plot block widths as the paper does: the line, its quantized steps, and the final widths."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,12 @@ if TYPE_CHECKING:
 
 
 def draw_block_widths(config: AnyNetConfig | RegNetConfig, axes: "Axes") -> None:
-    """Draw the width of every block; behind a RegNet's, the line u_j and its quantized steps."""
+    """Draw the width of every block, and for a RegNet also its line and the quantized steps.
+
+    Args:
+        config: the network.
+        axes: the matplotlib axes to draw into.
+    """
     widths = [block.width for block in config.blocks()]
     numbers = range(len(widths))
     if isinstance(config, RegNetConfig):
@@ -29,11 +34,16 @@ def draw_block_widths(config: AnyNetConfig | RegNetConfig, axes: "Axes") -> None
 
 
 def save_block_widths(config: AnyNetConfig | RegNetConfig, path: Path, *, title: str) -> None:
-    """Draw the block widths into an image file.
+    """Draw the block widths of a network into an image file.
+
+    Args:
+        config: the network.
+        path: the file to write; its extension selects the format.
+        title: the heading of the plot.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        ConfigError: the ending of the file names no image format.
+        ConfigError: the extension of the file is not that of an image format.
         OSError: the file cannot be written.
     """
     check_plot_file(path)

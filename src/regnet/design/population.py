@@ -1,4 +1,4 @@
-"""Compute the stages of a whole population of RegNets as arrays."""
+"""Compute the stages of a population of RegNets at once, as arrays."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,18 +23,24 @@ from regnet.design.widths import (
 from regnet.errors import ConfigError
 
 _ARRAYS = ("depths", "widths", "group_widths", "bottleneck_ratios")
-_CHUNK = 4096  # rows worked on at once, so that intermediate arrays stay in the cache
+_CHUNK = 4096  # networks computed at once, few enough for intermediate arrays to fit in the cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePopulation:
-    """Stages of n networks as arrays (n, s); one with fewer than s has stages of depth 0 last."""
+    """The stages of n networks as arrays (n, s), where s is the largest number of stages.
+
+    Networks with fewer than s stages are padded with stages of depth 0 at the end.
+    """
 
     depths: IntArray
+    """Number of blocks of each stage; 0 for padding."""
     widths: IntArray
-    """In channels; 0 where there is no stage."""
+    """Width of each stage, in channels; 0 for padding."""
     group_widths: IntArray
+    """Channels per group of the 3x3 convolutions of each stage; 1 for padding."""
     bottleneck_ratios: FloatArray
+    """Block width divided by bottleneck width, for each stage."""
     strides: tuple[int, ...]
     """Stride of each stage, the same in all networks."""
 
@@ -44,18 +50,18 @@ class StagePopulation:
 
     @property
     def num_stages(self) -> IntArray:
-        """Number of stages of each network (n,)."""
+        """Number of stages of each network, an array (n,)."""
         present: IntArray = (self.depths > 0).sum(axis=1)
         return present
 
     def take(self, which: Any) -> "StagePopulation":
-        """Some of the networks: indices, a mask or a slice."""
+        """Return some of the networks, selected by indices, a mask or a slice."""
         arrays: dict[str, Any] = {name: getattr(self, name)[which] for name in _ARRAYS}
         return replace(self, **arrays)
 
     @classmethod
     def joined(cls, parts: Sequence["StagePopulation"]) -> "StagePopulation":
-        """Populations of the same number of stages and the same strides as one."""
+        """Join populations that have the same strides, and so the same number of stages."""
         arrays: dict[str, Any] = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS
         }
@@ -76,12 +82,20 @@ def regnet_population(
     bottleneck_ratio: ArrayLike = 1.0,
     rounding: Rounding = "half_even",
 ) -> StagePopulation:
-    """The stages of many RegNets at once, equal to `RegNetConfig(...).stages` of each.
+    """Compute the stages of many RegNets at once, equal to `RegNetConfig(...).stages` of each.
 
-    Arguments are as in `RegNetConfig`: numbers, or arrays (n,).
+    Args:
+        w0: width of the first block, in channels. This and the other parameters are numbers, or
+            arrays (n,), with the same meaning as in `RegNetConfig`.
+        wa: slope of the line, in channels per block.
+        wm: ratio between the widths of neighbouring quantization levels.
+        depth: number of blocks.
+        group_width: channels per group of the 3x3 convolutions.
+        bottleneck_ratio: block width divided by bottleneck width.
+        rounding: how bottleneck widths become multiples of the group width.
 
     Raises:
-        ConfigError: a value is one that `RegNetConfig` refuses.
+        ConfigError: `RegNetConfig` does not allow one of the values.
     """
     w0_, wa_, wm_, depth_, group_width_, ratio = np.broadcast_arrays(
         *(np.atleast_1d(value) for value in (w0, wa, wm, depth, group_width, bottleneck_ratio))
@@ -143,7 +157,7 @@ def regnet_population(
 def _stages(
     w0: IntArray, wa: FloatArray, wm: FloatArray, depth: IntArray
 ) -> tuple[IntArray, IntArray]:
-    """Widths before group rounding, and depths, of every stage: arrays (n, s)."""
+    """Return widths before group rounding, and depths, of every stage, as arrays (n, s)."""
     block = np.arange(depth.max())
     w0, wm = w0[:, None], wm[:, None]
     level = np.rint(width_exponents(linear_widths(w0, wa[:, None], block), w0, wm))

@@ -1,9 +1,11 @@
-"""Larger and smaller networks from one: fast scaling, and the other rules beside it.
+"""Scale a network up or down, by fast scaling (dWr) or by one of the older rules.
 
-Source: Dollár, Singh and Girshick, Fast and Accurate Model Scaling (2021), tables 1 and 2; rounding
-as in pycls (`models/scaler.py`). Of a stage of depth d, width w and resolution r, flops go with
-d w^2 r^2 and activations with d w r^2: scaling mostly the width, as dWr does, leaves activations,
-and with them the time, small.
+A stage of depth d, width w and resolution r has flops proportional to d w^2 r^2, but activations
+proportional to d w r^2. If mostly the width grows, as with dWr, the activations, and with them the
+running time, therefore grow much less than the flops.
+
+Source: Dollár, Singh and Girshick, Fast and Accurate Model Scaling (2021), tables 1 and 2. Numbers
+are rounded as in pycls (`models/scaler.py`).
 """
 
 from collections.abc import Mapping
@@ -26,19 +28,19 @@ STRATEGIES: Final[Mapping[Strategy, tuple[float, float, float]]] = {
     "dwr": (1 / 3, 1 / 3, 1 / 3),
     "dWr": (0.1, 0.8, 0.1),
 }
-"""Which part of the flops' growth, in logarithms, comes from depth, width and resolution."""
+"""The shares e_d, e_w and e_r of depth, width and resolution in the growth of flops (`scale`)."""
 
 _SIZE_QUANTUM: Final = 4
-"""Sides of images are multiples of this many pixels."""
+"""The side of the image is rounded to a multiple of this many pixels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaled:
-    """A scaled network, and the images that it is for."""
+    """A scaled network, and the image size that it is meant for."""
 
     config: AnyNetConfig
     image_size: int
-    """Side of the image in pixels."""
+    """Side of the images in pixels."""
 
 
 def scale(
@@ -48,21 +50,27 @@ def scale(
     strategy: Strategy | float = "dWr",
     image_size: int = 224,
 ) -> Scaled:
-    """A network with about `factor` times the flops.
+    """Scale a network to about `factor` times its flops.
 
-    Depths grow by s^e_d, widths and group widths by s^(e_w / 2), the image by s^(e_r / 2), and
-    e_d + e_w + e_r = 1. Stem and head stay as they are (pycls).
+    With a factor s, depths are multiplied by s^e_d, widths and group widths by s^(e_w / 2), and the
+    side of the image by s^(e_r / 2), where e_d + e_w + e_r = 1. The stem and the head stay as they
+    are (pycls).
 
     Args:
         config: the network to start from.
-        factor: of its flops, s; below 1 for a smaller one.
-        strategy: one of `STRATEGIES`, or the part alpha of the width, the rest going in equal parts
-            to depth and resolution: 0.8 is dWr.
-        image_size: side of the image that the network is for, in pixels.
+        factor: how many times the flops of `config` the scaled network has, from 0.001 to 1000; a
+            factor less than 1 makes a smaller network.
+        strategy: the name of one of `STRATEGIES`, or a number from 0 to 1: the share e_w of the
+            width, while depth and resolution each have half of the rest. 0.8 is the same as "dWr".
+        image_size: side of the images that `config` is meant for, in pixels.
+
+    Returns:
+        The scaled network, and the image size to use with it.
 
     Raises:
-        ConfigError: the factor or the strategy cannot be used; or the scaled widths do not suit
-            bottlenecks taken from the input, or a norm of groups, which no rule here rounds for.
+        ConfigError: the factor or the strategy is not allowed, or the scaled widths do not suit
+            the network. Widths are not rounded for `bottleneck_from="input"`, nor for norms over
+            groups of channels.
     """
     if not 1e-3 <= factor <= 1e3:
         raise ConfigError(f"factor must lie between 0.001 and 1000, got {factor!r}")
@@ -83,7 +91,10 @@ def _exponents(strategy: Strategy | float) -> tuple[float, float, float]:
             raise ConfigError(unknown("strategy", strategy, STRATEGIES))
         return STRATEGIES[strategy]
     if not 0 <= strategy <= 1:
-        raise ConfigError(f"the part of the width must lie from 0 to 1, got {strategy!r}")
+        raise ConfigError(
+            "a strategy that is a number, the share of the width, must lie from 0 to 1, "
+            f"got {strategy!r}"
+        )
     return (1 - strategy) / 2, strategy, (1 - strategy) / 2
 
 
@@ -103,7 +114,7 @@ def _stage(stage: StageConfig, depth: float, width: float) -> StageConfig:
 
 
 def _group_width(exact: float) -> int:
-    """1 and 2 stay, up to 5 becomes 4, more a multiple of 8."""
+    """Round a group width to 1, 2, 4 or a multiple of 8 (pycls)."""
     group = max(1, round(exact))
     if group <= 2:
         return group

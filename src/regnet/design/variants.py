@@ -1,8 +1,9 @@
-"""The architecture table: one row per published variant.
+"""The table of architectures, with one row for each published variant.
 
-Everything else that names a variant (factories, aliases, listings, tests, docs) is made from
-these rows. Parameters are those of the paper's model zoo (pycls), of torchvision for `_tv`, of
-timm for V and Z, of VISSL for the SEER sizes, and of the original papers for ResNet and ResNeXt.
+Everything else that names a variant (factories, aliases, listings, tests, docs) is generated from
+these rows. The parameters are those of the paper's model zoo (pycls), of torchvision for the `_tv`
+variants, of timm for RegNetV and RegNetZ, of VISSL for the sizes of SEER, and of the original
+papers for ResNet and ResNeXt.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,17 +18,17 @@ class Variant:
     """One published architecture."""
 
     name: str
-    """The canonical name, as on the Hub."""
+    """The canonical name, which the Hub uses too."""
     family: str
     label: str
-    """The paper's name, for people."""
+    """The name in the paper, to be shown to people."""
     config: AnyNetConfig | RegNetConfig
     factory: str
-    """Name of the function that builds it."""
+    """Name of the function that builds the variant."""
     image_size: int = 224
-    """Side of the images that its published complexity is for, in pixels."""
+    """Side of the images for which its complexity was published, in pixels."""
     aliases: tuple[str, ...] = ()
-    """Further names; upper and lower case, - and _ are the same."""
+    """Other names. Upper and lower case are the same, and so are `-` and `_`."""
 
 
 def _regnet(
@@ -41,7 +42,10 @@ def _regnet(
     aliases: Sequence[str] = (),
     **config: Any,
 ) -> Variant:
-    """A row of a RegNet family: `size` is the Hub's (hundreds of MFLOPs), `label` the paper's."""
+    """Return a row of a RegNet family.
+
+    `size` is the size in names on the Hub (hundreds of MFLOPs), `label` the size in the paper.
+    """
     if family == "y":
         config = {"se_ratio": 0.25} | config
     short = label.removesuffix("GF").removesuffix(".0") + "GF" if "GF" in label else label
@@ -119,7 +123,7 @@ def _stages(
 def _byobnet_z(
     size: str, stages: tuple[StageConfig, ...], *, image_size: int = 256, **config: Any
 ) -> Variant:
-    """A row of timm's own RegNetZ sizes: widths inside a block follow its input."""
+    """Return a row of timm's own RegNetZ sizes; bottleneck widths follow the block's input."""
     shared: dict[str, Any] = {
         **_Z,
         "se_activation": "relu",
@@ -143,7 +147,7 @@ _E8 = ((3, 8, 16, 3), (96, 192, 384, 512))
 
 
 def _resnet(kind: str, layers: int, depths: Sequence[int]) -> Variant:
-    """A ResNet bottlenecks row, or the ResNeXt of 32 groups and 4 channels (32x4d) beside it."""
+    """Return a ResNet with bottlenecks, or the ResNeXt (32x4d) of the same depth."""
     dense = kind == "resnet"
     group_widths, ratio = ((64, 128, 256, 512), 4) if dense else ((4, 8, 16, 32), 2)
     name = f"{kind}{layers}" + ("" if dense else "_32x4d")
@@ -163,7 +167,7 @@ def _resnet(kind: str, layers: int, depths: Sequence[int]) -> Variant:
 
 
 def _cifar(name: str, family: str, label: str, depth: int, block: Block) -> Variant:
-    """A network of NDS for 32x32 images: three stages of two-convolution blocks."""
+    """Return a network of NDS for images of 32x32: three stages of blocks of two convolutions."""
     return Variant(
         name=name,
         family=family,
@@ -230,12 +234,12 @@ def _rows() -> Iterator[Variant]:
         "y", "1280", "128GF", depth=27, w0=456, wa=160.83, wm=2.52, group_width=264,
         aliases=("facebook/regnet-y-1280-seer", "RG-128Gf"),
     )  # fmt: skip
-    # Of the two architectures that are called 256GF, the one that has weights (SEER).
+    # Two architectures are called 256GF. This is the one for which weights exist (SEER).
     yield _regnet(
         "y", "2560", "256GF", depth=27, w0=640, wa=230.83, wm=2.53, group_width=373,
         aliases=("RG-256Gf",),
     )  # fmt: skip
-    # The other one, a class of ClassyVision without weights.
+    # This is the other 256GF, a class of ClassyVision without published weights.
     yield _regnet(
         "y", "2560", "256GF", suffix="classy", depth=27, w0=640, wa=124.47, wm=2.04,
         group_width=848,
@@ -277,6 +281,8 @@ def _rows() -> Iterator[Variant]:
     yield _byobnet_z("d32", d32, head_width=1792, **tiered)
     yield _byobnet_z("e8", e8, head_width=2048, **tiered)
 
+    # HaloRegNetZ-B has attention in every block of the last stage, and in every fourth block of the
+    # stage before it.
     c, *rest = _stages(*_B16, 1 / 3, (2, 2, 2, 2))[::-1]
     halo = (replace(c, attention_every=1), replace(rest[0], attention_every=4), *rest[1:])[::-1]
     yield replace(
@@ -314,7 +320,7 @@ _NORMFREE = (
     ((2, 6, 11, 11), (48, 112, 216, 464), 48, 1344, 320),
     ((3, 7, 14, 14), (64, 128, 256, 528), 64, 1536, 384),
 )
-"""NF-RegNet B0 to B5: depths, widths, stem width, head width, image size."""
+"""NF-RegNet B0 to B5: depths, widths, stem width, head width and image size of each."""
 
 
 def _normfree(
@@ -325,7 +331,7 @@ def _normfree(
     head_width: int,
     image_size: int,
 ) -> Variant:
-    """A row of timm's NF-RegNets."""
+    """Return the row of one of timm's NF-RegNets."""
     return Variant(
         name=f"nf_regnet_b{size}",
         family="nf_regnet",
@@ -349,10 +355,11 @@ def _normfree(
 
 
 VARIANTS: Final[Mapping[str, Variant]] = {variant.name: variant for variant in _rows()}
+"""All variants by name."""
 
 PLAIN: Final = tuple(
     name
     for name, variant in VARIANTS.items()
     if name.rpartition("_")[0] in ("regnetx", "regnety") and variant.image_size == 224
 )
-"""RegNetX and RegNetY as the paper defines them: its own 24, and larger ones."""
+"""RegNetX and RegNetY as the paper defines them: the 24 of the paper, and larger ones."""

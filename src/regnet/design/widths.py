@@ -1,7 +1,7 @@
-"""The quantized linear parameterization: from (w0, wa, wm, depth) to stages.
+"""The quantized linear parameterization, which turns (w0, wa, wm, depth) into stages.
 
-Everything here works on plain numbers and on arrays of them, in float64, so that one implementation
-serves a single network and a population of a hundred thousand.
+All functions take plain numbers or arrays of them and compute in float64, so that one
+implementation serves a single network as well as a population of a hundred thousand.
 Source: Radosavovic et al., Designing Network Design Spaces (2020), section 3.3 and appendix D.
 """
 
@@ -16,24 +16,25 @@ FloatArray: TypeAlias = NDArray[np.float64]
 IntArray: TypeAlias = NDArray[np.int64]
 
 Rounding = Literal["half_even", "divisible"]
-"""How a bottleneck width becomes a multiple of the group width.
+"""How a bottleneck width is rounded to a multiple of the group width.
 
-`half_even` takes the nearest multiple, a tie going to the even one (the paper's code, pycls, and
-timm); `divisible` rounds a tie up and never loses more than a tenth (torchvision).
+`half_even` takes the nearest multiple, and at a tie the even one (the paper's code, pycls, and
+timm). `divisible` takes the larger one at a tie, and rounds up wherever rounding down would lose
+more than a tenth of the width (torchvision).
 """
 
 QUANTUM = 8
-"""Widths are multiples of this many channels before group rounding."""
+"""Before group rounding, widths are multiples of this many channels."""
 
 MOST_BLOCKS = 10_000
-"""Deepest network that a config describes: far beyond use, and quick to expand."""
+"""Largest depth in a config: far more than any use needs, and still quick to expand."""
 
 MOST = 10_000_000
-"""Upper limit of any number of a config."""
+"""Largest value of any number in a config."""
 
 
 def is_ratio(bottleneck_ratio: Any) -> Any:
-    """Whether b is a whole number or one over a whole number: numbers or arrays."""
+    """Return whether a ratio, or each of an array, is a whole number or one over a whole number."""
     b = np.asarray(bottleneck_ratio, dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         larger = np.maximum(b, 1 / b)
@@ -41,37 +42,40 @@ def is_ratio(bottleneck_ratio: Any) -> Any:
 
 
 def linear_widths(w0: Any, wa: Any, block: Any) -> FloatArray:
-    """Width of each block on the line u_j = w0 + wa * j, in channels (Eq. 2)."""
+    """Return the width of each block on the line u_j = w0 + wa * j, in channels (Eq. 2)."""
     return np.asarray(w0 + wa * np.asarray(block, dtype=np.float64), dtype=np.float64)
 
 
 def width_exponents(u: FloatArray, w0: Any, wm: Any) -> FloatArray:
-    """The s_j with u_j = w0 * wm ** s_j (Eq. 3)."""
+    """Return the exponents s_j for which u_j = w0 * wm ** s_j (Eq. 3)."""
     return np.asarray(np.log(u / w0) / np.log(wm), dtype=np.float64)
 
 
 def level_widths(w0: Any, wm: Any, level: Any) -> IntArray:
-    """Width of each quantization level, w0 * wm ** level (Eq. 4), to the nearest multiple of 8."""
+    """Return the width of each quantization level, in channels.
+
+    It is w0 * wm ** level (Eq. 4), rounded to the nearest multiple of 8.
+    """
     exact = w0 * np.power(np.asarray(wm, dtype=np.float64), level)
     return np.asarray(QUANTUM * np.rint(exact / QUANTUM), dtype=np.int64)
 
 
 def block_widths(w0: int, wa: float, wm: float, depth: int) -> IntArray:
-    """Width of every block before group rounding, in channels (Eqs. 2-4)."""
+    """Return the width of every block before group rounding, in channels (Eqs. 2-4)."""
     s = width_exponents(linear_widths(w0, wa, np.arange(depth)), w0, wm)
     return level_widths(w0, wm, np.rint(s))
 
 
 def stage_runs(widths: Sequence[int] | IntArray) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Widths and depths of the stages: neighbouring blocks of equal width form one."""
+    """Return widths and depths of the stages; neighbouring blocks of equal width form a stage."""
     runs = [(int(width), len(list(blocks))) for width, blocks in groupby(widths)]
     return tuple(width for width, _ in runs), tuple(depth for _, depth in runs)
 
 
 def bottleneck_widths(width: Any, bottleneck_ratio: Any) -> IntArray:
-    """Width inside a block, in channels: width / b, rounded down.
+    """Return the bottleneck width of a block, in channels: its width divided by b, rounded down.
 
-    The ratio b is a whole number or one over a whole number; dividing by integers keeps it exact.
+    The ratio b is a whole number or one over a whole number, so that integer arithmetic is exact.
     """
     reduction, expansion = _as_fraction(bottleneck_ratio)
     return np.asarray(width, dtype=np.int64) * expansion // reduction
@@ -80,11 +84,18 @@ def bottleneck_widths(width: Any, bottleneck_ratio: Any) -> IntArray:
 def round_to_groups(
     width: Any, group_width: Any, bottleneck_ratio: Any, rounding: Rounding
 ) -> tuple[IntArray, IntArray]:
-    """Make block widths compatible with the group width (paper, appendix D).
+    """Round block widths so that the group width divides the bottleneck width (paper, appendix D).
 
-    The bottleneck width v = width / b moves to a multiple of the group width, which itself
-    shrinks to v where v is narrower; for an inverted bottleneck v stays a multiple of 1 / b as
-    well, so that the block width v * b is whole (pycls, `adjust_block_compatibility`).
+    The bottleneck width v = width / b is rounded to a multiple of the group width. If v is less
+    than the group width, the group width becomes v instead. In an inverted bottleneck v is rounded
+    to a multiple of 1 / b as well, so that the block width v * b is an integer (pycls,
+    `adjust_block_compatibility`).
+
+    Args:
+        width: block widths, in channels.
+        group_width: channels per group.
+        bottleneck_ratio: b, block width divided by bottleneck width.
+        rounding: the rule for the nearest multiple.
 
     Returns:
         Block widths and group widths, in channels.
@@ -103,6 +114,7 @@ def round_to_groups(
 
 
 def _as_fraction(bottleneck_ratio: Any) -> tuple[IntArray, IntArray]:
+    """Return the integers by which a block width is divided and multiplied; one of them is 1."""
     b = np.asarray(bottleneck_ratio, dtype=np.float64)
     reduction = np.maximum(np.rint(b), 1).astype(np.int64)
     expansion = np.maximum(np.rint(1 / b), 1).astype(np.int64)

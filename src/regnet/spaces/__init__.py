@@ -1,7 +1,6 @@
-"""Design spaces as data, networks drawn from them by the thousand, and a model of their latency.
+"""Design spaces as data, samples of thousands of their networks, and a model of their latency.
 
-NumPy alone, without torch; it may import `design` and the rooms below, and every room above may
-import it.
+This subpackage needs only NumPy, not torch. It may import `regnet.design` and what that may import.
 """
 
 from regnet.spaces.custom import CustomConfig, CustomSample, sample_custom

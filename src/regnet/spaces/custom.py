@@ -1,7 +1,7 @@
-"""Spaces whose networks are built by functions of their users.
+"""Sample spaces whose networks are built by a user's function.
 
-What is drawn are numbers; a function that the space names makes a network of them. A function is
-named as `package.module:function`, so that spaces can be saved and workers can import it.
+Such a space draws numbers, and names a function that builds a network from them. The name has the
+form `package.module:function`, so that spaces can be saved and workers can import the function.
 """
 
 import importlib
@@ -24,14 +24,15 @@ KIND: Final = "custom"
 
 
 def find_function(text: str, folder: str | Path | None = None) -> Callable[..., Any]:
-    """Import a function by its name. Importing a module runs it.
+    """Import a function by its name, which runs the code of its module.
 
     Args:
         text: `package.module:function`.
-        folder: where modules are looked for as well, after those that are installed.
+        folder: a further folder to search for modules, after the installed ones; it is appended to
+            `sys.path`.
 
     Raises:
-        FunctionError: it is not there.
+        FunctionError: the function cannot be imported, or the name is not that of a function.
     """
     if folder is not None and (place := str(Path(folder).resolve())) not in sys.path:
         sys.path.append(place)
@@ -41,17 +42,19 @@ def find_function(text: str, folder: str | Path | None = None) -> Callable[..., 
     except Exception as error:
         reason = in_one_line(error, most=200)
         raise FunctionError(
-            f"{text} cannot be imported: {reason}; install its package, or begin the study in the "
-            "folder that holds it"
+            f"{text} cannot be imported: {reason}; install its package, or start the study in the "
+            "folder that contains it"
         ) from error
     if not callable(found):
-        raise FunctionError(f"{text} is no function, but {type(found).__name__}")
+        raise FunctionError(
+            f"{text} is not a function, but of type {type(found).__name__}; name a function"
+        )
     return found  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomConfig:
-    """A network that a user's function builds: which function, and with what."""
+    """A network that a user's function builds: the function and its arguments."""
 
     build: str
     parameters: Mapping[str, float]
@@ -60,9 +63,10 @@ class CustomConfig:
     """Side of the images in pixels."""
 
     def arguments(self, function: Callable[..., Any]) -> dict[str, Any]:
-        """What the function is called with.
+        """Return the arguments to call a function with.
 
-        Whole numbers are `int`. `num_classes` and `image_size` are given where it takes them.
+        They are the drawn parameters, with whole numbers as `int`, and `num_classes` and
+        `image_size` if the signature of the function names them.
         """
         takes = inspect.signature(function).parameters
         more = {"num_classes": self.num_classes, "image_size": self.image_size}
@@ -74,12 +78,12 @@ class CustomConfig:
         return named | drawn
 
     def called(self, text: str, folder: str | Path | None = None) -> Any:
-        """What a function gives for it; see `find_function`."""
+        """Import a function by `find_function`, call it for this network, and return the result."""
         function = find_function(text, folder)
         return function(**self.arguments(function))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the network as data for JSON; `from_dict` reads it."""
         return {
             "kind": KIND,
             "build": self.build,
@@ -90,26 +94,29 @@ class CustomConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CustomConfig":
-        """The network of `to_dict`."""
+        """Build the network from what `to_dict` returned."""
         return cls(**{name: value for name, value in values.items() if name != "kind"})
 
 
 Cost: TypeAlias = Complexity[int] | str
-"""What a network costs; or why that is not known."""
+"""The complexity of a network, or the reason why it could not be counted."""
 
 Counter: TypeAlias = Callable[[Sequence[CustomConfig]], Sequence[Cost]]
-"""Counts networks, in their order."""
+"""A function that counts networks, and returns their costs in the same order."""
 
 
 def counter_of(function: str, folder: str | Path | None = None) -> Counter:
-    """A counter that asks a function which a space names.
+    """Return a counter that calls the `count` function of a space.
 
-    It gets the parameters of a network, and gives a mapping with flops (multiply-adds), params and
-    activations.
+    Args:
+        function: the name of the function. It takes the parameters of a network, and returns a
+            mapping with flops (multiply-adds), params and activations.
+        folder: a further folder to search for its module; see `find_function`.
     """
 
     def count(networks: Sequence[CustomConfig]) -> list[Cost]:
-        find_function(function, folder)  # that it is not there is no network's fault
+        # A missing function is an error of the space, and must not be counted as failed networks.
+        find_function(function, folder)
         return [_cost(network.called, function, folder) for network in networks]
 
     return count
@@ -120,29 +127,29 @@ def _cost(called: Callable[..., Any], function: str, folder: str | Path | None) 
         found = called(function, folder)
         cost = {name: found[name] for name in COMPLEXITY}
         if not all(math.isfinite(value) and value >= 0 for value in cost.values()):
-            return f"{function} gave {cost}"
+            return f"{function} returned {cost}"
         return Complexity(**{name: round(value) for name, value in cost.items()})
-    except Exception as error:  # noqa: BLE001 - a function of a user may fail in any way
+    except Exception as error:  # noqa: BLE001 - a user's function may fail in any way
         return in_one_line(error, most=200)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CustomSample:
-    """n networks of a custom space, as arrays; what `Sample` is for the families of the paper."""
+    """n networks of a custom space, as arrays; the counterpart of `Sample`."""
 
     space: Space
     parameters: Mapping[str, FloatArray]
-    """What was drawn, each (n,)."""
+    """The drawn values of each parameter, an array (n,)."""
     complexity: Complexity[IntArray]
     failed: tuple[tuple[CustomConfig, str], ...] = ()
-    """Networks that were drawn meanwhile and could not be built or counted, and why."""
+    """Networks that were drawn but could not be built or counted, each with the reason."""
 
     def __len__(self) -> int:
         """Number of networks."""
         return len(self.complexity.flops)
 
     def take(self, which: Any) -> "CustomSample":
-        """Some of the networks."""
+        """Return some of the networks, selected by indices, a mask or a slice."""
         return CustomSample(
             space=self.space,
             parameters={name: found[which] for name, found in self.parameters.items()},
@@ -153,25 +160,25 @@ class CustomSample:
         )
 
     def metric(self, name: str) -> FloatArray:
-        """One of the space's `metric_names`, of every network (n,)."""
+        """Return a metric of every network, an array (n,), by its name in `Space.metric_names`."""
         if name in COMPLEXITY:
             return np.asarray(getattr(self.complexity, name), dtype=np.float64)
         return self.parameters[name]
 
     @property
     def metrics(self) -> dict[str, FloatArray]:
-        """All of them."""
+        """All metrics of the space, by name."""
         return {name: self.metric(name) for name in self.space.metric_names}
 
     def config(self, index: int) -> CustomConfig:
-        """One network."""
+        """Return one network."""
         return config_of(
             self.space, {name: found[index].item() for name, found in self.parameters.items()}
         )
 
 
 def config_of(space: Space, parameters: Mapping[str, float]) -> CustomConfig:
-    """A network of a custom space."""
+    """Return the network of a custom space that has these parameters."""
     return CustomConfig(
         build=space.build,
         parameters=parameters,
@@ -181,13 +188,13 @@ def config_of(space: Space, parameters: Mapping[str, float]) -> CustomConfig:
 
 
 _CHUNK: Final = 256
-"""Networks drawn at once; of a seed the first n are the same for every n."""
+"""Networks drawn at once: a constant, so that more networks of a seed begin with the same ones."""
 
 PATIENCE: Final = 50_000
-"""Draws without another network, after which a space counts as empty."""
+"""Sampling stops after this many draws in a row that yield no new network."""
 
 MOST_FAILURES: Final = 100
-"""Networks that may fail before the first one is counted."""
+"""Sampling stops when this many networks have failed before the first one could be counted."""
 
 
 def sample_custom(
@@ -197,17 +204,18 @@ def sample_custom(
     counter: Counter,
     on_network: Callable[[int, int], None] | None = None,
 ) -> CustomSample:
-    """Draw networks of a custom space, none twice, until there are enough.
+    """Draw networks of a custom space, each at most once, until there are enough.
 
     Args:
-        space: with its limits and predicates.
-        count: how many.
-        rng: where randomness comes from.
-        counter: counts those that lie within the ranges of their parameters.
-        on_network: called with how many there are, and how many there shall be.
+        space: the space; its limits and predicates apply.
+        count: number of networks to return.
+        rng: the source of randomness.
+        counter: counts the networks whose parameters lie within the limits of the space.
+        on_network: called for progress with the number of networks found so far, and with `count`.
 
     Raises:
-        ConfigError: there are too few; or the first `MOST_FAILURES` cannot be counted.
+        ConfigError: the space has fewer networks than `count`, or the first `MOST_FAILURES`
+            networks cannot be built and counted.
     """
     draws = _Draws(space, rng, counter)
     last = 0
@@ -221,19 +229,20 @@ def sample_custom(
             config, reason = draws.failed[0]
             raise ConfigError(
                 f"{space.name}: {len(draws.failed)} networks were drawn, and none could be built "
-                f"and counted; the first, {dict(config.parameters)}: {reason}"
+                f"and counted; the first, {dict(config.parameters)}, failed with: {reason}"
             )
         if draws.drawn - last >= PATIENCE:
             raise ConfigError(
-                f"{space.name}: only {len(draws.kept)} of {count} networks in {draws.drawn:,} "
-                f"draws; {draws.outside:,} are outside its limits, {len(draws.failed)} could not "
-                "be built; the others were drawn before"
+                f"{space.name}: only {len(draws.kept)} of {count} networks were found in "
+                f"{draws.drawn:,} draws; ask for fewer networks, or widen its limits: "
+                f"{draws.outside:,} are outside its limits, {len(draws.failed)} could not be "
+                "built, and the others repeat earlier draws"
             )
     return draws.sample(count)
 
 
 class _Draws:
-    """Networks that are drawn and counted, and what became of the others."""
+    """Draws from a custom space: the networks that belong to it, and counts of the others."""
 
     def __init__(self, space: Space, rng: np.random.Generator, counter: Counter) -> None:
         self.space, self.rng, self.counter = space, rng, counter
@@ -243,7 +252,7 @@ class _Draws:
         self.drawn = self.outside = self.counted = 0
 
     def next(self, wanted: int) -> None:
-        """Those of the next chunk; no more of them are counted than are needed."""
+        """Draw the next chunk, and count its networks until `wanted` of them are in the space."""
         names = tuple(self.space.parameters)
         drawn = [self.space.parameters[name].draw(self.rng, _CHUNK) for name in names]
         self.drawn += _CHUNK
@@ -259,11 +268,11 @@ class _Draws:
             wanted -= self._count(some)
 
     def _within(self, values: Mapping[str, float], names: Sequence[str]) -> bool:
-        """Whether it lies within the limits that need no counting."""
+        """Return whether the parameters of a draw lie within the limits of the space."""
         return all(_inside(values[n], self.space.limits.get(n, (None, None))) for n in names)
 
     def _count(self, drawn: list[dict[str, float]]) -> int:
-        """Count networks, and keep those within all limits; returns how many."""
+        """Count networks, keep those within all limits, and return how many were kept."""
         configs = [config_of(self.space, each) for each in drawn]
         costs = list(self.counter(configs))
         there = []
@@ -285,7 +294,7 @@ class _Draws:
         return int(fits.sum())
 
     def sample(self, count: int) -> CustomSample:
-        """The first so many."""
+        """Return the first `count` networks."""
         found = _arrays(self.space, self.kept[:count])
         return CustomSample(
             space=found.space,

@@ -1,4 +1,4 @@
-"""Distributions of the parameters of a design space: pycls's samplers (`sweep/samplers.py`)."""
+"""Distributions of the parameters of a design space, as in pycls (`sweep/samplers.py`)."""
 
 import math
 from collections.abc import Mapping
@@ -20,31 +20,32 @@ Kind = Literal[
     "log_normal",
     "values",
 ]
-"""uniform, log_uniform: multiples of the quantum from low to high. power2_uniform: powers of two,
-each as likely as the others. power2_or_log_uniform: a power of two first; one that is not below the
-quantum is drawn again, log-uniformly among the multiples. normal, log_normal: around the middle of
-the range, which is six standard deviations wide. values: one of a list."""
+"""The kind of distribution.
 
-_DRAWS = 1000  # of a normal distribution, until one lies in its range
+`uniform` and `log_uniform` draw multiples of the quantum from low to high. `power2_uniform` draws
+powers of two, all equally likely. `power2_or_log_uniform` draws a power of two, and replaces it, if
+it is not less than the quantum, by a log-uniform draw among the multiples of the quantum. `normal`
+and `log_normal` are centred on the middle of the range, which is six standard deviations wide.
+`values` draws one of a list."""
+
+_DRAWS = 1000  # the most attempts to draw normal values that lie within the range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution:
-    """Of one parameter, over the closed range from `low` to `high`."""
+    """The distribution of one parameter, over the range from `low` to `high`, both included."""
 
     kind: Kind = "uniform"
     low: float = 0.0
     high: float = 0.0
     quantum: float = 1.0
-    """What drawn values are multiples of; `low` and `high` too."""
+    """Drawn values are multiples of this number; `low` and `high` must be multiples of it too."""
     values: tuple[float, ...] = ()
-    """The list, for `values`; a value that is there twice is twice as likely."""
+    """The list to draw from, for the kind "values"; one that appears twice is twice as likely."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise ConfigError(
-                f"a distribution is one of {', '.join(get_args(Kind))}; got {self.kind!r}"
-            )
+            raise ConfigError(f"kind must be one of {', '.join(get_args(Kind))}; got {self.kind!r}")
         if self.kind == "values":
             if not self.values or not all(math.isfinite(value) for value in self.values):
                 raise ConfigError(f"values must be a list of numbers, got {self.values!r}")
@@ -72,14 +73,19 @@ class Distribution:
                 )
 
     def _below_quantum(self, bound: float) -> bool:
-        """Powers of two may be below the quantum where the kind says so."""
+        """Return whether a bound is a power of two below the quantum, where the kind allows it."""
         return self.kind == "power2_or_log_uniform" and bound < self.quantum and _is_power2(bound)
 
     def draw(self, rng: np.random.Generator, shape: int | tuple[int, ...]) -> FloatArray:
-        """Independent draws.
+        """Return independent draws as an array.
 
-        Rules as in pycls: uniform takes u from [low, high + quantum) and rounds down; log_uniform
-        takes u from (low - min(quantum, low / 2), high], its logarithm uniform, and rounds up.
+        As in pycls, `uniform` draws u uniformly from [low, high + quantum) and rounds it down to a
+        multiple of the quantum. `log_uniform` draws u from (low - min(quantum, low / 2), high] with
+        a uniform logarithm, and rounds it up.
+
+        Args:
+            rng: the source of randomness.
+            shape: shape of the array.
         """
         if self.kind == "values":
             return np.asarray(self.values)[rng.integers(len(self.values), size=shape)]
@@ -101,7 +107,8 @@ class Distribution:
         self, rng: np.random.Generator, shape: int | tuple[int, ...], low: float
     ) -> FloatArray:
         below = low - min(self.quantum, low / 2)
-        # 1 - u lies in (0, 1], so that the lower end is open and the upper one closed.
+        # rng.random draws from [0, 1). Going down from the upper end therefore includes that end
+        # and excludes the lower one, so that rounding up never gives a value below `low`.
         logs = math.log(self.high) + rng.random(shape) * (math.log(below) - math.log(self.high))
         return self._quantized(np.ceil(np.exp(logs) / self.quantum))
 
@@ -118,13 +125,14 @@ class Distribution:
         return self._quantized(np.rint((np.exp(found) if logs else found) / self.quantum))
 
     def _quantized(self, multiples: FloatArray) -> FloatArray:
-        # Rounded, so that 245 * 0.1 is 24.5 and reads so; no quantum is finer than 1e-9.
+        # Rounding removes floating-point noise, so that 245 * 0.1 is exactly 24.5. No quantum is
+        # finer than 1e-9.
         found: FloatArray = np.clip(np.round(multiples * self.quantum, 9), self.low, self.high)
         return found
 
     @property
     def count(self) -> int:
-        """How many values it has."""
+        """Number of different values."""
         if self.kind == "values":
             return len(set(self.values))
         if "power2" not in self.kind:
@@ -142,10 +150,14 @@ class Distribution:
         return math.ceil(math.log2(self.low)), math.floor(math.log2(self.high))
 
     def within(self, low: float, high: float) -> "Distribution | None":
-        """The same with all draws outside of a range left out; None where no kind describes that.
+        """Return this distribution conditioned on a range, or None if no kind expresses that.
+
+        Args:
+            low: the lower end of the range, included.
+            high: the upper end, included.
 
         Raises:
-            ConfigError: it has no value in the range.
+            ConfigError: the distribution has no value in the range.
         """
         kept = tuple(value for value in self.values if low <= value <= high)
         least, most = max(low, self.low), min(high, self.high)
@@ -155,7 +167,11 @@ class Distribution:
             least = self.quantum * math.ceil(least / self.quantum - 1e-9)
             most = self.quantum * math.floor(most / self.quantum + 1e-9)
         if not kept if self.kind == "values" else least > most:
-            has = f"among {self.values}" if self.values else f"from {self.low:g} to {self.high:g}"
+            has = (
+                f"in {self.values}"
+                if self.values
+                else f"in the range {self.low:g} to {self.high:g}"
+            )
             raise ConfigError(f"there is no value from {low:g} to {high:g} {has}")
         if self.kind == "values":
             return replace(self, values=kept)
@@ -164,15 +180,15 @@ class Distribution:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the distribution as data for JSON; `from_dict` reads it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Distribution":
-        """The distribution of `to_dict`.
+        """Build a distribution from what `to_dict` returned.
 
         Raises:
-            ConfigError: it is not one.
+            ConfigError: the values do not describe a valid distribution.
         """
         return build(cls, values)
 

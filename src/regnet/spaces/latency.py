@@ -1,4 +1,4 @@
-"""Predict the latency of a network on a device from what its layers cost."""
+"""Predict the latency of a network on a device from the costs of its layers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,38 +14,47 @@ from regnet.design.widths import FloatArray
 FEATURES: Final = (
     "dense", "grouped", "activations", "smooth", "layers", "params", "unfolded",
 )  # fmt: skip
-"""Of a network, sums over its layers: multiply-adds of dense convolutions and products; of grouped
-ones, with groups no narrower than `NARROW`; output elements; the same where activations are not
-ReLU; layers; parameters; and output elements where norms are not folded."""
+"""The features of a network, each a sum over its layers.
+
+`dense` is the multiply-adds of dense convolutions and of products between activations. `grouped` is
+the multiply-adds of grouped convolutions, where a group counts as at least `NARROW` channels wide.
+`activations` is the output elements, and `smooth` the same if the activation is not ReLU. `layers`
+is the number of layers, and `params` that of parameters. `unfolded` is the output elements again if
+norms cannot be folded into convolutions."""
 
 NARROW: Final = 16
-"""Channels of a group that a device works on at once: narrower groups take as long."""
+"""Channels of a group that a device processes at once; a narrower group takes as much time."""
 
 UNITS: Final = np.array([1e9, 1e9, 1e6, 1e6, 1e1, 1e6, 1e6])
-"""What the features are counted in, so that their costs are numbers of a size."""
+"""The units of the features, chosen so that their costs have similar magnitudes."""
 
 _LITTLE: Final = 1e-4
-"""Weight of what is known beforehand where that is nothing: so that costs are defined."""
+"""Weight per measurement that pulls costs to zero if no other engine's costs are known.
+
+It is small, and makes the costs well defined if the measurements alone do not determine them."""
 
 _OTHERS: Final = 0.1
-"""Weight of the costs on another engine, where these are known."""
+"""Weight that pulls costs to those on another engine, if these are known."""
 
 _FLAT: Final = 1e-10
+"""Slopes and costs up to this value count as zero."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencyModel:
-    """Latency as a sum of costs, none negative, fitted to measurements by their relative errors.
+    """A model of latency as a sum of nonnegative costs, fitted to the relative error.
 
-    Few numbers, each with a meaning, so that ten measurements are enough, and it extrapolates.
+    It has few parameters, each with a meaning, so that ten measurements are enough to fit it, and
+    it extrapolates.
     """
 
     costs: tuple[float, ...]
     """Milliseconds per unit of each of `FEATURES`."""
     error: float
-    """Median relative error on networks left out one at a time."""
+    """Median relative error on measured networks, each left out of the fit in turn; 1 if only one
+    network was measured."""
     of: str = ""
-    """Of what it is: device, engine, batch."""
+    """What the model describes: device, engine, batch size."""
 
     @classmethod
     def fit(
@@ -56,14 +65,15 @@ class LatencyModel:
         *,
         like: "LatencyModel | None" = None,
     ) -> "LatencyModel":
-        """Fit.
+        """Fit a model to measured networks.
 
         Args:
-            features: of the measured networks (n, k), as `features_of_layers` gives them.
-            latencies: theirs (n,).
-            of: what was measured.
-            like: the model of another engine: costs are its costs, times a factor, as far as
-                measurements do not say otherwise; then three of them are enough.
+            features: features of the measured networks, (n, k), from `features_of_layers`.
+            latencies: their latencies in milliseconds, (n,).
+            of: what was measured: device, engine, batch size.
+            like: the model of another engine. The fit is pulled towards its costs, times a factor,
+                and departs from them as far as the measurements require; then three measurements
+                are enough.
         """
         times = np.asarray(latencies, dtype=np.float64)
         known = np.zeros(len(UNITS)) if like is None else np.asarray(like.costs)
@@ -79,17 +89,21 @@ class LatencyModel:
         return cls(costs=tuple(costs.tolist()), error=error, of=of)
 
     def predict(self, features: FloatArray) -> FloatArray:
-        """Latencies of networks (n,), in the unit of those that were fitted."""
+        """Return the latencies of networks, (n,), in milliseconds.
+
+        Args:
+            features: features of the networks, (n, k), from `features_of_layers`.
+        """
         return np.asarray(np.maximum(features @ np.asarray(self.costs), 1e-6), dtype=np.float64)
 
 
 def _costs(features: FloatArray, times: FloatArray, known: FloatArray, weight: float) -> FloatArray:
-    """Least squares of relative errors, no cost negative, drawn towards what is known before."""
+    """Return the nonnegative costs with the least squared relative errors, pulled to known ones."""
     x = features / times[:, None]
     scale = np.sqrt((x**2).mean(axis=0)) + 1e-12
     x, ones = x / scale, np.ones(len(times))
     before = known * scale
-    if before.any():  # by what factor this engine differs
+    if before.any():  # scale the known costs by the factor that fits this engine best
         guess = x @ before
         before *= float(guess @ ones / (guess @ guess))
     square, goal = x.T @ x + weight * np.eye(len(scale)), x.T @ ones + weight * before
@@ -97,7 +111,7 @@ def _costs(features: FloatArray, times: FloatArray, known: FloatArray, weight: f
 
 
 def _nonnegative(square: FloatArray, goal: FloatArray) -> FloatArray:
-    """The least of x' square x / 2 - goal' x without negative x (Lawson and Hanson 1974)."""
+    """Minimize x' square x / 2 - goal' x over nonnegative x (Lawson and Hanson 1974)."""
     found, used = np.zeros(len(goal)), np.zeros(len(goal), dtype=np.bool_)
     for _ in range(10 * len(goal)):
         slope = np.where(used, -np.inf, goal - square @ found)
@@ -111,7 +125,7 @@ def _nonnegative(square: FloatArray, goal: FloatArray) -> FloatArray:
             if not below.any():
                 found = best
                 break
-            # As far towards it as all stay positive; the first that does not is out.
+            # Move towards the solution until the first variable becomes zero, and remove it.
             parts = np.full(len(goal), np.inf)
             parts[below] = found[below] / (found[below] - best[below])
             first = int(parts.argmin())
@@ -123,11 +137,11 @@ def _nonnegative(square: FloatArray, goal: FloatArray) -> FloatArray:
 
 
 def features_of_layers(layers: Iterable[Layer], shared: ArchitectureConfig) -> FloatArray:
-    """What the model sees of networks (n, k), in `UNITS`.
+    """Return the `FEATURES` of networks, (n, k), in `UNITS`.
 
     Args:
-        layers: of one network, or of a population.
-        shared: what decides beside the layers: kinds of activation and of norm.
+        layers: the layers of one network, or of a population.
+        shared: the architecture of the networks, which says how they activate and normalize.
     """
     dense: FloatArray = np.zeros(1)
     grouped, outputs, count, params = np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(1)
@@ -152,5 +166,10 @@ def features_of_layers(layers: Iterable[Layer], shared: ArchitectureConfig) -> F
 
 
 def features_of_config(config: AnyNetConfig | RegNetConfig, image_size: int) -> FloatArray:
-    """The same of one network (1, k); sizes in pixels."""
+    """Return the `FEATURES` of one network, (1, k), in `UNITS`.
+
+    Args:
+        config: the network.
+        image_size: side of the images in pixels.
+    """
     return features_of_layers(network_layers(config.anynet(), image_size), config)

@@ -1,7 +1,7 @@
-"""The design spaces of the paper by name, and the limits that the paper puts on them.
+"""The design spaces of the paper by name, and the constraints that the paper derives for them.
 
 Source: Radosavovic et al., Designing Network Design Spaces (2020), sections 3.2, 3.3, 4 and 5.
-Where the paper gives no distribution, it is that of pycls (`sweep/config.py`).
+Where the paper does not give a distribution, this module uses that of pycls (`sweep/config.py`).
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ WIDE_GROUPS: Final = Distribution(kind="power2_or_log_uniform", low=8, high=128,
 grow with flops, and gives examples."""
 
 DEPTHS: Final = (12, 28)
-"""Depth of the best networks (section 5; section 4 allows up to 40)."""
+"""Range of the depths of the best networks (section 5; section 4 allows up to 40 blocks)."""
 
 LEAST_WM: Final = 2.0
-"""The best networks have wm of 2 or more (section 4)."""
+"""The smallest wm of the best networks (section 4)."""
 
 
 def _anynetx(name: str, **relations: Relation) -> Space:
@@ -54,8 +54,9 @@ _REGNETX: Final = Space(
         "g": Distribution(kind="power2_uniform", low=1, high=32),
     },
 )
-"""d < 64, w0 < 256, wa < 256 and 1.5 <= wm <= 3 (section 3.3). The paper gives neither the
-distributions nor the smallest wa; these are pycls's."""
+"""The RegNetX space: d < 64, w0 < 256, wa < 256 and 1.5 <= wm <= 3 (section 3.3).
+
+The paper gives neither the distributions nor the smallest wa; these are from pycls."""
 
 _SHARED: Final[Mapping[str, Relation]] = {"b_i": "equal", "g_i": "equal"}
 
@@ -69,8 +70,8 @@ SPACES: Final[Mapping[str, Space]] = {
         _anynetx("anynetx_e", **_SHARED, w_i="increasing", d_i="increasing"),
         _REGNETX,
         replace(_REGNETX, name="regnety", architecture=ArchitectureConfig(se_ratio=0.25)),
-        # Dollár et al., Fast and Accurate Model Scaling (2021): an inverted bottleneck without its
-        # last activation, and the image size is drawn too.
+        # RegNetZ (Dollár et al., Fast and Accurate Model Scaling, 2021) has inverted bottlenecks
+        # without an activation at their end, and draws the image size as well.
         replace(
             _REGNETX,
             name="regnetz",
@@ -85,7 +86,7 @@ SPACES: Final[Mapping[str, Space]] = {
         ),
     )
 }
-"""The paper's spaces, unconstrained."""
+"""The paper's spaces by name, without constraints."""
 
 
 def find_space(
@@ -99,10 +100,11 @@ def find_space(
 
     Args:
         name: a key of `SPACES`.
-        flops: the most multiply-adds; networks have this many, or fewer by up to `tolerance`. The
-            paper takes 360 to 400 million.
-        tolerance: a fraction of `flops`.
-        final: take a RegNet space as constrained in sections 4 and 5; see `constrained`.
+        flops: the most multiply-adds of a network; the least is `(1 - tolerance) * flops`. The
+            paper uses 360 to 400 million. None: no limit.
+        tolerance: width of the range of flops, as a fraction of `flops`.
+        final: return the space with the constraints of sections 4 and 5, for a RegNet space; see
+            `constrained`.
 
     Raises:
         ConfigError: there is no such space, or it has no such part.
@@ -115,7 +117,13 @@ def find_space(
 def part_at(
     space: Space, *, flops: float | None, tolerance: float = 0.1, final: bool = False
 ) -> Space:
-    """Return the part of a space with a given number of flops; arguments are as in `find_space`.
+    """Return the part of a space with a given number of flops.
+
+    Args:
+        space: the space.
+        flops: the most multiply-adds of a network, as in `find_space`.
+        tolerance: width of the range of flops, as a fraction of `flops`.
+        final: return the space with the constraints of sections 4 and 5; see `constrained`.
 
     Raises:
         ConfigError: the space has no such part.
@@ -132,16 +140,24 @@ def part_at(
 
 
 def constrained(space: Space, flops: float) -> Space:
-    """Return a RegNet space within the limits that the paper found: b = 1, `DEPTHS`, `LEAST_WM`.
+    """Return the part of a RegNet space within the paper's constraints.
 
-    Networks also have at most `most_params` parameters and `most_activations` activations. Group
-    widths are drawn from `WIDE_GROUPS`.
+    Networks have b = 1, depths within `DEPTHS` and a wm of at least `LEAST_WM`, at most
+    `most_params` parameters and at most `most_activations` activations. Group widths are drawn from
+    `WIDE_GROUPS`. If the space has only one bottleneck ratio, as RegNetZ, that ratio stays.
+
+    Args:
+        space: the RegNet space.
+        flops: multiply-adds of the networks, on which the limits depend.
 
     Raises:
-        ConfigError: it is not a RegNet space.
+        ConfigError: the space is not a RegNet space.
     """
     if space.family != "regnet":
-        raise ConfigError(f"{space.name} is not a RegNet space and has no constrained part")
+        raise ConfigError(
+            f"{space.name} is not a RegNet space and has no constrained part; "
+            "use regnetx, regnety or regnetz"
+        )
     b: dict[str, Any] = {} if space.parameters["b"].count == 1 else {"b": 1.0}
     wider = replace(space, parameters={**space.parameters, "g": WIDE_GROUPS})
     return replace(
@@ -157,23 +173,27 @@ def constrained(space: Space, flops: float) -> Space:
 
 
 def most_params(flops: Any) -> Any:
-    """Parameters of the largest of the best networks: 3.0 M + 5.5 M per GF (figure 13)."""
+    """Return the most parameters of the best networks: 3.0 M + 5.5 M per GF (figure 13)."""
     return 3.0e6 + 5.5e6 * flops / 1e9
 
 
 def most_activations(flops: Any) -> Any:
-    """Activations of the best networks: at most 6.5 M times the root of GF (figure 12)."""
+    """Return the most activations of the best networks: 6.5 M times the root of GF (figure 12)."""
     return 6.5e6 * np.sqrt(flops / 1e9)
 
 
 def search_space(name: str = "regnety") -> Space:
-    """Return the space that `regnet.search` draws from: `constrained`, for any number of flops.
+    """Return the space that `regnet.search` draws from: the paper's constraints at any flops.
 
-    Parameters and activations are limited by the flops of each network, all counted for ImageNet at
-    224 pixels with its stem, whatever images, classes and stem the search is for.
+    The flops of each network limit its parameters and activations. All three are counted for
+    ImageNet (224 pixels, 1000 classes, the paper's stem), even if the search is for other images,
+    classes or another stem.
+
+    Args:
+        name: "regnetx" or "regnety".
 
     Raises:
-        ConfigError: the name is not regnetx or regnety.
+        ConfigError: the name is another one.
     """
     known = ("regnetx", "regnety")
     if name not in known:

@@ -1,4 +1,4 @@
-"""Sample networks from a design space, thousands at a time."""
+"""Sample networks from a design space, thousands at a time, as arrays."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -23,10 +23,11 @@ from regnet.spaces.latency import FEATURES, features_of_layers
 from regnet.spaces.space import COMPLEXITY, LATENCY, Space
 
 _CHUNK: Final = 16_384
-"""Networks drawn at once; of a seed the first n are the same for every n."""
+"""Networks drawn at once: a constant, so that more networks of a seed begin with the same ones."""
 
 PATIENCE: Final = 2_000_000
-"""Draws without another network, after which a space counts as empty."""
+"""Draws after which sampling stops: in `sample` those in a row without a new network, in
+`sample_by_flops` all of them."""
 
 BoolArray = NDArray[np.bool_]
 
@@ -37,18 +38,18 @@ class Sample:
 
     space: Space
     parameters: Mapping[str, FloatArray]
-    """What was drawn, by the names of the space's parameters: (n,), or (n, s) by stage."""
+    """The drawn values of each parameter of the space: (n,), or (n, s) if drawn for every stage."""
     population: StagePopulation
-    """The stages that follow."""
+    """The stages of the networks, which follow from the parameters."""
     complexity: Complexity[IntArray]
-    """At the size of each network's images."""
+    """The complexity of each network at its own image size."""
 
     def __len__(self) -> int:
         """Number of networks."""
         return len(self.population)
 
     def take(self, which: BoolArray | IntArray | slice) -> "Sample":
-        """Some of the networks."""
+        """Return some of the networks, selected by indices, a mask or a slice."""
         return Sample(
             space=self.space,
             parameters={name: found[which] for name, found in self.parameters.items()},
@@ -64,10 +65,10 @@ class Sample:
         return _image_sizes(self.space, self.parameters, len(self))
 
     def metric(self, name: str) -> FloatArray:
-        """One of the space's `metric_names`, of every network (n,).
+        """Return a metric of every network, an array (n,), by its name in `Space.metric_names`.
 
-        `d` is the number of blocks, `d1` and `w1` depth and width of the first stage as built; the
-        others are as drawn.
+        `d` is the number of blocks. `d1`, `w1` and so on are depths and widths of the stages after
+        rounding. Other parameters are as drawn.
         """
         if name in COMPLEXITY:
             return np.asarray(getattr(self.complexity, name), dtype=np.float64)
@@ -87,7 +88,7 @@ class Sample:
 
     @property
     def latency_features(self) -> FloatArray:
-        """What a model of latency sees of every network; see `regnet.spaces.latency.FEATURES`."""
+        """`regnet.spaces.latency.FEATURES` of every network, for a latency model, (n, k)."""
         sizes, shared = self.image_sizes, self.space.architecture
         found = np.empty((len(self), len(FEATURES)))
         for size in np.unique(sizes):
@@ -98,11 +99,11 @@ class Sample:
 
     @property
     def metrics(self) -> dict[str, FloatArray]:
-        """All of them."""
+        """All metrics of the space, by name."""
         return {name: self.metric(name) for name in self.space.metric_names}
 
     def config(self, index: int) -> AnyNetConfig | RegNetConfig:
-        """One network, ready to be built."""
+        """Return the config of one network."""
         shared = {
             field.name: getattr(self.space.architecture, field.name)
             for field in fields(ArchitectureConfig)
@@ -135,27 +136,27 @@ class Sample:
 
     @property
     def configs(self) -> tuple[AnyNetConfig | RegNetConfig, ...]:
-        """All networks."""
+        """The configs of all networks."""
         return tuple(self.config(index) for index in range(len(self)))
 
 
 def sample(space: Space, count: int, rng: np.random.Generator | int = 0) -> Sample:
-    """Draw networks from a space, none twice, until there are enough.
+    """Draw networks from a space, each at most once, until there are enough.
 
     Args:
-        space: with its limits and predicates.
-        count: how many.
-        rng: where randomness comes from, or a seed; the first n of a seed are the same for any
-            count.
+        space: the space; its limits and predicates apply.
+        count: number of networks to return.
+        rng: the source of randomness, or a seed. The first n networks of a seed are the same for
+            every `count`.
 
     Raises:
-        ConfigError: the space has too few networks; the message says which condition excludes how
-            many of its draws.
+        ConfigError: the space is custom, `count` is less than 1, or the space has too few networks;
+            the message then says how many draws each condition excludes.
     """
     if count < 1:
         raise ConfigError(f"count must be at least 1, got {count}")
     if space.custom:
-        raise ConfigError(f"{space.name} is custom; sample it by regnet.studies.sample_networks")
+        raise ConfigError(f"{space.name} is custom; sample it with regnet.studies.sample_networks")
     draws = _Draws(space, np.random.default_rng(rng))
     kept: list[Sample] = []
     last = 0
@@ -171,16 +172,17 @@ def sample(space: Space, count: int, rng: np.random.Generator | int = 0) -> Samp
 def sample_by_flops(
     space: Space, edges: Sequence[float], each: int, rng: np.random.Generator | int = 0
 ) -> Sample:
-    """Draw networks until every range of flops has as many, or drawing more is not worth it.
+    """Draw networks until every range of flops has enough, or for at most `PATIENCE` draws.
 
     Args:
-        space: with its limits and predicates.
-        edges: of the ranges, ascending.
-        each: networks of each range; those that are rare may be fewer.
-        rng: where randomness comes from, or a seed.
+        space: the space; its limits and predicates apply.
+        edges: the edges of the ranges of flops, ascending; n + 1 edges make n ranges.
+        each: number of networks to draw in each range. Ranges where networks are rare may get
+            fewer.
+        rng: the source of randomness, or a seed.
 
     Raises:
-        ConfigError: there are none at all; see `sample`.
+        ConfigError: no network was found in any range.
     """
     draws = _Draws(space.restrict(flops=(edges[0], edges[-1])), np.random.default_rng(rng))
     counts = np.zeros(len(edges) - 1, dtype=np.int64)
@@ -188,7 +190,8 @@ def sample_by_flops(
     while draws.drawn < PATIENCE and counts.min() < each:
         new = draws.next()
         which = np.clip(np.searchsorted(edges, new.metric("flops")) - 1, 0, len(counts) - 1)
-        # Among those of its range, counted from those that came before.
+        # The position of each network among all those of its range, so that a range accepts only
+        # its first `each` networks.
         place = [counts[k] + (which[:at] == k).sum() for at, k in enumerate(which)]
         room = np.array(place, dtype=np.int64) < each
         kept.append(new.take(room))
@@ -199,7 +202,7 @@ def sample_by_flops(
 
 
 class _Draws:
-    """Networks of a space in chunks, none twice, and what excluded the others."""
+    """Draws from a space in chunks: its networks, each once, and counts of what excluded others."""
 
     def __init__(self, space: Space, rng: np.random.Generator) -> None:
         self.space, self.rng = space, rng
@@ -209,7 +212,7 @@ class _Draws:
         self.drawn = self.right = 0
 
     def next(self) -> Sample:
-        """Those of the next chunk that count and are new."""
+        """Draw the next chunk, and return its networks that are in the space and new."""
         found = draw(self.space, _CHUNK, self.rng)
         self.drawn, self.right = self.drawn + _CHUNK, self.right + len(found)
         fits = np.ones(len(found), dtype=np.bool_)
@@ -221,10 +224,11 @@ class _Draws:
         return found.take(_first_seen(found, self.seen))
 
     def told(self) -> str:
-        """What to say of a space with too few networks."""
+        """Return the error message for a space with too few networks."""
         text = (
-            f"{self.space.name}: only {len(self.seen)} networks in {self.drawn:,} draws; "
-            f"{self.drawn - self.right:,} do not have {self.space.num_stages} stages"
+            f"{self.space.name}: only {len(self.seen)} networks were found in {self.drawn:,} "
+            f"draws; ask for fewer networks, or widen its ranges: {self.drawn - self.right:,} "
+            f"draws do not have {self.space.num_stages} stages"
         )
         most = sorted(self.excluded.items(), key=lambda item: -item[1])
         reasons = ", ".join(f"{number:,} fail {name}" for name, number in most if number)
@@ -234,7 +238,7 @@ class _Draws:
 
 
 def _first_seen(found: Sample, seen: set[bytes]) -> IntArray:
-    """Which networks were not drawn before; `seen` learns them."""
+    """Return the indices of networks that were not drawn before, and add them to `seen`."""
     rows = np.column_stack(list(found.parameters.values()))
     new = []
     for index, row in enumerate(rows):
@@ -246,7 +250,7 @@ def _first_seen(found: Sample, seen: set[bytes]) -> IntArray:
 
 
 def _conditions(space: Space) -> dict[str, Callable[[Sample], BoolArray]]:
-    """Limits and predicates, by what a message calls them."""
+    """Return the limits and predicates of a space, by what messages call them."""
     found: dict[str, Callable[[Sample], BoolArray]] = {}
     for name, (low, high) in space.limits.items():
         least, most = -np.inf if low is None else low, np.inf if high is None else high
@@ -262,7 +266,7 @@ def _conditions(space: Space) -> dict[str, Callable[[Sample], BoolArray]]:
 
 
 def _words(name: str, low: float | None, high: float | None) -> str:
-    """A limit as a message tells it."""
+    """Return a limit in the words of a message."""
     if low == high:
         return f"{name} of {low:g}"
     ends = [f"from {low:g}"] if low is not None else []
@@ -270,7 +274,14 @@ def _words(name: str, low: float | None, high: float | None) -> str:
 
 
 def draw(space: Space, count: int, rng: np.random.Generator) -> Sample:
-    """Networks of a space whatever its limits: of `count` draws those with the right stages."""
+    """Draw networks of a space without regard to its limits.
+
+    Args:
+        space: the space.
+        count: number of draws. Those with another number of stages than the space has are left
+            out, so that fewer networks may be returned.
+        rng: the source of randomness.
+    """
     if space.family == "regnet":
         parameters, population = _regnets(space, count, rng)
     else:
@@ -310,7 +321,7 @@ def _anynets(
 
 
 def _by_stage(space: Space, name: str, count: int, rng: np.random.Generator) -> FloatArray:
-    """A parameter of every stage (count, s), as its relation says."""
+    """Draw a parameter for every stage, (count, s), in its relation between the stages."""
     distribution, relation = space.parameters[name], space.relations.get(name, "free")
     shape = (count, space.num_stages)
     if relation == "equal":
@@ -329,12 +340,17 @@ def _by_stage(space: Space, name: str, count: int, rng: np.random.Generator) -> 
 def _regnets(
     space: Space, count: int, rng: np.random.Generator
 ) -> tuple[dict[str, FloatArray], StagePopulation]:
-    """Those with the right number of stages, no level of the line skipped and no two merged."""
+    """Draw RegNets, and return those with the required number of stages.
+
+    These are the ones whose line neither skips a quantization level nor has two levels that round
+    to the same width.
+    """
     parameters = {
         name: distribution.draw(rng, count) for name, distribution in space.parameters.items()
     }
     d, w0, wa, wm = (parameters[name] for name in ("d", "w0", "wa", "wm"))
-    # The line rises, so that its last block is on the last level. This leaves few to expand.
+    # The line never falls, so its last block has the highest level. Checking that level first
+    # leaves few networks to expand into stages.
     levels = np.rint(width_exponents(linear_widths(w0, wa, d - 1), w0, wm)) + 1
     likely = np.flatnonzero(levels == space.num_stages)
     parameters = {name: found[likely] for name, found in parameters.items()}
@@ -349,7 +365,7 @@ def _regnets(
     stages, right = space.num_stages, population.num_stages == space.num_stages
 
     def columns(values: Any) -> Any:
-        """As many as there are stages, though all networks may have had fewer, or more."""
+        """Cut or pad to the number of stages: all draws may have fewer, and some may have more."""
         return np.pad(values[:, :stages], ((0, 0), (0, max(0, stages - values.shape[1]))))[right]
 
     return {name: found[right] for name, found in parameters.items()}, StagePopulation(
@@ -364,7 +380,7 @@ def _regnets(
 def _complexity(
     population: StagePopulation, architecture: ArchitectureConfig, sizes: IntArray
 ) -> Complexity[IntArray]:
-    """Of each network at its own image size."""
+    """Count the complexity of each network at its own image size."""
     totals = {name: np.zeros(len(population), dtype=np.int64) for name in COMPLEXITY}
     for size in np.unique(sizes):
         there = sizes == size
@@ -376,7 +392,7 @@ def _complexity(
 
 
 def joined(samples: Sequence[Sample]) -> Sample:
-    """Samples of one space, or of parts of it, as one."""
+    """Join samples of one space, or of parts of it; the result has the space of the first."""
     first = samples[0]
     return Sample(
         space=first.space,

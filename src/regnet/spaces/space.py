@@ -1,7 +1,7 @@
-"""A design space as data: the parameters that are drawn, their distributions, and limits.
+"""Describe a design space as data: the parameters to draw, their distributions, and limits.
 
-A `Space` is frozen. `Space.restrict` returns the part of it within narrower ranges, so that
-refining a space by the results of a study is one line. The spaces of the paper are in
+A `Space` is immutable. `Space.restrict` returns the part of a space within narrower ranges, so that
+it takes one line to refine a space by the results of a study. The spaces of the paper are in
 `regnet.spaces.paper`.
 """
 
@@ -23,112 +23,131 @@ from regnet.spaces.distributions import Distribution
 from regnet.spaces.latency import LatencyModel
 
 Family = Literal["anynet", "regnet", "custom"]
-"""Of a custom space the networks are built by a function; see `regnet.spaces.custom`."""
+"""The kind of network; a user's function builds custom ones (`regnet.spaces.custom`)."""
 
 Relation = Literal["free", "equal", "increasing", "decreasing"]
-"""Of the values of neighbouring stages; increasing and decreasing include equal ones."""
+"""How the values of neighbouring stages relate. Neighbours may be equal in an increasing or a
+decreasing order."""
 
 Range: TypeAlias = tuple[float | None, float | None]
-"""A closed range; None where it is open."""
+"""A range that includes both ends; an end that is None has no limit."""
 
 Predicate: TypeAlias = Callable[[Any], NDArray[np.bool_]]
-"""Which of the networks of a `Sample` count, as an array (n,)."""
+"""A function that says which networks of a `Sample` satisfy a condition, as an array (n,)."""
 
 PARAMETERS: Final[Mapping[Family, tuple[str, ...]]] = {
     "anynet": ("d_i", "w_i", "b_i", "g_i"),
     "regnet": ("d", "w0", "wa", "wm", "b", "g"),
     "custom": (),
 }
-"""What is drawn, in the paper's symbols. Of an AnyNet each is drawn for every stage: depth, width,
-bottleneck ratio and group width. Either may have `r`, the side of the image, as well. A custom
-space draws whatever its function takes."""
+"""The parameters that are drawn, in the paper's symbols.
+
+For an AnyNet they are drawn for every stage: depth, width, bottleneck ratio and group width. Both
+families may draw `r` as well, the side of the image. A custom space draws what its function takes.
+"""
 
 FUNCTION: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", re.ASCII)
-"""A function in text: `package.module:function`."""
+"""The name of a function as text: `package.module:function`."""
 
 COMPLEXITY: Final = ("flops", "params", "activations")
 
 LATENCY: Final = "latency_ms"
-"""The metric that a space has if it has a model of a device."""
+"""The metric that a space has only if it has a latency model of a device."""
 
 LEVELS: Final = 64
-"""Values that the paper counts for each of d, w0, wa and wm (section 3.3)."""
+"""Number of values that the paper counts for each of d, w0, wa and wm (section 3.3)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """A design space."""
+    """A design space: what is drawn, how, and which networks belong to it."""
 
     name: str
     family: Family
     parameters: Mapping[str, Distribution]
-    """A distribution for each of `PARAMETERS`; `r` may be there too."""
+    """A distribution for each of the family's `PARAMETERS`, and optionally for `r`."""
     build: str = ""
-    """Of a custom space: the function that builds a network, a `torch.nn.Module` from images to
-    logits, as `package.module:function`. It takes the parameters by their names; and `num_classes`
-    and `image_size`, if it names them. **Whoever trains or samples the space runs it.**"""
+    """For a custom space, the function that builds a network, as `package.module:function`.
+
+    It takes the drawn parameters by name, and `num_classes` and `image_size` if its signature names
+    them. It returns a `torch.nn.Module` that maps images to logits. **Whoever trains or samples the
+    space runs this code.**"""
     count: str = ""
-    """Of a custom space: the function that counts a network, from the same arguments to a mapping
-    with flops, params and activations. Empty: the network is built and counted without memory."""
+    """For a custom space, the function that counts a network, as `package.module:function`.
+
+    It takes the same arguments as `build`, and returns a mapping with flops, params and
+    activations. If it is empty, each network is built on the meta device, without memory for its
+    weights, and counted there."""
     relations: Mapping[str, Relation] = field(default_factory=dict)
-    """Between the stages of an AnyNet; free where nothing is said."""
+    """Relations between the stages of an AnyNet, by parameter; "free" for the others."""
     num_stages: int = 4
-    """Networks with another number do not count."""
+    """Number of stages. Draws with another number of stages are not in the space."""
     limits: Mapping[str, Range] = field(default_factory=dict)
-    """Closed ranges that networks must lie in, by the names of `metric_names`."""
+    """Ranges that include their ends and that networks must lie in, by names of `metric_names`."""
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     """What all networks share: stem, kind of block, head, classes."""
     image_size: int = 224
-    """Side of the image in pixels, where `r` is not drawn; complexity is that at this size."""
+    """Side of the images in pixels if `r` is not drawn; complexity is counted at this size."""
     ordering: Literal["rejection", "sorting"] = "rejection"
-    """How increasing values are drawn: again until they are, or sorted. The paper does not say;
-    rejection keeps the distribution of the larger space, sorting makes ties rarer."""
+    """How ordered values are drawn: drawn again until they are in order, or sorted.
+
+    The paper does not say. Rejection preserves the distribution of the larger space; sorting makes
+    ties rarer."""
     latency: LatencyModel | None = None
-    """How long its networks take on a device; None: nobody knows, and there is no limit of it."""
+    """A model of the networks' latency on a device; without one, latency cannot be limited."""
     predicates: Mapping[str, Predicate] = field(default_factory=dict)
-    """Further conditions, by name; a space that has any cannot be saved."""
+    """Further conditions, by name. A space with predicates cannot be saved."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             raise ConfigError(
-                f"a space's name has letters, digits, '_', '-' and '.', got {self.name!r}"
+                "a space's name has letters, digits, '_', '-' and '.', and begins with a letter or "
+                f"a digit; got {self.name!r}"
             )
         if self.family not in PARAMETERS:
-            raise ConfigError(f"a space is of anynet, regnet or custom; got {self.family!r}")
+            raise ConfigError(f"family must be anynet, regnet or custom; got {self.family!r}")
         needed = set(PARAMETERS[self.family])
         if self.custom:
             self._check_custom()
         elif self.build or self.count:
-            raise ConfigError(f"{self.name} is of {self.family}: build and count are for custom")
+            raise ConfigError(
+                f"{self.name} is of family {self.family}; build and count are for custom spaces"
+            )
         elif wrong := sorted(needed ^ (set(self.parameters) - {"r"})):
             raise ConfigError(
-                f"a space of {self.family} draws {', '.join(PARAMETERS[self.family])}, and may "
-                f"draw r; {wrong[0]!r} is {'missing' if wrong[0] in needed else 'not one of them'}"
+                f"a space of family {self.family} draws {', '.join(PARAMETERS[self.family])}, and "
+                f"may draw r; {wrong[0]!r} is "
+                f"{'missing' if wrong[0] in needed else 'not one of them'}"
             )
         for name, relation in self.relations.items():
             if self.family != "anynet" or name not in needed:
-                raise ConfigError(f"{name!r} is not drawn for each stage, and has no relation")
+                raise ConfigError(
+                    f"{name!r} is not drawn for each stage, so it cannot have a relation"
+                )
             if relation not in ("free", "equal", "increasing", "decreasing"):
                 raise ConfigError(
-                    f"a relation is free, equal, increasing or decreasing; got {relation!r}"
+                    f"a relation must be free, equal, increasing or decreasing; got {relation!r}"
                 )
         for name, distribution in self.parameters.items():
             if not self.custom:
                 self._check_parameter(name, distribution)
         if self.num_stages < 1 or self.image_size < 1:
-            raise ConfigError("num_stages and image_size must be at least 1")
+            raise ConfigError(
+                "num_stages and image_size must be at least 1, "
+                f"got {self.num_stages} and {self.image_size}"
+            )
         if self.ordering not in ("rejection", "sorting"):
             raise ConfigError(f"ordering must be rejection or sorting; got {self.ordering!r}")
         for name, (low, high) in self.limits.items():
             if any(end is not None and math.isnan(end) for end in (low, high)):
-                raise ConfigError(f"{name} has a limit that is no number")
+                raise ConfigError(f"the limit of {name} has an end that is not a number")
             if name not in self.metric_names:
                 raise ConfigError(unknown(f"metric of {self.name}", name, self.metric_names))
             if low is not None and high is not None and low > high:
                 raise ConfigError(f"{name} has an empty range: {low:g} to {high:g}")
 
     def _check_custom(self) -> None:
-        """Whether functions and parameters have names that can be used."""
+        """Check the names of functions and parameters of a custom space."""
         for what in ("build", "count"):
             text = getattr(self, what)
             if not FUNCTION.fullmatch(text) and (what == "build" or text):
@@ -136,22 +155,25 @@ class Space:
                     f"{self.name}: {what} must be 'package.module:function', got {text!r}"
                 )
         if not self.parameters:
-            raise ConfigError(f"{self.name}: nothing is drawn; give it parameters")
+            raise ConfigError(f"{self.name}: nothing is drawn; give it at least one parameter")
         if self.latency:
             raise ConfigError(
-                f"{self.name} is custom: models of latency are for RegNets and AnyNets"
+                f"{self.name} is custom, but a latency model supports only RegNets and AnyNets"
             )
         for name in self.parameters:
             if not name.isidentifier() or keyword.iskeyword(name) or name in COMPLEXITY:
-                raise ConfigError(f"{self.name}: {name!r} cannot be the name of a parameter")
+                raise ConfigError(
+                    f"{self.name}: {name!r} cannot be the name of a parameter; use a Python "
+                    "identifier other than flops, params and activations"
+                )
 
     @property
     def custom(self) -> bool:
-        """Whether a user's function builds its networks."""
+        """Whether a user's function builds the networks."""
         return self.family == "custom"
 
     def _check_parameter(self, name: str, distribution: Distribution) -> None:
-        """Whether the ends of what is drawn, and steps between, can be built."""
+        """Check that a network can have the ends of a distribution, and the steps between them."""
         if name in ("wa", "wm"):
             return
         ends = distribution.values or (distribution.low, distribution.high)
@@ -161,13 +183,13 @@ class Space:
         else:
             steps = () if distribution.values else (distribution.quantum,)
             good = min(ends) >= 1 and all(float(v).is_integer() for v in (*ends, *steps))
-            needs = "whole numbers from 1 on"
+            needs = "whole numbers of 1 or more"
         if not good:
             raise ConfigError(f"{self.name}: {name} must be {needs}, got {distribution}")
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """What is known of each of its networks: parameters, depths and widths, complexity."""
+        """Names of what is known about each network: parameters, depths and widths, complexity."""
         stages = range(1, self.num_stages + 1)
         each = [f"{letter}{stage}" for letter in "dw" for stage in stages]
         image = ("r",) if "r" in self.parameters else ()
@@ -183,10 +205,10 @@ class Space:
 
     @property
     def size(self) -> float:
-        """Number of combinations, as the paper's table 1 counts them.
+        """Number of combinations, counted as in the paper's table 1.
 
-        Of s values in order it counts all tuples by s!, and of the parameters of a RegNet 64
-        values each, whatever the limits.
+        For s ordered values this is the number of all tuples divided by s!. For a RegNet it is 64
+        values for each of d, w0, wa and wm. Limits are ignored.
         """
         if self.custom:
             return float(math.prod(found.count for found in self.parameters.values()))
@@ -203,25 +225,25 @@ class Space:
 
     @property
     def dimensions(self) -> int:
-        """Degrees of freedom; an order takes none away."""
+        """Degrees of freedom; "equal" reduces them, an order does not."""
         if self.family in ("regnet", "custom"):
             return len(self.parameters)
         each = [self.relations.get(name) == "equal" for name in PARAMETERS["anynet"]]
         return sum(1 if equal else self.num_stages for equal in each) + ("r" in self.parameters)
 
     def restrict(self, *, device: LatencyModel | None = None, **ranges: float | Range) -> "Space":
-        """The part of the space whose networks lie in ranges, a number standing for itself.
+        """Return the part of the space whose networks lie in the given ranges.
 
-        Names are those of parameters, which then are drawn from the narrower range, and of metrics:
-        `space.restrict(d=(12, 28), b=1, flops=(None, 400e6))`. Ranges are closed, and None leaves
-        an end open.
+        For example `space.restrict(d=(12, 28), b=1, flops=(None, 400e6))`. A parameter is drawn
+        from its narrower range where its distribution allows that; other ranges become `limits`.
 
         Args:
-            device: a model of latency, for `latency_ms`: it stays with the space.
-            ranges: by name.
+            device: a latency model, which a range of `latency_ms` needs. The space keeps it.
+            ranges: ranges by the name of a parameter or a metric: (low, high) with both ends
+                included, where None means no limit, or a single number.
 
         Raises:
-            ConfigError: there is no such name, or nothing in a range.
+            ConfigError: there is no parameter or metric of a name, or a range is empty.
         """
         if device is not None:
             return replace(self, latency=device).restrict(device=None, **ranges)
@@ -236,7 +258,9 @@ class Space:
             if low is None and high is None:
                 continue
             if any(end is not None and math.isnan(end) for end in (low, high)):
-                raise ConfigError(f"{self.name}: the range of {name} has an end that is no number")
+                raise ConfigError(
+                    f"{self.name}: the range of {name} has an end that is not a number"
+                )
             least = -math.inf if low is None else low
             most = math.inf if high is None else high
             if name in parameters:
@@ -249,8 +273,8 @@ class Space:
                     continue
                 if name not in self.metric_names:
                     raise ConfigError(
-                        f"{self.name}: {name} of every stage cannot be narrowed, being "
-                        f"{parameters[name].kind}; restrict those of single stages, or replace it"
+                        f"{self.name}: the distribution of {name} cannot be narrowed, as its kind "
+                        f"is {parameters[name].kind}; restrict single stages, or replace it"
                     )
             before = limits.get(name, (None, None))
             least = least if before[0] is None else max(least, before[0])
@@ -261,23 +285,33 @@ class Space:
         return replace(self, parameters=parameters, limits=limits)
 
     def where(self, name: str, predicate: Predicate) -> "Space":
-        """The part of the space for which a condition holds; the name is for messages."""
+        """Return the part of the space whose networks satisfy a condition.
+
+        Args:
+            name: what messages call the condition.
+            predicate: a function from a `Sample` to an array (n,) of booleans.
+        """
         return replace(self, predicates={**self.predicates, name: predicate})
 
     def relate(self, name: str | None = None, **relations: Relation) -> "Space":
-        """The space with other relations between stages: `space.relate(w_i="increasing")`."""
+        """Return the space with other relations between stages: `space.relate(w_i="increasing")`.
+
+        Args:
+            name: the name of the new space; None: the same name.
+            relations: relations by the name of a parameter.
+        """
         return replace(self, name=name or self.name, relations={**self.relations, **relations})
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON.
+        """Return the space as data for JSON; `from_dict` reads it.
 
         Raises:
-            ConfigError: it has predicates.
+            ConfigError: the space has predicates.
         """
         if self.predicates:
             raise ConfigError(
                 f"{self.name} has conditions that are code ({', '.join(self.predicates)}), which "
-                "cannot be saved; express them by restrict, or sample without saving"
+                "cannot be saved; express them with restrict, or sample without saving"
             )
         parameters = {name: found.to_dict() for name, found in self.parameters.items()}
         return {
@@ -296,10 +330,10 @@ class Space:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Space":
-        """The space of `to_dict`.
+        """Build a space from what `to_dict` returned.
 
         Raises:
-            ConfigError: it is not one.
+            ConfigError: the values do not describe a valid space.
         """
         try:
             if "predicates" in values:
