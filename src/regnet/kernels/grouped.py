@@ -285,7 +285,7 @@ class _Tiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Walk:
-    """Each block moves down the rows of some images; a row that it reads serves up to three rows."""
+    """Each block moves down the rows of some images; a row is read once for up to three results."""
 
     together: int
     pixels: int

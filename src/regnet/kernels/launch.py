@@ -171,8 +171,8 @@ def fastest(
     if key not in _chosen:
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                "kernels must be timed before a CUDA graph captures them; call the network once with "
-                "this shape first"
+                "kernels must be timed before a CUDA graph captures them; call the network with "
+                "this shape once, outside the graph"
             )
         _chosen[key] = _timed(key, ways, launch, x)
     return _chosen[key]  # type: ignore[return-value]  # keys name one kind of way each
