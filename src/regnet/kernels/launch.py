@@ -175,7 +175,7 @@ def fastest(
                 "this shape once, outside the graph"
             )
         _chosen[key] = _timed(key, ways, launch, x)
-    return _chosen[key]  # type: ignore[return-value]  # keys name one kind of way each
+    return _chosen[key]  # type: ignore[return-value]  # a key is used with one type of way
 
 
 def _timed(

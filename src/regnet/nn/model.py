@@ -248,7 +248,7 @@ class AnyNet(Described):
         """Build a model with weights, in evaluation mode.
 
         This is `create(name, pretrained=True, **options).eval()`, except that `owner/name` is a
-        repository of the Hub.
+        repository of the Hub unless a folder of that name exists.
 
         Args:
             name: `owner/name` or `owner/name@revision` of a repository of the Hub, a folder, or any

@@ -106,9 +106,9 @@ def create(
     Args:
         name: a variant (`regnety_016`), an alias (`regnet_y_1_6gf`, `RegNetY-1.6GF`), a checkpoint
             (`regnety_016.tv2_in1k`, or its publisher's name, `facebook/regnet-y-016`), a repository
-            (`hf-hub:owner/name`, `hf-hub:owner/name@revision`), or a config. Or a path: of a folder
-            that `save_pretrained`, training or timm wrote (also `local-dir:path`), of a checkpoint,
-            whose shapes identify the architecture, or of a config (`mine.json`).
+            (`hf-hub:owner/name`, `hf-hub:owner/name@revision`), or a config. It may also be the
+            path of a folder that `save_pretrained`, training or timm wrote (or `local-dir:path`),
+            of a checkpoint, whose shapes identify the architecture, or of a config (`mine.json`).
         pretrained: load the weights that the name specifies. Without a tag these are the variant's
             default, which is its most accurate checkpoint under a permissive license
             (`regnet.weights.catalog.find_checkpoint`).
@@ -298,7 +298,7 @@ _HINTS: Final = {
 
 
 def create_pretrained(name: str | Path, **options: Any) -> AnyNet:
-    """Call `create` with weights; `owner/name` is a repository, and a `Path` is a folder."""
+    """Call `create` with weights; `owner/name` is a repository unless there is such a folder."""
     if "torch_dtype" in options:
         options["dtype"] = options.pop("torch_dtype")
     if isinstance(name, Path):
