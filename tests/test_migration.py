@@ -122,7 +122,9 @@ def test_preprocess_says_what_it_was_given(name):
     with pytest.raises(ConfigError, match="takes a model or the name of one, got ") as refusal:
         regnet.preprocess(name)
     assert type(name).__name__ in str(refusal.value)
-    with pytest.raises(ConfigError, match="this model does not say how its images look"):
+    with pytest.raises(
+        ConfigError, match="this model has no card that specifies its preprocessing"
+    ):
         regnet.preprocess(nn.Linear(3, 3))
 
 

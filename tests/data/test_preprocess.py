@@ -96,5 +96,5 @@ def test_a_models_own_transform():
 
 
 def test_a_model_that_does_not_say():
-    with pytest.raises(ConfigError, match="does not say how its images look"):
+    with pytest.raises(ConfigError, match="no card that specifies its preprocessing"):
         regnet.preprocess(torch.nn.Identity())

@@ -234,7 +234,7 @@ def test_other_predictions_are_neither_mixed_nor_overwritten(photos: Path, tmp_p
         ({"model": str(other)}, "weights"),
         ({"engine": "eager"}, "engine_asked"),
     ):
-        with pytest.raises(ConfigError, match=f"other predictions: {what} "):
+        with pytest.raises(ConfigError, match=f"contains other predictions: {what} "):
             predict_collection(photos, out, executor=HERE, **options)  # type: ignore[arg-type]
     (photos / "class 0/one more.png").write_bytes(encoded(50))
     with pytest.raises(ConfigError, match="other predictions: images "):
@@ -242,7 +242,7 @@ def test_other_predictions_are_neither_mixed_nor_overwritten(photos: Path, tmp_p
     assert out.read_bytes() == before
     other_out = tmp_path / "unfinished.parquet"
     unfinished(photos, other_out)
-    with pytest.raises(ConfigError, match=r"unfinished\.parquet\.parts holds other predictions"):
+    with pytest.raises(ConfigError, match=r"unfinished\.parquet\.parts contains other predictions"):
         predict_collection(photos, other_out, executor=HERE, topk=2)
 
 
@@ -256,7 +256,9 @@ def test_a_file_that_holds_no_predictions_stays(
     else:
         out.write_bytes(content)
     before = out.read_bytes()
-    with pytest.raises(ConfigError, match="holds no predictions; remove it, or name another file"):
+    with pytest.raises(
+        ConfigError, match="contains no predictions; remove it, or name another file"
+    ):
         predict_collection(photos, out, executor=HERE)
     assert out.read_bytes() == before
 
@@ -292,7 +294,7 @@ def test_an_exported_file_computes_as_it_does(photos: Path, tmp_path: Path) -> N
     regnet.export(regnet.create("regnety_cifar", pretrained=True), file, input="uint8")
     for options in ({"engine": "folded"}, {"precision": "bf16"}):
         with pytest.raises(
-            ConfigError, match="run by onnx on the CPU, in fp32; leave engine, prec"
+            ConfigError, match="always runs on onnx on the CPU, in fp32; leave engine, prec"
         ):
             predict_collection(photos, out, str(file), executor=HERE, **options)  # type: ignore[arg-type]
     predict_collection(photos, out, str(file), executor=HERE)
@@ -435,7 +437,5 @@ def test_a_part_whose_processes_die_is_said_and_the_others_stay(
         [sys.executable, script, photos, out], capture_output=True, text=True, check=False
     )
     assert ended.returncode == 1
-    assert f"{ExecutorError.__name__}: 1 parts were not done (part 1: its process ended" in (
-        ended.stderr
-    )
+    assert f"{ExecutorError.__name__}: 1 parts failed (part 1: its process ended" in (ended.stderr)
     assert len(list(tmp_path.glob("out.parquet.parts/[0-9]*.parquet"))) == 2

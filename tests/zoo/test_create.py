@@ -81,8 +81,8 @@ def test_spellings(spelling, name, tag):
         ("regnety_16.tv2_in1k", "did you mean 'regnety_160'"),
         ("regnety_017", "did you mean"),
         ("resnet51", "'resnet50'"),
-        ("vit_base", "`regnet list` lists all, as list_models() does"),
-        ("", "`regnet list` lists all"),
+        ("vit_base", "`regnet list` and list_models() list all"),
+        ("", "`regnet list` and list_models() list all"),
     ],
 )
 def test_unknown_names_get_a_hint(name, hint):
@@ -103,7 +103,7 @@ def test_unknown_options_are_type_errors():
         regnet.create("regnetx_002", num_class=10)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="num_class"):
         regnet.regnet_x_200mf(num_class=10)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"torch\.jit\.script takes the networks as they are"):
+    with pytest.raises(TypeError, match=r"torch\.jit\.script accepts every network as it is"):
         regnet.create("regnetx_002", scriptable=True)  # type: ignore[call-overload]
 
 

@@ -59,7 +59,7 @@ def test_a_file_of_weights_is_a_name(weights, caplog):
     model = regnet.create(str(weights), pretrained=True)
     assert model.num_classes == 7
     assert model.card.architecture == "regnetx_002"
-    assert "does not say how its images look; taken as for regnetx_002.pycls_in1k" in caplog.text
+    assert "does not specify its preprocessing; using that of regnetx_002.pycls_in1k" in caplog.text
     x = torch.randn(1, 3, 64, 64)
     other = regnet.create("regnetx_002", checkpoint_path=weights, num_classes=7).eval()
     assert torch.equal(model.eval()(x), other(x))
@@ -83,7 +83,7 @@ def test_a_file_of_another_network_says_what_to_do(tmp_path):
     model = AnyNet(config)
     path, description = tmp_path / "own.safetensors", tmp_path / "own.json"
     save_file(model.state_dict(), path)
-    with pytest.raises(WeightsError, match="fits no published network; say which network it is"):
+    with pytest.raises(WeightsError, match="fits no published network; create the network by its"):
         regnet.create(str(path), pretrained=True)
     description.write_text(config.to_json())
     opened = regnet.create(str(description), checkpoint_path=path)  # as it says

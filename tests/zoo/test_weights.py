@@ -76,8 +76,8 @@ def test_a_new_classifier_and_the_plan_in_one_line(original, caplog):
         torch.manual_seed(3)
         model = regnet.create(NAME, pretrained=True, num_classes=37, in_chans=1).eval()
     assert caplog.messages == [
-        "regnety_cifar.cifar10: 200 tensors; classifier of 10 classes, a new one of 37; "
-        "stem of 3 channels adapted to 1"
+        "regnety_cifar.cifar10: 200 tensors; classifier of 10 classes, replaced by a new one of "
+        "37; stem of 3 channels adapted to 1"
     ]
     assert model(IMAGES[:, :1]).shape == (2, 37)
     assert model.head.fc.weight.std() < 0.02
@@ -99,9 +99,9 @@ def test_chosen_classes(original):
     for wrong in ([], [1.5], ["a"], [True]):
         with pytest.raises(ConfigError, match="classes must lie between 0 and 9"):
             regnet.create(NAME, pretrained=True, classes=wrong)
-    with pytest.raises(ConfigError, match="classes chooses among a checkpoint's"):
+    with pytest.raises(ConfigError, match="classes selects classes of a checkpoint"):
         regnet.create(NAME, classes=[3])
-    with pytest.raises(ConfigError, match="it takes no num_classes"):
+    with pytest.raises(ConfigError, match="leave num_classes out"):
         regnet.create(NAME, pretrained=True, classes=[3], num_classes=2)
 
 
@@ -271,7 +271,7 @@ def test_revisions(hub, cache):
     assert torch.equal(model.head.fc.weight, state["head.fc.weight"])
     with pytest.raises(WeightsError, match="has no revision v9"):
         regnet.create("regnetx_002", revision="v9", **options)
-    with pytest.raises(ConfigError, match="lies in no repository of the Hub; leave revision out"):
+    with pytest.raises(ConfigError, match="is in no repository of the Hub; leave revision out"):
         AnyNet.from_pretrained("regnetx_002.pycls", revision="v9")
 
 

@@ -1,7 +1,7 @@
-"""The explorer: design a RegNet, classify a photo, read reports, in a browser.
+"""The explorer: design a RegNet, classify a photo and open reports in a browser.
 
-Needs gradio (`pip install 'regnet[app]'`); `regnet app` starts it. It stands on `selection`, and
-only the command line imports it.
+It needs gradio (`pip install 'regnet[app]'`), and `regnet app` starts it. This package builds on
+`selection`, and only the command line imports it.
 """
 
 import atexit
@@ -23,36 +23,40 @@ UPLOAD_MB: Final = 32
 
 @cache
 def temporary_folder() -> Path:
-    """The folder for uploads and downloads, which only this user can read; removed at the end."""
+    """Return the folder for uploads and downloads.
+
+    Only this user can read it, and it is removed when the process ends.
+    """
     folder = TemporaryDirectory(prefix="regnet-explorer-")
     atexit.register(folder.cleanup)
     return Path(folder.name)
 
 
 def launch(*, port: int = PORT, upload_mb: int = UPLOAD_MB, open_browser: bool = False) -> "Blocks":
-    """Begin to serve the explorer, on this machine alone.
+    """Start a server for the explorer, which only this machine can reach, and return.
 
     Args:
-        port: of 127.0.0.1.
-        upload_mb: largest file that it takes, in megabytes.
-        open_browser: show it at once.
+        port: port of 127.0.0.1 to listen on.
+        upload_mb: size of the largest file that can be uploaded, in megabytes.
+        open_browser: open the page in a browser.
 
     Returns:
-        gradio's page: `local_url`, `block_thread()`, `close()`.
+        gradio's page, with `local_url`, `block_thread()` and `close()`.
 
     Raises:
         MissingExtraError: gradio or matplotlib is not installed.
-        ConfigError: the port is taken, or a number is out of range.
+        ConfigError: the port cannot be used, or a number is out of range.
     """
     if not 1 <= port <= 65535 or upload_mb < 1:
         raise ConfigError(
             f"port must be 1 to 65535 and upload_mb at least 1; got {port} and {upload_mb}"
         )
-    # gradio reads both when it is imported. The folder is removed at the end, with all uploads.
+    # gradio reads both variables when it is imported. Uploads are in the temporary folder, so that
+    # they are removed with it.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_TEMP_DIR"] = str(temporary_folder() / "uploads")
     try:
-        import gradio  # noqa: F401 - whether they are there
+        import gradio  # noqa: F401 - imported to check that it is installed
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(

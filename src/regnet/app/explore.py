@@ -1,4 +1,4 @@
-"""Compute what the explorer shows about a RegNet: stages, cost and similar published networks."""
+"""Compute the tables and the plot of a RegNet that the explorer shows."""
 
 from io import StringIO
 from math import log
@@ -26,7 +26,7 @@ NEAR_COLUMNS: Final = (
 
 
 def stage_table(config: RegNetConfig) -> Table:
-    """A row per stage, of `STAGE_COLUMNS`; widths in channels."""
+    """Return a row per stage, with the columns `STAGE_COLUMNS`; widths are in channels."""
     last_blocks = {block.stage: block for block in config.blocks()}
     return [
         [
@@ -43,7 +43,7 @@ def stage_table(config: RegNetConfig) -> Table:
 
 
 def cost_table(config: RegNetConfig, image_size: int) -> Table:
-    """What it costs for images of a size, of `COST_COLUMNS`."""
+    """Return the cost of a network for images of a size, with the columns `COST_COLUMNS`."""
     cost = complexity(config, image_size)
     return [
         ["flops (multiply-adds), M", f"{cost.flops / 1e6:,.1f}"],
@@ -54,9 +54,17 @@ def cost_table(config: RegNetConfig, image_size: int) -> Table:
 
 
 def nearest(config: RegNetConfig, image_size: int, count: int = 4) -> Table:
-    """Published RegNetX and RegNetY that cost about the same, nearest first, of `NEAR_COLUMNS`.
+    """Return the published RegNetX and RegNetY of the most similar cost, the most similar first.
 
-    Near is by the logarithms of flops, parameters and activations.
+    Similarity is the distance between the logarithms of flops, parameters and activations.
+
+    Args:
+        config: the network to compare with.
+        image_size: side of the images in pixels.
+        count: number of networks to return.
+
+    Returns:
+        A row per network, with the columns `NEAR_COLUMNS`.
     """
     own = complexity(config, image_size)
 
@@ -74,7 +82,7 @@ def nearest(config: RegNetConfig, image_size: int, count: int = 4) -> Table:
 
 
 def drawing(config: RegNetConfig) -> str:
-    """Block widths beside the quantized line, as SVG with its text as text."""
+    """Plot block widths and the quantized line as SVG, whose text can be selected."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 

@@ -1,8 +1,9 @@
-"""Which requests the explorer answers, and which its own pages may send.
+"""Check the requests that the explorer receives, and limit those that its own pages can send.
 
-A page of another site can send requests to 127.0.0.1, and can make a name of its own point there
-(DNS rebinding). The headers `Host` and `Origin` of a request show both, and such requests are
-refused. A content security policy keeps our pages, and the reports they show, from other servers.
+A page of another site can send requests to 127.0.0.1, and can make a name of its own resolve to
+that address (DNS rebinding). Both are visible in the headers `Host` and `Origin`, and such requests
+are refused. A content security policy prevents the explorer's pages, and the reports that they
+show, from contacting other servers.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -17,16 +18,16 @@ PAGE_POLICY: Final = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-src 'none'; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
-"""gradio writes scripts and styles into its page; other servers are not reached."""
+"""Policy of the page. It allows the inline scripts and styles of gradio, but no other server."""
 
 REPORT_POLICY: Final = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 )
-"""A report needs no server: its scripts, styles and pictures are part of it."""
+"""Policy of a report. It allows no server, because a report contains its scripts and pictures."""
 
 
 class Guard:
-    """ASGI middleware: refuses other hosts and origins, and sends the policy of pages."""
+    """ASGI middleware that refuses other hosts and origins, and adds the policy to responses."""
 
     def __init__(self, app: App, *, port: int) -> None:
         self.app = app
@@ -57,13 +58,13 @@ async def _refuse(scope: Scope, send: Send) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    text = b"This page is for the browser of its own machine.\n"
+    text = b"This page can only be opened in a browser on the same machine.\n"
     headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(text)).encode())]
     await send({"type": "http.response.start", "status": 403, "headers": headers})
     await send({"type": "http.response.body", "body": text})
 
 
 def framed(page: str) -> str:
-    """Return a report that begins with its policy, so that the policy covers all of it."""
+    """Return the HTML of a report with its policy placed first, so that it applies to all of it."""
     meta = f'<meta http-equiv="Content-Security-Policy" content="{REPORT_POLICY}">'
     return f"<!doctype html>{meta}{page}"

@@ -1,4 +1,4 @@
-"""The explorer's page, on gradio."""
+"""The explorer's page, built with gradio."""
 
 from html import escape
 from pathlib import Path
@@ -17,7 +17,8 @@ from regnet.prediction.images import DEFAULT_MODEL, predict
 from regnet.selection.device import LEARNED_ENGINE, Learned, learn
 from regnet.zoo.listing import list_models
 
-THEME: Final = gr.themes.Default(font="system-ui", font_mono="monospace")  # none to download
+# Fonts of the system, because gradio's default fonts would be downloaded.
+THEME: Final = gr.themes.Default(font="system-ui", font_mono="monospace")
 CSS: Final = """
 #widths svg { width: 100%; height: auto; background: #fff }
 .gradio-container { max-width: 1400px !important; margin: 0 auto }
@@ -25,7 +26,7 @@ CSS: Final = """
 
 _START: Final = "regnety_016"
 _PARAMETERS: Final = (
-    # label, lowest, highest, step, what it is; in the order of `_shown`
+    # Label, minimum, maximum, step and description of each slider, in the order of `_shown`.
     ("w0", 8, 352, 8, "width of the first block, before rounding"),
     ("wa", 0, 256, 0.01, "slope of the line: width added by each block"),
     ("wm", 1.1, 3.5, 0.01, "ratio of the widths of neighbouring stages"),
@@ -36,7 +37,7 @@ _RATIOS: Final = [("1/4 (inverted)", 0.25), ("1/2", 0.5), ("1", 1.0), ("2", 2.0)
 
 
 def build() -> gr.Blocks:
-    """The page, not yet served."""
+    """Build the page; `launch` serves it."""
     page: gr.Blocks
     with gr.Blocks(
         title="RegNet explorer", analytics_enabled=False, delete_cache=(3600, 3600)
@@ -97,7 +98,7 @@ def _design(page: gr.Blocks) -> None:
             near = gr.Dataframe(
                 headers=list(explore.NEAR_COLUMNS), interactive=False, elem_id="near"
             )
-            with gr.Accordion("Config, usable wherever a model's name is", open=False):
+            with gr.Accordion("Config, usable as the name of a model", open=False):
                 code = gr.Code(language="json", elem_id="config")
                 file = gr.DownloadButton("Download", elem_id="download")
     inputs = [*sliders, ratio, excite, size, device]
@@ -113,7 +114,7 @@ def _design(page: gr.Blocks) -> None:
 
 
 def _parameterized(name: str) -> bool:
-    """Whether the controls reach a published network."""
+    """Whether the controls can represent a published network."""
     config = VARIANTS[name].config
     plain = isinstance(config, RegNetConfig) and config.stem == "simple"
     if not plain or config.block != "bottleneck":
@@ -123,7 +124,7 @@ def _parameterized(name: str) -> bool:
 
 
 def _values(name: str) -> list[float]:
-    """The parameters of a published network, in the order of the controls."""
+    """Return the parameters of a published network, in the order of the controls."""
     c = VARIANTS[name].config
     assert isinstance(c, RegNetConfig)
     return [c.w0, c.wa, c.wm, c.depth, c.group_width, c.bottleneck_ratio, c.se_ratio]
@@ -140,7 +141,7 @@ def _shown(
     size: float,
     device: Learned | None,
 ) -> tuple[Any, ...]:
-    """Everything beside the controls; of parameters that fit no network, only why."""
+    """Return the content of all outputs; for parameters that fit no network, only the reason."""
     size = round(size)
     try:
         config = RegNetConfig(
@@ -168,17 +169,20 @@ def _shown(
 
 def _latency(config: RegNetConfig, size: int, device: Learned | None) -> str:
     if device is None:
-        return "Latency on this device: not learned yet."
+        return "The latency on this device has not been learned yet."
     if device.image_size != size:
-        return f"Latency was learned for images of {device.image_size} pixels; learn it again."
+        return (
+            f"The latency was learned for images of {device.image_size} pixels; learn this device "
+            "again."
+        )
     return (
         f"**{device.predict(config):.1f} ms** predicted on this device, batch 1 "
         f"({LEARNED_ENGINE} fp32); "
-        f"off by {device.error(config):.0%} (median of networks left out)."
+        f"off by {device.error(config):.0%} (median over networks that the fit left out in turn)."
     )
 
 
-def _learned(size: float, progress: gr.Progress = gr.Progress()) -> Learned:  # noqa: B008 - gradio's way
+def _learned(size: float, progress: gr.Progress = gr.Progress()) -> Learned:  # noqa: B008 - gradio recognizes this default
     try:
         return learn(round(size), on_step=lambda *steps: progress(steps, desc="measuring networks"))
     except RegNetError as error:
@@ -186,7 +190,7 @@ def _learned(size: float, progress: gr.Progress = gr.Progress()) -> Learned:  # 
 
 
 def _file(config: RegNetConfig) -> Path:
-    """The config as a file of its own, for the download."""
+    """Write the config to a file for the download, and return its path."""
     text = config.to_json()
     path = temporary_folder() / f"regnet-{digest.of_bytes(text.encode())[:10]}.json"
     path.write_text(text, encoding="utf-8")
@@ -206,7 +210,7 @@ def _classify() -> None:
             )
         with gr.Column():
             seen = gr.Image(
-                label="As it was read", interactive=False, height=320, buttons=["fullscreen"]
+                label="Photo as decoded", interactive=False, height=320, buttons=["fullscreen"]
             )
             label = gr.Label(label="Classes", num_top_classes=5, elem_id="classes")
     for event in (photo.upload, name.input):
@@ -231,8 +235,8 @@ def _classified(photo: str | None, name: str) -> tuple[Any, Any]:
 
 
 def _warn(message: str) -> None:
-    # Not an Error: that would leave the last answer on the page as if it were of this file.
-    # gradio shows it as HTML, and it quotes what files hold.
+    # Not gr.Error, which would leave the last result on the page as if it belonged to this file.
+    # Escaped, because gradio shows the message as HTML, and it may quote the content of a file.
     gr.Warning(escape(message), title="This did not work", duration=None)
 
 
@@ -253,7 +257,8 @@ def _opened(path: str) -> str:
     except (RegNetError, OSError) as error:
         _warn(str(error))
         return ""
-    # A frame of an origin of its own: the scripts in it reach nothing of this page, and no server.
+    # Without allow-same-origin, the frame has an origin of its own, so that its scripts cannot
+    # access this page. The policy of `framed` blocks all servers.
     return (
         '<iframe title="report" sandbox="allow-scripts" '
         f'style="width:100%;height:80vh;border:0" srcdoc="{escape(framed(page))}"></iframe>'

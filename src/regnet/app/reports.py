@@ -1,4 +1,4 @@
-"""Turn reports that our other commands wrote into pages to show."""
+"""Turn reports and benchmark documents that other commands wrote into pages to show."""
 
 import json
 from pathlib import Path
@@ -9,15 +9,15 @@ from regnet.bench import document, report
 from regnet.errors import ConfigError
 
 GENERATOR: Final = '<meta name="generator" content="regnet">'
-"""What reports carry, so that they are known again."""
+"""An element that every report of this library contains, by which it is recognized."""
 
 
 def page(path: Path) -> str:
-    """The HTML of a report of `regnet bench` or `regnet study`, or of a benchmark's document.
+    """Return the HTML of a report of `regnet bench` or `regnet study`, or of a benchmark document.
 
     Raises:
-        ConfigError: it is none of these.
-        OSError: it cannot be read.
+        ConfigError: the file is none of these.
+        OSError: the file cannot be read.
     """
     try:
         text = documents.text_of(path, "a report")

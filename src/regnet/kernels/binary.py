@@ -1,4 +1,4 @@
-"""Compiled kernels: what determines one, what it needs, and compiling many without a GPU."""
+"""Compiled kernels: their keys and resources, and the compilation of many without a GPU."""
 
 import importlib
 import json
@@ -17,40 +17,42 @@ from typing import Any, Final
 import torch
 
 HOPPER: Final = ("cuda", 90, 32)
-"""Backend, architecture and threads of a warp of an H100 or H200."""
+"""Backend, compute capability (9.0) and threads per warp of an H100 or H200."""
 
 REGISTERS: Final = 65536
-"""Of a multiprocessor."""
+"""Registers of a multiprocessor of an H100 or H200, as are the next three limits."""
 
 SHARED: Final = 227 * 1024
 """Bytes of shared memory of a multiprocessor that blocks can use."""
 
 RESERVED: Final = 1024
-"""Bytes of shared memory that the system takes for each block."""
+"""Bytes of shared memory that the system reserves for each block."""
 
 THREADS: Final = 2048
-"""Of a multiprocessor, at most."""
+"""Maximum number of threads of a multiprocessor."""
 
 _LARGE: Final = 2**31
+"""The smallest number that Triton passes as a 64-bit integer, which needs a binary of its own."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """What a binary needs."""
+    """The resources that a binary needs."""
 
     registers: int
-    """Per thread."""
+    """Registers per thread."""
     spills: int
     """Bytes per thread that do not fit into registers."""
     shared: int
     """Bytes of shared memory per block."""
     waits: int
-    """Places where matrix products are waited for."""
+    """Places in the code that wait for a matrix product."""
 
     def blocks_per_multiprocessor(self, threads: int) -> int:
-        """Return how many blocks of so many threads run at once on a multiprocessor."""
+        """Return how many blocks of `threads` threads run on a multiprocessor at the same time."""
+        # Registers are allocated to a thread in units of 8; 32 is the limit of blocks.
         by_registers = REGISTERS // (-(-self.registers // 8) * 8 * threads)
         by_shared = SHARED // (self.shared + RESERVED)
         return max(1, min(by_registers, by_shared, THREADS // threads, 32))
@@ -58,12 +60,13 @@ class Resources:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binary:
-    """What decides a binary; equal ones are compiled once."""
+    """Everything that determines a compiled kernel; equal ones are compiled once."""
 
     module: str
     kernel: str
     args: tuple[str | int | float, ...]
-    """Of tensors their types; of numbers, which are not specialized, one of the same type."""
+    """For each tensor its type. For each number a placeholder of the same type, because kernels are
+    not specialized on numbers."""
     constants: tuple[tuple[str, Any], ...]
     warps: int
     stages: int
@@ -77,7 +80,7 @@ class Binary:
         warps: int,
         stages: int,
     ) -> "Binary":
-        """Return the binary of a kernel that is called so."""
+        """Return the binary of a kernel that is launched with these arguments."""
 
         def typed(value: Any) -> str | int | float:
             if isinstance(value, torch.Tensor):
@@ -96,7 +99,7 @@ class Binary:
         )
 
     def compiled(self) -> Any:
-        """Compile it for the active target, or take it from Triton's cache on disk."""
+        """Compile the kernel for the active target, or load it from Triton's cache on disk."""
         kernel = getattr(importlib.import_module(self.module), self.kernel)
         args = [getattr(torch, a) if isinstance(a, str) else a for a in self.args]
         return kernel.warmup(
@@ -114,17 +117,18 @@ def compile_all(
     *,
     workers: int | None = None,
 ) -> dict[Binary, Resources | None]:
-    """Compile binaries in processes of their own; no GPU is needed.
+    """Compile binaries in parallel processes; no GPU is needed.
 
-    Triton keeps them in its cache on disk, where this process finds them when it launches them.
+    Triton saves them in its cache on disk, from which this process loads them at their launch.
 
     Args:
-        binaries: what to compile.
-        target: backend, architecture and threads of a warp.
-        workers: processes; None: one per core, 16 at most.
+        binaries: the binaries to compile.
+        target: backend, compute capability and threads per warp.
+        workers: number of processes; None: one per core, at most 16.
 
     Returns:
-        What each needs; None if it could not be compiled. A binary is missing if its process died.
+        The resources of each binary; None for one that could not be compiled. A binary whose
+        process died is missing.
     """
     todo = list(dict.fromkeys(binaries))
     count = min(workers or min(os.cpu_count() or 1, 16), len(todo))
@@ -139,9 +143,12 @@ def compile_all(
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         if done.returncode:
-            _log.warning("kernels could not be compiled ahead: %s", done.stderr[-500:])
+            _log.warning(
+                "a process that compiles kernels failed; they are compiled when they are timed: %s",
+                done.stderr[-500:],
+            )
         for line in done.stdout.splitlines():
-            if line.startswith("["):  # compilers may print, too
+            if line.startswith("["):  # other lines are output of the compiler
                 number, resources = json.loads(line)
                 found[part[number]] = resources and Resources(**resources)
 
@@ -151,7 +158,7 @@ def compile_all(
 
 
 def resources_of(kernel: Any) -> Resources:
-    """Return what a compiled kernel needs, as the tools that come with Triton tell."""
+    """Return the resources of a compiled kernel, read with the tools that Triton includes."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -163,7 +170,7 @@ def resources_of(kernel: Any) -> Resources:
         ).stdout
     usage = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if usage is None:
-        raise RuntimeError(f"cuobjdump tells nothing of registers: {text!r}")
+        raise RuntimeError(f"cuobjdump reported no registers: {text!r}")
     return Resources(
         registers=int(usage[1]),
         spills=int(usage[2]),
@@ -173,7 +180,7 @@ def resources_of(kernel: Any) -> Resources:
 
 
 class _Target:
-    """Stands for a GPU when Triton asks what to compile for."""
+    """A stand-in for the GPU that Triton queries for what to compile for."""
 
     def __init__(self, target: Sequence[Any]) -> None:
         self.target = target
@@ -191,7 +198,7 @@ class _Target:
 
 
 def _main() -> None:
-    """Compile what standard input names, and print a line for each: its number and its needs."""
+    """Compile the binaries listed on standard input, and print each one's number and resources."""
     from triton.runtime import driver
 
     asked = json.load(sys.stdin)

@@ -1,4 +1,4 @@
-"""Grouped 3x3 convolution with ReLU, and the sums that squeeze-excitation needs, in one pass."""
+"""Grouped 3x3 convolution with ReLU, and the sums for squeeze-excitation, in one pass."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -20,12 +20,12 @@ from regnet.kernels.launch import (
 )
 
 SLOTS: Final = {1: 4, 2: 2}
-"""Rows of the result, by stride, that a row of the input has columns for in a chain's product."""
+"""By stride: slots for rows of the result among the columns of the product in `_chain`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grouped:
-    """A grouped 3x3 convolution, padding 1, ready for the kernel."""
+    """A grouped 3x3 convolution with padding 1, prepared for the kernels."""
 
     weight: Tensor
     """(width, group_width, 3, 3), half precision."""
@@ -36,20 +36,20 @@ class Grouped:
 
     @classmethod
     def of(cls, layer: nn.Conv2d, dtype: torch.dtype) -> "Grouped":
-        """From a layer with norms folded into it."""
+        """Convert a layer into which the norm is folded."""
         weight = layer.weight.detach()
         bias = layer.bias if layer.bias is not None else weight.new_zeros(len(weight))
         return cls(weight.to(dtype), bias.detach().float().contiguous(), layer.stride[0])
 
     @property
     def group_width(self) -> int:
-        """Channels of a group."""
+        """Channels per group."""
         return self.weight.shape[1]
 
     def packed(self, together: int, depth: int, width: int) -> Tensor:
-        """(groups / together, 9, depth, width): `together` groups in one matrix per tap.
+        """Return matrices (groups / together, 9, depth, width): `together` groups in one per tap.
 
-        They stand on its diagonal; the rest is zero, as is what is beyond them.
+        The groups are blocks on the diagonal of the matrix, and the rest of it is zero.
         """
         key = together, depth, width
         if key not in self._packed:
@@ -57,12 +57,13 @@ class Grouped:
         return self._packed[key]
 
     def chained(self, together: int, slot: int, depth: int) -> Tensor:
-        """(groups / together, depth, slots * slot): all taps in one matrix per step of a chain.
+        """Return matrices (groups / together, depth, slots * slot) that contain all taps.
 
-        A step reads a row of the input (stride 1) or two (stride 2): left, middle and right pixels,
-        each with the channels of `together` groups. Its columns are the output rows that these
-        pixels belong to, in slots: with stride 1 the row below, the same row and the row above (and
-        an empty slot), with stride 2 the same row and the row below.
+        A step of `_chain` reads one row of the input (stride 1) or two (stride 2). The rows of the
+        matrix are the left, middle and right pixels of the input, each with the channels of
+        `together` groups. The columns are the rows of the result that these pixels contribute to,
+        each in a slot of `slot` columns: with stride 1 the row below, the same row, the row above
+        and an empty slot; with stride 2 the same row and the row below.
         """
         key = together, slot, depth, self.stride
         if key not in self._packed:
@@ -70,7 +71,7 @@ class Grouped:
             taps = self._matrices(together, span, span).unflatten(1, (3, 3))
             slots = SLOTS[self.stride]
             matrices = taps.new_zeros(len(taps), depth, slots * slot)
-            # Row of the input, slot, and row of the taps that joins them.
+            # Each entry: row of the input, slot, and the row of taps that connects the two.
             joints = [(0, 0, 0), (0, 1, 1), (0, 2, 2)]
             if self.stride == 2:
                 joints = [(0, 0, 1), (1, 0, 2), (1, 1, 0)]
@@ -93,23 +94,29 @@ class Grouped:
         return matrices
 
     def keep(self, packed: Tensor, before: Collection[tuple[int, ...]]) -> None:
-        """Forget what was packed to be timed, except for what was chosen or was there before."""
+        """Delete matrices that were packed only for timing.
+
+        Args:
+            packed: the matrices of the chosen way, which stay.
+            before: keys of matrices that existed before the timing, which stay as well.
+        """
         for key in [key for key in self._packed if key not in before]:
             if self._packed[key] is not packed:
                 del self._packed[key]
 
 
 def grouped(x: Tensor, layer: Grouped, *, squeeze: bool) -> tuple[Tensor, Tensor | None]:
-    """ReLU(convolution + bias), and the sums over parts of it.
+    """Compute ReLU(convolution + bias), and sums over parts of the result.
 
     Args:
         x: (N, H, W, width).
-        layer: what to convolve with.
-        squeeze: whether sums are wanted.
+        layer: the convolution.
+        squeeze: whether to compute the sums.
 
     Returns:
-        (N, H', W', width); and where wanted (N, parts, width), float32: sums over the pixels of
-        parts, which together are all pixels, always in the same order.
+        The result (N, H', W', width); and with `squeeze` the sums (N, parts, width) in float32,
+        otherwise None. The parts together contain every pixel once. The order of the additions is
+        fixed, so that every call returns the same bits.
     """
     if not runs_kernels(x):
         return reference(x, layer, squeeze=squeeze)
@@ -155,7 +162,7 @@ def grouped(x: Tensor, layer: Grouped, *, squeeze: bool) -> tuple[Tensor, Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sizes:
-    """Of a call; height and width are those of the result."""
+    """The sizes of a call; height and width are those of the result."""
 
     images: int
     height: int
@@ -166,7 +173,7 @@ class _Sizes:
 
 
 class _Way(Protocol):
-    """One way to run the convolution."""
+    """A way of running the convolution."""
 
     @property
     def together(self) -> int:
@@ -175,7 +182,7 @@ class _Way(Protocol):
 
     @property
     def pixels(self) -> int:
-        """Pixels that a block computes at once."""
+        """Pixels that a block computes at the same time."""
         ...
 
     @property
@@ -185,52 +192,52 @@ class _Way(Protocol):
 
     @property
     def stages(self) -> int:
-        """Of the compiler's pipeline."""
+        """Stages of the compiler's pipeline."""
         ...
 
     @property
     def kernel(self) -> Any:
-        """What runs it."""
+        """The Triton function."""
         ...
 
     def parts(self, s: _Sizes) -> int:
-        """Parts of an image, each with sums of its own."""
+        """Return the number of parts of an image, each of which has sums of its own."""
         ...
 
     def grid(self, s: _Sizes) -> tuple[int, int, int]:
-        """Blocks."""
+        """Return the number of blocks along each axis of the grid."""
         ...
 
     def packed(self, layer: Grouped) -> Tensor:
-        """The weights as the kernel reads them."""
+        """Return the weights in the layout that the kernel reads."""
         ...
 
     def numbers(self, s: _Sizes) -> tuple[int, ...]:
-        """What the kernel takes after the sizes."""
+        """Return the arguments of the kernel after the sizes."""
         ...
 
     def constants(self, s: _Sizes) -> dict[str, Any]:
-        """What it is compiled with, besides what all of these kernels have."""
+        """Return the compile-time constants that only this kernel has."""
         ...
 
     def read(self, s: _Sizes) -> int:
-        """Values that a block reads."""
+        """Return how many values a block reads."""
         ...
 
     def products(self, s: _Sizes) -> int:
-        """Multiply-adds of a block."""
+        """Return the multiply-adds of a block."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tiles:
-    """Each block computes a tile of pixels of an image, and reads the pixels of each tap anew."""
+    """Each block computes a tile of pixels of one image, and reads its input again for each tap."""
 
     together: int
     block_in: int
     block_width: int
     pixels: int
-    """They lie in rows of `tile_width`, or where that is 0 in a row after the other."""
+    """Pixels of the tile, in rows of `tile_width`; consecutive pixels of the image if that is 0."""
     tile_width: int
     warps: int
     stages: int = 1
@@ -278,18 +285,18 @@ class _Tiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Walk:
-    """Each block goes down some rows of some images: what it reads of a row serves three rows."""
+    """Each block moves down the rows of some images; a row is read once for up to three results."""
 
     together: int
     pixels: int
-    """Rows of `row` pixels of as many images."""
+    """Pixels of a step: one row of `row` pixels from each of `pixels / row` images."""
     rows: int
-    """Of the result, that a block goes down."""
+    """Rows of the result that a block computes."""
     stages: int
     warps: int
 
     def row(self, s: _Sizes) -> int:
-        """Pixels of a row in a block, some of them perhaps beyond its end."""
+        """Return the pixels of a row in a block; some may be beyond the end of the row."""
         return power_of_two(s.width, least=8, most=self.pixels)
 
     def parts(self, s: _Sizes) -> int:
@@ -305,7 +312,7 @@ class _Walk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sweep(_Walk):
-    """A product for each of the nine taps; their weights stay in shared memory."""
+    """Compute one product for each of the nine taps, whose weights stay in shared memory."""
 
     block_in: int
     block_width: int
@@ -341,14 +348,15 @@ class _Sweep(_Walk):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Chain(_Walk):
-    """One product for all taps of a row: a single wait, where a sweep waits for each tap."""
+    """Compute one product for all taps of a row: one wait, where `_Sweep` waits for each tap."""
 
     slot: int
-    """Columns for the channels of a row of the result."""
+    """Columns of the product for the channels of one row of the result."""
     depth: int
-    """Of the product."""
+    """Depth of the product."""
     more: int
-    """Depth of a second product that is added to it, where one power of two would be too large."""
+    """Depth of a second product that is added, because two powers of two may fit more closely than
+    one; 0: none."""
 
     @property
     def kernel(self) -> Any:
@@ -436,7 +444,10 @@ def _chains(x: Tensor, s: _Sizes, together: int) -> list[_Chain]:
 
 
 def _rows(x: Tensor, s: _Sizes, together: int, columns: int = 1) -> list[int]:
-    """Rows of a walk of 64 pixels, so that each multiprocessor has 2, 6 or 16 blocks to work on."""
+    """Return numbers of rows for which each multiprocessor has about 2, 6 or 16 blocks.
+
+    A block computes 64 pixels at the same time.
+    """
     if not (x.is_cuda or x.is_meta):
         return [2]
     row = power_of_two(s.width, least=8, most=64)
@@ -447,7 +458,7 @@ def _rows(x: Tensor, s: _Sizes, together: int, columns: int = 1) -> list[int]:
 
 
 def reference(x: Tensor, layer: Grouped, *, squeeze: bool) -> tuple[Tensor, Tensor | None]:
-    """The same in PyTorch, one part per image."""
+    """Compute `grouped` in PyTorch, with one part per image."""
     groups = x.shape[-1] // layer.group_width
     maps = functional.conv2d(
         x.permute(0, 3, 1, 2).float(), layer.weight.float(), layer.bias, layer.stride, 1,
@@ -471,7 +482,7 @@ if HAS_TRITON:
         BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, PIXELS: tl.constexpr,
         TILE_WIDTH: tl.constexpr, SQUEEZE: tl.constexpr,
     ):  # fmt: skip
-        channels = channels // 8 * 8  # tells the compiler that 16 bytes may be read at once
+        channels = channels // 8 * 8  # lets the compiler read 16 bytes at once
         span = tl.program_id(0) // COLUMNS
         part, image = tl.program_id(1), tl.program_id(2)
         pixel = tl.arange(0, PIXELS)
@@ -488,7 +499,8 @@ if HAS_TRITON:
         source = x + image.to(tl.int64) * height * width * channels + span * SPAN
         matrices = weight + span * (9 * DEPTHS * BLOCK_IN * COLUMNS * BLOCK_WIDTH)
         total = tl.zeros((PIXELS, BLOCK_WIDTH), tl.float32)
-        # No pipeline: its copies pass by the L1 cache, which holds eight of the nine reads.
+        # Without a pipeline, because its copies bypass the L1 cache, which serves eight of the nine
+        # reads of a pixel.
         for tap in tl.static_range(9):
             down, right = y * STRIDE + tap // 3 - 1, left * STRIDE + tap % 3 - 1
             inside = alive & (down >= 0) & (down < height) & (right >= 0) & (right < width)
@@ -524,7 +536,7 @@ if HAS_TRITON:
         BLOCK_IN: tl.constexpr, BLOCK_WIDTH: tl.constexpr, PIXELS: tl.constexpr,
         ROW: tl.constexpr, SQUEEZE: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
-        channels = channels // 8 * 8  # tells the compiler that 16 bytes may be read at once
+        channels = channels // 8 * 8  # lets the compiler read 16 bytes at once
         TOGETHER: tl.constexpr = PIXELS // ROW
         span = tl.program_id(0) // COLUMNS
         across = tl.cdiv(out_width, ROW)
@@ -574,7 +586,8 @@ if HAS_TRITON:
         after = tl.zeros((PIXELS, BLOCK_WIDTH), tl.float32)
         later = tl.zeros((PIXELS, BLOCK_WIDTH), tl.float32)
         if STRIDE == 1:
-            # A row of the input is the last of three for `now`, the middle one for `after`.
+            # A row of the input is the last of the three for the result row `now`, the middle one
+            # for `after`, and the first one for `later`.
             for row in tl.range(first - 1, last + 1, num_stages=STAGES):
                 some = (k < tl.where(row < 0, 0, tl.where(row < height, SPAN, 0)))[None, :]
                 down = row * width * channels
@@ -650,7 +663,8 @@ if HAS_TRITON:
         base, k, left, alive, width, channels,
         STRIDE: tl.constexpr, SPAN: tl.constexpr,
     ):  # fmt: skip
-        # Column k of the operand: a row of the input, left, middle or right, and a channel.
+        # Column k of the operand is a channel of the left, middle or right pixel in a row of the
+        # input.
         side = k // SPAN % 3
         across = (left * STRIDE)[:, None] + (side - 1)[None, :]
         down = k // (3 * SPAN)
@@ -670,7 +684,7 @@ if HAS_TRITON:
         DEPTH: tl.constexpr, MORE: tl.constexpr, PIXELS: tl.constexpr, ROW: tl.constexpr,
         SQUEEZE: tl.constexpr, STAGES: tl.constexpr,
     ):  # fmt: skip
-        channels = channels // 8 * 8  # tells the compiler that 16 bytes may be read at once
+        channels = channels // 8 * 8  # lets the compiler read 16 bytes at once
         TOGETHER: tl.constexpr = PIXELS // ROW
         COLUMNS: tl.constexpr = 4 * SLOT if STRIDE == 1 else 2 * SLOT
         span = tl.program_id(0)
@@ -703,7 +717,7 @@ if HAS_TRITON:
         total = tl.zeros((PIXELS, SLOT), tl.float32)
         now = tl.zeros((PIXELS, SLOT), tl.float32)
         after = tl.zeros((PIXELS, SLOT), tl.float32)
-        # The first steps begin rows above the first one, which are not stored.
+        # The first steps also accumulate rows above the first one, which are not stored.
         for step in tl.range(first - 1, last + 2 - STRIDE, num_stages=STAGES):
             row = step * STRIDE
             down = row * width * channels
@@ -713,7 +727,7 @@ if HAS_TRITON:
                 there = inside2 & (row + deep2 >= 0) & (row + deep2 < height)
                 p = tl.dot(tl.load(at2 + down, mask=there, other=0.0), b2, p)
             if STRIDE == 1:
-                # Columns of the row below, of this row, of the row above, and empty ones.
+                # The slots are the row below, this row, the row above, and an empty one.
                 slots = tl.permute(tl.reshape(p, (PIXELS, 2, 2, SLOT)), (0, 3, 1, 2))
                 even, odd = tl.split(slots)
                 below, above = tl.split(even)

@@ -1,4 +1,4 @@
-"""Networks made of kernels, in which norms, activations and shortcuts join the convolutions."""
+"""Networks made of kernels that fuse norms, activations and shortcuts with the convolutions."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -23,28 +23,28 @@ UNSUITABLE: Final = "the kernels are for RegNetX and RegNetY: bottlenecks with b
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """A network in kernels: images (N, 3, H, W) to logits (N, num_classes), in float32.
+    """A network made of kernels, from images (N, 3, H, W) to float32 logits (N, num_classes).
 
-    Without Triton, or on another device, in the references of the kernels.
+    Without Triton, or on another device, it computes with the references of the kernels.
     """
 
     stem: Stem
     trunk: Callable[[Tensor], Tensor]
-    """What follows the stem: (N, H / 2, W / 2, width) to logits."""
+    """The network after the stem, from (N, H / 2, W / 2, width) to logits."""
 
     def __call__(self, images: Tensor) -> Tensor:
         return self.trunk(stem(images, self.stem))
 
 
 def fused(model: nn.Module, dtype: torch.dtype) -> Fused:
-    """Make a network of kernels.
+    """Build a network of kernels from a model.
 
     Args:
-        model: RegNetX or RegNetY, in evaluation mode, norms folded into the convolutions.
+        model: a RegNetX or RegNetY in evaluation mode, with norms folded into the convolutions.
         dtype: float16 or bfloat16.
 
     Raises:
-        EngineError: there are no kernels for it.
+        EngineError: there are no kernels for this model.
     """
     if not isinstance(model, AnyNet) or model.head.global_pool != "avg":
         raise EngineError(UNSUITABLE)
@@ -73,12 +73,12 @@ def plan(model: nn.Module, dtype: torch.dtype, shape: Sequence[int]) -> list[tup
     """Return, for every kernel of a network, the launches that it chooses among; no GPU is needed.
 
     Args:
-        model: as `fused` takes it.
+        model: a model as `fused` takes it.
         dtype: float16 or bfloat16.
-        shape: of the images, (N, 3, H, W).
+        shape: shape of the images, (N, 3, H, W).
 
     Raises:
-        EngineError: there are no kernels for it.
+        EngineError: there are no kernels for this model.
     """
     network = fused(deepcopy(model).to("meta"), dtype)
     with planned() as choices, torch.no_grad():
@@ -88,7 +88,7 @@ def plan(model: nn.Module, dtype: torch.dtype, shape: Sequence[int]) -> list[tup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Block:
-    """1x1, grouped 3x3, gate, 1x1, shortcut: three kernels, and two for the gate."""
+    """1x1, grouped 3x3, gate, 1x1 and shortcut: three kernels, and up to two for the gate."""
 
     first: Pointwise
     middle: Grouped
@@ -109,6 +109,7 @@ class _Block:
         projection = None
         if block.downsample is not None and not isinstance(block.downsample, nn.Identity):
             projection = Pointwise.of(_folded(block.downsample), dtype)
+            # The kernel adds one bias only, so the projection's is added here.
             last = Pointwise(last.weight, last.bias + projection.bias)
         se = None
         if isinstance(block.se, SqueezeExcitation):
@@ -143,7 +144,7 @@ class _Block:
 
 
 def _folded(layer: nn.Module, after: type[nn.Module] = nn.Identity) -> nn.Conv2d:
-    """The convolution of a layer in which no norm is left, and this activation follows."""
+    """Return the convolution of a layer whose norm is folded and whose activation is `after`."""
     if not isinstance(layer, ConvNormAct) or not isinstance(layer.bn, nn.Identity):
         raise EngineError(UNSUITABLE)
     if not isinstance(layer.act, after):

@@ -1,4 +1,4 @@
-"""1x1 convolution with its surroundings in a block: gate before it, shortcut and ReLU after it."""
+"""1x1 convolution, fused with the gate before it and with the shortcut and the ReLU after it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,21 +21,22 @@ from regnet.kernels.launch import (
 Activation = Literal["none", "relu", "sigmoid"]
 
 FEW_IMAGES: Final = 4
-"""Images of a block whose gates it holds in registers; with more, each row reads its own."""
+"""A block with rows of up to this many images loads their gates once, and each row selects its own.
+With more images, each row reads its gate from memory."""
 
 FEW_ROWS: Final = 1024
-"""Pixels of all images up to which launches cost more than work that is done twice."""
+"""Pixels of all images up to which saving a launch outweighs computing the gate in every block."""
 
 NARROW: Final = 336
-"""Channels up to which each block can compute all factors of its image."""
+"""Channels up to which each block may compute all factors of its image."""
 
 SMALL_MAP: Final = 49
-"""Pixels of maps with which a block of one image would be mostly empty."""
+"""Pixels per feature map up to which the block of a single image would be mostly empty."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pointwise:
-    """A 1x1 convolution, or a linear layer, ready for the kernel."""
+    """A 1x1 convolution, or a linear layer, prepared for the kernel."""
 
     weight: Tensor
     """(width_in, width), half precision."""
@@ -44,12 +45,12 @@ class Pointwise:
 
     @cached_property
     def half_bias(self) -> Tensor:
-        """For the library, which adds one of the type of the rest."""
+        """The bias in half precision, because cuBLASLt needs it in the type of the matrices."""
         return self.bias.to(self.weight.dtype)
 
     @classmethod
     def of(cls, layer: nn.Conv2d | nn.Linear, dtype: torch.dtype) -> "Pointwise":
-        """From a layer with norms folded into it."""
+        """Convert a layer into which the norm is folded."""
         weight = layer.weight.detach().flatten(1).t()
         bias = layer.bias if layer.bias is not None else weight.new_zeros(weight.shape[1])
         return cls(weight.to(dtype).contiguous(), bias.detach().float().contiguous())
@@ -57,14 +58,14 @@ class Pointwise:
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """Factors per image and channel: sigmoid(hidden @ weight + bias), not computed yet."""
+    """Factors per image and channel, sigmoid(hidden @ weight + bias), that are not computed yet."""
 
     hidden: Tensor
     """(N, hidden channels), half precision."""
     layer: Pointwise
 
     def reference(self) -> Tensor:
-        """The factors in PyTorch: (N, width)."""
+        """Compute the factors in PyTorch: (N, width)."""
         factors = (self.hidden.float() @ self.layer.weight.float() + self.layer.bias).sigmoid()
         return factors.to(self.hidden.dtype)
 
@@ -81,19 +82,21 @@ def pointwise(
     stride: int = 1,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """activation((x * gate) @ weight + bias + residual or projection of every second pixel).
+    """Compute activation((x * gate) @ weight + bias + shortcut).
+
+    The shortcut is nothing, the residual, or the product of every `stride`-th pixel of `projected`
+    with `projection`.
 
     Args:
         x: (N, H, W, width_in).
-        layer: what to multiply with.
-        activation: of the sum.
-        gate: (N, width_in), of the type of x; a factor per image and channel.
-        residual: (N, H, W, width), added.
-        projected: (N, H2, W2, width_2) with H = ceil(H2 / stride), whose pixels' products with
-            `projection` are added, instead of a residual.
-        projection: a second layer, (width_2, width).
-        stride: of the projection.
-        dtype: of the result; None: that of x.
+        layer: weight and bias.
+        activation: activation of the sum.
+        gate: a factor per image and channel: (N, width_in), of the type of x, or a `Gate`.
+        residual: (N, H, W, width), which is added.
+        projected: (N, H2, W2, width_2), with H = ceil(H2 / stride).
+        projection: a layer (width_2, width), of which only the weight is used.
+        stride: stride of the projection.
+        dtype: type of the result; None: that of x.
 
     Returns:
         (N, H, W, width).
@@ -123,7 +126,7 @@ def _chosen(
     stride: int = 1,
     dtype: torch.dtype | None = None,
 ) -> tuple[Callable[[], object], Tensor]:
-    """What computes the result in the fastest way, and where it will be."""
+    """Return the call that computes the result in the fastest way, and the tensor it writes to."""
     images, height, width_of_map, width_in = x.shape
     rows, width = images * height * width_of_map, layer.weight.shape[1]
     out = x.new_empty((images, height, width_of_map, width), dtype=dtype or x.dtype)
@@ -132,12 +135,12 @@ def _chosen(
     pixels = height * width_of_map
     own = gate if isinstance(gate, Gate) else None
     before: tuple[Callable[[], object], ...] = ()
-    if own is not None:  # most ways need the factors: a kernel of their own
+    if own is not None:  # most ways need the factors, which another launch computes before
         first, factors = _chosen(own.hidden[:, None, None], own.layer, activation="sigmoid")
         before, gate = (first,), factors[:, 0, 0]
 
     def launch(way: _Way | None) -> Callable[[], object]:
-        if way is None:  # cuBLASLt's product with bias and ReLU behind it
+        if way is None:  # cuBLASLt computes the product, the bias and ReLU
             return lambda: torch._addmm_activation(
                 layer.half_bias, x.view(rows, width_in), layer.weight, out=out.view(rows, width)
             )
@@ -219,7 +222,7 @@ def _chosen(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way:
-    """Rows, columns and depth of a block."""
+    """Rows, columns and depth of the product that a block computes, and how it is compiled."""
 
     rows: int
     width: int
@@ -230,15 +233,16 @@ class _Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _OneImage(_Way):
-    """The rows of a block are of one image, some of them perhaps beyond its end.
+    """All rows of a block belong to one image; some may be beyond its last pixel.
 
-    Its gate is then the same for all rows, and the operand goes from registers to the matrix units.
+    The gate is then the same for all rows, so that the operand goes from registers to the matrix
+    units. Choosing among the gates of several images sends it through shared memory again.
     """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _OwnGate(_OneImage):
-    """Each block computes the factors that it needs: a kernel less, where there are few blocks."""
+    """Each block computes the factors of its image itself, which saves the launch for the gate."""
 
 
 def _ways(rows: int, width_in: int, width: int) -> list[_Way]:
@@ -289,7 +293,7 @@ def reference(
     stride: int = 1,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The same in PyTorch."""
+    """Compute `pointwise` in PyTorch."""
     rows = x.float()
     if isinstance(gate, Gate):
         gate = gate.reference()
@@ -323,12 +327,12 @@ if HAS_TRITON:
         BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr,
         BLOCK_HIDDEN: tl.constexpr,
     ):  # fmt: skip
-        if WIDTHS_IN_8:  # tells the compiler that 16 bytes may be read at once
+        if WIDTHS_IN_8:  # multiples of 8 let the compiler read 16 bytes at once
             width_in = width_in // 8 * 8
             width2 = width2 // 8 * 8
         if WIDTH_IN_8:
             width = width // 8 * 8
-        # Blocks that share rows are neighbors: what they read is in the L2 cache.
+        # Blocks that share rows are neighbors, so that they find the rows in the L2 cache.
         columns = tl.cdiv(width, BLOCK_WIDTH)
         tile = tl.program_id(0) // columns
         if ONE_IMAGE:
@@ -348,7 +352,7 @@ if HAS_TRITON:
         depth = tl.arange(0, BLOCK_IN)
         mask = alive[:, None] & within[None, :]
         to = start[:, None] * width + column[None, :]
-        if RESIDUAL and ONE_IMAGE:  # asked for early, it arrives during the products
+        if RESIDUAL and ONE_IMAGE:  # loaded early, the residual arrives during the products
             early = tl.load(residual + to, mask=mask, other=0.0)
         if GATING == "own":
             unit = tl.arange(0, BLOCK_HIDDEN)
@@ -373,7 +377,7 @@ if HAS_TRITON:
                 at = (row // pixels)[:, None] * width_in + k[None, :]
                 a = a * tl.load(gate + at, mask=there, other=0.0)
             elif GATING == "few":
-                # The rows of a block are of a few images in a row.
+                # The rows of a block belong to IMAGES consecutive images.
                 factor = tl.load(gate + image * width_in + k, mask=deep, other=0.0)[None, :]
                 for number in tl.static_range(1, IMAGES):
                     limit = tl.where((image + number) * pixels < rows, width_in, 0)

@@ -1,4 +1,4 @@
-"""Squeeze-excitation, from sums over parts of the feature maps."""
+"""Squeeze-excitation, computed from sums over parts of the feature maps."""
 
 from dataclasses import dataclass
 
@@ -18,19 +18,19 @@ from regnet.kernels.pointwise import Gate, Pointwise
 from regnet.nn.layers import SqueezeExcitation
 
 HIDDEN_BLOCK = 16
-"""Hidden channels are filled with zeros to a multiple of this, for whole reads."""
+"""Hidden channels are padded with zeros to a multiple of this, so that reads are aligned."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Squeeze:
-    """The two layers of squeeze-excitation, ready for the kernels."""
+    """The two layers of squeeze-excitation, prepared for the kernels."""
 
     first: Pointwise
     second: Pointwise
 
     @classmethod
     def of(cls, se: SqueezeExcitation, dtype: torch.dtype) -> "Squeeze":
-        """From the module."""
+        """Convert the module."""
         first, second = Pointwise.of(se.fc1, dtype), Pointwise.of(se.fc2, dtype)
         more = -len(first.bias) % HIDDEN_BLOCK
         return cls(
@@ -42,13 +42,12 @@ class Squeeze:
 
 
 def gate(sums: Tensor, pixels: int, layers: Squeeze) -> Gate:
-    """Return the gate sigmoid(second(ReLU(first(mean)))), of which the second layer is to come.
+    """Return the gate sigmoid(second(ReLU(first(mean)))), whose second layer is not computed yet.
 
     Args:
-        sums: (N, parts, width), float32, over the pixels of each part.
-        pixels: of a map.
+        sums: (N, parts, width), float32: sums over the pixels of each part.
+        pixels: number of pixels of a feature map.
         layers: both layers; the activation between them is ReLU.
-
     """
     return Gate(_hidden(sums, pixels, layers.first), layers.second)
 
@@ -88,7 +87,7 @@ def _hidden(sums: Tensor, pixels: int, layer: Pointwise) -> Tensor:
 
 
 def reference(sums: Tensor, pixels: int, layer: Pointwise) -> Tensor:
-    """ReLU(mean @ weight + bias) in PyTorch: (N, width)."""
+    """Compute ReLU(mean @ weight + bias) in PyTorch: (N, width)."""
     mean = (sums.sum(1) / pixels).to(layer.weight.dtype).float()
     return (mean @ layer.weight.float() + layer.bias).relu().to(layer.weight.dtype)
 
@@ -103,7 +102,7 @@ if HAS_TRITON:
         BLOCK_IMAGES: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_IN: tl.constexpr,
         PARTS: tl.constexpr,
     ):  # fmt: skip
-        width = width // 16 * 16
+        width = width // 16 * 16  # lets the compiler read aligned rows; see HIDDEN_BLOCK
         image = tl.program_id(1) * BLOCK_IMAGES + tl.arange(0, BLOCK_IMAGES)
         column = tl.program_id(0) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)
         alive, within = image < images, column < width
@@ -125,7 +124,7 @@ if HAS_TRITON:
                 weight + k[:, None] * width + column[None, :],
                 mask=deep[:, None] & within[None, :], other=0.0,
             )  # fmt: skip
-            if BLOCK_IMAGES == 1:  # too few for the matrix units
+            if BLOCK_IMAGES == 1:  # the matrix units need 16 rows, of which 15 would be empty
                 products = tl.reshape(added * scale, (BLOCK_IN, 1)) * b.to(tl.float32)
                 total += tl.sum(products, 0)[None, :]
             else:

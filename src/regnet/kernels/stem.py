@@ -1,4 +1,4 @@
-"""The stem: 3x3 convolution of few channels, with ReLU, from images as the caller holds them."""
+"""The stem: a 3x3 convolution with ReLU, which reads the caller's images without a copy."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -18,24 +18,25 @@ from regnet.kernels.launch import (
 )
 
 MOST_TAPS: Final = 128
-"""Products of a pixel, at most, for the matrix units; more would need too many registers."""
+"""Maximum of products per pixel on the matrix units; more would need too many registers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stem:
-    """A 3x3 convolution, padding 1, ready for the kernels."""
+    """A 3x3 convolution with padding 1, prepared for the kernels."""
 
     weight: Tensor
-    """(9 * width_in, width), float32; taps first, then channels."""
+    """(9 * width_in, width), float32; rows are ordered by tap, then by channel."""
     matrix: Tensor
-    """(K, columns), half precision: channels first, then taps, and zeros up to powers of two."""
+    """(K, columns), half precision; rows are ordered by channel, then by tap, and both sizes are
+    padded with zeros to powers of two."""
     bias: Tensor
     """(width,), float32."""
     stride: int
 
     @classmethod
     def of(cls, layer: nn.Conv2d, dtype: torch.dtype) -> "Stem":
-        """From a layer with norms folded into it."""
+        """Convert a layer into which the norm is folded."""
         weight = layer.weight.detach().float()
         width, channels = weight.shape[:2]
         bias = layer.bias if layer.bias is not None else weight.new_zeros(width)
@@ -51,18 +52,18 @@ class Stem:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type to compute in."""
+        """The type of the result, to which images are rounded."""
         return self.matrix.dtype
 
 
 def stem(images: Tensor, layer: Stem, out: Tensor | None = None) -> Tensor:
-    """ReLU(convolution + bias).
+    """Compute ReLU(convolution + bias).
 
     Args:
         images: (N, width_in, H, W), of any floating-point type, as NCHW or as NHWC in memory. They
             are rounded to the type of the layer.
-        layer: what to convolve with.
-        out: where the result goes; None: new memory.
+        layer: the convolution.
+        out: tensor to write the result to; None: a new one.
 
     Returns:
         (N, H', W', width), of the type of the layer.
@@ -120,7 +121,7 @@ def stem(images: Tensor, layer: Stem, out: Tensor | None = None) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Scalar:
-    """Each product by itself, in float32."""
+    """Compute each product separately, in float32."""
 
     pixels: int
     warps: int
@@ -128,14 +129,14 @@ class _Scalar:
 
 @dataclass(frozen=True, slots=True)
 class _Matrix:
-    """All taps of some pixels as one product of the matrix units."""
+    """Compute all taps of a block of pixels as one product on the matrix units."""
 
     pixels: int
     warps: int
 
 
 def reference(images: Tensor, layer: Stem) -> Tensor:
-    """The same in PyTorch."""
+    """Compute `stem` in PyTorch."""
     weight = layer.weight.unflatten(0, (3, 3, images.shape[1])).permute(3, 2, 0, 1)
     rounded = images.to(layer.dtype).float()
     maps = functional.conv2d(rounded, weight, layer.bias, layer.stride, 1)

@@ -1,4 +1,5 @@
-"""PyTorch modules: layers, blocks, AnyNet with its feature maps, and EfficientNet as the baseline.
+"""PyTorch modules: layers, blocks, AnyNet with its feature maps, and EfficientNet as a baseline.
 
-Built from `design`; `zoo` and the rooms above import it, `weights` does not.
+This package builds on `design`. `zoo` and the packages above it import this one; `weights` does
+not.
 """

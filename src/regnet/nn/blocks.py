@@ -1,8 +1,8 @@
 """The residual and plain blocks of the AnyNet space.
 
-A block takes its widths, not the network's config. Child names are the Hub's checkpoint format.
-Where `downsample` is None there is no residual connection; an identity shortcut is an
-`nn.Identity`.
+A block takes its own widths rather than the config of the network. The names of child modules are
+part of the checkpoint format on the Hub. `downsample` is None in a block without a residual
+connection, and an `nn.Identity` in a block with an identity shortcut.
 """
 
 from collections import OrderedDict
@@ -27,21 +27,21 @@ from regnet.nn.layers import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockStyle:
-    """What all blocks of a network have in common."""
+    """The settings that all blocks of a network share."""
 
     norm: Norm
     activation: Activation
     se_activation: Activation
     average_shortcut: bool
-    """Whether a projection shortcut averages 2x2 pixels rather than skip three of four."""
+    """Whether a projection shortcut averages 2x2 pixels instead of skipping three of four."""
 
 
 class Stage(nn.Sequential):
-    """A run of identical blocks, named b1, b2, ..."""
+    """A sequence of blocks of one width, named b1, b2, ..."""
 
 
 def build_block(config: AnyNetConfig, block: BlockConfig, *, drop_path: float = 0.0) -> nn.Module:
-    """The block of the kind that the network's config names."""
+    """Build a block of the kind that the network's config names."""
     style = BlockStyle(
         norm=config.norm,
         activation=config.activation,
@@ -61,7 +61,10 @@ def build_block(config: AnyNetConfig, block: BlockConfig, *, drop_path: float = 
 
 
 class Bottleneck(nn.Module):
-    """1x1, grouped 3x3, squeeze-excitation if any, 1x1, shortcut (X, Y; Z when linear)."""
+    """1x1, grouped 3x3, squeeze-excitation if any, 1x1 and a shortcut: the X and Y block.
+
+    With `linear`, no activation follows the sum: the Z block.
+    """
 
     def __init__(
         self, block: BlockConfig, style: BlockStyle, *, linear: bool = False, drop_path: float = 0.0
@@ -94,9 +97,9 @@ class Bottleneck(nn.Module):
 
 
 class PreactBottleneck(nn.Module):
-    """Bottleneck with norm and activation before each convolution (timm's RegNetV).
+    """Bottleneck with a norm and an activation before each convolution (timm's RegNetV).
 
-    The shortcut starts after the first norm and activation, in blocks that keep the shape too.
+    The shortcut starts after the first norm and activation, even in blocks that preserve the shape.
     """
 
     def __init__(self, block: BlockConfig, style: BlockStyle, *, drop_path: float = 0.0) -> None:
@@ -125,10 +128,10 @@ class PreactBottleneck(nn.Module):
 
 
 class NormFreeBottleneck(nn.Module):
-    """Bottleneck without norms: standardized weights, scaled branches (timm's NF-RegNet).
+    """Bottleneck without norms, with standardized weights and scaled branches (timm's NF-RegNet).
 
-    The input is divided by its expected standard deviation, the branch multiplied by alpha, so
-    that variances stay what they are expected to be (Brock et al. 2021).
+    The block divides its input by the standard deviation expected there, and multiplies the branch
+    by alpha, so that variances follow the expected ones (Brock et al. 2021).
     """
 
     def __init__(self, block: BlockConfig, style: BlockStyle, *, drop_path: float = 0.0) -> None:
@@ -147,9 +150,11 @@ class NormFreeBottleneck(nn.Module):
             inner, inner, 3, stride=block.stride, dilation=block.dilation, groups=block.groups
         )
         self.se = _squeeze_excitation(block, style)
-        self.se_gain = 2.0 if block.se_width else 1.0  # a gate is a half on average
+        # Two, because a gate is 1/2 on average and would otherwise halve the branch.
+        self.se_gain = 2.0 if block.se_width else 1.0
         self.alpha = NORMFREE_ALPHA
         self.act3 = activation_layer(style.activation)
+        # A gain of zero makes the branch of a new block zero, so that it starts as its shortcut.
         self.conv3 = ScaledStdConv2d(inner, block.width, 1, gain=0.0)
         self.drop_path = DropPath(drop_path)
 
@@ -163,7 +168,7 @@ class NormFreeBottleneck(nn.Module):
 
 
 class AttentionBottleneck(nn.Module):
-    """1x1, halo attention, 1x1, shortcut (timm's HaloRegNetZ)."""
+    """1x1, halo attention, 1x1 and a shortcut (timm's HaloRegNetZ)."""
 
     def __init__(
         self, block: BlockConfig, style: BlockStyle, *, linear: bool = False, drop_path: float = 0.0
@@ -188,7 +193,7 @@ class AttentionBottleneck(nn.Module):
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions, with a shortcut (ResNet-34) or without (NDS's vanilla block)."""
+    """Two 3x3 convolutions with a shortcut (ResNet-34) or without (the vanilla block of NDS)."""
 
     def __init__(self, block: BlockConfig, style: BlockStyle, *, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -242,7 +247,7 @@ def _shortcut(block: BlockConfig, style: BlockStyle, *, preact: bool = False) ->
 
 
 def _average_pool(block: BlockConfig) -> nn.Module:
-    """The 2x2 average before a projection; where the stride became dilation, as timm has it."""
+    """Build the 2x2 average before a projection; a dilated block has one as well, as in timm."""
     if block.stride == 1 and block.dilation == 1:
         return nn.Identity()
     return AvgPool2x2(block.stride)

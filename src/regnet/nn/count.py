@@ -1,6 +1,7 @@
 """Count a module's complexity by running it, with fvcore and with torch's own counter.
 
-The arithmetic of `regnet.design.complexity` needs no module; these are what it is checked against.
+`regnet.design.complexity` computes the same numbers from a config, without a module. The counters
+here verify it.
 """
 
 import torch
@@ -12,16 +13,18 @@ from regnet.quiet import quiet
 
 
 def count(model: AnyNet, image_size: int | tuple[int, int] = 224) -> Complexity[int]:
-    """What fvcore counts for one image: multiply-adds of convolutions and linear layers.
+    """Count multiply-adds, parameters and activations for one image with fvcore.
 
-    Two conventions differ from the paper's: additions of biases do not count, nor do the outputs of
-    max pools.
+    Multiply-adds are those of convolutions and linear layers. Two conventions differ from the
+    paper's: fvcore does not count the additions of biases, and it does not count the outputs of max
+    pools as activations.
 
     Args:
-        model: the network; not on `meta`, which torch cannot trace.
+        model: the network. It must not be on the device "meta", because torch cannot trace it
+            there.
         image_size: side, or (height, width), of the image in pixels.
     """
-    # fvcore tells of operators without a rule, torch that its tracer is old.
+    # fvcore warns about operators without a rule, and torch warns that its tracer is deprecated.
     with quiet("fvcore.nn.jit_analysis"):
         from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 
@@ -36,10 +39,10 @@ def count(model: AnyNet, image_size: int | tuple[int, int] = 224) -> Complexity[
 
 
 def count_flops_torch(model: AnyNet, image_size: int | tuple[int, int] = 224) -> int:
-    """Multiply-adds by `torch.utils.flop_counter`, which counts each as two; on `meta` too."""
+    """Count multiply-adds with `torch.utils.flop_counter`; the model may be on "meta"."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         evaluation_view(model)(_image(model, image_size))
-    return int(counter.get_total_flops()) // 2
+    return int(counter.get_total_flops()) // 2  # torch counts a multiply-add as two operations
 
 
 def _image(model: AnyNet, image_size: int | tuple[int, int]) -> torch.Tensor:

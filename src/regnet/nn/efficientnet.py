@@ -1,7 +1,8 @@
-"""EfficientNet B0 to B7, the paper's counterpart, as a baseline for measurements only.
+"""EfficientNet B0 to B7, which the RegNet paper compares with, as a baseline for measurements only.
 
-Tan and Le 2019, as in the paper's code (pycls, `models/effnet.py`), which pads symmetrically; names
-of modules are timm's, so that weights of the Hub load (those whose names do not begin with tf_).
+The networks follow Tan and Le 2019 as implemented in the paper's code (pycls, `models/effnet.py`),
+which pads symmetrically. Module names are timm's, so that the Hub's weights load, except those
+whose names begin with tf_.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from regnet.design.layers import Layer, classifier, squeeze_excitation
 
+# The seven stages of B0 (Tan and Le 2019, table 1).
 _DEPTHS = (1, 2, 2, 3, 3, 4, 1)
 _WIDTHS = (16, 24, 40, 80, 112, 192, 320)
 _KERNELS = (3, 3, 5, 3, 5, 5, 3)
@@ -21,7 +23,7 @@ _STRIDES = (1, 2, 2, 2, 1, 2, 1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EfficientNetSize:
-    """One size: B0 scaled in width, depth and resolution."""
+    """One size of EfficientNet: B0 scaled in width, depth and resolution."""
 
     name: str
     width: float
@@ -35,17 +37,17 @@ class EfficientNetSize:
 
     @property
     def head_width(self) -> int:
-        """Channels that reach the classifier."""
+        """Channels before the classifier."""
         return _scaled(1280, self.width)
 
     def stages(self) -> tuple[tuple[int, int, int, int], ...]:
-        """Depth, width, kernel size and stride of each stage."""
+        """Return depth, width, kernel size and stride of each stage."""
         depths = (ceil(d * self.depth) for d in _DEPTHS)
         widths = (_scaled(w, self.width) for w in _WIDTHS)
         return tuple(zip(depths, widths, _KERNELS, _STRIDES, strict=True))
 
     def layers(self, image_size: int) -> Iterator[Layer]:
-        """Walk through the network, for one square image; side in pixels."""
+        """Yield every layer of the network for one square image of `image_size` pixels a side."""
         area_in, side = image_size**2, (image_size - 1) // 2 + 1
         yield from _conv_norm(9 * 3, 3, self.stem_width, area_in, side**2)
         width_in = self.stem_width
@@ -80,7 +82,7 @@ def _conv_norm(
 
 
 def _scaled(width: int, factor: float) -> int:
-    """A width times a factor, to the nearest multiple of 8, not below nine tenths of it."""
+    """Scale a width and round it to the nearest multiple of 8, but never below 90 % of it."""
     scaled = width * factor
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded
@@ -106,10 +108,10 @@ EFFICIENTNETS: Final[Mapping[str, EfficientNetSize]] = {
 
 
 class EfficientNet(nn.Module):
-    """Images (N, 3, H, W) to logits (N, num_classes)."""
+    """An EfficientNet, from images (N, 3, H, W) to logits (N, num_classes)."""
 
     conv_norm_pairs = (("conv_stem", "bn1"), ("conv_head", "bn2"))
-    """Which norm stands behind which convolution."""
+    """Names of each convolution and of the norm that follows it, for folding."""
 
     def __init__(self, size: EfficientNetSize, num_classes: int = 1000) -> None:
         super().__init__()
@@ -139,7 +141,7 @@ class EfficientNet(nn.Module):
 
 
 class MBConv(nn.Module):
-    """1x1 that expands (if it does), depthwise, squeeze-excitation, 1x1 without activation."""
+    """Inverted bottleneck: 1x1 expansion if any, depthwise, squeeze-excitation, linear 1x1."""
 
     def __init__(
         self, width_in: int, width: int, kernel_size: int, stride: int, expansion: int
@@ -162,7 +164,7 @@ class MBConv(nn.Module):
             self.se = SqueezeExcite(inner, width_in // 4)
             self.conv_pwl = _conv(inner, width, 1)
             self.bn3 = nn.BatchNorm2d(width)
-        else:  # timm counts from the depthwise convolution where nothing expands
+        else:  # without an expansion, timm's numbers start at the depthwise convolution
             self.conv_dw = _conv(inner, inner, kernel_size, stride=stride, groups=inner)
             self.bn1 = nn.BatchNorm2d(inner)
             self.se = SqueezeExcite(inner, width_in // 4)
@@ -182,7 +184,7 @@ class MBConv(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate computed from the means of all."""
+    """Scale each channel by a gate computed from the means of all channels."""
 
     def __init__(self, width: int, se_width: int) -> None:
         super().__init__()

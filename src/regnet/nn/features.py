@@ -1,4 +1,4 @@
-"""Feature maps: which ones a network offers, and a module that returns them as a list."""
+"""Feature maps: which maps a network has, and a module that returns them as a list."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,39 +22,39 @@ _log = logging.getLogger(__name__)
 
 
 class FeatureMap(TypedDict):
-    """One feature map of a network; the entries are timm's."""
+    """One feature map of a network, with timm's keys."""
 
     module: str
-    """Name of the module whose output it is."""
+    """Name of the module whose output the map is."""
     num_chs: int
     """Channels."""
     reduction: int
-    """Image size over the size of the map."""
+    """Image size divided by the size of the map."""
     index: int
-    """Its place among the network's maps, the finest first."""
+    """Position among the network's maps, which are ordered from fine to coarse."""
 
 
 class FeatureInfo(tuple[FeatureMap, ...]):
-    """All feature maps of a network, from the finest to the deepest, and which are asked for.
+    """All feature maps of a network, from the finest to the deepest, and the selected ones.
 
-    It behaves as timm's `FeatureInfo`, which accepts it too.
+    It has the methods of timm's `FeatureInfo`, whose constructor accepts it.
     """
 
     out_indices: tuple[int, ...]
-    """Indices of the maps that are asked for, in the order of the network."""
+    """Indices of the selected maps, in the order of the network."""
 
     def __new__(
         cls, maps: Iterable[FeatureMap], out_indices: int | Sequence[int] | None = None
     ) -> "FeatureInfo":
-        """Set up.
+        """Select maps.
 
         Args:
-            maps: all maps.
-            out_indices: which are asked for, negative ones from the end; a number n means the last
-                n; None means all.
+            maps: all maps of the network.
+            out_indices: indices of the maps to select; negative ones count from the end. A number n
+                selects the last n maps, and None selects all.
 
         Raises:
-            ConfigError: there is no such map, none is asked for, or one twice.
+            ConfigError: an index does not exist or is repeated, or none is given.
         """
         info = super().__new__(cls, maps)
         count = len(info)
@@ -71,23 +71,28 @@ class FeatureInfo(tuple[FeatureMap, ...]):
         info.out_indices = tuple(sorted(index % count for index in indices))
         if not indices or len(set(info.out_indices)) < len(indices):
             raise ConfigError(
-                f"indices of feature maps must be different, and at least one; got {list(indices)}"
+                f"give at least one index of a feature map, and each once; got {list(indices)}"
             )
         return info
 
     @property
     def info(self) -> "FeatureInfo":
-        """All maps, under timm's name."""
+        """All maps, under the name that timm uses."""
         return self
 
     def get(self, key: str, idx: int | Sequence[int] | None = None) -> Any:
-        """An entry of the maps asked for; or of the map, or of each of the maps, at `idx`."""
+        """Return the value of `key` for each selected map, or for the map or maps at `idx`."""
         return _each(idx, self.out_indices, lambda index: cast("Any", self[index])[key])
 
     def get_dicts(
         self, keys: Sequence[str] | None = None, idx: int | Sequence[int] | None = None
     ) -> Any:
-        """The maps asked for, or those at `idx`, with all entries or with these."""
+        """Return the selected maps, or the map or maps at `idx`, as dictionaries.
+
+        Args:
+            keys: the keys to include; None: all.
+            idx: an index, or several; None: the selected maps.
+        """
         return _each(
             idx,
             self.out_indices,
@@ -95,33 +100,37 @@ class FeatureInfo(tuple[FeatureMap, ...]):
         )
 
     def channels(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Channels of each map asked for, or of those at `idx`."""
+        """Return the channels of each selected map, or of the map or maps at `idx`."""
         return self.get("num_chs", idx)
 
     def reduction(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Image size over the size of each map asked for, or of those at `idx`."""
+        """Return the reduction of each selected map, or of the map or maps at `idx`."""
         return self.get("reduction", idx)
 
     def module_name(self, idx: int | Sequence[int] | None = None) -> Any:
-        """Name of the module whose output each map asked for is, or each at `idx`."""
+        """Return the module name of each selected map, or of the map or maps at `idx`."""
         return self.get("module", idx)
 
     def select(self, out_indices: int | Sequence[int] | None) -> "FeatureInfo":
-        """The same maps, with these asked for; see the constructor."""
+        """Return the same maps with another selection; see the constructor."""
         return FeatureInfo(self, out_indices)
 
 
 def _each(
     idx: int | Sequence[int] | None, default: Sequence[int], entry: Callable[[int], Any]
 ) -> Any:
-    """The entry at one index, or a list of those at several."""
+    """Return the entry at one index, or the list of the entries at several."""
     if isinstance(idx, int):
         return entry(idx)
     return [entry(index) for index in (default if idx is None else idx)]
 
 
 def feature_info(config: AnyNetConfig) -> FeatureInfo:
-    """The feature maps: stem (at its first reduction), stages, and the head where it counts."""
+    """List the feature maps of a config: the stem, each stage, and the head if it is a map.
+
+    A head whose config has `head_feature` replaces the last stage.
+    """
+    # In a stem of three convolutions (strides 2, 1, 2), the map of reduction 2 follows the second.
     tap = min(len(config.stem_widths), 2)
     stem = "stem" if tap == 1 else f"stem.conv{tap}"
     maps = [(stem, config.stem_widths[tap - 1], min(config.stem_stride, 2))]
@@ -147,15 +156,18 @@ def run_trunk(
     stop_early: bool = False,
     checkpoint_blocks: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Images through modules of a network: the last output, and those of the modules wanted.
+    """Pass images through modules of a network, and collect the outputs of some of them.
 
     Args:
         network: an AnyNet, or a part of one.
-        names: its modules from the image to the last feature map.
+        names: names of its modules, from the image to the last feature map.
         x: images (N, C, H, W).
-        wanted: names of modules, as in `FeatureInfo.module_name`.
-        stop_early: end at the last wanted module.
+        wanted: names of the modules whose outputs to collect, as in `FeatureInfo.module_name`.
+        stop_early: stop after the last wanted module.
         checkpoint_blocks: recompute each block's activations in the backward pass.
+
+    Returns:
+        The output of the last module that ran, and the list of the collected outputs.
     """
     maps: list[Tensor] = []
     for name, module in _steps(network, names, wanted):
@@ -174,7 +186,7 @@ def run_trunk(
 def _steps(
     network: nn.Module, names: Sequence[str], wanted: Collection[str]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """The modules by name; a stem of several convolutions is taken apart where one is wanted."""
+    """Yield modules with their names; a module with a wanted child is split into its children."""
     for name in names:
         module = getattr(network, name)
         if any(part.startswith(f"{name}.") for part in wanted):
@@ -184,16 +196,16 @@ def _steps(
 
 
 class Described(nn.Module):
-    """A network that has a config and a card, which say what its modules are now.
+    """A network whose config and card describe its current modules.
 
-    People replace a classifier or a stem by hand. The config then has the classes and channels of
-    the new one, and what the card knew about the old classes is dropped.
+    Users may assign a new classifier or stem. The config then has the classes and channels of the
+    new module, and the card drops the names and accuracies of the old classes.
     """
 
-    # What TorchScript must not compile.
+    # TorchScript must not compile these properties.
     __jit_unused_properties__ = ("num_classes", "config", "card", "pretrained_cfg", "default_cfg")
 
-    if TYPE_CHECKING:  # TorchScript would read them
+    if TYPE_CHECKING:  # TorchScript would evaluate these annotations
         _config: AnyNetConfig | RegNetConfig
         _card: Card | None
         stem: nn.Module
@@ -201,7 +213,7 @@ class Described(nn.Module):
 
     @property
     def config(self) -> AnyNetConfig | RegNetConfig:
-        """The architecture."""
+        """The architecture, with the classes and the image channels of the current modules."""
         known, classifier, first = self._config, self._classifier(), _first_conv(self.stem)
         classes = known.num_classes if classifier is None else _outputs(classifier, known)
         channels = first.in_channels if first else known.in_chans
@@ -211,14 +223,14 @@ class Described(nn.Module):
 
     @property
     def card(self) -> "Card | None":
-        """What is known about the model and its weights; None: nothing."""
+        """What is known about the model and its weights; None if nothing is known."""
         card, classifier = self._card, self._classifier()
         if card and classifier is not None and not hasattr(classifier, "_has_card"):
             if card.labels or card.metrics:
                 _log.warning(
-                    "the classifier was replaced by hand, so that the names of the classes and the "
-                    "accuracies no longer hold; `model.card = model.card.other_classes(names)` "
-                    "gives the new classes names"
+                    "the classifier was replaced, so that the class names and accuracies of the "
+                    "card were dropped; `model.card = model.card.other_classes(names)` names the "
+                    "new classes"
                 )
             self.card = card.other_classes()
         return self._card
@@ -227,27 +239,28 @@ class Described(nn.Module):
     def card(self, card: "Card | None") -> None:
         self._card = card
         if (classifier := self._classifier()) is not None:
-            classifier._has_card = True  # type: ignore[assignment]  # copies keep it, others lack it
+            # Marks the classifier that the card describes. A copy has the mark, a new one does not.
+            classifier._has_card = True  # type: ignore[assignment]
 
     def _classifier(self) -> nn.Module | None:
-        """The module that gives the logits; None where there is no head."""
+        """Return the module that computes the logits; None if the network has no head."""
         head: nn.Module | None = getattr(self, "head", None)
-        return getattr(head, "fc", head)  # a head that was replaced as a whole has no fc
+        return getattr(head, "fc", head)  # a user's own head may have no fc
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
-        """The card in timm's words, for other tools; read-only, and empty without a card."""
+        """The card in timm's format, for other tools: read-only, and empty without a card."""
         card = self.card
         return MappingProxyType(card.to_timm(self.config) if card else {})
 
     @property
     def default_cfg(self) -> Mapping[str, Any]:
-        """The same under timm's older name."""
+        """The same as `pretrained_cfg`, under timm's older name."""
         return self.pretrained_cfg
 
 
 def _outputs(classifier: nn.Module, known: AnyNetConfig | RegNetConfig) -> int:
-    """Outputs of whatever gives the logits; 0 for the identity; as known if it does not say."""
+    """Count the outputs of a classifier: 0 for the identity, the config's if no layer says."""
     if isinstance(classifier, nn.Identity):
         return 0
     layers = classifier.modules()
@@ -256,15 +269,19 @@ def _outputs(classifier: nn.Module, known: AnyNetConfig | RegNetConfig) -> int:
 
 
 def _first_conv(stem: nn.Module) -> nn.Conv2d | None:
-    """The convolution that sees the image."""
+    """Return the convolution that takes the image."""
     return next((layer for layer in stem.modules() if isinstance(layer, nn.Conv2d)), None)
 
 
 class FeatureNet(Described):
-    """The trunk of an AnyNet as a backbone: images in, a list of feature maps out.
+    """The trunk of an AnyNet as a backbone, from images to a list of feature maps.
 
-    Modules keep their names, so that state dicts of the whole network fit. What lies behind the
-    deepest map asked for is left out.
+    The modules have the same names as in the AnyNet, so that their state-dict keys are the same.
+    Modules after the deepest selected map are left out.
+
+    Args:
+        model: the network; its modules are shared, not copied.
+        out_indices: which feature maps to return, as in `FeatureInfo`.
     """
 
     def __init__(self, model: "AnyNet", out_indices: int | Sequence[int] | None = None) -> None:
@@ -273,7 +290,7 @@ class FeatureNet(Described):
         self.grad_checkpointing = False
         rows = self.feature_info.get_dicts()
         self.return_layers = {row["module"]: str(row["index"]) for row in rows}
-        """The modules whose outputs are returned, with their indices; others may replace them."""
+        """Module name to index of each map that `forward` returns; other code may replace it."""
         deepest = rows[-1]["module"].partition(".")[0]
         self.trunk = model.trunk[: model.trunk.index(deepest) + 1]
         for name in self.trunk:
@@ -296,9 +313,11 @@ class FeatureNet(Described):
             if name in self.return_layers:
                 maps.append(x)
         if len(maps) < len(self.return_layers):
-            raise RuntimeError("TorchScript cannot look into this stem; torch.export can")
+            raise RuntimeError(
+                "TorchScript cannot return the feature map inside this stem; use torch.export"
+            )
         return maps
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature
-        """Recompute each block's activations in the backward pass rather than keep them."""
+        """Recompute each block's activations in the backward pass instead of storing them."""
         self.grad_checkpointing = enable

@@ -1,4 +1,4 @@
-"""The paper's initialization (pycls, `models/blocks.py`)."""
+"""Initialization of the paper's networks (pycls, `models/blocks.py`)."""
 
 from math import sqrt
 
@@ -8,11 +8,13 @@ from regnet.nn.layers import EvoNormS0a, HaloPositions, ScaledStdConv2d
 
 
 def init_weights(model: nn.Module) -> None:
-    """Convolutions normal by fan-out, linear layers normal with 0.01, biases zero, norms fresh.
+    """Initialize every parameter and buffer of a model as pycls does.
 
-    The fan-out counts all output channels, whatever the number of groups. Every parameter and
-    buffer is set, so that a model may come from memory that nobody has written. On the device
-    "meta" there are no numbers to set.
+    The weights of convolutions are normal with standard deviation sqrt(2 / fan-out), those of
+    linear layers normal with standard deviation 0.01. Biases are zero, and norms are reset. The
+    fan-out counts all output channels, regardless of the number of groups. Because every tensor is
+    set, the model may be built on uninitialized memory. A model on the device "meta" has no values
+    and is left unchanged.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         return
@@ -35,9 +37,10 @@ def init_weights(model: nn.Module) -> None:
 
 
 def zero_last_norms(model: nn.Module) -> None:
-    """Zero the scale of the last norm of every residual branch, so that blocks start as identities.
+    """Zero the last norm of every residual branch, so that each block starts as its shortcut.
 
-    Blocks without a shortcut keep theirs: they would pass nothing on.
+    Only the scale is set to zero. Blocks without a shortcut are left unchanged, because their
+    output would be zero.
     """
     for block in model.modules():
         if getattr(block, "downsample", None) is None:

@@ -1,6 +1,7 @@
-"""The layers that blocks are made of.
+"""The layers that blocks consist of.
 
-Child names (`conv`, `bn`, `fc1`, `fc2`) are the checkpoint format of the Hub and stay.
+The names of child modules (`conv`, `bn`, `fc1`, `fc2`) are part of the checkpoint format on the Hub
+and must not change.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ def conv2d(
     groups: int = 1,
     bias: bool = False,
 ) -> nn.Conv2d:
-    """A convolution padded so that stride 1 keeps height and width."""
+    """Build a convolution whose padding preserves height and width at stride 1."""
     padding = dilation * (kernel_size // 2)
     strided_depthwise = groups == width_in == width and stride > 1 == dilation
     kind = StridedDepthwiseConv2d if strided_depthwise else nn.Conv2d
@@ -41,10 +42,11 @@ def conv2d(
 
 
 class StridedDepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution with a stride; in float32 also under autocast on a CPU.
+    """A strided depthwise convolution that computes in float32 even under autocast on a CPU.
 
-    torch has no fast bfloat16 gradient for it there: at 384 channels, 8x8 pixels and batch 128
-    its backward pass took 164 ms on a core, in float32 5 (torch 2.13).
+    On a CPU, torch has no fast bfloat16 gradient for this layer. At 384 channels, 8x8 pixels and
+    batch 128, its backward pass took 164 ms on one core in bfloat16 and 5 ms in float32 (torch
+    2.13).
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,11 +69,15 @@ def _convolved(
         )
 
 
-torch.fx.wrap("_convolved")  # torch.fx cannot trace what depends on its input
+# torch.fx cannot trace a branch that depends on the input, so it records this call as it is.
+torch.fx.wrap("_convolved")
 
 
 def activation_layer(activation: Activation | None, *, inplace: bool = True) -> nn.Module:
-    """The activation; None gives the identity. In place only where no one else reads the input."""
+    """Build an activation module; None gives the identity.
+
+    `inplace` overwrites the input. It is safe only where nothing else reads that input.
+    """
     if activation is None:
         return nn.Identity()
     return {"relu": nn.ReLU, "silu": nn.SiLU}[activation](inplace=inplace)
@@ -80,7 +86,7 @@ def activation_layer(activation: Activation | None, *, inplace: bool = True) -> 
 def norm_activation(
     norm: Norm, width: int, activation: Activation | None
 ) -> tuple[nn.Module, nn.Module]:
-    """The norm and the activation after it; EvoNorm has the activation inside."""
+    """Build a norm and the activation after it; EvoNorm contains its activation."""
     if norm == "evonorm_s0a":
         return EvoNormS0a(width, activate=activation is not None), nn.Identity()
     if norm == "group":
@@ -89,10 +95,14 @@ def norm_activation(
 
 
 class ConvNormAct(nn.Module):
-    """Convolution without bias, norm, activation: (N, width_in, H, W) to (N, width, H', W')."""
+    """Convolution without bias, then norm and activation.
+
+    The input is (N, width_in, H, W). The output is (N, width, H', W'), where H' and W' are H and W
+    divided by the stride and rounded up.
+    """
 
     conv_norm_pairs = (("conv", "bn"),)
-    """Which norm stands behind which convolution."""
+    """Names of each convolution and of the norm that follows it, for folding."""
 
     def __init__(
         self,
@@ -120,12 +130,12 @@ class ConvNormAct(nn.Module):
 class ScaledStdConv2d(nn.Conv2d):
     """A convolution whose weights are standardized per output channel (Brock et al. 2021).
 
-    Their standard deviation is gain * GAMMA / sqrt(fan-in), so that with SiLU before it, a
-    convolution keeps the variance of its input without a norm (timm's `ScaledStdConv2d`).
+    The standardized weights have the standard deviation gain * GAMMA / sqrt(fan-in). After SiLU,
+    such a convolution preserves the variance without a norm. It matches timm's `ScaledStdConv2d`.
     """
 
     GAMMA: Final[float] = 1.7881293296813965
-    """1 / the standard deviation of SiLU of a standard normal variable."""
+    """Reciprocal of the standard deviation of SiLU(z) for a standard normal z."""
     EPS: Final[float] = 1e-5
 
     def __init__(
@@ -146,7 +156,7 @@ class ScaledStdConv2d(nn.Conv2d):
         self.reset_gain()
 
     def reset_gain(self) -> None:
-        """The gain that a new layer has."""
+        """Set the gain to its initial value."""
         nn.init.constant_(self.gain, self.first_gain)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,11 +168,12 @@ class ScaledStdConv2d(nn.Conv2d):
 
 
 class HaloAttention(nn.Module):
-    """Self-attention of blocks of 7x7 pixels to the windows of 11x11 around them.
+    """Self-attention from each block of 7x7 pixels to the 11x11 window around it.
 
-    Vaswani et al. 2021, as in timm's `HaloAttn` with 8 heads: queries and keys a third as wide as
-    values, positions relative per row and column; stride 2 averages 2x2 pixels behind it. Takes
-    (N, width, H, W); 7 must divide H and W.
+    The layer follows Vaswani et al. 2021 and matches timm's `HaloAttn` with 8 heads. Queries and
+    keys are a third as wide as values, and relative positions are learned per row and per column.
+    At stride 2, an average over 2x2 pixels follows the attention. The input is (N, width, H, W),
+    where H and W are multiples of 7.
     """
 
     def __init__(self, width: int, *, stride: int) -> None:
@@ -175,7 +186,7 @@ class HaloAttention(nn.Module):
         self.pool = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2], x.shape[3]  # by number, for torch.fx
+        height, width = x.shape[2], x.shape[3]  # indexed, because torch.fx cannot unpack a shape
         _check_blocks(height, width)
         rows, columns, block = height // HALO_BLOCK, width // HALO_BLOCK, HALO_BLOCK
         # (N * heads, blocks, pixels of a block, width)
@@ -198,15 +209,15 @@ def _check_blocks(height: int, width: int) -> None:
     if height % HALO_BLOCK or width % HALO_BLOCK:
         raise ConfigError(
             f"halo attention needs feature maps whose sides are multiples of {HALO_BLOCK}, got "
-            f"{height} x {width}; images of 224 x 224 pixels give such"
+            f"{height} x {width}; use images of 224 x 224 pixels"
         )
 
 
-torch.fx.wrap("_check_blocks")
+torch.fx.wrap("_check_blocks")  # it branches on sizes, which torch.fx cannot trace
 
 
 class HaloPositions(nn.Module):
-    """What halo attention adds for the distance of a key from its query, per row and column."""
+    """The relative position terms of halo attention: a learned vector per row and column offset."""
 
     def __init__(self, key_width: int) -> None:
         super().__init__()
@@ -215,12 +226,12 @@ class HaloPositions(nn.Module):
         self.reset_positions()
 
     def reset_positions(self) -> None:
-        """Normal, as small as the scale of the products."""
+        """Initialize the vectors with a standard deviation equal to the scale of attention."""
         for positions in (self.height_rel, self.width_rel):
             nn.init.normal_(positions, std=positions.shape[1] ** -0.5)
 
     def forward(self, q: Tensor) -> Tensor:
-        """Of queries (M, blocks, pixels, width): (M, blocks, pixels, pixels of a window)."""
+        """Map queries (M, blocks, pixels, width) to logits (M, blocks, pixels, window pixels)."""
         places = torch.arange(HALO_WINDOW, device=q.device)
         away = places - places[:HALO_BLOCK, None] + HALO_WINDOW - 1  # (7, 11)
         pixels = q.unflatten(2, (HALO_BLOCK, HALO_BLOCK))
@@ -234,14 +245,15 @@ def _widened(x: Tensor) -> Tensor:
     return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
 
 
-torch.fx.wrap("_widened")
+torch.fx.wrap("_widened")  # it branches on the dtype, which torch.fx cannot trace
 
 
 class EvoNormS0a(nn.Module):
-    """EvoNorm-S0, affine: x * sigmoid(v * x) / std, scaled and shifted per channel.
+    """EvoNorm-S0 with an affine map: x * sigmoid(v * x) / std, scaled and shifted per channel.
 
-    The standard deviation is that of groups of 16 channels, with epsilon 1e-3 under the root, as in
-    timm's `EvoNorm2dS0a`. Without activation only the division remains, and there is no v.
+    The standard deviation is computed over groups of 16 channels, with an epsilon of 1e-3 under the
+    square root, as in timm's `EvoNorm2dS0a`. Without the activation, x is only divided by the
+    standard deviation, scaled and shifted, and there is no v.
     """
 
     def __init__(self, width: int, *, activate: bool, eps: float = 1e-3) -> None:
@@ -254,14 +266,14 @@ class EvoNormS0a(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Scale and v of one, shift of zero."""
+        """Set the scale and v to one, and the shift to zero."""
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
         if self.v is not None:
             nn.init.ones_(self.v)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Sums over whole feature maps leave the range of half precision.
+        # A sum over a complete feature map can exceed the range of half precision.
         grouped: Tensor = _widened(x).unflatten(1, (self.groups, -1))
         variance = grouped.var(dim=(2, 3, 4), correction=0, keepdim=True)
         std = (variance + self.eps).sqrt().expand_as(grouped).flatten(1, 2).to(x.dtype)
@@ -272,7 +284,10 @@ class EvoNormS0a(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Scales each channel by a gate computed from the means of all channels (Hu et al. 2018)."""
+    """Squeeze-excitation: scale each channel by a gate computed from the means of all channels.
+
+    The source is Hu et al. 2018.
+    """
 
     def __init__(self, width: int, se_width: int, activation: Activation) -> None:
         super().__init__()
@@ -287,11 +302,12 @@ class SqueezeExcitation(nn.Module):
 
 
 class AvgPool2x2(nn.Module):
-    """Average of 2x2 pixels that loses no row or column.
+    """Average over 2x2 pixels that drops no row or column.
 
-    With stride 2, an odd last row or column is averaged alone, which repeating it gives;
-    `ceil_mode` would do the same, but ties an exported program to even or odd sizes. With stride 1,
-    a row and a column of zeros keep the size, as timm has it where the stride became dilation.
+    With stride 2, an odd last row or column is repeated, so that it is averaged with itself.
+    `ceil_mode` would give the same values, but an exported program would then accept only even or
+    only odd sizes. With stride 1, a row and a column of zeros preserve the size, as in timm where
+    dilation replaces the stride.
     """
 
     def __init__(self, stride: int) -> None:
@@ -309,7 +325,11 @@ class AvgPool2x2(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops whole residual branches per sample while training; the rest is scaled up to match."""
+    """Stochastic depth: drop the residual branch of random samples while training.
+
+    The branches that remain are divided by the probability of keeping one, so that the expected
+    value stays the same.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()

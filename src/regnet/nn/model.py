@@ -1,4 +1,4 @@
-"""AnyNet: stem, stages, head, built from a config."""
+"""AnyNet: a stem, stages and a head, built from a config."""
 
 import copy
 import hashlib
@@ -22,23 +22,27 @@ from regnet.nn.layers import ConvNormAct, ScaledStdConv2d, activation_layer, con
 Module = TypeVar("Module", bound=nn.Module)
 
 GlobalPool = Literal["avg", "max", ""]
-"""How feature maps become a vector; "" leaves them as they are (with num_classes=0 only)."""
+"""How feature maps become a vector; "" returns them unpooled (only with num_classes=0)."""
 
 
 class AnyNet(Described):
     """A network of the AnyNet space: stem, stages of identical blocks, head (paper, section 3.2).
 
-    Takes images (N, in_chans, H, W) of any height and width and returns logits (N, num_classes), or
-    features (N, num_features) where there is no classifier. `RegNet` is this class under the name
-    that fits a `RegNetConfig`.
+    It maps images (N, in_chans, H, W) of any height and width to logits (N, num_classes), or to
+    features (N, num_features) if it has no classifier. `RegNet` is another name of this class.
 
     Args:
         config: the architecture.
-        drop_rate: dropout before the classifier while training.
-        drop_path_rate: drop path of the last residual branch; earlier ones drop linearly less.
-        global_pool: "avg", "max", or "" for none.
-        zero_init_last: start residual branches at zero; off in the paper. Pre-activation blocks
-            have no norm at the end of the branch and stay as they are.
+        drop_rate: probability of dropout before the classifier while training, in [0, 1).
+        drop_path_rate: probability of dropping the last residual branch while training, in [0, 1);
+            it grows linearly from 0 at the first block.
+        global_pool: "avg", "max", or "" for no pooling, which requires `num_classes=0`.
+        zero_init_last: set the scale of the last norm of each residual branch to zero. The paper
+            does not. Pre-activation blocks have no norm at the end of the branch, and are left
+            unchanged.
+
+    Raises:
+        ConfigError: a rate or the pool is not allowed.
     """
 
     def __init__(
@@ -67,9 +71,9 @@ class AnyNet(Described):
             self.add_module(name, stage)
         self.final_conv = _final_conv(anynet)
         self.trunk = ["stem", "stem_pool", *stages, "final_conv"]
-        """Names of the modules that images pass before the head, in that order."""
+        """Names of the modules before the head, in the order in which images pass them."""
         if config.block == "normfree_bottleneck":
-            # Apart from the convolution, whose output is a feature map in timm.
+            # A module of its own, because the output of final_conv is a feature map in timm.
             self.final_act = activation_layer(config.activation, inplace=False)
             self.trunk.append("final_act")
         self.head = Head(self.num_features, config.num_classes, drop_rate, global_pool)
@@ -79,19 +83,23 @@ class AnyNet(Described):
 
     @property
     def num_classes(self) -> int:
-        """Outputs of the classifier; 0 for none."""
+        """Number of outputs of the classifier; 0 if there is none."""
         return self.config.num_classes
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("fc", "classifier") and isinstance(value, nn.Module):
             raise ConfigError(
-                f"nothing would use model.{name}; the classifier is model.head.fc, and "
-                "model.reset_classifier(num_classes) makes a new one"
+                f"model.{name} would have no effect; the classifier is model.head.fc, and "
+                "model.reset_classifier(num_classes) replaces it"
             )
         super().__setattr__(name, value)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Feature maps before the pool: (N, num_features, H', W')."""
+        """Map images (N, in_chans, H, W) to the feature maps before the pool.
+
+        Returns:
+            (N, num_features, H', W').
+        """
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             return run_trunk(self, self.trunk, x, checkpoint_blocks=self.grad_checkpointing)[0]
         for name, module in self.named_children():
@@ -100,7 +108,12 @@ class AnyNet(Described):
         return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - timm's signature
-        """Pooled features (N, num_features) to logits; `pre_logits` stops before the classifier."""
+        """Pool feature maps (N, num_features, H', W') and classify them.
+
+        Args:
+            x: the feature maps, as `forward_features` returns them.
+            pre_logits: return the pooled features (N, num_features) instead of logits.
+        """
         out: Tensor = self.head(x, pre_logits=True) if pre_logits else self.head(x)
         return out
 
@@ -111,38 +124,40 @@ class AnyNet(Described):
         self,
         x: Tensor,
         indices: int | Sequence[int] | None = None,
-        norm: bool = False,  # noqa: FBT001, FBT002 - timm's signature, as the rest
+        norm: bool = False,  # noqa: FBT001, FBT002 - timm's signature, as are the flags below
         stop_early: bool = False,  # noqa: FBT001, FBT002
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,  # noqa: FBT001, FBT002
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Feature maps at `indices` of `feature_info`, and the final one.
+        """Compute the feature maps at `indices` of `feature_info`, and the final one.
 
         Args:
             x: images (N, in_chans, H, W).
-            indices: which maps, negative ones from the end; a number n means the last n; None
-                means all.
-            norm: nothing, as in timm: these maps have no norm of their own to apply.
-            stop_early: end at the deepest map asked for; the final one is then that map.
-            output_fmt: "NCHW", the only layout that there is.
-            intermediates_only: return the list alone.
+            indices: indices of the maps; negative ones count from the end. A number n stands for
+                the last n maps, and None for all.
+            norm: has no effect, as in timm, because these maps have no norm of their own.
+            stop_early: stop at the deepest requested map, which is then also the final one.
+            output_fmt: must be "NCHW", the only supported layout.
+            intermediates_only: return only the list.
 
         Returns:
-            The final map (N, num_features, H', W') and the list of maps, shallow ones first; or,
-            with `intermediates_only`, the list.
+            The final map (N, num_features, H', W') and the list of maps from shallow to deep; with
+            `intermediates_only`, only the list.
 
         Raises:
-            ConfigError: there is no such map, or another layout is asked for.
+            ConfigError: a map does not exist, or the layout is not "NCHW".
         """
         if output_fmt != "NCHW":
-            raise ConfigError(f"feature maps are NCHW; output_fmt={output_fmt!r} is not possible")
+            raise ConfigError(
+                f"output_fmt={output_fmt!r} is not supported; feature maps are always 'NCHW'"
+            )
         info = self.feature_info.select(indices)
         last, maps = run_trunk(
             self,
             self.trunk,
             x,
             info.module_name(),
-            # The last map is followed by what ends the trunk, as in timm.
+            # After the last map, the rest of the trunk still runs, as in timm.
             stop_early=intermediates_only or (stop_early and info.out_indices[-1] < len(info) - 1),
             checkpoint_blocks=self.grad_checkpointing,
         )
@@ -154,18 +169,18 @@ class AnyNet(Described):
         prune_norm: bool = False,  # noqa: FBT001, FBT002 - timm's signature
         prune_head: bool = True,  # noqa: FBT001, FBT002
     ) -> list[int]:
-        """Remove what lies behind the deepest of these feature maps.
+        """Remove the modules after the deepest of these feature maps.
 
         Args:
-            indices: which maps to keep, as in `forward_intermediates`.
-            prune_norm: nothing, as in timm: there is no norm at the end.
-            prune_head: remove classifier and pool too.
+            indices: the maps that must remain, as in `forward_intermediates`.
+            prune_norm: has no effect, as in timm, because there is no norm at the end.
+            prune_head: also remove the classifier and the pool.
 
         Returns:
-            The indices of the maps, none of them negative.
+            The indices of the maps, counted from the start.
 
         Raises:
-            ConfigError: there is no such map; the model is as before.
+            ConfigError: a map does not exist; the model is then unchanged.
         """
         info = self.feature_info.select(indices)
         deepest = info[info.out_indices[-1]]["module"].partition(".")[0]
@@ -179,18 +194,22 @@ class AnyNet(Described):
         return list(info.out_indices)
 
     def get_classifier(self) -> nn.Module:
-        """The linear layer that gives the logits; the identity where there is none."""
+        """Return the layer that computes the logits; an identity if there is no classifier."""
         found = self._classifier()
         assert found is not None, "there is a head"
         return found
 
     def reset_classifier(self, num_classes: int, global_pool: GlobalPool | None = None) -> None:
-        """Replace the classifier by a freshly initialized one; 0 classes remove it.
+        """Replace the classifier by a newly initialized one.
+
+        Args:
+            num_classes: outputs of the new classifier; 0 removes it.
+            global_pool: "avg", "max", or "" (with 0 classes); None: as it is now.
 
         Raises:
-            ConfigError: the classes or the pool are not possible; the model is as before.
+            ConfigError: the classes or the pool are not allowed; the model is then unchanged.
         """
-        # A head put in by hand may say neither.
+        # A user's own head may have neither attribute.
         own: GlobalPool = getattr(self.head, "global_pool", "avg")
         drop_rate = getattr(getattr(self.head, "drop", None), "p", 0.0)
         pool = own if global_pool is None else global_pool
@@ -200,36 +219,41 @@ class AnyNet(Described):
         reference = next(self.parameters())
         head.to(device=reference.device, dtype=reference.dtype).train(self.training)
         self._config, self.head = config, head
-        # What was known about the old classes does not hold for the new ones.
+        # The names and accuracies of the old classes do not apply to the new ones.
         self.card = card and card.other_classes()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature
-        """Recompute each block's activations in the backward pass rather than keep them.
+        """Recompute each block's activations in the backward pass instead of storing them.
 
-        Batch norms then update their running statistics twice a step, as in timm; gradients are
-        the same.
+        This saves memory. Gradients are the same, but batch norms update their running statistics
+        twice per step, as in timm.
         """
         self.grad_checkpointing = enable
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 - timm's signature
-        """Patterns that group parameters by depth, for layer-wise learning rates (timm)."""
+        """Return patterns that group parameters by depth, for timm's layer-wise learning rates."""
         blocks = r"^s(\d+)" if coarse else r"^s(\d+)\.b(\d+)"
+        # timm orders groups by number; 99999 places final_conv after all blocks.
         return {"stem": r"^stem", "blocks": [(blocks, None), (r"^final_conv", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that must not decay beside norms and biases: none."""
+        """Return the parameters without weight decay beyond norms and biases: none."""
         return set()
 
-    # The next three reach up into rooms above this one, for the sake of users' habits.
+    # The next three methods import packages above this one, because users of other libraries
+    # expect them on the model.
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> "AnyNet":
-        """A model with weights, in evaluation mode: `create(name, pretrained=True, **options)`.
+        """Build a model with weights, in evaluation mode.
+
+        This is `create(name, pretrained=True, **options).eval()`, except that `owner/name` is a
+        repository of the Hub unless a folder of that name exists.
 
         Args:
-            name: `owner/name` of a repository of the Hub, `owner/name@revision`, a folder, or
-                whatever `create` takes.
-            options: those of `create`; `torch_dtype` is `dtype`.
+            name: `owner/name` or `owner/name@revision` of a repository of the Hub, a folder, or any
+                other name that `create` accepts.
+            options: the options of `create`; `torch_dtype` is accepted for `dtype`.
         """
         from regnet.zoo.create import create_pretrained
 
@@ -249,12 +273,12 @@ class AnyNet(Described):
 
 
 RegNet = AnyNet
-"""A RegNet is an AnyNet whose config is a `RegNetConfig`."""
+"""Another name of `AnyNet`: a RegNet is an AnyNet whose config is a `RegNetConfig`."""
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; each module's own mode is restored afterwards."""
+    """Put a model into evaluation mode within a `with` block; restore each module's mode after."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -265,13 +289,13 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def evaluation_view(model: Module, *, always: bool = False) -> Module:
-    """Return a model in evaluation mode that shares the tensors of this one, which is not touched.
+    """Return a model in evaluation mode that shares its tensors with this one.
 
-    Other threads may use the model meanwhile, in whatever mode it is.
+    The model itself is not changed, so that other threads may use it at the same time, in any mode.
 
     Args:
-        model: any module; it is returned itself where it is in evaluation mode.
-        always: return another even then, for one who keeps it.
+        model: any module. One that is in evaluation mode already is returned itself.
+        always: return a new module even then, for a caller that stores it.
     """
     if not always and not any(module.training for module in model.modules()):
         return model
@@ -289,7 +313,7 @@ def evaluation_view(model: Module, *, always: bool = False) -> Module:
 
 
 def digest_of(model: nn.Module) -> str:
-    """Return the SHA-256 over names and values of a model's tensors, 16 digits."""
+    """Return the first 16 digits of the SHA-256 over the names and values of a model's tensors."""
     found = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         found.update(name.encode())
@@ -299,7 +323,11 @@ def digest_of(model: nn.Module) -> str:
 
 
 class Head(nn.Module):
-    """Pool, dropout, classifier."""
+    """Global pool, dropout and classifier.
+
+    Raises:
+        ConfigError: the pool is not allowed, or a classifier has no pool before it.
+    """
 
     def __init__(
         self, width: int, num_classes: int, drop_rate: float, global_pool: GlobalPool
@@ -308,12 +336,15 @@ class Head(nn.Module):
         if global_pool not in ("avg", "max", ""):
             raise ConfigError(f"global_pool must be 'avg', 'max' or '', got {global_pool!r}")
         if not global_pool and num_classes:
-            raise ConfigError("global_pool='' keeps feature maps; it needs num_classes=0")
+            raise ConfigError(
+                "global_pool='' leaves feature maps, which the classifier cannot take; use "
+                "num_classes=0 with it, or global_pool='avg' or 'max'"
+            )
         self.global_pool: GlobalPool = global_pool
         self.drop = nn.Dropout(drop_rate)
         self.fc = nn.Linear(width, num_classes) if num_classes else nn.Identity()
 
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - as in timm; TorchScript takes no keyword-only ones
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:  # noqa: FBT001, FBT002 - timm's signature; TorchScript takes no keyword-only arguments
         if self.global_pool == "avg":
             x = x.mean((2, 3))
         elif self.global_pool == "max":
@@ -371,5 +402,5 @@ def _final_conv(config: AnyNetConfig) -> nn.Module:
             norm=config.norm,
             activation=config.activation,
         )
-    # Not in place: the input is a feature map that callers may have asked for.
+    # Not in place, because the input is a feature map that may be returned to the caller.
     return activation_layer(config.activation if config.head_activation else None, inplace=False)

@@ -1,1 +1,1 @@
-"""Predictions: for a few images as objects, for a collection as one Parquet file."""
+"""Predictions: for a few images as objects, or for a collection as one Parquet file."""

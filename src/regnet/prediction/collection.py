@@ -1,9 +1,9 @@
-"""Predictions for a collection of any size: a Parquet file, a row per image.
+"""Predict a collection of any size into a Parquet file with one row per image.
 
     predict_collection(["photos/"], "predictions.parquet", "regnety_016.tv2_in1k")
 
-The collection is cut into parts, which any executor works on; a part is a file that is written
-whole. What was killed goes on with the parts that are missing.
+The collection is split into parts, which any executor can process. Each part is a file that is
+written completely or not at all. A prediction that was interrupted resumes with the missing parts.
 """
 
 import json
@@ -36,44 +36,47 @@ from regnet.prediction.part import (
 from regnet.zoo.resolver import is_exported
 
 FILE: Final = "prediction.json"
-"""What was begun in the folder of parts."""
+"""Name of the file, in the folder of parts, that describes the prediction which began there."""
 
 KEY: Final = b"regnet"
-"""Under which a Parquet file says what is in it."""
+"""Key of the description of the predictions in the metadata of the Parquet file."""
 
 PART: Final = 512
-"""Most images of a part; a kill loses what was done of the parts in work."""
+"""Maximum number of images in a part. An interruption loses the results of unfinished parts."""
 
 GPU_PART: Final = 16_384
+"""The same where the executor uses GPUs, which take larger batches."""
 
 FEW: Final = 2_000
-"""For fewer images "auto" takes the engine that is built at once: a race would take longer."""
+"""For fewer images, "auto" takes folded eager, because a race would take longer than it saves."""
 
 BATCH_SIZE: Final = 16
 
 GPU_BATCH_SIZE: Final = 256
 
 GROUP: Final = 8_192
-"""Rows of a group in the file, about."""
+"""Approximate number of rows in a row group of the Parquet file."""
 
 MOST_SHOWN: Final = 80
-"""Letters of a value in a message."""
+"""Maximum number of characters of a value in a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:
-    """What became of a collection."""
+    """The result of predicting a collection."""
 
     out: Path
     images: int
     """Rows of the file."""
     unreadable: int
-    """Of these, those with a reason instead of an answer."""
+    """Rows that have a reason instead of a prediction, because the image cannot be read."""
     resumed: int
-    """Rows that were there from before."""
+    """Rows that an earlier run had predicted."""
     seconds: float
     engine: str
+    """Name of the engine that ran the model."""
     model: str
+    """The name that was passed as `model`."""
 
 
 def predict_collection(
@@ -94,47 +97,54 @@ def predict_collection(
 ) -> Collected:
     """Classify every image of a collection, or compute its features, into one Parquet file.
 
-    The file has a row per image: `path`, then `indices`, `labels` and `probabilities` of the best
-    classes, or `features`, a vector; and `error`, the reason where an image cannot be read. Its
-    metadata say under "regnet" which model, preprocessing and versions it is from. Memory does not
-    grow with the number of images. Begun again after any end, it repeats no part that is done.
+    The file has one row per image. The column `path` is followed by `indices`, `labels` and
+    `probabilities` of the most probable classes, or by the vector `features`. The column `error`
+    contains the reason where an image cannot be read. The metadata of the file record, under the
+    key "regnet", the model, the preprocessing and the versions. Memory does not grow with the
+    number of images. Call the function again to resume an interrupted prediction; no finished part
+    is repeated.
 
     Args:
-        data: image files, folders (at any depth), .tar and .parquet files, `hf:owner/name`.
-        out: the Parquet file; unfinished parts lie beside it, in a folder of its name and ".parts".
-        model: whatever `create` takes, with weights, or an exported file.
-        features: the vector before the classifier, rather than classes.
+        data: image files, folders (searched at any depth), .tar and .parquet files, and data sets
+            of the Hub (`hf:owner/name`); one, or several.
+        out: the Parquet file. Unfinished parts are in a folder beside it, whose name is that of the
+            file followed by ".parts".
+        model: any name with weights that `create` accepts, or the path of an exported file.
+        features: compute the vector before the classifier instead of classes.
         half: store features as float16.
-        topk: classes per image; None: 5, or all where there are fewer.
-        engine: a name; "auto": the fastest of folded eager, ONNX Runtime and OpenVINO, as far as
-            they are installed, or folded eager for a few images; "best": the fastest of all.
-        precision: to compute in.
+        topk: classes per image; None: 5, or all if the model has fewer.
+        engine: name of an engine. "auto": the fastest of folded eager, ONNX Runtime and OpenVINO
+            that are installed, or on a GPU of folded eager, CUDA graphs and fused kernels; for
+            fewer than 2,000 images, folded eager. "best": the fastest of all engines.
+        precision: precision of the computation.
         batch_size: images per call; None: 16 on a CPU, 256 on a GPU.
-        split: which images of a data set of the Hub.
-        executor: who works on the parts; None: a process per core of this machine.
-        trust: open .pt2 files too, which can run code.
-        on_images: called with what is done, images done, and of all.
+        split: which images of a data set of the Hub to predict.
+        executor: executor that processes the parts; None: one process per core of this machine.
+        trust: also open .pt2 files, which can run code.
+        on_images: called with the current step, the number of finished images, and their total.
 
     Raises:
-        ConfigError: a setting is not possible, or the file holds other predictions.
+        ConfigError: a setting is not allowed, or the file contains other predictions.
         DataError: the images cannot be listed.
-        EngineError: the engine does not run the model, or its answers are not numbers.
-        ExecutorError: parts were not done; those that were, stay.
+        EngineError: the engine cannot run the model, or its outputs are not finite.
+        ExecutorError: some parts failed; the finished ones are saved.
         MissingExtraError: pyarrow is not installed.
-        OSError: something cannot be written.
+        OSError: a file cannot be written.
     """
     if util.find_spec("pyarrow") is None:
         raise MissingExtraError(
-            "predictions are written by pyarrow, which is not installed; "
+            "predictions are written with pyarrow, which is not installed; "
             "pip install 'regnet[train]'"
         )
     out = Path(out)
     if out.suffix != ".parquet":
         raise ConfigError(f"{out}: predictions are written as Parquet; name a file *.parquet")
     if half and not features:
-        raise ConfigError("float16 is for features; ask for them, or leave it out")
+        raise ConfigError(
+            "float16 is for features; add features=True (--features), or leave it out"
+        )
     if features and topk is not None:
-        raise ConfigError("topk is for classes, of which features say nothing; leave it out")
+        raise ConfigError("topk is for classes, which features do not contain; leave it out")
     sources = [str(data)] if isinstance(data, (str, Path)) else list(map(str, data))
     if not sources:
         raise ConfigError("there is nothing to predict; name files, folders or archives")
@@ -204,8 +214,8 @@ def predict_collection(
             on_images("predicting", done, count)
         if lost:
             raise ExecutorError(
-                f"{len(lost)} parts were not done ({lost[0]}); the others stay: begin again to go "
-                "on with what is missing"
+                f"{len(lost)} parts failed ({lost[0]}); the others are saved: predict again to "
+                "process the missing ones"
             )
         on_images("joining the parts", count, count)
         here = environment(torch.device("cpu"))
@@ -225,13 +235,13 @@ def predict_collection(
 
 
 def _on_gpu(executor: Executor) -> bool:
-    """Whether an executor works on GPUs."""
+    """Whether an executor uses GPUs."""
     devices = [getattr(executor, "device", ""), *getattr(executor, "devices", ())]
     return any(device.startswith("cuda") for device in devices)
 
 
 def _looked(executor: Executor, question: Question) -> Facts:
-    """What is known of the model, found out where the parts will be worked on."""
+    """Open the model where the parts will be processed, and return what is known about it."""
     [(_, facts)] = executor.run(look_at, iter([question]))
     if isinstance(facts, Died):
         raise ExecutorError(f"the model cannot be opened: {facts.reason}")
@@ -239,7 +249,7 @@ def _looked(executor: Executor, question: Question) -> Facts:
 
 
 def _asked(question: Question, facts: Facts) -> dict[str, Any]:
-    """What decides the rows, as JSON."""
+    """Return everything that determines the content of the rows, as JSON."""
     what = "features" if question.features else "classes"
     return {
         "model": question.model,
@@ -253,15 +263,15 @@ def _asked(question: Question, facts: Facts) -> dict[str, Any]:
 
 
 def _check_same(path: Path, said: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse to go on with, or to overwrite, other predictions.
+    """Refuse to resume or to overwrite predictions that were made with other settings.
 
     Raises:
-        ConfigError: they are other ones.
+        ConfigError: the settings differ.
     """
     for name, value in json.loads(json.dumps(asked)).items():
         if name not in ("model", "batch_size") and said.get(name) != value:
             raise ConfigError(
-                f"{path} holds other predictions: {name} {_short(said.get(name))}, not "
+                f"{path} contains other predictions: {name} {_short(said.get(name))}, not "
                 f"{_short(value)}; remove it, or name another file"
             )
 
@@ -272,7 +282,7 @@ def _short(value: Any) -> str:
 
 
 def _begun(parts: Path, asked: Mapping[str, Any], facts: Facts) -> Facts:
-    """Begin the folder of parts, or go on with it on the engine that it was begun with."""
+    """Set up the folder of parts, or resume it with the engine that it was begun with."""
     if (parts / FILE).exists():
         begun = runfolder.begun(parts, FILE, "an unfinished prediction")
         _check_same(parts, begun["asked"], asked)
@@ -283,10 +293,10 @@ def _begun(parts: Path, asked: Mapping[str, Any], facts: Facts) -> Facts:
 
 
 def _said(out: Path) -> dict[str, Any]:
-    """What a file of predictions says about itself.
+    """Read the description in the metadata of a file of predictions.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the file contains no predictions.
     """
     import pyarrow.parquet as parquet
 
@@ -296,11 +306,11 @@ def _said(out: Path) -> dict[str, Any]:
             return said
     except Exception:  # noqa: BLE001 - on damaged files, pyarrow raises whatever it hits
         pass
-    raise ConfigError(f"{out} is there, and holds no predictions; remove it, or name another file")
+    raise ConfigError(f"{out} exists, and contains no predictions; remove it, or name another file")
 
 
 def _join(parts: Sequence[Path], out: Path, said: Mapping[str, Any]) -> int:
-    """Make one file of the parts, in order; return how many images could not be read."""
+    """Join the parts into one file, in order, and return how many images could not be read."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 

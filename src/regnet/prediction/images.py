@@ -1,4 +1,4 @@
-"""Classify images: top-k classes with their probabilities."""
+"""Classify a few images: the most probable classes with their probabilities."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from regnet.nn.model import AnyNet, evaluation_view
 from regnet.zoo.create import preprocess
 
 DEFAULT_MODEL = "regnety_cifar"
-"""The variant whose weights come with the package."""
+"""The variant whose weights are part of the package."""
 
 BATCH_SIZE = 32
 
@@ -33,7 +33,10 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The most probable classes of one image, best first; none, and the reason, where it failed."""
+    """The most probable classes of one image, the best first.
+
+    If the image cannot be read, there are no classes, and `error` contains the reason.
+    """
 
     image: str
     classes: tuple[ClassScore, ...] = ()
@@ -47,18 +50,21 @@ def predict(
     topk: int | None = None,
     trust: bool = False,
 ) -> list[Prediction]:
-    """Classify images; `predict_collection` does so for more than fit into memory.
+    """Classify images, and return one `Prediction` for each.
+
+    `predict_collection` classifies any number of images into a file, and can be resumed.
 
     Args:
         images: paths or Pillow images; one, or any iterable of them.
-        model: a model that `create` built, the name of a checkpoint or whatever else `create` takes
-            (a folder, a file of weights), or the path of an exported file (.onnx, .xml).
-        topk: classes per image; None gives 5, or all where there are fewer.
-        trust: open .pt2 files too, which can run code.
+        model: a model that `create` built, any name with weights that `create` accepts (a
+            checkpoint, a folder), or the path of an exported file (.onnx, .xml).
+        topk: classes per image; None: 5, or all if the model has fewer.
+        trust: also open .pt2 files, which can run code.
 
     Raises:
         ImageError: an image cannot be read.
-        ConfigError: there is no such model, or topk is not between 1 and its number of classes.
+        ConfigError: there is no such model, the model has no classifier, or `topk` is not between 1
+            and its number of classes.
         WeightsError: there are no such weights.
     """
     several = [images] if isinstance(images, (str, Path, Image.Image)) else images
@@ -76,10 +82,13 @@ def predict_each(
     topk: int | None = None,
     trust: bool = False,
 ) -> Iterator[Prediction]:
-    """As `predict`, one after another; an image that cannot be read gives a result with `error`."""
+    """Classify images like `predict`, and yield each result as it is ready.
+
+    An image that cannot be read gives a result with `error` instead of an exception.
+    """
     network = open_model(model, trust=trust) if isinstance(model, str) else model
     if not isinstance(network, AnyNet | FileNetwork) or not network.num_classes:
-        raise ConfigError("this model has no classifier; create it with num_classes")
+        raise ConfigError("this model has no classifier; create it with num_classes=...")
     classes = network.num_classes
     topk = min(5, classes) if topk is None else topk
     if not 1 <= topk <= classes:
@@ -93,7 +102,7 @@ def _results(
     images: Iterable[ImageSource], model: AnyNet | FileNetwork, topk: int
 ) -> Iterator[Prediction]:
     transform, network = preprocess(model), evaluation_view(model)
-    reference = next(model.parameters(), torch.empty(0))  # of a file there are none
+    reference = next(model.parameters(), torch.empty(0))  # an exported file has no parameters
     remaining = iter(images)
     while batch := list(islice(remaining, BATCH_SIZE)):
         inputs = [_read(image, transform) for image in batch]
@@ -130,7 +139,7 @@ def _top(
 
 
 def labels_of(model: AnyNet | FileNetwork) -> Sequence[str]:
-    """Names of the classes; their numbers where the model has none for them."""
+    """Return the names of a model's classes, or "class 0", "class 1", ... if it has no names."""
     labels: Sequence[str] = model.card.labels if model.card else ()
     if len(labels) == model.num_classes:
         return labels

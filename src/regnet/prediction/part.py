@@ -1,4 +1,4 @@
-"""Process one part of a collection: from its images to a Parquet file, in any process."""
+"""Predict one part of a collection, from its images to a Parquet file, in any process."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked about every image."""
+    """The settings of a prediction, which are the same for all images."""
 
     model: str
     features: bool
-    """The vector before the classifier, rather than classes."""
+    """Whether to compute the vector before the classifier instead of classes."""
     half: bool
-    """Features as float16."""
+    """Whether to store features as float16."""
     topk: int | None
-    """Classes per image; None: 5, or all where there are fewer."""
+    """Classes per image; None: 5, or all if the model has fewer."""
     engine: str
-    """A name, "auto" or "best"."""
+    """Name of an engine, "auto" or "best"."""
     precision: Precision
     batch_size: int
     trust: bool
@@ -50,22 +50,22 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is known of the model once it is open."""
+    """What is known about the model once it is open."""
 
     weights: str
-    """SHA-256 over its tensors, 16 digits."""
+    """First 16 digits of the SHA-256 over its tensors."""
     preprocess: dict[str, Any]
     columns: int
     """Classes per row, or length of the feature vector."""
     engine: str
-    """The one that runs it."""
+    """Name of the engine that runs the model."""
     streams: int
-    """Images that it computes at once."""
+    """Pieces of a batch that are computed at the same time; 0: all threads compute one batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Some images of the collection, and the file to write about them."""
+    """Some images of the collection, and the file to write their rows to."""
 
     number: int
     chunk: Chunk
@@ -75,11 +75,11 @@ class Part:
 
 
 def look_at(question: Question, device: str) -> Facts:
-    """Open the model, and find the engine that is the fastest for it where this runs.
+    """Open the model, and find its fastest engine on the machine of this process.
 
     Raises:
-        ConfigError: what is asked cannot be had of this model.
-        EngineError: the engine does not run it.
+        ConfigError: the settings do not fit the model.
+        EngineError: the engine cannot run the model.
         RegNetError: there is no such model.
     """
     where = find_device(device)
@@ -89,7 +89,9 @@ def look_at(question: Question, device: str) -> Facts:
     if question.features:
         columns = network.config.num_features
     elif not classes:
-        raise ConfigError("this model has no classifier; ask for its features (--features)")
+        raise ConfigError(
+            "this model has no classifier; add features=True (--features) for its features"
+        )
     elif not 1 <= columns <= classes:
         raise ConfigError(
             f"topk must lie between 1 and the number of classes, {classes}; got {columns}"
@@ -112,13 +114,13 @@ def _network(question: Question, device: torch.device) -> AnyNet | FileNetwork:
     if isinstance(network, FileNetwork):
         if question.features and network.num_classes:
             raise ConfigError(
-                f"{name} gives classes, and its features are no longer in it; predict with the "
-                "model that it was exported from, or export that with num_classes=0"
+                f"{name} computes classes, and cannot return features; predict with the model that "
+                "it was exported from, or export that model with num_classes=0"
             )
         if device.type != "cpu" or question.engine != "auto" or question.precision != "fp32":
             raise ConfigError(
-                f"{name} is run by {network.runtime} on the CPU, in {network.precision}; leave "
-                "engine, precision and device out"
+                f"{name} always runs on {network.runtime} on the CPU, in {network.precision}; "
+                "leave engine, precision and device out"
             )
         return network
     return network.eval().to(device)
@@ -131,13 +133,14 @@ def _shape(question: Question, network: AnyNet | FileNetwork) -> tuple[int, ...]
 def _engine(
     question: Question, network: AnyNet | FileNetwork, device: torch.device
 ) -> tuple[str, int]:
-    """The engine that is asked for, or the fastest; and its streams."""
+    """Return the name of the requested engine or of the fastest, and its streams."""
     if isinstance(network, FileNetwork):
         return network.runtime, 0
     if question.engine not in ("auto", "best"):
         view = evaluation_view(network)
+        # Building the engine here reports one that cannot run the model before any part begins.
         running(view, _shape(question, network), question.engine, question.precision, device)
-        return question.engine, 0  # which runs it, as has been tried
+        return question.engine, 0
     engines: Any = QUICK if question.engine == "auto" and device.type == "cpu" else "auto"
     if question.engine == "auto" and device.type == "cuda":
         engines = ("folded", "cuda_graph", "fused")
@@ -156,7 +159,7 @@ def _engine(
 def _opened(
     question: Question, engine: str, streams: int, device: str
 ) -> tuple[Any, Preprocess, list[str]]:
-    """What answers, how images look, and the names of classes: once per process."""
+    """Return the runner, the preprocessing and the class names; built once per process."""
     where = find_device(device)
     network = _network(question, where)
     names = [] if question.features else list(labels_of(network))
@@ -169,10 +172,12 @@ def _opened(
 
 
 def predict_part(part: Part, device: str) -> int:
-    """Write the rows of a part, and return their number: the file is whole, or not there.
+    """Write the rows of a part, and return their number.
+
+    The file is written completely or not at all.
 
     Raises:
-        EngineError: an answer is not a number.
+        EngineError: an output is not finite.
         OSError: the file cannot be written.
     """
     import pyarrow as pa
@@ -199,8 +204,8 @@ def predict_part(part: Part, device: str) -> int:
             indices, outputs = asked.popleft(), found.float().cpu()
             if not outputs.isfinite().all():
                 raise EngineError(
-                    f"the answers for {part.chunk.names[indices[0]]} and those after it are not "
-                    "finite; are the weights whole, and the precision enough?"
+                    f"the outputs for {part.chunk.names[indices[0]]} and the images after it are "
+                    "not finite; check the weights, or use another precision"
                 )
             for index, row in zip(indices, _rows(outputs, part), strict=True):
                 answers[index] = row
@@ -243,5 +248,5 @@ def _columns(
 
 
 def file_name(number: int, chunk: Chunk) -> str:
-    """Name of a part's file: another for other images."""
+    """Return the name of a part's file, which depends on its images."""
     return f"{number:06d}-{chunk.digest}.parquet"

@@ -1,4 +1,4 @@
-"""Models by name: from a name to a source, to a model with weights, and back to files.
+"""Models by name: resolve a name, build the model, load its weights, and write it to files.
 
-It joins `nn` and `weights`; every room that runs or trains a model imports it.
+This package builds on `nn` and `weights`. Every package that runs or trains a model imports it.
 """

@@ -101,17 +101,16 @@ def create(
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     **absent: None,
 ) -> AnyNet | FeatureNet:
-    """Build a model by the name of its variant or of its weights.
+    """Build a model by the name of its variant or of its checkpoint.
 
     Args:
         name: a variant (`regnety_016`), an alias (`regnet_y_1_6gf`, `RegNetY-1.6GF`), a checkpoint
-            (`regnety_016.tv2_in1k`, or what its publisher calls it, `facebook/regnet-y-016`), a
-            repository (`hf-hub:owner/name`, `hf-hub:owner/name@revision`), the path of a folder
-            that `save_pretrained`, training or timm wrote (also `local-dir:path`), of a file of
-            weights, whose shapes identify the architecture, or of a config (`mine.json`); or a
-            config.
-        pretrained: load weights: those that the name specifies, or the variant's default, which are
-            the most accurate ones under a permissive license
+            (`regnety_016.tv2_in1k`, or its publisher's name, `facebook/regnet-y-016`), a repository
+            (`hf-hub:owner/name`, `hf-hub:owner/name@revision`), or a config. It may also be the
+            path of a folder that `save_pretrained`, training or timm wrote (or `local-dir:path`),
+            of a checkpoint, whose shapes identify the architecture, or of a config (`mine.json`).
+        pretrained: load the weights that the name specifies. Without a tag these are the variant's
+            default, which is its most accurate checkpoint under a permissive license
             (`regnet.weights.catalog.find_checkpoint`).
         checkpoint_path: load the weights in this file or folder instead, in any known format, as a
             training script wrote them.
@@ -120,38 +119,41 @@ def create(
         num_classes: outputs of the classifier. None: as many as the variant or the checkpoint has;
             0: pooled features instead. A classifier with another number of outputs than the
             checkpoint's is initialized anew.
-        classes: keep these classes of the checkpoint, in this order, instead of num_classes.
-        in_chans: channels of the images; None gives 3. The stem's weights are adapted to others by
-            timm's rule (`regnet.zoo.loading.adapt_stem`).
+        classes: indices of the checkpoint's classes to load, in this order, instead of num_classes.
+        in_chans: channels of the images; None: as many as the variant or the checkpoint has, which
+            is 3 for published ones. The stem's weights are adapted to another number by timm's rule
+            (`regnet.zoo.loading.adapt_stem`).
         features_only: return a backbone that gives a list of feature maps instead of logits. It has
             no head, so num_classes, drop_rate and global_pool have no effect.
         out_indices: which feature maps to return, as indices into `feature_info`. A number n
             returns the last n; None returns all.
         output_stride: largest reduction of the feature maps, such as 8; later stages dilate
             instead. None: no limit.
-        drop_rate: dropout before the classifier while training; None: none.
-        drop_path_rate: drop path of the last residual branch; earlier ones drop linearly less.
-        global_pool: "avg", "max", or "" to keep feature maps (with num_classes=0); None: "avg", or
-            what a repository says.
-        zero_init_last: start residual branches at zero.
+        drop_rate: probability of dropout before the classifier while training; None: 0.
+        drop_path_rate: probability of dropping the last residual branch while training, which
+            grows linearly from 0 at the first block; None: 0.
+        global_pool: "avg", "max", or "" for feature maps instead of a vector (with num_classes=0).
+            None: "avg", or what the config of a repository specifies.
+        zero_init_last: set the scale of the last norm of each residual branch to zero.
         device: where to build the model; "meta" allocates nothing.
         dtype: floating-point type of the parameters, or its name; None: torch's default.
-        cache_dir: the Hub client's cache; None: as its environment variables say.
-        local_files_only: take what is in the cache, and do not ask the network.
-        force_download: fetch the weights again, also where the cache has them.
-        revision: commit, branch or tag of the repository of the Hub that the weights lie in.
-        token: for private and gated repositories; None: the one that is logged in.
-        pretrained_cfg_overlay: other values for the model's card, in timm's words, such as
-            `{"crop_pct": 1.0}`.
-        **absent: other options, as scripts for timm pass them, as long as they are None.
+        cache_dir: folder of the Hub client's cache; None: as its environment variables specify.
+        local_files_only: use only files in the cache, without access to the network.
+        force_download: download the weights again even if they are in the cache.
+        revision: commit, branch or tag of the Hub repository that contains the weights.
+        token: token for private and gated repositories; None: that of the user who is logged in.
+        pretrained_cfg_overlay: values that replace those of the model's card, with timm's keys,
+            such as `{"crop_pct": 1.0}`.
+        **absent: other options of timm, which scripts may pass as None.
 
     Returns:
-        A model in training mode, as modules are when new; `.eval()` before inference. Weights are
-        mapped from their file: memory is used as they are read, and training does not change it.
+        A model in training mode, like every new module; call `.eval()` before inference. Its
+        weights are mapped from their file: they occupy memory only once they are read, and training
+        does not change the file.
 
     Raises:
-        ConfigError: the name or an option is not known, or options contradict each other.
-        WeightsError: there are no such weights, they cannot be had, or do not fit.
+        ConfigError: the name or an option is unknown, or options contradict each other.
+        WeightsError: there are no such weights, they cannot be fetched, or they do not fit.
         TypeError: there is no such option.
     """
     for option, value in absent.items():
@@ -159,14 +161,19 @@ def create(
             raise TypeError(
                 f"create() got an unexpected option {option}={value!r}{_HINTS.get(option, '')}"
             )
-    checkpoint_path = checkpoint_path or None  # "" is what scripts have for none
+    checkpoint_path = checkpoint_path or None  # scripts for timm pass "" for no checkpoint
     if checkpoint_key is not None and checkpoint_path is None:
-        raise ConfigError("checkpoint_key chooses among networks in a file; pass checkpoint_path")
+        raise ConfigError(
+            "checkpoint_key selects a network in a checkpoint; pass checkpoint_path as well"
+        )
     loads = pretrained or checkpoint_path is not None
     if out_indices is not None and not features_only:
-        raise ConfigError("out_indices chooses feature maps; it needs features_only=True")
+        raise ConfigError("out_indices selects feature maps; it needs features_only=True")
     if classes is not None and (num_classes is not None or not loads):
-        raise ConfigError("classes chooses among a checkpoint's; it takes no num_classes")
+        raise ConfigError(
+            "classes selects classes of a checkpoint; pass pretrained=True or checkpoint_path, and "
+            "leave num_classes out"
+        )
     target = torch.device(device or torch.get_default_device())
     if loads and target.type == "meta":
         raise ConfigError(
@@ -192,7 +199,7 @@ def create(
     changes: dict[str, Any] = {k: value for k, value in options.items() if value is not None}
     pool = source.global_pool if global_pool is None else global_pool
     if global_pool is None and changes.get("num_classes"):
-        pool = pool or None  # a classifier needs a pool, also where a repository had none
+        pool = pool or None  # a classifier needs a pool, even if the repository's model has none
     where = torch.device("meta") if loads else target
     with where:
         model = AnyNet(
@@ -212,7 +219,7 @@ def create(
         _load(model, source, checkpoint_path, checkpoint_key, how, allow, target, kind)
     elif kind is not None:
         model = model.to(kind)
-    # A file does not say where it came from; the weights that a name stands for do.
+    # A file named by checkpoint_path has no card; the weights that a name stands for have one.
     card = source.card(
         loaded=pretrained and checkpoint_path is None,
         same_classes=model.num_classes == known_classes and classes is None,
@@ -240,16 +247,16 @@ def _load(
     dtype: torch.dtype | None,
 ) -> None:
     row = source.checkpoint
-    # One's own folder need not state a license.
+    # Users' own folders need not state a license.
     if row and not (row.is_local and row.license == "unknown"):
         warn_if_restricted(row.id, row.license_terms, source=row.source)
     if checkpoint_path is not None:
         path, name = expanded(checkpoint_path), str(checkpoint_path)
     else:
-        assert row is not None, "a name without weights has been refused"
+        assert row is not None, "find_source raised for a name without weights"
         path, name = fetch(row, how), row.id
     try:
-        # What is known of a checkpoint holds for its own file, not for one that was named instead.
+        # The table's entry describes the checkpoint's own file, not one given by checkpoint_path.
         bgr = row.bgr if row and checkpoint_path is None else None
         config = model.config
         wanted = Kind(signature_of_config(config), config.num_classes, config.in_chans)
@@ -272,26 +279,26 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise ConfigError(
-            f"dtype must be a floating-point type of torch or its name, such as float16; "
+            f"dtype must be a floating-point type of torch or its name, such as 'float16'; "
             f"got {dtype!r}"
         )
     return found
 
 
 _HINTS: Final = {
-    "pretrained_cfg": "; a name with a tag chooses the weights, pretrained_cfg_overlay changes "
-    "what is known of them",
-    "scriptable": "; torch.jit.script takes the networks as they are",
-    "exportable": "; regnet.export takes the networks as they are",
-    "feature_cls": "; there is one kind of feature network, features_only=True",
-    "bottle_ratio": "; a config has bottleneck_ratio, which divides",
-    "act_layer": "; a config has activation",
+    "pretrained_cfg": "; select the weights by a name with a tag, and change values of the card "
+    "with pretrained_cfg_overlay",
+    "scriptable": "; leave it out, torch.jit.script accepts every network as it is",
+    "exportable": "; leave it out, regnet.export accepts every network as it is",
+    "feature_cls": "; leave it out, features_only=True builds the only kind of feature network",
+    "bottle_ratio": "; pass a config with bottleneck_ratio, which is the inverse of bottle_ratio",
+    "act_layer": "; pass a config with activation",
 }
-"""What to do instead of some options of timm."""
+"""What to use instead of some options of timm."""
 
 
 def create_pretrained(name: str | Path, **options: Any) -> AnyNet:
-    """`create` with weights, where `owner/name` is a repository and a path is a folder."""
+    """Call `create` with weights; `owner/name` is a repository unless there is such a folder."""
     if "torch_dtype" in options:
         options["dtype"] = options.pop("torch_dtype")
     if isinstance(name, Path):
@@ -306,13 +313,15 @@ def create_pretrained(name: str | Path, **options: Any) -> AnyNet:
 
 
 def preprocess(model: nn.Module | str) -> Preprocess:
-    """Return the evaluation transform of a model that `create` built, or of a name of weights.
+    """Return the evaluation transform of a model that `create` built, or of a checkpoint's name.
 
-    A name brings no weights: what is known of them says how their images look.
+    The weights of a named checkpoint are not downloaded, because its card contains the
+    preprocessing.
 
     Raises:
-        ConfigError: the model does not say how its images look, or they are none that files hold.
-        WeightsError: the name stands for no weights.
+        ConfigError: the preprocessing of the model is unknown, or its images have channels that
+            image files cannot have.
+        WeightsError: the name stands for no checkpoint.
     """
     card, channels = None, 3
     if isinstance(model, str):
@@ -325,7 +334,10 @@ def preprocess(model: nn.Module | str) -> Preprocess:
     elif isinstance(model, Described):
         card, channels = model.card, model.config.in_chans
     if card is None:
-        raise ConfigError("this model does not say how its images look; build a regnet.Preprocess")
+        raise ConfigError(
+            "this model has no card that specifies its preprocessing; build a regnet.Preprocess "
+            "instead"
+        )
     look = card.preprocess.for_channels(channels)
     look.check_files()
     return look

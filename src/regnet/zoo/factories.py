@@ -1,4 +1,4 @@
-"""One function per variant, made from the architecture table.
+"""One function per variant, generated from the table of variants.
 
 Type checkers read factories.pyi, which `scripts/write_factory_stubs.py` writes from the same table.
 """
@@ -17,7 +17,7 @@ def _factory(variant: Variant) -> Callable[..., AnyNet]:
         return model
 
     build.__name__ = build.__qualname__ = variant.factory
-    build.__doc__ = f"{variant.label}: `create({variant.name!r}, ...)`, with its options."
+    build.__doc__ = f"Build {variant.label}: `create({variant.name!r}, ...)`, with its options."
     return build
 
 

@@ -1,4 +1,4 @@
-"""List variants and describe one."""
+"""List variants and checkpoints, and describe one."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ _SORTS: Final = ("name", "top1", "flops", "params")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
-    """What is known about a variant, and about one checkpoint of it."""
+    """What is known about a variant, and about one of its checkpoints."""
 
     name: str
     label: str
@@ -32,26 +32,27 @@ class ModelInfo:
     factory: str
     config: AnyNetConfig | RegNetConfig
     image_size: int
-    """Side of the images that the complexity is for, in pixels."""
+    """Side of the images that the complexity is counted for, in pixels."""
     complexity: Complexity[int]
     checkpoints: tuple[str, ...]
-    """Ids of its weights, the default first."""
+    """Ids of its checkpoints, the default first."""
     default: str | None
-    """Id of the weights that `pretrained=True` takes; None where all restrict their use."""
+    """Id of the checkpoint that `pretrained=True` loads; None if all licenses restrict the use."""
     checkpoint: Checkpoint | None = None
-    """The weights that the name chose."""
+    """The checkpoint that the name selects; None if it selects none."""
 
 
 def info(name: str, *, image_size: int | None = None) -> ModelInfo:
-    """Everything about one variant, without building it.
+    """Describe a variant, without building the network.
 
     Args:
-        name: a variant, a checkpoint, which is described too, or whatever else `create` takes: a
-            repository, a folder, a file of weights, or a file of a config (.json).
-        image_size: side of the images to count the complexity for; None: as published.
+        name: a variant, a checkpoint, which is then described as well, or any other name that
+            `create` accepts: a repository, a folder, the path of a checkpoint, or the path of a
+            config (.json).
+        image_size: side of the images to count the complexity for, in pixels; None: as published.
 
     Raises:
-        ConfigError: there is no such variant, or the file holds no config.
+        ConfigError: there is no such variant, or the file contains no config.
         WeightsError: the name has a tag, and there are no such weights.
     """
     try:
@@ -76,7 +77,7 @@ def info(name: str, *, image_size: int | None = None) -> ModelInfo:
 
 
 def _info_of_place(name: str, image_size: int | None) -> ModelInfo:
-    """About the network of a folder, a repository, a file of weights, or a file of a config."""
+    """Describe the network of a folder, a repository, a checkpoint file, or a config file."""
     source = find_source(name, pretrained=False)
     row = source.checkpoint
     size = image_size or (row.preprocess.size[0] if row else 224)
@@ -91,7 +92,14 @@ def info_of_config(
     image_size: int,
     checkpoint: Checkpoint | None = None,
 ) -> ModelInfo:
-    """About a network that is no published variant."""
+    """Describe a network that is no published variant.
+
+    Args:
+        name: name to show.
+        config: the architecture.
+        image_size: side of the images to count the complexity for, in pixels.
+        checkpoint: its weights, if there are any.
+    """
     return ModelInfo(
         name=name,
         label=name,
@@ -120,24 +128,27 @@ def list_models(
     max_params: float = inf,
     sort: Sort = "name",
 ) -> list[str]:
-    """Names of variants, or with `pretrained=True` of their weights.
+    """List the names of variants, or of checkpoints with `pretrained=True`.
 
     Args:
-        filter: a pattern with * and ? for the name or an alias, or for the id of weights; or
-            several, of which one must fit. "" stands for all.
-        exclude_filters: patterns of what to leave out.
+        filter: a pattern with * and ? that the name, an alias or the id of a checkpoint must match;
+            or several patterns, of which one must match. "" matches all.
+        exclude_filters: patterns of names to leave out.
         family: regnetx, regnety, regnetv, regnetz, haloregnetz, nf_regnet, resnet, resnext or
             vanilla.
-        pretrained: list weights, as `variant.tag`; implied by license, min_top1 and
-            sort="top1".
-        include_tags: list weights (True) or variants (False), of which with `pretrained` only those
-            that have weights; None: weights where they are asked for.
-        license: of the weights, such as "apache-2.0"; "commercial" stands for all that allow
-            commercial use.
-        min_top1: least published ImageNet-1k top-1 accuracy in percent, at the default image size.
-        max_flops: most multiply-adds at the variant's published image size.
-        max_params: most parameters.
-        sort: "name" in natural order; "top1", the best first; "flops" or "params", the least first.
+        pretrained: list checkpoints, as `variant.tag`. `license`, `min_top1` and sort="top1" imply
+            it.
+        include_tags: True lists checkpoints and, without `pretrained`, also the variants that have
+            none. False lists variants, and with `pretrained` only those that have a checkpoint.
+            None lists checkpoints with `pretrained` and variants without it.
+        license: license of the checkpoint, such as "apache-2.0"; "commercial" stands for every
+            license that allows commercial use.
+        min_top1: minimum of the published ImageNet-1k top-1 accuracy in percent, at the default
+            image size.
+        max_flops: maximum of multiply-adds at the variant's published image size.
+        max_params: maximum of parameters.
+        sort: "name" for natural order, "top1" for the most accurate first, "flops" or "params" for
+            the smallest first.
 
     Raises:
         ConfigError: there is no such family, license or order, or a limit is not a number.
@@ -192,12 +203,12 @@ def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def list_pretrained(filter: str | Sequence[str] = "*", **options: Any) -> list[str]:
-    """`list_models(filter, pretrained=True, ...)`: ids of weights."""
+    """List the ids of checkpoints: `list_models(filter, pretrained=True, ...)`."""
     return list_models(filter, pretrained=True, **options)
 
 
 def is_model(name: str) -> bool:
-    """Whether the zoo has this name, its tag included if it has one; files are not asked for."""
+    """Return whether a name is in the zoo, including its tag if it has one; files do not count."""
     try:
         find_model(name)
     except RegNetError:
@@ -206,11 +217,11 @@ def is_model(name: str) -> bool:
 
 
 def get_pretrained_cfg(name: str) -> dict[str, Any]:
-    """Return the `pretrained_cfg` that `create(name, pretrained=True)` would have.
+    """Return the `pretrained_cfg` of the model that `create(name, pretrained=True)` would build.
 
     Raises:
         ConfigError: there is no such variant.
-        WeightsError: there are no such weights, or none is the default.
+        WeightsError: there are no such weights, or the variant has no default.
     """
     source = find_source(name, pretrained=True)
     card, row = source.card(loaded=True), source.checkpoint
@@ -225,7 +236,9 @@ def _fits(patterns: Iterable[str], variant: Variant) -> bool:
 
 
 def _fits_row(patterns: Iterable[str], row: Checkpoint, variant: Variant) -> bool:
-    """Whether the pattern fits weights; what a publisher calls his own stands for them alone."""
+    """Whether a pattern matches a checkpoint, by its id, its publisher's name, or its variant."""
+    # A publisher's name stands for its own checkpoint only, so aliases of the variant, which
+    # include such names, do not count.
     names = (row.id, row.upstream or "", variant.name, variant.factory, variant.label)
     return _match(patterns, names)
 
@@ -236,5 +249,5 @@ def _match(patterns: Iterable[str], names: Iterable[str]) -> bool:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that takes runs of digits as numbers."""
+    """Return a sort key that compares runs of digits as numbers."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -1,8 +1,9 @@
-"""Give a model the tensors of a checkpoint: strictly, and without a second copy of them.
+"""Load the tensors of a checkpoint into a model, strictly and without a second copy of them.
 
-A model built on the device "meta" holds no numbers; it takes the checkpoint's own tensors, which
-are mapped from the file. What does not fit is an error that says why, unless a plan covers it:
-another classifier, or another number of image channels.
+A model built on the device "meta" has no values. It takes the checkpoint's own tensors, which are
+mapped from the file. Every difference between the two is an error that names the cause, except for
+the differences that an `Adaptation` allows: another classifier, or another number of image
+channels.
 """
 
 import logging
@@ -32,14 +33,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adaptation:
-    """What may differ between a checkpoint and the model that takes it; by default nothing."""
+    """The differences allowed between a checkpoint and the model that loads it; by default none."""
 
     classifier: bool = False
-    """Whether a classifier for other classes starts afresh."""
+    """Whether a classifier with another number of classes is initialized anew."""
     classes: Sequence[int] | None = None
-    """Rows of the checkpoint's classifier to keep, in this order."""
+    """Rows of the checkpoint's classifier to load, in this order; None: all."""
     channels: bool = False
-    """Whether the stem is adapted to other image channels, see `adapt_stem`."""
+    """Whether the stem is adapted to another number of image channels; see `adapt_stem`."""
 
 
 def load_tensors(
@@ -51,19 +52,19 @@ def load_tensors(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Make these tensors the model's own.
+    """Replace the tensors of a model by these.
 
     Args:
-        model: built on any device, "meta" for one; its parameters are replaced, not copied into.
-        tensors: under our names.
-        source: where they come from, for messages.
-        allow: what may differ.
-        device: where the model's tensors go.
+        model: a model on any device, including "meta". Its parameters are replaced, not written to.
+        tensors: the tensors, under the names of the model's state dict.
+        source: name of their origin, for messages.
+        allow: the differences to allow; None: none.
+        device: device to move the tensors to.
         dtype: floating-point type of the parameters; None: torch's default.
 
     Raises:
-        WeightsError: they do not fit; the model is unchanged.
-        ConfigError: `classes` names some that the checkpoint lacks.
+        WeightsError: the tensors do not fit; the model is then unchanged.
+        ConfigError: `classes` contains an index that the checkpoint does not have.
     """
     allow = allow or Adaptation()
     dtype = dtype or torch.get_default_dtype()
@@ -88,11 +89,19 @@ def load_tensors(
 
 
 def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
-    """A stem's weights (out, 3, H, W) for images of other channels: (out, in_chans, H, W).
+    """Adapt the weights of a stem to images with another number of channels, by timm's rule.
 
-    One channel takes the sum over red, green and blue, so that a gray image gives the answer of
-    its RGB copy. More take the three in turn, scaled by 3 / in_chans, so that the sums keep their
-    size. The rule is timm's. Halves become float32, so that nothing is rounded twice.
+    For one channel, the weights are summed over red, green and blue, so that a gray image gives the
+    same result as its RGB copy. For more, the three channels are repeated in turn and scaled by
+    3 / in_chans, so that the scale of the sums stays the same. Half-precision weights become
+    float32, so that the result is not rounded twice.
+
+    Args:
+        weight: weights (out, 3, H, W).
+        in_chans: number of channels of the images.
+
+    Returns:
+        Weights (out, in_chans, H, W).
     """
     weight = weight.float() if weight.itemsize < 4 else weight
     if in_chans == 1:
@@ -103,7 +112,7 @@ def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
 
 
 def _with_counters(tensors: dict[str, Tensor], model: AnyNet) -> dict[str, Tensor]:
-    """The tensors, and zeros for batch counters that a converter dropped; nothing reads them."""
+    """Add zeros for batch counters that a converter dropped; no computation reads them."""
     return tensors | {
         name: torch.zeros((), dtype=torch.int64)
         for name in model.state_dict()
@@ -123,14 +132,14 @@ def _fit_classifier(
             raise ConfigError(
                 f"classes must lie between 0 and {classes - 1}, those of the checkpoint; got {rows}"
             )
-        plan.append(f"{len(rows)} of the {classes} classes kept")
+        plan.append(f"{len(rows)} of the {classes} classes loaded")
         return tensors | {name: tensors[name][rows] for name in HEAD if name in tensors}
     if not allow.classifier or (
         wanted == classes and set(HEAD) >= {name for name in tensors if name.startswith("head.fc.")}
     ):
         return tensors
     had = f"classifier of {classes} classes" if classes else "no classifier"
-    plan.append(f"{had}, {f'a new one of {wanted}' if wanted else 'left out'}")
+    plan.append(f"{had}, {f'replaced by a new one of {wanted}' if wanted else 'left out'}")
     return {name: value for name, value in tensors.items() if not name.startswith("head.fc.")}
 
 
@@ -178,14 +187,14 @@ def _check(
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether there is no NaN and no infinity; without a copy, which `isfinite` makes."""
+    """Whether a tensor has no NaN and no infinity; unlike `isfinite`, this makes no copy."""
     if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
         return True
     return bool(torch.linalg.vector_norm(tensor, ord=torch.inf).isfinite())
 
 
 def _cause(model: AnyNet, tensors: Mapping[str, Tensor]) -> str:
-    """What is likely wrong, and what to do; empty if there is no telling."""
+    """Return the likely cause of a mismatch and what to do about it; empty if it is unclear."""
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     found = identify(shapes)
     fits = signature_of_shapes(shapes) == signature_of_config(model.config)

@@ -1,4 +1,4 @@
-"""Names of variants: resolve aliases, and suggest what an unknown name could mean."""
+"""Names of variants: resolve aliases, and suggest names similar to an unknown one."""
 
 import difflib
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from regnet.errors import ConfigError, unknown
 
 
 def find_variant(name: str) -> tuple[Variant, str | None]:
-    """The variant that a name stands for, and the tag of a checkpoint if it ends with one.
+    """Return the variant that a name stands for, and the tag of its checkpoint if it has one.
 
     Args:
-        name: a canonical name or an alias, or one of these with `.tag` behind it; upper and lower
-            case, and - and _, are the same.
+        name: a canonical name or an alias, or one of these followed by `.tag`. Case does not
+            matter, and - and _ are equivalent.
 
     Raises:
-        ConfigError: there is no such variant; the message names the closest ones.
+        ConfigError: there is no such variant; the message names the most similar ones.
     """
     names = _names()
     if variant := names.get(_key(name)):
@@ -33,7 +33,7 @@ def find_variant(name: str) -> tuple[Variant, str | None]:
             name,
             names,
             meant=meant,
-            listing="`regnet list` lists all, as list_models() does",
+            listing="`regnet list` and list_models() list all",
         )
     )
 

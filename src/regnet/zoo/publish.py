@@ -1,8 +1,8 @@
-"""Repositories of one model, written: as a folder, or on the Hub, in timm's layout.
+"""Write a model as a repository, in a folder or on the Hub, in timm's layout.
 
-`config.json` says which network it is and how its images look, `model.safetensors` has the weights
-under timm's names, and `README.md` is the model card. timm, and transformers through timm, open
-what is written here if timm has the architecture.
+`config.json` describes the network and its preprocessing, `model.safetensors` contains the weights
+under timm's names, and `README.md` is the model card. If timm has the architecture, then timm, and
+transformers by way of timm, can open the repository.
 """
 
 import json
@@ -37,7 +37,7 @@ _NOT_IN_TIMM: Final = frozenset(
     if variant.family in ("resnet", "resnext", "vanilla")
     or name in ("regnety_cifar", "regnety_10b", "regnety_2560_classy")
 )
-"""Variants that timm does not know, or knows with other names of tensors."""
+"""Variants that timm does not have, or has with other tensor names."""
 
 
 def save_pretrained(
@@ -51,29 +51,34 @@ def save_pretrained(
     readme: str | None = None,
     **push_options: Any,
 ) -> None:
-    """Write a model as a repository: `config.json`, `model.safetensors`, `README.md`.
+    """Write a model as a repository: `config.json`, `model.safetensors` and `README.md`.
 
     Args:
-        model: the model; its license, labels, metrics and source come from its weights.
-        save_directory: the folder, made if need be; each file is written whole or not at all.
+        model: the model. Its license, labels, metrics and source are those of the weights that it
+            was created with.
+        save_directory: the folder, which is created if necessary. Each file is written completely
+            or not at all.
         push_to_hub: upload the model afterwards.
-        repo_id: where to, `owner/name`; None: the name of the folder, in your own account.
-        license: of these weights, as on the Hub (`apache-2.0`); None: that of the weights that the
-            model began with, or else "unknown". A restricted one cannot be replaced by another.
+        repo_id: repository to upload to, `owner/name`; None: the name of the folder, in your own
+            account.
+        license: license of these weights, as on the Hub (`apache-2.0`). None: that of the weights
+            that the model was created with, or "unknown" if there were none. A restrictive license
+            cannot be replaced by another.
         metrics: accuracies to state, in percent by data set, instead of those of the weights that
-            the model began with.
-        readme: text of the model card (`README.md`) below its front matter, instead of ours.
+            the model was created with.
+        readme: text of the model card (`README.md`) below its front matter, instead of a generated
+            one.
         **push_options: the other options of `push_to_hub`.
 
     Raises:
-        ConfigError: another license than the restricted one that the weights are under, or a
-            network that was changed by hand in a way that no config describes.
-        WeightsError: the Hub refuses.
+        ConfigError: the license of the weights is restrictive and would be replaced, or a module of
+            the network was changed in a way that no config describes.
+        WeightsError: the Hub refuses the upload.
         OSError: a file cannot be written.
     """
     if not push_to_hub and (repo_id or push_options):
         given = ", ".join([*(("repo_id",) if repo_id else ()), *push_options])
-        raise ConfigError(f"{given}: only for uploads; add push_to_hub=True")
+        raise ConfigError(f"{given}: only for uploads; add push_to_hub=True, or leave it out")
     tensors = _described_tensors(model)
     terms = _license(model, license)
     card = _published_card(model, terms, metrics)
@@ -81,7 +86,7 @@ def save_pretrained(
     folder = expanded(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(stored, folder / WEIGHTS_FILE)
-    # What the two files say belongs together; see `regnet.zoo.repository`.
+    # The digest ties the two files together, so that `regnet.zoo.repository` notices a mix-up.
     described = _describe(model, card) | {WEIGHTS_DIGEST: digest.of_file(folder / WEIGHTS_FILE)}
     text = json.dumps(documents.sealed(described), indent=2)
     write_bytes(folder / CONFIG_FILE, f"{text}\n".encode())
@@ -108,22 +113,23 @@ def push_to_hub(
 
     Args:
         model: the model.
-        repo_id: `owner/name`, or a name in your own account; made if there is none.
+        repo_id: `owner/name`, or a name in your own account; created if it does not exist.
         private: whether a new repository is private.
-        token: of a user who may write there; None: the one who is logged in.
+        token: token of a user who may write there; None: that of the user who is logged in.
         revision: branch to write to; None: main.
-        commit_message: of the commit.
+        commit_message: message of the commit.
         create_pr: open a pull request instead of writing to the branch.
-        license: see `save_pretrained`, as for the rest.
-        metrics: accuracies to state.
-        readme: text of the model card.
+        license: see `save_pretrained`.
+        metrics: see `save_pretrained`.
+        readme: see `save_pretrained`.
 
     Returns:
         The address of the commit.
 
     Raises:
-        ConfigError: another license than the restricted one that the weights are under.
-        WeightsError: the Hub refuses.
+        ConfigError: the license of the weights is restrictive and would be replaced, or a module of
+            the network was changed in a way that no config describes.
+        WeightsError: the Hub refuses the upload.
     """
     import tempfile
 
@@ -149,14 +155,14 @@ def push_to_hub(
     return str(done.commit_url)
 
 
-_push = push_to_hub  # by a name that no option of `save_pretrained` has
+_push = push_to_hub  # in `save_pretrained`, an option hides the name push_to_hub
 
 
 def _described_tensors(model: AnyNet) -> dict[str, Tensor]:
-    """The tensors under the names that the model's config gives them.
+    """Return the tensors of a model whose modules are those of its config.
 
     Raises:
-        ConfigError: its modules are not those of its config, so that no folder could describe it.
+        ConfigError: a module differs, so that a folder would load as another network.
     """
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     config = model.config
@@ -167,8 +173,8 @@ def _described_tensors(model: AnyNet) -> dict[str, Tensor]:
     for name in meant | found:
         if found.get(name) != meant.get(name):
             raise ConfigError(
-                f"{name} was changed by hand, in a way that no config describes; keep such a "
-                "network with torch.save(model.state_dict(), ...) and the code that builds it"
+                f"{name} was changed in a way that no config describes; save such a network with "
+                "torch.save(model.state_dict(), ...), together with the code that builds it"
             )
     return plain_classifier(tensors)
 
@@ -178,7 +184,7 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _layers(model: AnyNet) -> dict[str, str]:
-    """What each layer computes, as text, but for what only training has and where it lies."""
+    """Return what each layer computes, as text, without layers that act only in training."""
     inert = (nn.Dropout, nn.Identity, DropPath)
     found: dict[str, str] = {}
     for name, layer in model.named_modules():
@@ -186,14 +192,14 @@ def _layers(model: AnyNet) -> dict[str, str]:
             continue
         inside = name.startswith("head.fc.") and isinstance(layer, nn.Linear)
         text = repr(layer)
-        if isinstance(layer, BatchNorm):  # synchronized or not, with whatever momentum
+        if isinstance(layer, BatchNorm):  # neither synchronization nor momentum matters
             text = f"{layer.num_features} {layer.eps} {layer.affine} {layer.track_running_stats}"
         found["head.fc" if inside else name] = text
     return found
 
 
 def _license(model: AnyNet, asked: str | None) -> License:
-    """The license to publish a model's weights under; a restricted one stays."""
+    """Return the license to publish a model's weights under; a restrictive one is not replaced."""
     own = model.card.license if model.card else None
     if own in (None, "unknown") or license_of(own).permissive or asked in (None, own):
         return license_of(asked or own or "unknown")
@@ -209,11 +215,12 @@ def _published_card(model: AnyNet, terms: License, metrics: Mapping[str, float] 
     if metrics is None:
         return card
     own = tuple(Metric(dataset=name, top1=top1) for name, top1 in metrics.items())
-    return replace(card, metrics=own, tag=None)  # these figures are of these weights
+    # Without a tag, the card no longer attributes its metrics to the published weights.
+    return replace(card, metrics=own, tag=None)
 
 
 def _describe(model: AnyNet, card: Card) -> dict[str, Any]:
-    """What `config.json` says."""
+    """Return the content of `config.json`."""
     cfg = card.to_timm(model.config)
     labels = cfg.pop("label_names", ())
     architecture = cfg.pop("architecture")
@@ -241,7 +248,7 @@ def _describe(model: AnyNet, card: Card) -> dict[str, Any]:
 
 
 def _readme(model: AnyNet, card: Card, terms: License, text: str | None) -> str:
-    """The model card of the Hub: front matter, and a text."""
+    """Return the model card for the Hub: its front matter and a text."""
     front: dict[str, Any] = {
         "library_name": "regnet",
         "pipeline_tag": "image-classification",
@@ -250,7 +257,7 @@ def _readme(model: AnyNet, card: Card, terms: License, text: str | None) -> str:
     }
     if terms.hub_id == "other":
         front |= {"license_name": terms.id, "license_link": terms.link}
-    # Accuracies of published weights are not claimed for what was made of them.
+    # A card with a tag has the accuracies of published weights, which training may have changed.
     results = [
         {
             "task": {"type": "image-classification"},
@@ -261,7 +268,7 @@ def _readme(model: AnyNet, card: Card, terms: License, text: str | None) -> str:
     ]
     if results:
         front["model-index"] = [{"name": card.architecture, "results": results}]
-    # JSON is YAML.
+    # The front matter is YAML, of which JSON is a subset.
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---"]
     return "\n".join([*lines, text or _text(model, card, terms)]) + "\n"
 
@@ -282,7 +289,7 @@ def _text(model: AnyNet, card: Card, terms: License) -> str:
 
 
 def card_text(title: str, *facts: str) -> str:
-    """The text of a model card: a title, what there is to know, and how to open the model."""
+    """Return the text of a model card: a title, a list of facts, and how to open the model."""
     return "\n".join(
         [
             f"# {title}",
@@ -299,6 +306,6 @@ def card_text(title: str, *facts: str) -> str:
 
 
 def images_line(look: Preprocess) -> str:
-    """How images look, for a model card."""
+    """Return the line of a model card that describes the preprocessing."""
     height, width = look.size
     return f"Images: {height}x{width}, {look.interpolation}, crop {look.crop_pct}"

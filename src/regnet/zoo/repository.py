@@ -1,7 +1,7 @@
-"""Repositories of one model, read: a folder, or its copy on the Hub.
+"""Read the repository of a model: a folder, or its copy on the Hub.
 
-`config.json` says which network it is and how its images look; `model.safetensors` has the weights.
-Read are the layouts of this library, of timm, and of transformers' RegNets.
+`config.json` describes the network and its preprocessing, and `model.safetensors` contains the
+weights. The supported layouts are those of this library, of timm, and of transformers' RegNets.
 """
 
 import logging
@@ -25,11 +25,11 @@ from regnet.zoo.source import Source
 CONFIG_FILE: Final = "config.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 PROCESSOR_FILE: Final = "preprocessor_config.json"
-"""Where transformers says how images look."""
+"""The file in which transformers describes the preprocessing."""
 TRANSFORMERS: Final = "regnet"
-"""What transformers calls its RegNets, in `model_type`."""
+"""The `model_type` of transformers' RegNets."""
 WEIGHTS_DIGEST: Final = "regnet_weights_sha256"
-"""In a `config.json` of this library, the digest of the weights beside it."""
+"""The key, in a `config.json` of this library, of the digest of the weights beside it."""
 
 Config = AnyNetConfig | RegNetConfig
 
@@ -37,12 +37,12 @@ _log = logging.getLogger(__name__)
 
 
 def read_repository(path: Path, *, repo: str | None = None, revision: str | None = None) -> Source:
-    """Read a `config.json`.
+    """Read the `config.json` of a repository.
 
     Args:
         path: the file; the weights are beside it, unless `repo` names a repository.
-        repo: the repository of the Hub that the file came from.
-        revision: its revision.
+        repo: the repository of the Hub that the file came from; None: a local folder.
+        revision: revision of that repository.
 
     Raises:
         WeightsError: the file cannot be read, or describes a network that cannot be built here.
@@ -51,7 +51,7 @@ def read_repository(path: Path, *, repo: str | None = None, revision: str | None
         values = documents.load(path, "the config of a model")
         if not isinstance(values, dict):
             raise TypeError("not an object")
-        if any(key.startswith("regnet_") for key in values):  # of this library
+        if any(key.startswith("regnet_") for key in values):  # only this library has such keys
             values = documents.unsealed(values, path, "a model of this library")
         return _source(values, path, repo, revision)
     except (
@@ -78,7 +78,8 @@ def _source(
     )
     license = card.license or "unknown"
     if known and (license == "unknown" or not known.license_terms.permissive):
-        license = known.license  # a repository cannot lift the restrictions of known weights
+        # A repository cannot lift the restrictions of weights that the table lists.
+        license = known.license
     pool = {**values, **(values.get("model_args") or {})}.get("global_pool")
     if pool is not None and pool not in _POOLS:
         raise ConfigError(f"timm's global_pool={pool!r} has no counterpart here")
@@ -144,14 +145,14 @@ def _read_timm(values: Mapping[str, Any], path: Path) -> tuple[str, Config, dict
 _POOLS: Final[Mapping[str, Literal["avg", "max", ""]]] = {
     "avg": "avg", "fast": "avg", "fastavg": "avg", "max": "max", "fastmax": "max", "": "",
 }  # fmt: skip
-"""timm's ways to pool, of which the fast ones give the same."""
+"""timm's names of pools; the fast ones compute the same values."""
 
 _TIMM_OPTIONS: Final[Mapping[str, Callable[[Any], dict[str, Any]]]] = {
     "act_layer": lambda value: {"activation": value},
     "bottle_ratio": lambda value: {"bottleneck_ratio": 1 / value},
     "depth": lambda value: {"depth": value},
     "downsample": lambda value: {"shortcut": "avg_pool" if value == "avg" else value},
-    "global_pool": lambda _: {},  # of the head, see `_source`
+    "global_pool": lambda _: {},  # an option of the head, which `_source` reads
     "group_size": lambda value: {"group_width": value},
     "in_chans": lambda value: {"in_chans": value},
     "linear_out": lambda value: {"block": "linear_bottleneck"} if value else {},
@@ -164,12 +165,13 @@ _TIMM_OPTIONS: Final[Mapping[str, Callable[[Any], dict[str, Any]]]] = {
     "wa": lambda value: {"wa": value},
     "wm": lambda value: {"wm": value},
 }
-"""Options of timm's models as fields of a config."""
+"""timm's model options, each with the fields of a config that it sets."""
 
 USED: Final = ""
-_ORIGIN: Final = "it says where the weights came from"
+"""Marks a field that is used; any other text is the reason why a field is not."""
+_ORIGIN: Final = "it describes the origin of the weights"
 _DERIVED: Final = "it follows from the network"
-_TRAINING: Final = "it matters in training alone"
+_TRAINING: Final = "it matters only in training"
 
 _TIMM_TRAINING: Final = dict.fromkeys(
     ("drop_rate", "drop_path_rate", "zero_init_last", "pretrained"), _TRAINING
@@ -185,7 +187,7 @@ _TIMM_FIELDS: Final[Mapping[str, str]] = {
     "label_descriptions": "it describes the classes at length",
     **dict.fromkeys(("library_name", "timm_version", "license", "tags"), _ORIGIN),
 }
-"""What is done with each field of a `config.json` of timm: used, or why it changes nothing."""
+"""Each known field of a timm `config.json`: `USED`, or the reason why it has no effect."""
 
 _TIMM_CFG: Final[Mapping[str, str]] = {
     **dict.fromkeys(
@@ -207,7 +209,7 @@ _TIMM_CFG: Final[Mapping[str, str]] = {
         _ORIGIN,
     ),
 }
-"""The same of its `pretrained_cfg`."""
+"""The same for the fields of its `pretrained_cfg`."""
 
 _TRANSFORMERS_FIELDS: Final[Mapping[str, str]] = {
     **dict.fromkeys(
@@ -221,14 +223,14 @@ _TRANSFORMERS_FIELDS: Final[Mapping[str, str]] = {
     "label2id": _DERIVED,
     "num_labels": _DERIVED,
     "initializer_range": _TRAINING,
-    **dict.fromkeys(("torch_dtype", "dtype"), "weights keep the type that `create` is asked for"),
+    **dict.fromkeys(("torch_dtype", "dtype"), "`create` takes the type of the weights as dtype="),
     **dict.fromkeys(("transformers_version", "_name_or_path", "name_or_path"), _ORIGIN),
     **dict.fromkeys(
         ("return_dict", "use_return_dict", "output_hidden_states", "output_attentions"),
-        "it changes the form of transformers' own answers",
+        "it changes the form of transformers' own outputs",
     ),
 }
-"""The same of a `config.json` of transformers."""
+"""The same for the fields of a transformers `config.json`."""
 
 _PROCESSOR_FIELDS: Final[Mapping[str, str]] = {
     **dict.fromkeys(
@@ -239,23 +241,23 @@ _PROCESSOR_FIELDS: Final[Mapping[str, str]] = {
         ),
         USED,
     ),
-    "do_convert_rgb": "images are read as RGB always",
+    "do_convert_rgb": "images are always read as RGB",
     **dict.fromkeys(
         ("image_processor_type", "feature_extractor_type", "processor_class", "return_tensors"),
         "it names a class of transformers",
     ),
-    **dict.fromkeys(("data_format", "input_data_format", "device"), "it is the caller's"),
+    **dict.fromkeys(("data_format", "input_data_format", "device"), "the caller decides it"),
 }
-"""The same of a `preprocessor_config.json`."""
+"""The same for the fields of a `preprocessor_config.json`."""
 
 
 def _account(path: Path, values: Mapping[str, Any], known: Mapping[str, str]) -> None:
-    """Name the fields of a config that are not used, and why; what is empty says nothing."""
+    """Log the fields of a config that are not used, with the reason; empty unknown ones are not."""
     for name, value in values.items():
         reason = known.get(name)
         if reason is None and value not in (None, False, "", [], {}) and name[:7] != "regnet_":
             _log.warning(
-                "%s: %s=%s is not known here, and not used", path, name, printable(str(value))
+                "%s: %s=%s is unknown and has no effect", path, name, printable(str(value))
             )
         elif reason:
             _log.info("%s: %s is not used: %s", path, name, reason)
@@ -287,7 +289,7 @@ def _read_transformers(values: Mapping[str, Any], path: Path) -> tuple[str, Conf
         stem_width=values.get("embedding_size", 32),
         se_ratio=0.25 if values.get("layer_type", "y") == "y" else 0.0,
         activation=values.get("hidden_act", "relu"),
-        # Inside squeeze-excitation it is ReLU, whatever the other layers have.
+        # transformers uses ReLU inside squeeze-excitation, regardless of the other activations.
         se_activation=None if values.get("hidden_act", "relu") == "relu" else "relu",
         in_chans=values.get("num_channels", 3),
         num_classes=(len(labels) or 2) if heads else 0,  # 2 is transformers' own default
@@ -305,7 +307,7 @@ def _read_transformers(values: Mapping[str, Any], path: Path) -> tuple[str, Conf
 
 
 def _alike(a: Config, b: Config) -> bool:
-    """Whether two networks of the same widths also agree in what shapes do not show."""
+    """Whether two networks with the same tensor shapes also agree in strides and activations."""
     steps = [[(block.stride, block.shortcut) for block in config.blocks()] for config in (a, b)]
     acts = [(config.activation, config.se_activation or config.activation) for config in (a, b)]
     return acts[0] == acts[1] and a.stem == b.stem and steps[0] == steps[1]
@@ -318,11 +320,14 @@ _PLAIN: Final = {
     "do_flip_channel_order": False,
     "do_reduce_labels": False,
 }
-"""Steps of an image processor that are always made here, or never."""
+"""Steps of an image processor, and whether this library always does them (True) or never."""
 
 
 def _read_processor(path: Path) -> dict[str, Any]:
-    """What transformers' image processor does, in timm's words; nothing where there is none."""
+    """Return the preprocessing of a transformers image processor, under timm's keys.
+
+    The result is empty if the file does not exist.
+    """
     try:
         values = documents.load(path, "the config of an image processor")
     except FileNotFoundError:
@@ -342,7 +347,7 @@ def _read_processor(path: Path) -> dict[str, Any]:
     size = values.get("size", 224)
     size = size if isinstance(size, Mapping) else {"shortest_edge": size}
     side, crop = size.get("shortest_edge"), values.get("crop_size")
-    if side is None:  # both sides, whatever the shape of the image
+    if side is None:  # both sides are given, so the image is squashed to them
         found |= {"input_size": [3, size["height"], size["width"]], "crop_pct": 1.0}
         found["crop_mode"] = "squash"
     elif crop is not None and values.get("do_center_crop", True):
@@ -350,6 +355,8 @@ def _read_processor(path: Path) -> dict[str, Any]:
             (crop["height"], crop["width"]) if isinstance(crop, Mapping) else (crop, crop)
         )
         found |= {"input_size": [3, height, width], "crop_pct": min(height, width) / side}
+    # Without a center crop, the rule is ConvNextImageProcessor's: below 384 pixels the image is
+    # resized by crop_pct and cropped, from 384 on it is squashed.
     elif side < 384:
         found |= {"input_size": [3, side, side], "crop_pct": values.get("crop_pct", 224 / 256)}
     else:

@@ -1,4 +1,4 @@
-"""Resolve a name to its source: variants, tags, aliases, repositories, folders, config files."""
+"""Resolve the name of a model: variants, tags, aliases, repositories, folders and files."""
 
 import logging
 from contextlib import suppress
@@ -25,9 +25,9 @@ HUB_PREFIXES: Final = ("hf-hub:", "hf_hub:")
 FOLDER_PREFIX: Final = "local-dir:"
 CONFIG_SUFFIX: Final = ".json"
 WEIGHTS_SUFFIXES: Final = (".safetensors", ".pth", ".pt", ".pyth", ".bin", ".torch", ".tar")
-"""Endings that names of models do not have."""
+"""Suffixes of files with weights. A missing name that ends in one is reported as a missing file."""
 EXPORTED_SUFFIXES: Final = (".onnx", ".xml", ".pt2")
-"""Of the files that `regnet.export` writes, which `regnet.engines.files` opens."""
+"""Suffixes of the files that `regnet.export` writes and `regnet.engines.files` opens."""
 
 _log = logging.getLogger(__name__)
 
@@ -39,20 +39,23 @@ def find_source(
     revision: str | None = None,
     how: "Fetch | None" = None,
 ) -> Source:
-    """Return what a name or a config stands for.
+    """Return the source that a name or a config stands for.
 
     Args:
-        name: a variant, an alias, `variant.tag`, what a publisher calls a checkpoint
+        name: a variant, an alias, `variant.tag`, a publisher's name of a checkpoint
             (`facebook/regnet-y-016`), `hf-hub:owner/name`, `hf-hub:owner/name@revision`,
-            `local-dir:folder`, the path of a folder or of a file of weights, the file of a config
-            (.json), or a config. Names of the zoo come before paths; `./name` is a path always.
-        pretrained: whether weights are wanted: without a tag, the variant's default.
-        revision: of the repository that holds the weights; None: as in the name or the table.
-        how: how to get the description of a repository.
+            `local-dir:folder`, the path of a folder or of a checkpoint, the path of a config
+            (.json), or a config. Names of the zoo take precedence over paths; `./name` is always a
+            path.
+        pretrained: whether weights are needed. A name without a tag then selects the variant's
+            default checkpoint.
+        revision: revision of the repository that holds the weights; None: the one in the name or in
+            the table of checkpoints.
+        how: options for fetching the config of a repository.
 
     Raises:
-        ConfigError: the name is not known, or the file holds no config.
-        WeightsError: there are no such weights, or they cannot be had.
+        ConfigError: the name is unknown, or the file contains no config.
+        WeightsError: there are no such weights, or they cannot be fetched.
         OSError: the file cannot be read.
     """
     if isinstance(name, AnyNetConfig | RegNetConfig):
@@ -64,7 +67,7 @@ def find_source(
         return Source(config=name)
     if not isinstance(name, str):
         raise ConfigError(
-            f"a model is named by text or given as a config, got {type(name).__name__}; "
+            f"the name of a model must be a string or a config, got {type(name).__name__}; "
             "for a path, use str(path)"
         )
     if is_config_file(name):
@@ -90,21 +93,22 @@ def find_source(
         if is_exported(name):
             raise ConfigError(
                 f"{path} is an exported file, which has no modules to train or to change; predict, "
-                "evaluate, bench and info open it, anything else wants what it was made from"
+                "evaluate, bench and info open it, anything else needs the model it was exported "
+                "from"
             ) from None
         return _folder(path) if path.is_dir() else _weights_file(path)
     if row is None and pretrained:
         row = find_checkpoint(variant.name)
     if row and revision is not None:
         if row.repo is None:
-            raise ConfigError(f"{row.id} lies in no repository of the Hub; leave revision out")
-        # The SHA-256 in the table is that of the table's own revision.
+            raise ConfigError(f"{row.id} is in no repository of the Hub; leave revision out")
+        # The SHA-256 and the size in the table are those of the revision in the table.
         row = replace(row, revision=revision, sha256=None, size=None)
     return Source(config=variant.config, architecture=variant.name, checkpoint=row)
 
 
 def find_model(name: str) -> tuple[Variant, Checkpoint | None]:
-    """Return the variant that a name of the zoo stands for, and the checkpoint that it names.
+    """Return the variant that a name of the zoo stands for, and its checkpoint if it has a tag.
 
     Raises:
         ConfigError: there is no such variant.
@@ -117,17 +121,17 @@ def find_model(name: str) -> tuple[Variant, Checkpoint | None]:
 
 
 def is_config_file(name: str) -> bool:
-    """Return whether a name stands for the file of a config."""
+    """Return whether a name is the path of a config."""
     return name.lower().endswith(CONFIG_SUFFIX) and not is_prefixed(name)
 
 
 def is_exported(name: str) -> bool:
-    """Return whether a name stands for a file that `regnet.export` writes."""
+    """Return whether a name is the path of a file that `regnet.export` writes."""
     return name.lower().endswith(EXPORTED_SUFFIXES) and not is_prefixed(name)
 
 
 def is_prefixed(name: str) -> bool:
-    """Return whether a name says by its beginning that it is a repository's or a folder's."""
+    """Return whether a name begins with the prefix of a repository or of a folder."""
     return name.lower().startswith((*HUB_PREFIXES, FOLDER_PREFIX))
 
 
@@ -140,14 +144,14 @@ def _read_config(name: str) -> AnyNetConfig | RegNetConfig:
 
 
 def _repository(name: str, revision: str | None, how: "Fetch | None") -> Source:
-    from regnet.weights.download import Fetch, fetch_file  # they bring torch, which listing avoids
+    from regnet.weights.download import Fetch, fetch_file  # imports torch, which listing avoids
 
     repo, _, named = name.partition("@")
     revision = revision or named or None
     if repo.count("/") != 1:
-        raise WeightsError(f"a repository of the Hub is owner/name, got {repo!r}")
+        raise WeightsError(f"a repository of the Hub is named owner/name, got {repo!r}")
     path = fetch_file(repo, CONFIG_FILE, revision, how or Fetch())
-    with suppress(ConfigError, WeightsError):  # what is wrong is said by who reads it
+    with suppress(ConfigError, WeightsError):  # `read_repository` reports what is wrong
         values = documents.load(path, "the config of a model")
         if isinstance(values, dict) and values.get("model_type") == TRANSFORMERS:
             fetch_file(repo, PROCESSOR_FILE, path.parent.name, how or Fetch())
@@ -155,23 +159,23 @@ def _repository(name: str, revision: str | None, how: "Fetch | None") -> Source:
 
 
 def _weights_file(path: Path) -> Source:
-    """A file of weights, whose architecture its shapes tell."""
-    from regnet.weights.files import read_object  # they bring torch, which listing avoids
+    """Return the source of a checkpoint file, whose shapes identify the architecture."""
+    from regnet.weights.files import read_object  # imports torch, which listing avoids
     from regnet.weights.unwrap import networks
 
     found = networks(read_object(path))
     if not found:
         raise WeightsError(
-            f"{path}: no network of a known format is in it; `regnet weights inspect {path}` says "
-            "what is"
+            f"{path}: it contains no network of a known format; `regnet weights inspect {path}` "
+            "lists its contents"
         )
     kind = found[0].kind
     fitting = variants_with(kind.signature)
     if len(fitting) != 1:
         names = " and ".join(variant.name for variant in fitting) or "no published network"
         raise WeightsError(
-            f"{path} fits {names}; say which network it is, with its name or its config (.json), "
-            "and pass the file as checkpoint_path="
+            f"{path} fits {names}; create the network by its name or its config (.json), and pass "
+            "the file as checkpoint_path="
         )
     [variant] = fitting
     config = replace(variant.config, num_classes=kind.num_classes, in_chans=kind.in_chans)
@@ -184,7 +188,7 @@ def _weights_file(path: Path) -> Source:
             collection="repository",
             upstream=str(path),
             file=str(path.resolve()),
-            format="timm",  # whichever it is, is found when it is read
+            format="timm",  # a placeholder: the format is detected when the file is loaded
             license="unknown",
             num_classes=kind.num_classes,
             preprocess=_usual_preprocess(variant, path),
@@ -193,9 +197,9 @@ def _weights_file(path: Path) -> Source:
 
 
 def _usual_preprocess(variant: Variant, path: Path) -> Preprocess:
-    """That of the variant's published weights: a file of weights does not say its own."""
+    """Return the preprocessing of the variant's published weights, because the file has none."""
     for row in checkpoints_of(variant.name):
-        _log.warning("%s does not say how its images look; taken as for %s", path, row.id)
+        _log.warning("%s does not specify its preprocessing; using that of %s", path, row.id)
         return row.preprocess
     return Preprocess(size=(variant.image_size, variant.image_size))
 

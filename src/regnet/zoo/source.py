@@ -1,4 +1,4 @@
-"""The source that a model's name stands for: an architecture and its weights."""
+"""The source that a model's name stands for: an architecture and a checkpoint."""
 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """An architecture, and the weights that its name chose."""
+    """An architecture, and the checkpoint that the name of the model selects."""
 
     config: AnyNetConfig | RegNetConfig
     architecture: str = OWN
     """Name of the variant; "regnet" for any other network."""
     checkpoint: Checkpoint | None = None
-    """The weights; None where the name chooses none."""
+    """The checkpoint; None if the name selects none."""
     global_pool: "GlobalPool | None" = None
-    """How the model of a repository pools, where it says so."""
+    """The pool that the config of a repository specifies; None if it specifies none."""
 
     def card(
         self, *, loaded: bool, same_classes: bool = True, unchanged: bool = True
@@ -34,6 +34,9 @@ class Source:
             loaded: whether the model takes the checkpoint's weights.
             same_classes: whether it keeps the checkpoint's classifier.
             unchanged: whether it is otherwise the network whose accuracies were published.
+
+        Returns:
+            None if nothing is known: the network is no variant and has no checkpoint.
         """
         if self.checkpoint and loaded:
             card = replace(self.checkpoint.card, architecture=self.architecture)
