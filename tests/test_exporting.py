@@ -290,7 +290,9 @@ def test_openvino_with_a_free_batch_of_one_size(small, tmp_path):
 )
 def test_other_ways_to_say_what_is_free_are_refused(small, tmp_path, dynamic):
     """A dictionary, as `torch.onnx.export` takes, was taken for True."""
-    with pytest.raises(ConfigError, match="dynamic is True, False, or names of axes of batch"):
+    with pytest.raises(
+        ConfigError, match="dynamic must be True, False, or names of axes among batch"
+    ):
         regnet.export(small, tmp_path / "a.pt2", dynamic=dynamic)
 
 
@@ -449,10 +451,10 @@ def test_halo_attention_has_one_size(tmp_path):
 @pytest.mark.parametrize(
     ("path", "options", "words"),
     [
-        ("a.bin", {}, "must end as its format asks: .pt2"),
-        ("a.pt2", {"format": "onnx"}, "must end as its format asks"),
+        ("a.bin", {}, "must have the suffix of its format: .pt2"),
+        ("a.pt2", {"format": "onnx"}, "must have the suffix of its format"),
         ("a.onnx", {"format": "tflite"}, "there is no format 'tflite'; there are torch, onnx"),
-        ("a.onnx", {"precision": "bf16"}, "onnx files have fp32, fp16; got 'bf16'"),
+        ("a.onnx", {"precision": "bf16"}, "onnx files can have fp32, fp16; got 'bf16'"),
         ("a.xml", {"precision": "int8"}, "int8' and images to calibrate with go together"),
         ("a.onnx", {"images": torch.zeros(8, 3, 32, 32)}, "go together"),
         pytest.param(
@@ -497,9 +499,7 @@ def test_the_command(tmp_path):
     assert told["dynamic"] == ["batch", "height", "width"]
     assert told["outputs"] == ["logits"]
     assert path.stat().st_size == told["size_bytes"]
-    refused(
-        command("export", "regnety_cifar", tmp_path / "a.txt"), 2, "must end as its format asks"
-    )
+    refused(command("export", "regnety_cifar", tmp_path / "a.txt"), 2, "the suffix of its format")
     refused(command("export", "vit", path), 2, "vit")
     refused(
         command("export", "regnety_cifar", path, "--precision", "int4"), 2, "no precision 'int4'"

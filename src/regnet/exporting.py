@@ -1,4 +1,4 @@
-"""Export networks for other runtimes; each file is compared with eager before it is accepted."""
+"""Export networks for other runtimes; each file is compared with eager before it is written."""
 
 import json
 import logging
@@ -52,33 +52,36 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """A file that was written, and how it compares with the model."""
+    """A file that was written, and how its outputs compare with the model's."""
 
     path: Path
     format: str
     precision: AnyPrecision
     dynamic: tuple[str, ...]
-    """Axes whose size is free: "batch", "height", "width"."""
+    """Names of the axes whose size is free: "batch", "height", "width"."""
     outputs: tuple[str, ...]
     """Names of the outputs, in their order."""
     input: Input
-    """"float32": normalized images, NCHW; "uint8": pixels, NHWC, and probabilities come out."""
+    """What the file takes: normalized images (N, C, H, W) if "float32"; if "uint8", it takes pixels
+    (N, H, W, C) and returns probabilities."""
     shape: tuple[int, ...]
-    """Of the images (N, C, H, W) that it was made with; axes that are not free have these sizes."""
+    """Shape of the images (N, C, H, W) that the file was made with. Axes that are not free have
+    these sizes."""
     smallest_side: int | None
-    """Least height and width, in pixels, where they are free."""
+    """Least height and width, in pixels, if one of them is free."""
     error: float
-    """norm(output - eager) / norm(eager) on random images, the worst."""
+    """norm(output - eager) / norm(eager), the largest on random images."""
     agreement: float | None = None
-    """Part of the images kept from calibration that got the same class as from eager fp32."""
+    """Of int8 only: share of the images not used for calibration that got the same class as from
+    eager float32."""
     judged: int = 0
-    """How many such images there were."""
+    """Number of those images."""
     floats: tuple[str, ...] = ()
-    """Layers of an int8 file that compute in float."""
+    """Names of the layers of an int8 file that compute in float."""
     top1: float | None = None
-    """What the file gets right of the images that bound it, in percent."""
+    """Top-1 accuracy of an int8 file, in percent, by the argument `top1` of `export`."""
     top1_before: float | None = None
-    """What the network does."""
+    """Top-1 accuracy of the network that was exported, by the same function."""
     size_bytes: int
     seconds: float
 
@@ -108,18 +111,18 @@ class Exported:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    """How a file compares with the network."""
+    """How a file compares with the network that was exported."""
 
     error: float
     agreement: float | None
     top1: float | None
     doubt: str | None
-    """Why it may not be kept; None: it may."""
+    """Why the file must not be written; None if it may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Judge:
-    """Compares files with the network that they were made from."""
+    """Compares files with the network that they were exported from."""
 
     model: nn.Module
     look: Preprocess | None
@@ -167,41 +170,48 @@ def export(
     top1: Callable[[Any], float] | None = None,
     max_drop: float = 1.0,
 ) -> Exported:
-    """Write a network for another runtime.
+    """Write a network to a file for another runtime, and check the file.
 
-    The file takes normalized images (N, C, H, W), float32, and gives what the network gives; or
-    pixels, with `input="uint8"`. Norms are folded. The file is loaded again and its outputs are
-    compared with the model's; only one that agrees takes the place of `path`. It carries the
-    config, the preprocessing and the class names as JSON under the key `regnet`.
+    The file takes normalized images (N, C, H, W) in float32 and returns what the network returns.
+    With `input="uint8"` it takes pixels instead. Batch norms are folded. The file is loaded again,
+    and it replaces `path` only if its outputs agree with the model's. It contains the config, the
+    preprocessing and the class names as JSON under the key `regnet`.
 
     Args:
-        model: in any mode; it is not changed. Any module will do that takes images and gives a
-            tensor, or a list, a tuple or a dictionary of tensors: the file has outputs of their
-            names (`logits`; `s1`, ... of feature maps; keys; else `output_0`, ...).
-        path: the file; for OpenVINO the `.xml`, with the weights in a `.bin` beside it.
-        format: a name in `FORMATS`; None: by the ending of the path.
-        precision: inside the file. OpenVINO chooses bf16 when it runs; "fp16" there stores halves
-            and computes as the device likes.
-        example: images (N, C, H, W) of the shape to make it with; None: one image of the size that
-            the model was made for. Its values do not matter.
-        dynamic: axes whose size stays free, of "batch", "height" and "width"; True for all, False
-            for none. A free batch of a fixed size is what TensorRT likes best.
-        input: "uint8": the file takes the pixels (N, H, W, C) of images that are cropped, and gives
-            `probabilities`, as ONNX and OpenVINO files may.
-        images: for int8: paths, Pillow images, or a batch that is preprocessed. Up to 300, at most
-            three of four, tell the ranges; up to 1,000 of the others tell the agreement.
-        min_agreement: part of those that must get the same class as from float32. While int8 does
-            not reach it, layers are left in float: those of squeeze-excitation, then those that
-            change the outputs most.
-        top1: for int8: the top-1 accuracy of a network in percent, on images of your own, such as
-            `lambda network: regnet.evaluate(network, "val/").top1`. It bounds int8 too.
-        max_drop: how much of it int8 may lose, in points.
+        model: a model in any mode, which is not changed. Any module that takes images and returns a
+            tensor, or a list, a tuple or a dictionary of tensors, can be exported. The outputs of
+            the file are named: `logits`; `s1` and so on for feature maps; the keys of a dictionary;
+            otherwise `output`, or `output_0` and so on.
+        path: the file to write. For OpenVINO it is the `.xml` file, and the weights are written to
+            a `.bin` file beside it.
+        format: a name in `FORMATS`; None: the format that fits the suffix of the path.
+        precision: precision inside the file. OpenVINO decides about bf16 when it runs a file; its
+            "fp16" stores the weights in half precision and leaves the computation to the device.
+        example: images (N, C, H, W) of the shape to make the file with; None: one image of the size
+            that the model was made for. The values do not matter.
+        dynamic: names of the axes whose size stays free, among "batch", "height" and "width"; True:
+            all of them; False: none. "batch" suits TensorRT best.
+        input: "uint8": the file takes the pixels (N, H, W, C) of cropped images and returns
+            `probabilities`. ONNX and OpenVINO files can do this.
+        images: images for int8: paths, Pillow images, or a preprocessed batch. Up to 300 images, at
+            most three quarters, set the ranges of the feature maps. Up to 1,000 of the others
+            measure how often int8 gives the same class.
+        min_agreement: share of those images that must get the same class from int8 as from float32.
+            As long as int8 misses this share, more layers are left in float: first those of
+            squeeze-excitation, then those that change the outputs most.
+        top1: a second limit for int8: a function that returns the top-1 accuracy of a network, in
+            percent, on your own images, such as
+            `lambda network: regnet.evaluate(network, "val/").top1`.
+        max_drop: percentage points of that accuracy that int8 may lose.
+
+    Returns:
+        What was written, and how it compares with the model.
 
     Raises:
-        ConfigError: a format, precision or option cannot be used.
-        EngineError: it cannot be exported, or its outputs differ; nothing is written.
+        ConfigError: a format, a precision or another argument cannot be used.
+        EngineError: the network cannot be exported, or the outputs differ; nothing is written.
         ImageError: an image cannot be read.
-        MissingExtraError: a package is needed and not installed.
+        MissingExtraError: a package that the format needs is not installed.
         OSError: the file cannot be written.
     """
     start, path = time.monotonic(), Path(path)
@@ -209,21 +219,23 @@ def export(
     check_number("max_drop", max_drop, least=0)
     form = _format(path, format, precision)
     if (precision == "int8") != (images is not None):
-        raise ConfigError("precision 'int8' and images to calibrate with go together")
+        raise ConfigError(
+            "precision 'int8' and images to calibrate with go together; pass both or neither"
+        )
     if top1 is not None and not (precision == "int8" and isinstance(model, Described)):
-        raise ConfigError("top1 is for int8 files of this library's networks")
+        raise ConfigError("top1 is for int8 files of this library's networks; leave it out here")
     free = _free(dynamic)
     if {"height", "width"} & {*free} and any(
         isinstance(module, HaloAttention) for module in model.modules()
     ):
         raise ConfigError(
-            "halo attention ties an exported network to one size: dynamic=False or 'batch'"
+            "halo attention ties an exported network to one size; pass dynamic=False or 'batch'"
         )
     if example is None:
         example = torch.zeros(default_shape(model, "latency"))
     device = torch.device("cpu") if form.portable else device_of(model)
     if precision == "int8" and device.type != "cpu":
-        raise ConfigError(f"int8 files of {form.name} are for CPUs; move the model there")
+        raise ConfigError(f"int8 files of {form.name} are for CPUs; move the model to the CPU")
     if form.runtime and (obstacle := form.runtime.obstacle(Target(device=device))):
         raise MissingExtraError(f"{form.name}: {obstacle}")
     shape = tuple(example.shape)
@@ -235,7 +247,7 @@ def export(
     }
     facts = _facts(model) | said
     if "input_size" in facts and not {"height", "width"} & {*free}:
-        facts["input_size"] = shape[1:]  # others it does not take
+        facts["input_size"] = shape[1:]  # the file takes no other size
     metadata = {KEY: json.dumps(facts, default=str)}
     view = evaluation_view(model)
     outputs = form_of(view, example.to(device_of(view)))
@@ -243,7 +255,10 @@ def export(
     seen = None
     if images is not None:
         if len(outputs.names) > 1:
-            raise ConfigError("int8 is judged by classes; this network has several outputs")
+            raise ConfigError(
+                "int8 is judged by the classes that it gives, and this network has several "
+                "outputs; choose another precision"
+            )
         fixed = bool({"height", "width"} - {*free})
         seen = read_images(view, images, shape, min_agreement=min_agreement, fixed=fixed)
     view = outputs.flat
@@ -262,7 +277,7 @@ def export(
         metadata=metadata,
     )
     if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}")
+        raise ConfigError(f"{path}: there is no folder {path.parent}; make it first")
     judge = _Judge(
         model=view, look=look, shape=shape, images=seen, top1=top1,
         before=top1(model) if top1 else None, max_drop=max_drop,
@@ -273,7 +288,7 @@ def export(
     ):
         for number, names in enumerate(floats(work.model, calibration) if seen else [()]):
             work = replace(work, floats=names)
-            # A folder each: a runtime may still read the file of the last one.
+            # Each draft has its own folder, because a runtime may still read the last draft's file.
             draft = Path(folder, str(number), path.name)
             draft.parent.mkdir()
             try:
@@ -288,11 +303,11 @@ def export(
                 break
             _log.info("%s with %d layers in float", found.doubt, len(names))
         else:
-            advice = "; more or better images may help, or a lower bound" if seen else ""
+            advice = "; more or better images, or a lower limit, may help" if seen else ""
             raise EngineError(f"{path}: {found.doubt}; nothing was written{advice}")
         files = sorted(draft.parent.iterdir(), key=lambda file: file.name == path.name)
         size = sum(file.stat().st_size for file in files)
-        for file in files:  # the one that is asked for last
+        for file in files:  # `path` itself last, when its weights are in place
             file.replace(path.parent / file.name)
     return Exported(
         path=path,
@@ -321,15 +336,15 @@ def _format(path: Path, name: str | None, precision: str) -> Format:
     chosen = FORMATS[name] if name else next(iter(fitting), None)
     if chosen is None or chosen not in fitting:
         endings = ", ".join(f"{form.suffix} ({form.name})" for form in FORMATS.values())
-        raise ConfigError(f"{path}: the file must end as its format asks: {endings}")
+        raise ConfigError(f"{path}: the file must have the suffix of its format: {endings}")
     if precision not in chosen.precisions:
         known = ", ".join(chosen.precisions)
-        raise ConfigError(f"{chosen.name} files have {known}; got {precision!r}")
+        raise ConfigError(f"{chosen.name} files can have {known}; got {precision!r}")
     return chosen
 
 
 def _pixels_look(model: nn.Module, input: Input, form: Format, outputs: Form) -> Preprocess | None:
-    """How pixels become what the network takes, where the file shall take them."""
+    """Return the preprocessing of pixels inside the file; None if the file takes float32."""
     if input not in get_args(Input):
         raise ConfigError(unknown("input", input, get_args(Input)))
     if input == "float32":
@@ -338,33 +353,36 @@ def _pixels_look(model: nn.Module, input: Input, form: Format, outputs: Form) ->
         able = " and ".join(row.name for row in FORMATS.values() if row.pixels)
         raise ConfigError(f"{form.name} files take float32; {able} files may take uint8")
     if outputs.names != ("logits",) or not getattr(model, "num_classes", 0):
-        raise ConfigError("files that take uint8 give probabilities; this network has no classes")
+        raise ConfigError(
+            "files that take uint8 return probabilities, and this network has no classes; use "
+            "input='float32'"
+        )
     return preprocess(model)
 
 
 def _free(dynamic: Any) -> tuple[str, ...]:
-    """The axes that an option leaves free."""
+    """Return the names of the axes that `dynamic` leaves free."""
     if isinstance(dynamic, bool):
         return tuple(AXES.values()) if dynamic else ()
     names = [dynamic] if isinstance(dynamic, str) else dynamic
     known = not isinstance(names, Mapping) and isinstance(names, Collection)
     if not known or not set(names) <= set(AXES.values()):
         raise ConfigError(
-            f"dynamic is True, False, or names of axes of {', '.join(AXES.values())}; "
+            f"dynamic must be True, False, or names of axes among {', '.join(AXES.values())}; "
             f"got {dynamic!r}"
         )
     return tuple(name for name in AXES.values() if name in names)
 
 
 def _facts(model: nn.Module) -> dict[str, Any]:
-    """What a reader of the file needs to use it, as far as the network says."""
+    """Return the description of a network that its file contains; empty for a foreign module."""
     if not isinstance(model, Described):
         return {}
     return {"config": model.config.to_dict(), **model.pretrained_cfg}
 
 
 def _error(runner: Runner, work: Work, shape: tuple[int, ...], look: Preprocess | None) -> float:
-    """The worst on random images, of another shape too if that is free."""
+    """Return the largest error on random images, of a second shape as well if axes are free."""
     rng = torch.Generator().manual_seed(0)
     shapes = [shape] * INPUT_SETS
     if work.free:

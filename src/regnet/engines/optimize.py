@@ -217,7 +217,7 @@ def optimize(
         model = create(model, pretrained=True).eval()
     if isinstance(model, FileNetwork):
         raise ConfigError(
-            f"{model.path} is an exported file, which always runs on {model.runtime}; optimize the "
+            f"{model.path} is an exported file, which always runs in {model.runtime}; optimize the "
             "model that it was exported from"
         )
     chosen = _chosen(engines)

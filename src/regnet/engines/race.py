@@ -159,7 +159,7 @@ class Race:
         self._bounds: dict[str, float | None] = {}
 
     def run(self, ways: Sequence[Way]) -> tuple[list[Candidate], Runner | None]:
-        """Try all candidates that may win, cheap ones first; return the rows and the fastest runner."""
+        """Try candidates that may win, cheap ones first; return all rows and the fastest runner."""
         for number, way in enumerate(sorted(ways, key=_cost)):
             self.on_step(f"building {way.engine.name} {way.precision}", number, len(ways))
             if reason := None if way.engine.obstacle(way.target) else self._hopeless(way):
