@@ -67,7 +67,7 @@ def imagenet() -> Mapping[str, Any]:
 
 
 def identify(images: ImageSet, match: Match) -> str | None:
-    """Return the name of the published set that has these classes and this many images, or None."""
+    """Return the name of the published set with these classes and this many images, or None."""
     count, present = len(images), [match.outputs[label] for label in images.present]
     if set(images.classes) == set(label_sets()["cifar-10"]) and count == 10_000:
         return "cifar-10-jpeg" if _stored_as(images) == "JPEG" else "cifar-10"
