@@ -52,7 +52,7 @@ kernels with less Python in between."""
 
 STREAMING: Final = 1.5
 """An engine that takes this many times as long as the fastest one is not tried with streams,
-because streams saved a third of the time at most."""
+because streams gained a third at most."""
 
 OnStep = Callable[[str, int, int], None]
 """Takes the current step, the number of finished candidates, and their total."""
@@ -85,7 +85,7 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """What came of an engine with its target: its times, or the reason why it has none."""
+    """The result of an engine with its target: its times, or the reason why it has none."""
 
     engine: str
     precision: AnyPrecision
