@@ -162,7 +162,7 @@ def test_any_module_can_be_optimized():
     other = EfficientNet(EFFICIENTNETS["efficientnet_b0"]).eval()
     fast = regnet.optimize(other, images(1), engines=["eager", "folded"], seconds=0.1)
     assert fast.report.winner.engine in ("eager", "folded")
-    with pytest.raises(ConfigError, match="give an example"):
+    with pytest.raises(ConfigError, match="pass example"):
         regnet.optimize(other)
 
 

@@ -188,7 +188,7 @@ def test_images_need_an_engine_for_int8(model):
     images = torch.zeros(4, 3, 32, 32)
     for options, words in (
         ({"engines": ["eager"]}, "runs on openvino; add it to engines"),
-        ({"precision": "fp32"}, "precision='fp32' leaves it out"),
+        ({"precision": "fp32"}, "which precision='fp32' excludes"),
     ):
         with pytest.raises(ConfigError, match=words):
             regnet.optimize(model, EXAMPLE, images=images, progress=False, **options)
@@ -233,5 +233,5 @@ def test_int8_races_and_is_judged(monkeypatch):
     monkeypatch.setattr(race, "floats", lambda *_: iter([()]))
     strict = regnet.optimize(network, images=images, min_agreement=1.1, **options).report
     [row] = [row for row in strict.candidates if row.precision == "int8"]
-    assert row.reason.startswith("wrong: int8 gives")
+    assert row.reason.startswith("wrong: int8 must give at least 110.0% of images")
     assert strict.winner.precision != "int8"

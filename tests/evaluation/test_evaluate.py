@@ -95,7 +95,7 @@ def test_folders_without_known_names_are_taken_in_order(model, tmp_path):
     write_folder(tmp_path, 25, names=("c0", "c1", "c2", "c3", "c4"))
     done = evaluate(model, tmp_path)
     assert done.matched_by.startswith("their order")
-    assert "none of the folders has the name" in done.warnings[0]
+    assert "most folders do not have the name" in done.warnings[0]
     assert done.top1 == 100
 
 
@@ -338,7 +338,7 @@ def test_published_figures_are_those_of_the_same_setting(model, tmp_path):
 def test_answers_that_are_no_numbers(model, tmp_path):
     write_folder(tmp_path, 5, names=NAMES)
     model.forward = lambda x: torch.full((len(x), 5), float("nan"))
-    with pytest.raises(EngineError, match="answers for images 0 to 4 are not finite"):
+    with pytest.raises(EngineError, match="outputs for images 0 to 4 are not finite"):
         evaluate(model, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The benchmark: which networks, how they are measured, on which machine, in one document.
+"""The benchmark: measure networks on a machine, and report them in one document.
 
-`selection` measures with it; it compares and reports, and trains nothing.
+The room also compares documents. `selection` measures with it. It trains nothing.
 """

@@ -10,32 +10,32 @@ from regnet.bench.document import Document, Row
 from regnet.timing import bootstrap_blocks
 
 MARGIN: Final = 1.05
-"""Ratio that two runs of the same thing may show on a quiet machine: another process lies
-elsewhere in memory, and the processor is warmer."""
+"""Ratio that two runs of the same network may show on a quiet machine, because another process has
+other addresses in memory and the processor is warmer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One case in two runs."""
+    """The times of one case in two runs."""
 
     case: str
     before_ms: float
     after_ms: float
     ratio: float
-    """Before over after: above 1, it got faster."""
+    """Time before divided by time after: above 1, the second run is faster."""
     low: float
     high: float
-    """95 % interval of the ratio of medians, by resampling both runs."""
+    """Ends of the 95 % interval of the ratio of medians, from resampling both runs."""
     verdict: str
 
 
 def compare_documents(before: Document, after: Document) -> list[Change]:
     """Compare the cases that both documents have.
 
-    Two runs at different times differ by more than their samples show. A difference is claimed only
-    where it is larger than what a fixed piece of work, timed beside every row, differs between the
-    two, and than `MARGIN`; and not where the machine was busy. To see smaller differences, measure
-    both in one run, alternating: see `regnet.timing.compare`.
+    Two runs at different times differ by more than their samples show. Therefore a fixed piece of
+    work is timed beside every row. A difference is claimed only if it exceeds the difference of
+    that work by more than `MARGIN`, and if the machine was busy in neither run. To see smaller
+    differences, time both networks in alternation in one run (`regnet.timing.compare`).
     """
     rng = np.random.default_rng(0)
     old = {_key(row): row for row in before.rows if row.seconds}
@@ -64,7 +64,7 @@ def compare_documents(before: Document, after: Document) -> list[Change]:
 
 
 def _drift(before: Document, after: Document) -> tuple[float, float] | None:
-    """By what factors the machine differed, from the least to the most; None: not known."""
+    """Return the least and largest factor by which the machine differed; None if not known."""
     first = [ms for row in before.rows for ms in row.reference_ms or ()]
     second = [ms for row in after.rows for ms in row.reference_ms or ()]
     if not first or not second:

@@ -1,4 +1,4 @@
-"""The document of a benchmark run: what was asked and what was measured."""
+"""The document of a benchmark run: the cases, and what was measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,12 +21,12 @@ AUTO: Final = "auto"
 need no compiler and therefore build in seconds."""
 
 BEST: Final = "best"
-"""The same among all engines."""
+"""Name that stands for the fastest of all engines, including those that need a compiler."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What to measure."""
+    """A network to measure, and how to run it."""
 
     model: str | AnyNetConfig | RegNetConfig
     """A name that `regnet.bench.networks.load` knows, or a config."""
@@ -35,9 +35,9 @@ class Case:
     engine: str = AUTO
     layout: Layout = "channels_last"
     image_size: int | None = None
-    """Side of the images in pixels; None: what the network was made for."""
+    """Side of the images in pixels; None: the size that the network was made for."""
     train: bool = False
-    """Forward and backward, eager, instead of inference."""
+    """Measure the eager forward and backward pass instead of inference."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -45,7 +45,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The network, for tables."""
+        """Name of the network, for tables."""
         if isinstance(self.model, str):
             return self.model
         return f"{self.model.kind} {list(self.model.depths)} {list(self.model.widths)}"
@@ -53,7 +53,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What came out of a case, or why nothing did."""
+    """The result of a case, or the reason why there is none."""
 
     case: Case
     image_size: int = 0
@@ -61,67 +61,71 @@ class Row:
     params: int = 0
     activations: int = 0
     top1_error: float | None = None
-    """In percent of ImageNet-1k, as `top1_source` publishes it."""
+    """Top-1 error on ImageNet-1k in percent, as `top1_source` publishes it."""
     top1_source: str | None = None
     reason: str | None = None
+    """Why the case was not timed; None if it was."""
     ran: str | None = None
     """Engine and precision that ran."""
     output_error: float | None = None
-    """norm(output - eager fp32) / norm(eager fp32), the worst of the timed inputs."""
+    """norm(output - eager fp32) / norm(eager fp32), the largest over the timed inputs."""
     top1_agreement: float | None = None
-    """Part of the timed images with the same most probable class as in eager fp32."""
+    """Share of the timed images with the same most probable class as from eager float32."""
     data_top1: float | None = None
-    """On one's own images, in percent: of the model run eagerly, or of a file as it is."""
+    """Top-1 accuracy on your own images, in percent: of the model run eagerly, or of an exported
+    file as it is."""
     data_agreement: float | None = None
-    """Part of those images that get the same class as from the first model, in percent."""
+    """Share of those images that get the same class as from the first model, in percent."""
     build_seconds: float | None = None
     peak_bytes: int | None = None
-    """Growth of memory from building to the last call, at its highest."""
+    """Largest growth of memory from the build to the last call."""
     steady: bool | None = None
+    """Whether the calls became steady before those that count."""
     problem: str | None = None
-    """Why the times mean little, such as a busy machine; None where nothing is known."""
+    """Why the times are not reliable, such as a busy machine; None if no problem is known."""
     reference_ms: tuple[float, float] | None = None
-    """Least and most of a fixed piece of work beside its calls: what it changes, the machine
-    changed."""
+    """Least and largest time of a fixed piece of work beside the calls. A change of this time is a
+    change of the machine."""
     latency_ms: float | None = None
-    """Median of a call, that is, of a batch."""
+    """Median time of a call, that is, of a batch."""
     low_ms: float | None = None
     high_ms: float | None = None
-    """95 % bootstrap interval of the median."""
+    """Ends of the 95 % bootstrap interval of the median."""
     p90_ms: float | None = None
     p99_ms: float | None = None
-    """None where fewer than 1,000 calls were made."""
+    """None if fewer than 1,000 calls were made."""
     minimum_ms: float | None = None
     queued_ms: float | None = None
-    """Per call, where calls do not wait for each other: by CUDA events; on CPUs the mean."""
+    """Time per call if calls do not wait for each other, by CUDA events; on CPUs the mean."""
     with_copy_ms: float | None = None
-    """Median of a call that also brings the images from pinned memory; on accelerators."""
+    """Median time of a call that also copies the images from pinned memory, on CUDA."""
     images_per_second: float | None = None
-    """Batch over `queued_ms`."""
+    """Batch size divided by `queued_ms`."""
     floor_epilogue_ms: float | None = None
     floor_fused_ms: float | None = None
+    """The least times that the network can take (`regnet.bench.floors`)."""
     seconds: tuple[float, ...] = field(default=(), repr=False)
-    """Every call that counts."""
+    """Time of every call that counts."""
 
     def __post_init__(self) -> None:
         times = [self.latency_ms, self.low_ms, self.high_ms, self.p90_ms, self.images_per_second]
         if any(time is not None for time in times) and not all(time and time > 0 for time in times):
-            raise ConfigError("a row has all of its times, and all positive, or none")
+            raise ConfigError("a row must have all of its times, all positive, or none of them")
 
     @property
     def ran_as(self) -> str:
-        """Engine and precision that ran, or those that were asked for where nothing ran."""
+        """Engine and precision that ran; the engine of the case if nothing ran."""
         return "train" if self.case.train else self.ran or self.case.engine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two networks in turn, in the same run: A B B A."""
+    """Two networks, timed in alternation (A B B A) in the same run."""
 
     a: str
     b: str
     ran_a: str
-    """Engine and precision of a."""
+    """Engine and precision that ran a."""
     ran_b: str
     batch_size: int
     precision: Precision
@@ -129,10 +133,10 @@ class Pair:
     layout: Layout
     verdict: str
     ratio: float
-    """Time of a over that of b, the median of pairs: above 1, b is faster."""
+    """Time of a divided by that of b, the median over the pairs: above 1, b is faster."""
     low: float
     high: float
-    """95 % bootstrap interval."""
+    """Ends of its 95 % bootstrap interval."""
     control: tuple[float, float]
     """The same interval for b against itself."""
     ratios: tuple[float, ...] = field(repr=False)
@@ -146,17 +150,17 @@ class Document:
     pairs: tuple[Pair, ...]
     environment: dict[str, Any]
     ceilings: dict[str, Ceilings]
-    """By precision, measured in the same run."""
+    """What the machine can do, by precision, measured in the same run."""
     gpu_after: dict[str, str] | None = None
-    """Clocks, power and throttling at the end; `environment` has them at the start."""
+    """Clocks, power and throttling at the end; `environment` has those at the start."""
     seed: int = 0
     complete: bool = True
-    """Whether all cases were reached."""
+    """Whether all cases were measured; false after Ctrl-C."""
     schema: int = SCHEMA
 
     @property
     def fastest(self) -> tuple[Row, ...]:
-        """Of each network, batch size and precision the row of its fastest engine, in order."""
+        """The row of the fastest engine for each network, batch size and precision, in order."""
         best: dict[tuple[Any, ...], Row] = {}
         for row in self.rows:
             case = row.case
@@ -168,7 +172,7 @@ class Document:
 
     @property
     def latencies(self) -> dict[str, float]:
-        """Milliseconds of each network that ran, with the engine that was fastest for it."""
+        """Milliseconds of each network that ran, on its fastest engine."""
         found: dict[str, float] = {}
         for row in self.fastest:
             assert row.latency_ms is not None, "it ran"
@@ -178,10 +182,10 @@ class Document:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Document":
-        """Return the document of its JSON form.
+        """Build a document from its JSON form.
 
         Raises:
-            ConfigError: it is of another schema, or a field has a value that cannot be.
+            ConfigError: the document has another schema, or a field has a value that is not valid.
         """
         schema = values.get("schema")
         if schema != SCHEMA:
@@ -192,10 +196,10 @@ class Document:
 
 
 def read(path: Path) -> Document:
-    """Return the document that `regnet bench --out` wrote.
+    """Read a document that `regnet bench --out` wrote.
 
     Raises:
-        ConfigError: there is none, or it is damaged or of another schema.
+        ConfigError: there is no such file, it is damaged, or it has another schema.
     """
     try:
         values = documents.read(path, "a document of `regnet bench --out`")

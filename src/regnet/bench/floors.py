@@ -1,8 +1,9 @@
-"""The least time that a network can take: bytes over bandwidth or operations over peak, by layer.
+"""The least time that a network can take, as a sum over its layers.
 
-Bandwidth and peak are measured; the rest is arithmetic on the layers of the network. There are two
-floors. "epilogue" assumes that norms are folded, and that bias, activation and residual are part of
-the convolutions. "fused" assumes that squeeze-excitation is part of them too. A measured time below
+A layer takes at least the longer of two times: its bytes divided by the bandwidth, and its
+operations divided by the peak. Bandwidth and peak are measured. There are two floors. "epilogue"
+assumes that batch norms are folded, and that bias, activation and residual are part of the
+convolutions. "fused" assumes that squeeze-excitation is part of them as well. A measured time below
 "fused" would be an error of the measurement.
 """
 
@@ -17,21 +18,21 @@ from regnet.engines.base import DTYPES, Precision
 from regnet.timing import time_call
 
 _SEPARATE: Final = ("squeeze", "excite")
-"""Kinds of layers that are kernels of their own in "epilogue", and part of others in "fused"."""
+"""Kinds of layers that are separate kernels in "epilogue", and part of other kernels in "fused"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
-    """What a machine can do, as measured on it."""
+    """The bandwidth and the peak of a machine, as measured on it."""
 
     bytes_per_second: float
-    """Copying, reads and writes both counted."""
+    """Bytes read and written by a copy."""
     flops_per_second: float
-    """Multiplying matrices of random numbers; a multiply-add is two."""
+    """Operations of a product of matrices of random numbers; a multiply-add counts as two."""
 
 
 def measure_ceilings(device: torch.device, precision: Precision) -> Ceilings:
-    """Measure how fast this device copies and multiplies random numbers; the best of 7 tries."""
+    """Measure how fast a device copies and multiplies random numbers, as the best of 7 tries."""
     dtype = DTYPES[precision]
     large = device.type != "cpu"
     source = torch.randn((1 << 28) if large else (1 << 25), device=device).to(dtype)
@@ -41,7 +42,7 @@ def measure_ceilings(device: torch.device, precision: Precision) -> Ceilings:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    multiply = _best(lambda: a @ b, device)  # rounded as convolutions are
+    multiply = _best(lambda: a @ b, device)  # in TF32 if convolutions are
     matmul.allow_tf32 = before
     return Ceilings(
         bytes_per_second=2 * source.nbytes / copy, flops_per_second=2 * side**3 / multiply
@@ -56,7 +57,7 @@ def _best(call: Callable[[], Any], device: torch.device) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Floor:
-    """Seconds for one batch."""
+    """The least seconds for one batch."""
 
     epilogue: float
     fused: float
@@ -68,10 +69,10 @@ def floor(
     """Return the floors of one network.
 
     Args:
-        layers: of the network, for one image of the size in question.
+        layers: layers of the network, for one image of the size in question.
         batch_size: number of images.
-        ceilings: of the machine, in the same precision.
-        element_bytes: size of one number: 4 for fp32, 2 for halves.
+        ceilings: what the machine can do in the same precision.
+        element_bytes: bytes of one number: 4 for float32, 2 for half precision.
     """
     epilogue = fused = 0.0
     for layer in layers:
@@ -88,10 +89,10 @@ def floor(
 
 
 def _elements(layer: Layer) -> int:
-    """Elements of feature maps that a layer reads and writes, for one image."""
+    """Count the elements of feature maps that a layer reads and writes for one image."""
     read = int(layer.width_in * layer.area_in)
     if layer.kind == "squeeze":
-        return read  # what it writes is one number per channel
+        return read  # it writes only one number per channel
     if layer.kind == "excite":
-        return int(2 * layer.width * layer.area_in)  # the map that is scaled, read and written
+        return int(2 * layer.width * layer.area_in)  # it reads and writes the map it scales
     return read + int(layer.width * layer.area + layer.added)

@@ -1,4 +1,4 @@
-"""What can be measured: our networks, EfficientNets, and the same networks of other libraries."""
+"""Networks to measure: those of this library, EfficientNets, and RegNets of other libraries."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ PAIRINGS: Final = (
     ("efficientnet_b4", "regnety_040", 21.2, 20.6),
     ("efficientnet_b5", "regnety_080", 21.5, 20.1),
 )
-"""The paper's Table 4: networks of about the same flops, and their errors in percent under the
-same training."""
+"""The pairs of the paper's Table 4, which have about the same flops, and their errors in percent
+after the same training."""
 
 _SIZES: Final = (
     "002", "004", "006", "008", "016", "032", "040", "064", "080", "120", "160", "320",
@@ -48,7 +48,7 @@ PAPER_ERRORS: Final = {
         for size, error in zip(_SIZES, errors, strict=True)
     },
 }
-"""Top-1 errors in percent of the paper's Figures 15 and 16 and Tables 3 and 4."""
+"""Top-1 errors in percent, from the paper's Figures 15 and 16 and Tables 3 and 4."""
 
 DEFAULT_MODELS: Final = (
     *(name for pair in PAIRINGS for name in pair[:2]),
@@ -62,23 +62,23 @@ QUICK_MODELS: Final = ("efficientnet_b0", "regnety_004", "regnetx_004")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """One network to measure, and what is known about it."""
+    """A network to measure, and the facts about it."""
 
     model: nn.Module
     architecture: AnyNetConfig | RegNetConfig | EfficientNetSize
     image_size: int
-    """Side of the images that it was made for, in pixels."""
+    """Side of the images that the network was made for, in pixels."""
     top1_error: float | None = None
-    """In percent of ImageNet-1k."""
+    """Top-1 error on ImageNet-1k, in percent."""
     top1_source: str | None = None
 
     @property
     def in_chans(self) -> int:
-        """Channels of its images."""
+        """Number of channels of its images."""
         return 3 if isinstance(self.architecture, EfficientNetSize) else self.architecture.in_chans
 
     def layers(self, image_size: int) -> Iterator[Layer]:
-        """Walk through its layers, for one square image; side in pixels."""
+        """Yield its layers for one square image, whose side is given in pixels."""
         if isinstance(self.architecture, EfficientNetSize):
             return self.architecture.layers(image_size)
         return network_layers(self.architecture.anynet(), image_size)
@@ -93,10 +93,10 @@ def load(name: str | AnyNetConfig | RegNetConfig, *, trust: bool = False) -> Net
             (`efficientnet_b0`; with weights of the Hub `efficientnet_b0.ra_in1k`), another
             library's network (`timm:regnety_016`, `torchvision:regnety_016`), or an exported file
             (.onnx, .xml).
-        trust: open .pt2 files too, which can run code.
+        trust: open .pt2 files as well, which can run code.
 
     Raises:
-        RegNetError: it cannot be had; the message says why.
+        RegNetError: the network cannot be built or loaded; the message says why.
     """
     if not isinstance(name, str):
         return Network(model=create(name), architecture=name, image_size=224)
@@ -104,7 +104,7 @@ def load(name: str | AnyNetConfig | RegNetConfig, *, trust: bool = False) -> Net
     if peer in PEERS:
         ours = load(variant)
         if not isinstance(ours.architecture, (AnyNetConfig, RegNetConfig)):
-            raise ConfigError(f"{name}: peers are measured on RegNets")
+            raise ConfigError(f"{name}: other libraries are measured on RegNets only")
         return Network(
             model=PEERS[peer](variant), architecture=ours.architecture, image_size=ours.image_size
         )
@@ -173,7 +173,9 @@ def _torchvision(variant: str) -> nn.Module:
     except ImportError as error:
         raise MissingExtraError("torchvision is not installed; pip install torchvision") from error
     if f"{variant}_tv" in VARIANTS:
-        raise EngineError(f"torchvision's network of this name is {variant}_tv")
+        raise EngineError(
+            f"torchvision's network of this name has other widths; name it {variant}_tv"
+        )
     name = VARIANTS[variant].factory.removesuffix("_tv")
     if name not in torchvision.models.list_models():
         raise EngineError(f"torchvision has no {variant}")
@@ -185,18 +187,20 @@ PEERS: Final[Mapping[str, Callable[[str], nn.Module]]] = {
     "timm": _timm,
     "torchvision": _torchvision,
 }
-"""Other libraries: from a variant to their network of that name, with random weights."""
+"""Other libraries, each with a function from a variant to the library's network of that name, with
+random weights."""
 
 
 def expand(patterns: Sequence[str], peers: Sequence[str] = ()) -> list[str]:
-    """Names of networks: variants by pattern, EfficientNets, checkpoints, or files of a config.
+    """Return the names of the networks that patterns match.
 
     Args:
-        patterns: what to find.
-        peers: libraries whose RegNets of the same names come behind ours.
+        patterns: patterns of variants, checkpoints and EfficientNets, such as `regnety_*`, and
+            whatever else `load` takes by name.
+        peers: libraries whose RegNets of the same names are added, each after ours.
 
     Raises:
-        ConfigError: a pattern fits nothing, or there is no such peer.
+        ConfigError: a pattern matches no network, or there is no such peer.
     """
     for peer in peers:
         if peer not in PEERS:
@@ -215,9 +219,9 @@ def expand(patterns: Sequence[str], peers: Sequence[str] = ()) -> list[str]:
         if not found:
             found = list_models(pattern, pretrained=True)
         if not found:
-            raise ConfigError(f"no network fits {pattern!r}; `regnet list` names them all")
+            raise ConfigError(f"no network matches {pattern!r}; `regnet list` prints all names")
         names += found
-    # Each peer follows ours: it is compared at once, and nothing is kept for long.
+    # A peer comes right after our network, so that both are compared and freed at once.
     with_peers = (
         one
         for name in names

@@ -1,4 +1,4 @@
-"""Plot the benchmark as the paper does: latency against accuracy, and against activations."""
+"""Plot a benchmark as the paper does: error against latency, and latency against activations."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +13,15 @@ Value = Callable[[Row], float | None]
 _COLORS: Final = {
     "efficientnet": "tab:red", "regnetx": "tab:cyan", "regnety": "tab:blue", "": "0.5",
 }  # fmt: skip
-"""By the beginning of the names of a family; the last is for all others."""
+"""Colors by the beginning of a family's names; the last color is for all other networks."""
 
 
 def save_benchmark(document: Document, path: Path) -> None:
-    """Draw a run of the benchmark; of each network the fastest engine.
+    """Plot a benchmark run, with the fastest engine of each network.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        ConfigError: the ending of the file names no image format, or nothing was measured.
+        ConfigError: the suffix of the file is no image format, or nothing was measured.
         OSError: the file cannot be written.
     """
     check_plot_file(path)
@@ -39,7 +39,7 @@ def save_benchmark(document: Document, path: Path) -> None:
         if any(x(row) is not None and y(row) is not None for row in document.fastest)
     ]  # fmt: skip
     if not panels:
-        raise ConfigError(f"{path}: no case was measured, so that there is nothing to draw")
+        raise ConfigError(f"{path}: no case was measured, so there is nothing to plot")
     figure = new_figure(6 * len(panels), 5.5)
     facts = document.environment
     figure.suptitle(f"{facts['device']}, {facts['threads']} threads, {facts['date'][:10]}")

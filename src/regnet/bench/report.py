@@ -16,7 +16,7 @@ PAIR_COLUMNS: Final = ("A", "B", "batch", "precision", "A's time / B's", "95 %",
 
 
 def render(document: Document) -> str:
-    """Return the report of a run of the benchmark."""
+    """Return the report of a benchmark run, as HTML."""
     environment = document.environment
     return pages.render(
         "regnet.bench",
@@ -48,9 +48,9 @@ def render(document: Document) -> str:
 
 
 def cells(row: Row) -> dict[str, str]:
-    """Return a row of the document as people read it, by the names of `COLUMNS`.
+    """Return the cells of a row as text, by the names of `COLUMNS`.
 
-    A cell is empty where its value is not known.
+    A cell is empty if its value is not known.
     """
     case, latency, floor = row.case, row.latency_ms, row.floor_fused_ms
     measured = latency is not None

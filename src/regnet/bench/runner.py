@@ -1,4 +1,4 @@
-"""Measure networks: check outputs first, then time single calls until steady, keep all samples."""
+"""Measure networks: check their outputs, warm up until times are steady, and time single calls."""
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -36,13 +36,13 @@ from regnet.timing import (
 Found = TypeVar("Found")
 
 Build = Callable[[nn.Module, Tensor, Target], Runner]
-"""Makes a runner of a model in evaluation mode, for images of an example's shape."""
+"""Makes a runner of a model in evaluation mode for images of an example's shape."""
 
 ROUNDS: Final = 5
-"""Of cases that are measured in turn."""
+"""Rounds in which all cases are measured, if they are measured in turn."""
 
 P99_CALLS: Final = 1000
-"""Calls that a 99th percentile needs."""
+"""Least number of calls for a 99th percentile."""
 
 
 def run(
@@ -57,27 +57,29 @@ def run(
     on_pair: Callable[[Pair], object] = lambda _pair: None,
     on_document: Callable[[Document], object] = lambda _document: None,
 ) -> Document:
-    """Measure cases; one that fails is a row with its reason.
+    """Measure cases; a case that fails becomes a row with the reason.
 
-    The paper's pairs, and our networks and their peers, are also run in turn once both are there.
+    The paper's pairs, and our networks and their peers, are also timed in alternation as soon as
+    both networks of a pair are measured.
 
     Args:
-        cases: what to measure.
-        device: where.
-        seconds: for the calls of a case that count, and at most as long again to get steady.
-        calls: how many count, or fewer where the time is over.
-        in_turn: measure all cases in several rounds rather than one after another, so that what
-            changes on the machine meanwhile changes all of them; all are in memory at once.
-        trust: open .pt2 files too, which can run code.
-        on_row: called with each row as it comes.
-        on_pair: called with each pair as it comes.
-        on_document: called after each case with the document so far, `complete` false.
+        cases: cases to measure.
+        device: device to run on.
+        seconds: time for the calls of a case that count. At most the same time is spent before, for
+            calls to become steady.
+        calls: number of calls that count; there are fewer if the time is over.
+        in_turn: measure all cases in several rounds instead of one after another, so that a change
+            of the machine affects all of them. All networks are in memory at the same time.
+        trust: open .pt2 files as well, which can run code.
+        on_row: called with each row when it is finished.
+        on_pair: called with each pair when it is finished.
+        on_document: called after each case with the document so far, whose `complete` is false.
 
     Returns:
-        The rows; after Ctrl-C those that there are, with `complete` false.
+        The document. After Ctrl-C it has the rows that are finished, and `complete` is false.
 
     Raises:
-        ConfigError: `seconds` cannot be used.
+        ConfigError: `seconds` is not a number of at least 0.
     """
     check_number("seconds", seconds, least=0)
     bench = Bench(device, seconds, calls, trust=trust)
@@ -111,7 +113,7 @@ def run(
 
 
 def partners(name: str) -> Iterator[tuple[str, str]]:
-    """Pairs (a, b) with this network; b is the RegNet of the paper, or ours beside a peer's."""
+    """Yield the pairs (a, b) of this network; b is the paper's RegNet, or ours against a peer's."""
     for a, b, *_ in PAIRINGS:
         if name in (a, b):
             yield a, b
@@ -122,20 +124,20 @@ def partners(name: str) -> Iterator[tuple[str, str]]:
 
 @dataclass(slots=True, kw_only=True)
 class _Prepared:
-    """A case that may be timed."""
+    """A case that is built, checked and ready to be timed."""
 
     row: Row
     call: Callable[[Tensor], Any]
     inputs: list[Tensor]
     hosted: list[Tensor]
-    """The same images in the host's memory."""
+    """The same images in the memory of the host."""
     layers: tuple[Layer, ...]
     grown: Callable[[], int | None]
-    """See `peak_memory`."""
+    """Returns the growth of memory; see `peak_memory`."""
 
 
 class Bench:
-    """Measures one case after another, and holds the networks that are still to be compared."""
+    """Measures cases one after another, and holds the networks that are still to be compared."""
 
     def __init__(
         self, device: torch.device, seconds: float, calls: int, *, trust: bool = False
@@ -145,18 +147,19 @@ class Bench:
         self._ready: dict[Case, tuple[Callable[[Tensor], Any], list[Tensor], str]] = {}
 
     def row(self, case: Case) -> Row:
-        """Measure a case; where that fails, the row says why."""
+        """Measure a case; if that fails, the row says why."""
         ready = _guarded(case, lambda: self._prepared(case))
         if isinstance(ready, Row):
             return ready
         return _guarded(case, lambda: self._finished(ready, self._samples(ready)))
 
     def alone(self, case: Case, build: Build | None = None) -> Row:
-        """Measure a case that is compared with no other: no floors, and it is freed at once.
+        """Measure a case without floors and comparisons, so that its network is freed at once.
 
         Args:
             case: the case.
-            build: makes what is timed, in place of the case's engine; its answers are not checked.
+            build: makes the runner to time, instead of the case's engine; its outputs are not
+                checked.
         """
         ready = _guarded(case, lambda: self._prepared(case, build))
         if isinstance(ready, Row):
@@ -164,7 +167,7 @@ class Bench:
         return _guarded(case, lambda: self._timed(ready, self._samples(ready)))
 
     def in_turn(self, cases: Sequence[Case]) -> Iterator[Row]:
-        """Measure cases in rounds, each of them a part of the time in each round."""
+        """Measure cases in rounds; each round gives every case a part of its time."""
         found = [_guarded(case, partial(self._prepared, case)) for case in cases]
         samples: list[list[Samples]] = [[] for _ in cases]
         for number in [*range(len(cases))] * ROUNDS:
@@ -182,18 +185,18 @@ class Bench:
                 yield _guarded(case, partial(self._finished, ready, pooled(parts)))
 
     def pairs(self, case: Case, rest: Sequence[Case]) -> Iterator[Pair]:
-        """Compare what can be compared now, and free networks that no later case needs."""
+        """Compare the pairs that are complete, and free the networks that no later case needs."""
         for a, b in partners(case.name):
             sides = replace(case, model=a), replace(case, model=b)
             if case.train or not all(side in self._ready for side in sides):
                 continue
             (call_a, inputs_a, ran_a), (call_b, inputs_b, ran_b) = map(self._ready.get, sides)  # type: ignore[misc]
             try:
-                # compare() tells B over A; the baseline is B there.
+                # The ratio of `compare` is the second call's time over the first's: here a over b.
                 found = compare(
                     call_b, call_a, inputs_b, inputs_b=inputs_a, pairs=30, seconds=self.seconds
                 )
-            except RuntimeError:  # out of memory: both have their rows
+            except RuntimeError:  # out of memory; both networks have rows nevertheless
                 continue
             yield Pair(
                 a=a,
@@ -220,7 +223,7 @@ class Bench:
         self._ready = {ready: what for ready, what in self._ready.items() if ready in wanted}
 
     def _prepared(self, case: Case, build: Build | None = None) -> "_Prepared | Row":
-        """A case that is built and checked; a row where it must not be timed."""
+        """Build and check a case; return a row if it must not be timed."""
         torch.manual_seed(0)
         network = load(case.model, trust=self.trust)
         size = case.image_size or network.image_size
@@ -264,12 +267,12 @@ class Bench:
             seconds=seconds,
             warmup_seconds=seconds,
         )
-        if ready.row.case.engine not in (AUTO, BEST):  # a race has its own account of memory
+        if ready.row.case.engine not in (AUTO, BEST):  # a race measures the memory itself
             ready.row = replace(ready.row, peak_bytes=ready.grown())
         return found
 
     def _timed(self, ready: "_Prepared", samples: Samples) -> Row:
-        """The row with its times."""
+        """Return the row of a case with its times."""
         low, high = bootstrap_median(samples.seconds, np.random.default_rng(0))
         p99 = samples.percentile(99) if len(samples.seconds) >= P99_CALLS else None
         queued = self._queued(ready.call, ready.inputs, samples)
@@ -292,7 +295,7 @@ class Bench:
         )
 
     def _finished(self, ready: "_Prepared", samples: Samples) -> Row:
-        """The row with its times and floors; the network waits to be compared."""
+        """Return the row with its times and floors, and hold the network to be compared."""
         row = self._timed(ready, samples)
         case = row.case
         target = Target(device=self.device, precision=case.precision, layout=case.layout)
@@ -311,13 +314,17 @@ class Bench:
         )
 
     def _ceilings(self, precision: Precision) -> Ceilings:
-        """Measured for the first row that ran: without instructions for it, they take minutes."""
+        """Return the ceilings in a precision, measured at the first row that ran in it.
+
+        They are not measured earlier, because on a machine without instructions for the precision
+        they take minutes.
+        """
         if precision not in self.ceilings:
             self.ceilings[precision] = measure_ceilings(self.device, precision)
         return self.ceilings[precision]
 
     def _queued(self, call: Callable[[Tensor], Any], inputs: list[Tensor], one: Samples) -> float:
-        if self.device.type == "cpu":  # where a call is done when it returns
+        if self.device.type == "cpu":  # a call on a CPU is done when it returns
             return statistics.mean(one.seconds)
         return time_queued(call, inputs, calls=max(3, min(20, int(self.seconds / one.median))))
 
@@ -340,19 +347,19 @@ class Bench:
 
 
 def _guarded(case: Case, work: Callable[[], Found]) -> Found | Row:
-    """What the work gives, or a row that says why it failed."""
+    """Return the result of the work, or a row that says why it failed."""
     try:
         return work()
-    except Exception as error:  # noqa: BLE001 - out of memory, or whatever an engine raises
+    except Exception as error:  # noqa: BLE001 - out of memory, or anything that an engine raises
         return Row(case=case, reason=in_one_line(error, most=300))
 
 
 def _checked(
     row: Row, model: nn.Module, inputs: Sequence[Tensor], target: Target
 ) -> tuple[Row, Runner | None]:
-    """The engine that the case asks for, and a runner if its answers are right."""
+    """Build the case's engine and check its outputs; return the row, and a runner if correct."""
     case = row.case
-    if isinstance(model, FileNetwork):  # it runs as it is; what it was made from is not here
+    if isinstance(model, FileNetwork):  # the network it was exported from is not there to compare
         return replace(row, ran=f"{model.runtime} {model.precision}"), inference(model)
     reference = answers(model, inputs)
     runner: Runner | None
@@ -390,7 +397,7 @@ def _checked(
 
 
 def _training_step(model: nn.Module, target: Target) -> Callable[[Tensor], Any]:
-    """Forward, loss, backward; weights stay as they are."""
+    """Return a function that runs forward, loss and backward, and leaves the weights unchanged."""
     model = model.train().to(memory_format=target.memory_format)  # type: ignore[call-overload]  # torch's stubs lack it
 
     def step(x: Tensor) -> None:

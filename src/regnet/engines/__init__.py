@@ -1,4 +1,5 @@
-"""The ways to run a network, one file each behind one protocol, and the race between them.
+"""The engines that run networks, one file each behind one protocol, and the race between them.
 
-Each imports its package when it is used; `bench`, `exporting` and the rooms above import them.
+An engine imports its optional package only when it is used. `bench`, `exporting` and the rooms
+above import this one.
 """

@@ -1,4 +1,4 @@
-"""Run batches of any size, and many batches: padded, split, or on several streams."""
+"""Run batches of any size, and many batches, by padding, splitting, or several streams."""
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,26 +13,27 @@ from regnet.engines.base import Runner
 from regnet.engines.outputs import each
 
 PIECE: Final = 4
-"""Most images of a piece: single ones are slower, and 8 gain no more (benchmarks/streams.py)."""
+"""Most images in a piece. Single images are slower, and 8 images gain nothing more
+(benchmarks/streams.py)."""
 
 AHEAD: Final = 2
-"""Batches that wait while one is computed, so that no stream is idle between them."""
+"""Batches that wait while one is computed, so that no stream is idle between batches."""
 
 
 class Streams:
-    """Runs the pieces of a batch on several runners, each in a thread of its own.
+    """Run the pieces of a batch on several runners, each in a thread of its own.
 
-    Each runner has its part of the cores: they wait for one another less than all cores do that
-    work on the same images.
+    Each runner has its share of the cores. Cores that work on different images wait for one another
+    less than cores that work on the same images.
     """
 
     def __init__(self, runners: Sequence[Runner], piece: int = 1) -> None:
-        """Set up.
+        """Take the runners and start a pool with a thread for each.
 
         Args:
-            runners: of pieces; one that may be called by several threads may be given several
-                times.
-            piece: images of a piece.
+            runners: functions that run one piece each. A runner that several threads may call at
+                the same time can be given several times.
+            piece: number of images in a piece.
         """
         self.count, self.piece = len(runners), piece
         self._free: SimpleQueue[Runner] = SimpleQueue()
@@ -41,11 +42,11 @@ class Streams:
         self._pool = ThreadPoolExecutor(self.count, thread_name_prefix="stream")
 
     def __call__(self, x: Tensor) -> Any:
-        """The answers for a batch of any size."""
+        """Return the outputs for a batch of any size."""
         return self._answers(self._begun(x))
 
     def map(self, batches: Iterable[Tensor]) -> Iterator[Any]:
-        """The answers for each batch, in order; the next ones are begun meanwhile."""
+        """Yield the outputs of each batch, in order, while the next batches are computed."""
         running: deque[list[Future[Any]]] = deque()
         for batch in batches:
             running.append(self._begun(batch))
@@ -69,19 +70,19 @@ class Streams:
 
 
 def piece_of(batch: int, streams: int) -> int:
-    """Images that are computed together: a piece for each stream, or all where there are none."""
+    """Return how many images are computed together: a piece on streams, else the complete batch."""
     return max(1, min(PIECE, batch // streams)) if streams else batch
 
 
 def mapped(runner: Runner, batches: Iterable[Tensor]) -> Iterator[Any]:
-    """The answers for each batch, in order; on streams the next ones are begun meanwhile."""
+    """Return the outputs of each batch, in order; streams compute the next batches meanwhile."""
     return runner.map(batches) if isinstance(runner, Streams) else map(runner, batches)
 
 
 def for_any_batch(runner: Runner, size: int) -> Runner:
-    """A runner of batches of one size for batches of any: padded with zeros, or cut into pieces.
+    """Make a runner of one batch size take any: batches are padded with zeros or cut into pieces.
 
-    Streams take batches of any size as they are.
+    `Streams` already take batches of any size, and are returned as they are.
     """
     if isinstance(runner, Streams):
         return runner
@@ -101,7 +102,7 @@ def for_any_batch(runner: Runner, size: int) -> Runner:
 
 
 def joined(pieces: Sequence[Any]) -> Any:
-    """What a runner gives for a batch, from what it gave for the pieces of it."""
+    """Join the outputs of the pieces of a batch into the outputs of the batch."""
     if isinstance(pieces[0], Tensor):
         return torch.cat(list(pieces))
     return tuple(torch.cat(parts) for parts in zip(*pieces, strict=True))

@@ -1,4 +1,4 @@
-"""Check a runner's answers against eager float32 before anything is timed."""
+"""Check a runner's outputs against eager float32 before anything is timed."""
 
 import math
 import time
@@ -13,11 +13,11 @@ from regnet.engines.base import Engine, Runner, Target, relative_error, toleranc
 from regnet.engines.outputs import each
 
 INPUT_SETS: Final = 3
-"""Inputs that take turns, so that nothing can be remembered from the last call."""
+"""Number of inputs, which take turns so that no call can reuse the result of the last one."""
 
 
 def answers(model: nn.Module, inputs: Sequence[Tensor]) -> list[Any]:
-    """What a model in evaluation mode gives for each input, in true float32."""
+    """Return the outputs of a model in evaluation mode for each input, in float32 without TF32."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     cudnn.allow_tf32 = matmul.allow_tf32 = False
@@ -30,14 +30,14 @@ def answers(model: nn.Module, inputs: Sequence[Tensor]) -> list[Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A runner, and whether its answers are right."""
+    """A runner, and whether its outputs are correct."""
 
     runner: Runner | None = None
     seconds: float | None = None
     error: float | None = None
-    """See `worst_error`."""
+    """The largest relative error; see `worst_error`."""
     reason: str | None = None
-    """Why it must not be used; None if it may."""
+    """Why the runner must not be used; None if it may be used."""
 
 
 def build_checked(
@@ -47,7 +47,7 @@ def build_checked(
     reference: Sequence[Any],
     target: Target,
 ) -> Built:
-    """Build a runner and compare its answers; whatever the engine raises is passed on."""
+    """Build a runner and compare its outputs with the reference; the engine's errors propagate."""
     if obstacle := engine.obstacle(target):
         return Built(reason=obstacle)
     start = time.perf_counter()
@@ -58,16 +58,17 @@ def build_checked(
 
 
 def wrong(error: float, target: Target) -> str | None:
-    """What is told of outputs that differ more than the target allows; None if they do not."""
+    """Return the reason to reject outputs with this error; None if the target allows the error."""
     if error <= tolerance(target):
         return None
-    return f"wrong: its outputs differ by {error:.1e}"  # nan is wrong too
+    return f"wrong: its outputs differ by {error:.1e}"  # also if the error is nan
 
 
 def worst_error(runner: Runner, inputs: Sequence[Tensor], reference: Sequence[Any]) -> float:
-    """The largest relative error over several inputs; each is asked twice.
+    """Return the largest relative error over several inputs, each of which is run twice.
 
-    The second answer must be the first: an engine that hands out its own memory would change it.
+    Outputs are compared only after all calls, so that an engine that returns its own memory, and
+    overwrites earlier outputs in it, is found out.
     """
     once = [runner(x) for x in inputs]
     again = [runner(x) for x in inputs]

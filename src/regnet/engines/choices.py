@@ -17,12 +17,12 @@ _log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where the files are: `regnet/choices` in XDG_CACHE_HOME, or in ~/.cache."""
+    """Return the folder of the files: `regnet/choices` in XDG_CACHE_HOME, or in ~/.cache."""
     return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "regnet" / "choices"
 
 
 def key_of(model: nn.Module, facts: Mapping[str, Any]) -> str:
-    """A name for a network, whatever its weights, and the facts that it was measured under."""
+    """Return a key for a network, whatever its weights, and the conditions of its race."""
     shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
     text = json.dumps([str(model), shapes, facts], sort_keys=True, default=str)
     return digest.of_bytes(text.encode())[:32]
@@ -39,7 +39,7 @@ def recall(key: str) -> list[dict[str, Any]] | None:
 
 
 def remember(key: str, rows: list[dict[str, Any]]) -> None:
-    """Save rows; a cache that cannot be written is no failure."""
+    """Save rows under a key; if the cache cannot be written, only a warning is logged."""
     try:
         path = cache_folder() / f"{key}.json"
         if not path.is_absolute():

@@ -1,4 +1,4 @@
-"""torch.compile and AOTInductor: one program for the whole network, with frozen weights."""
+"""Engines that compile a network into one program: torch.compile and AOTInductor."""
 
 import tempfile
 import time
@@ -20,7 +20,7 @@ from regnet.engines.transforms import folded, placed
 
 
 class Compiled:
-    """torch.compile with frozen weights."""
+    """torch.compile, with the weights frozen as constants."""
 
     name = "compiled"
     compiles = True
@@ -31,12 +31,12 @@ class Compiled:
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         run = casting(_compiled(placed(folded(model), target)), target)
         with _frozen(target):
-            run(example)  # compiles
+            run(example)  # the first call compiles
         return run
 
 
 class CompiledCUDAGraph(CUDAGraph):
-    """The same, captured once and replayed."""
+    """torch.compile, captured once as a CUDA graph and replayed."""
 
     name = "compiled_cuda_graph"
     compiles = True
@@ -50,10 +50,10 @@ class CompiledCUDAGraph(CUDAGraph):
 
 
 def _compiled(model: nn.Module) -> Callable[[Tensor], Any]:
-    """The model compiled, as a function that shares its code with no other.
+    """Return the compiled model, as a function with a code object of its own.
 
-    torch.compile keeps what it compiled by code object, looks through all of it at each call, and
-    stops at eight.
+    torch.compile caches compiled programs by code object, searches all of them at each call, and
+    stops compiling after eight.
     """
 
     def call(x: Tensor) -> Any:
@@ -68,14 +68,14 @@ _numbers = count()
 
 
 class AOTInductor:
-    """A compiled package without Python in the loop: torch.export and AOTInductor."""
+    """A compiled package that runs without Python, made by torch.export and AOTInductor."""
 
     name = "aot_inductor"
     compiles = True
 
     def obstacle(self, target: Target) -> str | None:
         if target.device.type == "cuda":
-            # Nothing can catch that, and a compiled CUDA graph leaves Python out as well.
+            # The crash cannot be caught, and a compiled CUDA graph runs without Python as well.
             return "loading a package crashed the process on CUDA (torch 2.11, H200)"
         return half_obstacle(target)
 
@@ -101,29 +101,30 @@ def write_package(
 
 
 def load_package(path: Path, target: Target) -> Runner:
-    """A runner of such a file."""
+    """Return a runner of a file that `write_package` wrote."""
     index = target.device.index if target.device.index is not None else -1
     loaded = torch._inductor.aoti_load_package(str(path), device_index=index)
-    # The program takes the strides of its example for granted, and does not look.
+    # The program assumes the strides of its contiguous example, and does not check them.
     return inference(lambda x: loaded(x.contiguous()))
 
 
 @contextmanager
 def _frozen(target: Target) -> Iterator[None]:
-    """Weights become constants, the target's layout stays; settings are restored afterwards."""
+    """Compile weights as constants and in the target's layout; restore the settings afterwards."""
     import torch._inductor.config as settings
 
     last = target.layout == "channels_last"
-    # Left alone, a heuristic turns some grouped networks back to NCHW.
+    # Unless forced, Inductor's heuristic turns some networks with groups back to NCHW.
     with settings.patch(freezing=True, layout_optimization=last, force_layout_optimization=last):
         yield
 
 
 def least_seconds(model: nn.Module, example: Tensor, target: Target) -> float | None:
-    """What a compiled network takes at least: its convolutions alone, by the library it calls.
+    """Return the seconds that a compiled network takes at least: its convolutions alone, in oneDNN.
 
-    Each is timed with its weights in the library's own order, as the compiler leaves them; the
-    shortest of some calls counts. None where that library does not run them.
+    Compiled networks call oneDNN for their convolutions. Each convolution is timed with its weights
+    in oneDNN's own order, as the compiler leaves them, and its shortest of several calls counts.
+    None if the device is not a CPU, or oneDNN does not run one of the convolutions.
     """
     if target.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
@@ -145,7 +146,7 @@ def least_seconds(model: nn.Module, example: Tensor, target: Target) -> float | 
     try:
         with torch.inference_mode():
             network(x)
-    except RuntimeError:  # a convolution that it does not take
+    except RuntimeError:  # a convolution that oneDNN does not support
         return None
     finally:
         for hook in hooks:
@@ -154,7 +155,7 @@ def least_seconds(model: nn.Module, example: Tensor, target: Target) -> float | 
 
 
 def _seconds_of(conv: nn.Conv2d, x: Tensor) -> float:
-    """The shortest of some calls of oneDNN's convolution."""
+    """Return the seconds of oneDNN's convolution, the shortest of five calls."""
     settings = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
     weight = torch.ops.mkldnn._reorder_convolution_weight(
         conv.weight.detach(), *settings, list(x.shape)

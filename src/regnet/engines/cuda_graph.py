@@ -1,4 +1,4 @@
-"""CUDA graphs: launch the whole network at once."""
+"""Engines that capture a network as a CUDA graph, which launches all its kernels at once."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from regnet.engines.transforms import folded, padded_if_it_pays, placed
 
 
 class CUDAGraph:
-    """Norms folded, captured once and replayed on static buffers."""
+    """Batch norms folded; the network is captured once and replayed on static buffers."""
 
     name = "cuda_graph"
     compiles = False
@@ -26,12 +26,12 @@ class CUDAGraph:
         return captured(self.prepare(model, target), example, target)
 
     def prepare(self, model: nn.Module, target: Target) -> Callable[[Tensor], Any]:
-        """What is captured."""
+        """Return the function that is captured."""
         return placed(folded(model), target)
 
 
 class PaddedCUDAGraph(CUDAGraph):
-    """The same, groups widened to powers of two."""
+    """A CUDA graph of the network with group widths padded to powers of two."""
 
     name = "padded_cuda_graph"
 
@@ -45,17 +45,18 @@ def captured(
     target: Target,
     first: Callable[[Tensor, Tensor | None], Tensor] | None = None,
 ) -> Runner:
-    """A runner that replays what a call did for the example: float32 in and out.
+    """Return a runner that replays the kernels of a call; it takes and returns float32.
 
-    cuDNN tries its kernels first: a graph keeps the one that was chosen. Calls of the runner on
-    several streams, or from several threads, wait for each other: they share its buffers.
+    cuDNN tries its kernels before the capture, because a graph always replays the kernel that was
+    chosen then. Calls of the runner on several CUDA streams, or from several threads, wait for each
+    other, because they share its buffers.
 
     Args:
-        call: what is captured.
-        example: images.
+        call: the function to capture.
+        example: images (N, C, H, W).
         target: device, precision and layout.
-        first: what comes before it and is not captured, as it reads the caller's images. It writes
-            into its second argument, or into new memory where that is None.
+        first: a function that runs before the graph and is not captured, because it reads the
+            caller's images. It writes into its second argument, or into new memory if that is None.
     """
     device = target.device
 
@@ -66,7 +67,7 @@ def captured(
             return out.copy_(images)
         return images.clone().to(dtype=target.dtype, memory_format=target.memory_format)
 
-    # Not under inference mode: what is captured there cannot be written to outside.
+    # Not in inference mode, because its tensors cannot be written to outside of it.
     with (
         torch.inference_mode(mode=False),
         torch.no_grad(),
@@ -74,6 +75,7 @@ def captured(
         _trying(),
     ):
         static = enter(example)
+        # PyTorch's notes on CUDA graphs require some calls on a side stream before the capture.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -87,14 +89,14 @@ def captured(
 
     def run(x: Tensor) -> Any:
         with lock, torch.cuda.device(device):
-            free.wait()  # for the last call, perhaps on another stream, to have read the buffers
+            free.wait()  # until the last call, perhaps on another stream, has read the buffers
             enter(x, static)
             graph.replay()
             answer = each(lambda output: output.float().clone(), out)
             free.record()
         return answer
 
-    # The graph reads the weights where they lay, and does not keep them.
+    # The graph reads the weights from memory that it does not own, so they are kept alive here.
     run.reads = call  # type: ignore[attr-defined]
     return inference(run)
 

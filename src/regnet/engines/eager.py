@@ -1,4 +1,4 @@
-"""PyTorch as it is, and with folded norms, another layout or padded groups."""
+"""Engines of eager PyTorch: the model as it is, with folded batch norms, or with padded groups."""
 
 from torch import Tensor, nn
 
@@ -15,7 +15,7 @@ from regnet.nn.model import evaluation_view
 
 
 class Eager:
-    """The model as it is: the reference, and always in the race."""
+    """The model as it is, in float32: the reference for all engines."""
 
     name = "eager"
     compiles = False
@@ -26,12 +26,12 @@ class Eager:
         return None if target.precision == "fp32" else "the reference is fp32"
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        # Modules of its own, since the caller's may go back to training; the tensors are shared.
+        # New modules that share the tensors, because the caller may go back to training the model.
         return inference(evaluation_view(model, always=True))
 
 
 class Folded:
-    """Norms folded into the convolutions, where there are any, and the target's layout."""
+    """Batch norms, if any, folded into the convolutions, in the target's precision and layout."""
 
     name = "folded"
     compiles = False
@@ -44,7 +44,7 @@ class Folded:
 
 
 class Padded:
-    """Norms folded, groups widened to powers of two."""
+    """Batch norms folded, and group widths padded to powers of two."""
 
     name = "padded"
     compiles = False

@@ -1,4 +1,4 @@
-"""Open exported files by their own description, and run them."""
+"""Open exported files by the description that they contain, and run them."""
 
 import json
 import zipfile
@@ -27,16 +27,16 @@ from regnet.zoo.create import create
 from regnet.zoo.resolver import is_exported
 
 KEY: Final = "regnet"
-"""Under which a file says what is in it."""
+"""Key of the metadata in which an exported file describes itself."""
 
 CPU: Final = torch.device("cpu")
 
 
 class FileNetwork(Described):
-    """A network in an exported file, for inference on the CPU; normalized images in, logits out.
+    """A network in an exported file, for inference on the CPU: normalized images in, logits out.
 
-    A file that takes pixels gets those of the images, and the logarithms of its probabilities are
-    logits.
+    If the file takes pixels, images are converted to pixels, and the logarithms of its
+    probabilities are returned as logits.
     """
 
     def __init__(
@@ -46,48 +46,48 @@ class FileNetwork(Described):
         shape: tuple[int | None, ...],
         facts: Mapping[str, Any],
     ) -> None:
-        """Put together what was read.
+        """Wrap a file that was opened.
 
         Args:
             path: the file.
-            runner: runs it.
-            shape: of what it takes; None where a size is free.
-            facts: what it says about itself.
+            runner: runs the network in the file.
+            shape: shape of the file's input; None for each free size.
+            facts: the description that the file contains.
         """
         super().__init__()
         self.pixels = facts.get("input") == "uint8"
         if self.pixels:
             shape = (shape[0], shape[3], shape[1], shape[2])
         self.path, self.shape = path, shape
-        """Of images (N, C, H, W)."""
+        """Shape of the images (N, C, H, W); None for each free size."""
         self._config: AnyNetConfig | RegNetConfig = config_from_dict(facts["config"])
         self.card = Card.from_timm(facts)
         self.runtime = str(facts.get("runtime", path.suffix.removeprefix(".")))
         self.precision = str(facts.get("precision", "fp32"))
         self._runner = for_any_batch(runner, shape[0]) if shape[0] else runner
-        # Whoever asks for a digest of the tensors gets one of the file.
+        # `digest_of` hashes a network's tensors; with this buffer it depends on the file.
         self.register_buffer("digest", torch.tensor(list(bytes.fromhex(_digest(path)))))
         self.eval()
 
     @property
     def config(self) -> AnyNetConfig | RegNetConfig:
-        """The architecture that it was made from."""
+        """The config of the network that was exported."""
         return self._config
 
     @property
     def num_classes(self) -> int:
-        """Outputs."""
+        """Number of classes."""
         return self.config.num_classes
 
     def forward(self, x: Tensor) -> Any:
-        """The file's answers; several where it has several outputs."""
+        """Return the file's output, or a tuple if it has several outputs."""
         for name, size, given in zip(
             ("channels", "height", "width"), self.shape[1:], x.shape[1:], strict=True
         ):
             if size not in (None, given):
                 raise ConfigError(
-                    f"{self.path} takes images of {name} {size}, got {given}; export it again with "
-                    "this size, or with free ones (dynamic=True)"
+                    f"{self.path} takes images of {name} {size}, got {given}; export the network "
+                    "again with the size that you need, or with free sizes (dynamic=True)"
                 )
         if not self.pixels:
             return self._runner(x)
@@ -97,15 +97,15 @@ class FileNetwork(Described):
 
 
 def open_model(name: str, *, trust: bool = False) -> AnyNet | FileNetwork:
-    """The network that a name stands for, with weights: what `create` takes, or an exported file.
+    """Open the network that a name stands for, with weights: an exported file, or as `create` does.
 
     Args:
-        name: as for `create`, or the path of an .onnx, .xml or .pt2 file.
-        trust: open .pt2 files too, which can run code.
+        name: a name as `create` takes it, or the path of an .onnx, .xml or .pt2 file.
+        trust: open .pt2 files as well, which can run code.
 
     Raises:
-        ConfigError: the file is not one that `regnet export` wrote, or must be trusted first.
-        MissingExtraError: what runs it is not installed.
+        ConfigError: the file was not written by `regnet export`, is damaged, or needs `trust`.
+        MissingExtraError: the package that runs the file is not installed.
         RegNetError: there is no such model; see `create`.
     """
     if not is_exported(name):
@@ -117,16 +117,17 @@ def open_file(path: Path, *, trust: bool = False) -> FileNetwork:
     """Open an exported file.
 
     Raises:
-        ConfigError: it is not one that `regnet export` wrote, is damaged, or must be trusted first.
-        MissingExtraError: what runs it is not installed.
+        ConfigError: the file was not written by `regnet export`, is damaged, or needs `trust`.
+        MissingExtraError: the package that runs the file is not installed.
+        NotFoundError: there is no such file.
     """
     opener = _OPENERS[path.suffix.lower()]
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}")
     if opener.runs_code and not trust:
         raise ConfigError(
-            f"{path} can run code when it is opened, as .pt2 files can; --trust (trust=True) opens "
-            "it, if you know who wrote it"
+            f"{path} can run code when it is opened, as all .pt2 files can; if you trust its "
+            "author, pass --trust (trust=True)"
         )
     if opener.engine and (obstacle := opener.engine.obstacle(Target(device=CPU))):
         raise MissingExtraError(f"{path}: {obstacle}")
@@ -134,20 +135,20 @@ def open_file(path: Path, *, trust: bool = False) -> FileNetwork:
         runner, shape, text = opener.open(path)
     except ConfigError:
         raise
-    except Exception as error:  # a runtime may fail in any way
+    except Exception as error:  # a runtime may raise anything
         raise ConfigError(f"{path} cannot be opened: {in_one_line(error, most=200)}") from error
     try:
         facts = json.loads(text or "")
         return FileNetwork(path, runner, shape, facts)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path} does not say which images it takes: it has no metadata under {KEY!r}, as "
-            "files of `regnet export` have"
+            f"{path} does not say which images it takes: it has no usable metadata under {KEY!r}; "
+            "write it with `regnet export`"
         ) from error
 
 
 Opened = tuple[Runner, tuple[int | None, ...], str | None]
-"""What runs it, the shape of its images, and what it says about itself."""
+"""The runner of a file, the shape of its input, and its description as JSON."""
 
 
 def _open_onnx(path: Path) -> Opened:
@@ -159,7 +160,8 @@ def _open_onnx(path: Path) -> Opened:
             outside = Path(entry.value).name != entry.value
             if entry.key == "location" and (outside or (path.parent / entry.value).is_symlink()):
                 raise ConfigError(
-                    f"{path}: it takes weights from {entry.value!r}, outside its folder"
+                    f"{path}: it refers to weights in {entry.value!r}, outside its folder; export "
+                    "the network again"
                 )
     [images] = model.graph.input
     sizes = images.type.tensor_type.shape.dim
@@ -180,7 +182,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 
 def _open_openvino(path: Path) -> Opened:
-    # Said outright, so that no other file is looked for.
+    # The file of weights is named, so that OpenVINO does not look for another one.
     model = core().read_model(path, path.with_suffix(".bin"))
     text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
     [images] = model.inputs
@@ -218,10 +220,10 @@ _OPENERS: Final[Mapping[str, _Opener]] = {
     ".xml": _Opener(open=_open_openvino, engine=OpenVINO()),
     ".pt2": _Opener(open=_open_torch, runs_code=True),
 }
-"""By ending: those of `regnet.zoo.resolver.EXPORTED_SUFFIXES`."""
+"""How to open files, by suffix: those of `regnet.zoo.resolver.EXPORTED_SUFFIXES`."""
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of the file and of what lies beside it with its weights."""
+    """Return a SHA-256 over the file and the files of its weights beside it."""
     beside = (path.with_suffix(".bin"), path.with_name(path.name + ".data"))
     return digest.of_json([digest.of_file(p) for p in (path, *beside) if p.is_file()])

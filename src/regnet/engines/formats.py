@@ -1,4 +1,4 @@
-"""Kinds of exported files: what each can hold, who writes it and who reads it."""
+"""Kinds of exported files: what each can hold, and how it is written and read."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,23 +19,24 @@ from regnet.engines.program import axes_of, capture, dynamic_shapes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What there is to write."""
+    """A network to write to a file, and what the file should be like."""
 
     model: nn.Module
     example: Tensor
-    """In the form that the file takes."""
+    """Images or pixels, as the file takes them."""
     target: Target
     int8: bool
     free: tuple[str, ...]
-    """Axes whose size is free."""
+    """Names of the axes whose size is free."""
     outputs: tuple[str, ...]
+    """Names of the outputs."""
     calibration: Sequence[Tensor]
     metadata: Mapping[str, str]
     floats: tuple[str, ...] = ()
-    """Layers that an int8 file leaves in float."""
+    """Names of the layers that an int8 file leaves in float."""
 
     def program(self, *, portable: bool = True) -> ExportedProgram:
-        """The network captured; a portable one leaves layouts to whoever runs it."""
+        """Capture the network; a portable program leaves memory layouts to its runtime."""
         target = self.target
         if portable or self.int8:
             target = Target(device=target.device, precision=target.precision, layout="contiguous")
@@ -49,7 +50,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
-    """A kind of file."""
+    """A kind of exported file."""
 
     name: str
     suffix: str
@@ -57,11 +58,11 @@ class Format:
     write: Callable[[Work, Path], None]
     load: Callable[[Path, Target], Runner]
     runtime: Engine | None = None
-    """What reads the file, if it must be installed."""
+    """The engine that reads the file, if it needs a package; None if torch reads the file."""
     portable: bool = True
-    """Whether it runs on any device; else on the kind that the model was on."""
+    """Whether the file runs on any device, or only on the kind of device that the model was on."""
     pixels: bool = False
-    """Whether it may take pixels."""
+    """Whether the file may take pixels (`regnet.engines.served`)."""
 
 
 def _write_torch(work: Work, path: Path) -> None:
@@ -127,4 +128,4 @@ FORMATS: Final[Mapping[str, Format]] = {
         ),
     )
 }
-"""Kinds of files that `export` writes; `.pt2` alone means the first."""
+"""Kinds of files that `export` writes, by name. If a suffix fits several, the first is meant."""

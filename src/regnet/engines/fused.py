@@ -1,4 +1,4 @@
-"""The engine of our own Triton kernels, captured once and replayed."""
+"""The engine of this library's Triton kernels, captured as a CUDA graph."""
 
 from importlib import util
 
@@ -11,7 +11,7 @@ from regnet.engines.transforms import folded
 
 
 class Fused(CUDAGraph):
-    """RegNetX and RegNetY by the kernels of `regnet.kernels`."""
+    """RegNetX and RegNetY on the kernels of `regnet.kernels`."""
 
     name = "fused"
     compiles = True
@@ -24,13 +24,14 @@ class Fused(CUDAGraph):
         return OWN_LAYOUT if target.layout == "contiguous" else super().obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        # With these comes Triton, which takes time to import.
+        # Imported here, because these modules import Triton, which takes time.
         from regnet.kernels.launch import prepare
         from regnet.kernels.network import fused, plan
         from regnet.kernels.stem import stem
 
         plain = folded(model)
         capability = torch.cuda.get_device_capability(target.device)
+        # As Triton describes a device: backend, compute capability, threads of a warp.
         architecture = ("cuda", 10 * capability[0] + capability[1], 32)
         prepare(plan(plain, target.dtype, example.shape), architecture)
         network = fused(plain, target.dtype)
@@ -38,6 +39,6 @@ class Fused(CUDAGraph):
             network.trunk,
             example,
             target,
-            # It reads the caller's images, which need not be copied then.
+            # The stem reads the caller's images itself, which saves a copy of them.
             first=lambda images, out: stem(images, network.stem, out),
         )

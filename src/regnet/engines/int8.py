@@ -1,4 +1,4 @@
-"""Quantize weights and feature maps to int8 with ranges of real images, by OpenVINO or torch."""
+"""Quantize weights and feature maps to int8, with ranges from real images, by OpenVINO or torch."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,35 +26,40 @@ from regnet.quiet import imported, quiet
 from regnet.zoo.create import preprocess
 
 CALIBRATION_IMAGES: Final = 300
+"""Most images that set the ranges of feature maps."""
+
 JUDGING_IMAGES: Final = 1000
+"""Most images that compare the classes of int8 with those of float32."""
 
 SHARES: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
-"""Parts of the layers, those that lose most, that are left in float one after the other."""
+"""Shares of the layers that `floats` leaves in float, one share after the other; the layers that
+int8 harms most come first."""
 
 RANKING_IMAGES: Final = 16
+"""Images by which `floats` sorts the layers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """Batches that tell the ranges of feature maps, and others that judge what came out."""
+    """Batches of images that set the ranges of feature maps, and others that judge the result."""
 
     calibration: Sequence[Tensor]
     judges: Sequence[Tensor]
     min_agreement: float
-    """Part of the judges that must get the same class as from float32."""
+    """Share of the judging images that must get the same class as from float32."""
 
     @property
     def judged(self) -> int:
-        """How many judge."""
+        """Number of judging images."""
         return sum(map(len, self.judges))
 
     def agreement(self, runner: Runner, model: nn.Module, device: torch.device) -> float | None:
-        """Part of the judges that get the same class; None where there is none.
+        """Return the share of judging images with the same class; None if there are no such images.
 
         Args:
-            runner: what is judged.
-            model: in float32 and evaluation mode.
-            device: where the runner takes images.
+            runner: the network in int8.
+            model: the same network in float32 and evaluation mode.
+            device: device on which the runner takes images.
         """
         if not self.judges:
             return None
@@ -67,11 +72,14 @@ class Images:
         return same / self.judged
 
     def problem(self, agreement: float | None) -> str | None:
-        """What to say of an agreement that is not enough; None of one that is."""
+        """Return what is wrong with an agreement that is not high enough; None if it is."""
         if agreement is not None and agreement >= self.min_agreement:
             return None
-        told = "no image could be judged" if agreement is None else f"{agreement:.1%} of images"
-        return f"int8 gives {told} the class of float32, less than {self.min_agreement:.1%}"
+        told = "too few images to judge it" if agreement is None else f"it does for {agreement:.1%}"
+        return (
+            f"int8 must give at least {self.min_agreement:.1%} of images the class of float32; "
+            f"{told}"
+        )
 
 
 def read_images(
@@ -82,24 +90,24 @@ def read_images(
     min_agreement: float,
     fixed: bool = True,
 ) -> Images:
-    """Images to calibrate with, and others to judge by.
+    """Read images, and divide them into those that calibrate int8 and those that judge it.
 
     Args:
-        model: whose preprocessing they get.
-        images: paths, Pillow images, or a batch that is preprocessed. Up to 300, at most three of
-            four, tell the ranges; up to 1,000 of the others judge.
-        shape: of a batch (N, C, H, W).
-        min_agreement: part of the judges that must get the same class as from float32.
-        fixed: whether a batch must have that height and width.
+        model: the network whose preprocessing the images get.
+        images: paths, Pillow images, or a preprocessed batch. Up to 300 images, at most three
+            quarters, set the ranges of the feature maps. Up to 1,000 of the others judge int8.
+        shape: shape of a batch (N, C, H, W).
+        min_agreement: share of the judging images that must get the same class as from float32.
+        fixed: whether images must have that height and width.
 
     Raises:
-        ConfigError: there are too few, or they do not fit.
-        ImageError: one cannot be read.
+        ConfigError: there are too few images, or they do not fit.
+        ImageError: an image cannot be read.
     """
     count = len(images)
     if count < 2 * shape[0]:
         raise ConfigError(f"int8 needs {2 * shape[0]} images or more, better 400; got {count}")
-    # Folders are sorted by class: a sample must not be.
+    # In random order, because folders are sorted by class and a part of them lacks classes.
     order = np.random.default_rng(0).permutation(count).tolist()
     first = max(1, min(CALIBRATION_IMAGES, 3 * count // 4) // shape[0]) * shape[0]
     chosen = order[: first + JUDGING_IMAGES]
@@ -110,7 +118,8 @@ def read_images(
         tensors = torch.stack([transform(images[index]) for index in chosen])
     if fixed and tuple(tensors.shape[1:]) != shape[1:]:
         raise ConfigError(
-            f"images of shape {tuple(tensors.shape[1:])} do not fit a file for {shape[1:]}"
+            f"images of shape {tuple(tensors.shape[1:])} do not fit a network for {shape[1:]}; "
+            "resize them, or pass an example of their shape"
         )
     pieces = tensors[:first].split(shape[0]), tensors[first:].split(shape[0])
     calibration, judges = ([x for x in part if len(x) == shape[0]] for part in pieces)
@@ -118,14 +127,14 @@ def read_images(
 
 
 def check_installed(device: torch.device) -> None:
-    """Refuse int8 where it cannot run.
+    """Raise an error if int8 cannot run here.
 
     Raises:
         ConfigError: the device is not a CPU.
         MissingExtraError: OpenVINO or NNCF is not installed.
     """
     if device.type != "cpu":
-        raise ConfigError(f"int8 is for CPUs; the model is on {device}")
+        raise ConfigError(f"int8 is for CPUs; the model is on {device}; move it to the CPU")
     if obstacle := OpenVINO().obstacle(Target(device=device)):
         raise MissingExtraError(f"int8 runs on openvino: {obstacle}")
     if util.find_spec("nncf") is None:
@@ -133,14 +142,15 @@ def check_installed(device: torch.device) -> None:
 
 
 def floats(model: nn.Module, batches: Sequence[Tensor]) -> Iterator[tuple[str, ...]]:
-    """Names of layers to leave in float, more each time, until int8 is accurate enough.
+    """Yield names of layers to leave in float, more each time; stop once int8 is accurate enough.
 
-    None; then those of squeeze-excitation, which see one pixel and so take hardly any time; then
-    parts of the others, first those that change the outputs most when they alone are in int8.
+    The first time there are none. Then come the layers of squeeze-excitation, which see one pixel
+    and therefore take hardly any time. Then come shares of the other layers (`SHARES`), beginning
+    with those that change the outputs most when only they are in int8.
 
     Args:
-        model: in evaluation mode; it is not changed.
-        batches: what it takes.
+        model: the network in evaluation mode; it is not changed.
+        batches: inputs of the network.
     """
     yield ()
     layers = [name for name, module in model.named_modules() if isinstance(module, _LAYERS)]
@@ -158,7 +168,7 @@ _LAYERS = nn.Conv2d | nn.Linear
 
 
 def _costliest(model: nn.Module, names: Sequence[str], batches: Sequence[Tensor]) -> list[str]:
-    """Layers by how much the outputs change where that one alone is in int8, the most first."""
+    """Sort layers by how much the outputs change if only that layer is in int8, the most first."""
     images = torch.cat([*batches[: -(-RANKING_IMAGES // len(batches[0]))]])[:RANKING_IMAGES]
     costs = {}
     with torch.inference_mode():
@@ -176,7 +186,7 @@ def _costliest(model: nn.Module, names: Sequence[str], batches: Sequence[Tensor]
 
 
 def _rounded(x: Tensor) -> Tensor:
-    """A feature map as int8 gives it: one scale, from the least to the largest value."""
+    """Round a feature map as int8 does, with one scale from its least to its largest value."""
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
     scale = float((high - low) / 255) or 1.0
     zero = round(-float(low) / scale)
@@ -184,7 +194,7 @@ def _rounded(x: Tensor) -> Tensor:
 
 
 def _rounded_weight(weight: Tensor) -> Tensor:
-    """Weights as int8 gives them: a scale for each output channel."""
+    """Round weights as int8 does, with a scale for each output channel."""
     scale = (weight.flatten(1).abs().amax(1) / 127).clamp(min=1e-12)
     zero = torch.zeros(len(scale), dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
@@ -197,7 +207,7 @@ def build_int8(
     batches: Sequence[Tensor],
     keep: Collection[str] = (),
 ) -> Runner:
-    """A runner in int8, by OpenVINO; the layers of some names stay in float."""
+    """Return a runner in int8, by OpenVINO; the layers named in `keep` stay in float."""
     plain = Target(device=target.device, layout="contiguous")
     converted = convert(capture(model, example, plain), example)
     weights = weights_of(model, keep)
@@ -205,28 +215,29 @@ def build_int8(
 
 
 def build_untrained_int8(model: nn.Module, example: Tensor, target: Target) -> Runner:
-    """A runner in int8 that tells times only: its ranges come from the example.
+    """Return a runner in int8 that is good for timing only, because its ranges are the example's.
 
-    Times depend on neither weights nor ranges, so a network can be timed before it is trained.
+    Times depend neither on weights nor on ranges, so a network can be timed before it is trained.
     """
     return build_int8(model, example, target, [example])
 
 
 def weights_of(model: nn.Module, names: Collection[str]) -> list[Tensor]:
-    """Weights of layers as they are in a captured program, norms folded."""
+    """Return the weights of layers as a captured program has them, with batch norms folded."""
     network: Any = folded(model) if names else model
     return [network.get_submodule(name).weight for name in names]
 
 
 def quantize_openvino(model: Any, batches: Sequence[Tensor], keep: Collection[Tensor] = ()) -> Any:
-    """An int8 copy of an `openvino.Model`, by NNCF: mixed preset, fast bias correction.
+    """Return an int8 copy of an `openvino.Model`, by NNCF: mixed preset, fast bias correction.
 
     Args:
-        model: in float32.
-        batches: of images that tell the ranges.
+        model: the model in float32.
+        batches: images that set the ranges.
         keep: weights of the layers that stay in float.
 
     Raises:
+        EngineError: a layer that should stay in float is not in the model.
         MissingExtraError: nncf is not installed.
     """
     try:
@@ -245,7 +256,7 @@ def quantize_openvino(model: Any, batches: Sequence[Tensor], keep: Collection[Te
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """Switch off NNCF's progress bars: they go to standard output, where a command writes JSON."""
+    """Switch off NNCF's progress bars, which go to standard output, where commands write JSON."""
     track = import_module("nncf.common.logging.track_progress").track
     with _bars:
         usual = track.__init__
@@ -260,9 +271,10 @@ _bars = Lock()
 
 
 def _operations(model: Any, weights: Collection[Tensor]) -> list[str]:
-    """Names of the operations of an `openvino.Model` with these weights.
+    """Return the names of the operations of an `openvino.Model` that have these weights.
 
-    Names of layers are lost on the way there, and weights may be transposed: values tell.
+    The conversion loses the names of layers and may transpose weights, so operations are found by
+    the sorted values of their weights.
     """
     wanted, names = {_mark(weight.numpy()) for weight in weights}, []
     for operation in model.get_ordered_ops():
@@ -273,7 +285,7 @@ def _operations(model: Any, weights: Collection[Tensor]) -> list[str]:
             if node.get_type_name() == "Constant" and _mark(node.data) in wanted:
                 names.append(operation.get_friendly_name())
     if len(names) < len(wanted):
-        raise EngineError(f"{len(wanted)} layers shall stay in float, and {len(names)} were found")
+        raise EngineError(f"{len(wanted)} layers must stay in float, but {len(names)} were found")
     return names
 
 
@@ -287,13 +299,13 @@ def quantize_program(
     shapes: tuple[dict[int, Any]] | None,
     keep: Collection[str] = (),
 ) -> ExportedProgram:
-    """An int8 program for x86 CPUs, by torchao's PT2E and its quantizer for Inductor.
+    """Return an int8 program for x86 CPUs, by torchao's PT2E and its quantizer for Inductor.
 
     Args:
-        program: in float32.
-        batches: of images that tell the ranges.
-        shapes: which sizes are free, as torch.export takes them.
-        keep: names of modules of the program that stay in float.
+        program: the program in float32.
+        batches: images that set the ranges.
+        shapes: which sizes are free, as torch.export takes them in `dynamic_shapes`.
+        keep: names of the program's modules that stay in float.
 
     Raises:
         MissingExtraError: torchao is not installed.

@@ -17,11 +17,11 @@ from regnet.engines.program import AXES, capture, shared
 from regnet.quiet import quiet
 
 LARGEST: Final = 1_900_000_000
-"""Bytes of weights that fit into one file: its format ends at two gigabytes."""
+"""Most bytes of weights for a single file, whose format is limited to two gigabytes."""
 
 
 class ONNXRuntime:
-    """ONNX Runtime with its own graph optimizations, fp32."""
+    """ONNX Runtime with its own graph optimizations, in float32."""
 
     name = "onnx_runtime"
     compiles = False
@@ -64,16 +64,16 @@ def write_onnx(
     names: Sequence[str] = ("logits",),
     axes: Mapping[int, str] = AXES,
 ) -> None:
-    """Write a program as ONNX; its input is `images`, its outputs have these names.
+    """Write a program as ONNX, with an input called `images` and outputs with the given names.
 
-    Weights are inside, or in a `.data` file beside it where one file cannot hold them.
+    The weights are in the file, or in a `.data` file beside it if a single file cannot hold them.
     """
     with quiet("torch.onnx"):
         written = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=["images"], output_names=list(names)
         )
     if written is None:
-        raise RuntimeError("torch.onnx.export gave nothing")
+        raise RuntimeError("torch.onnx.export returned no program")
     _name_axes(written.model.graph, axes)
     written.model.metadata_props.update(metadata or {})
     weights = sum(tensor.nbytes for tensor in program.state_dict.values())
@@ -81,8 +81,8 @@ def write_onnx(
 
 
 def _name_axes(graph: Any, axes: Mapping[int, str]) -> None:
-    """Give the free axes of the images readable names, wherever a shape speaks of them."""
-    from onnx_ir import Shape  # the exporter's own
+    """Give the free axes of the images readable names, in every shape that mentions them."""
+    from onnx_ir import Shape  # a package that torch's exporter depends on
 
     [images] = graph.inputs
     names = {
@@ -102,12 +102,12 @@ def _name_axes(graph: Any, axes: Mapping[int, str]) -> None:
 
 
 def _numbered(program: ExportedProgram) -> list[str]:
-    """Names for outputs that nobody reads by name."""
+    """Return names for outputs that are never looked up by name."""
     return [f"output_{number}" for number in range(len(program.graph_signature.user_outputs))]
 
 
 def load_onnx(path: Path, target: Target, piece: int = 1) -> Runner:
-    """A runner of such a file; on streams, of pieces of so many images."""
+    """Return a runner of an ONNX file; each stream computes pieces of `piece` images."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -117,7 +117,7 @@ def load_onnx(path: Path, target: Target, piece: int = 1) -> Runner:
     where = {"device_id": target.device.index or 0} if target.device.type == "cuda" else {}
     session = onnxruntime.InferenceSession(path, options, providers=[(provider, where)])
     if session.get_providers()[0] != provider:
-        raise RuntimeError(f"{provider} does not load here; onnxruntime would use the CPU")
+        raise RuntimeError(f"{provider} cannot be loaded; onnxruntime would use the CPU instead")
     [name] = [value.name for value in session.get_inputs()]
 
     def run(x: Tensor) -> Any:
@@ -125,7 +125,7 @@ def load_onnx(path: Path, target: Target, piece: int = 1) -> Runner:
         tensors = [torch.from_numpy(output).to(x.device) for output in outputs]
         return tensors[0] if len(tensors) == 1 else tuple(tensors)
 
-    # Several threads may run a session at once.
+    # All streams share a session, which several threads may run at the same time.
     return Streams([run] * target.streams, piece) if target.streams else run
 
 

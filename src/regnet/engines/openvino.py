@@ -17,7 +17,7 @@ from regnet.quiet import imported, quiet
 
 
 class OpenVINO:
-    """OpenVINO's CPU plugin: all threads on one request, or a stream of requests for each."""
+    """OpenVINO's CPU plugin, with all threads on one request, or requests in parallel streams."""
 
     name = "openvino"
     compiles = False
@@ -32,11 +32,12 @@ class OpenVINO:
         return half_obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
-        # The plugin chooses types and layouts itself: it gets the network as float32, NCHW.
+        # The plugin chooses types and layouts itself, so it gets the network in float32 and NCHW.
         plain = Target(device=target.device, layout="contiguous")
         example = example[: piece_of(len(example), target.streams)]
         program = capture(model, example, plain)
-        # Where another engine has exported it, that file opens at once, and runs as fast.
+        # If another engine has exported the network to ONNX, that file opens at once and runs as
+        # fast as a converted program.
         path = others.files.get(id(program)) if (others := shared()) else None
         return run_openvino(path or convert(program, example), target, len(example))
 
@@ -49,20 +50,21 @@ def convert(
     names: Sequence[str] = (),
     axes: Mapping[int, str] = AXES,
 ) -> Any:
-    """A program as an `openvino.Model`.
+    """Convert a program to an `openvino.Model`.
 
     Args:
-        program: the program.
-        example: images whose shape it is for; None: any.
-        free: axes of that shape that stay free, of `regnet.engines.program.AXES`.
-        names: of its outputs.
-        axes: of the example, by their names.
+        program: a captured network.
+        example: images of the shape to convert for; None: images of any shape.
+        free: names of the axes that may have other sizes than the example's.
+        names: names for the outputs; empty: none.
+        axes: names of the example's axes, by their numbers.
     """
     openvino = imported("openvino")
-    with quiet("openvino"), torch.no_grad():  # torch warns of its own deprecations
+    with quiet("openvino"), torch.no_grad():  # torch warns about its own deprecated functions
         model = openvino.convert_model(program)
     if example is not None:
-        # Converted shapes are free, which costs 5 % of the time, whatever the program says.
+        # The converter leaves all sizes free, whatever the program says, which costs 5 % of the
+        # time, so fixed sizes are set here.
         sizes = [-1 if axes.get(axis) in free else n for axis, n in enumerate(example.shape)]
         model.reshape(sizes)
     for output, name in zip(model.outputs, names, strict=bool(names)):
@@ -73,7 +75,7 @@ def convert(
 def write_openvino(
     model: Any, path: Path, metadata: Mapping[str, str], *, halves: bool = False
 ) -> None:
-    """Write an `openvino.Model` as .xml and .bin; weights as fp16 if they shall be halves."""
+    """Write an `openvino.Model` as .xml and .bin files; `halves` saves the weights in fp16."""
     openvino = imported("openvino")
     for name, value in metadata.items():
         model.set_rt_info(value, [name])
@@ -82,18 +84,19 @@ def write_openvino(
 
 @cache
 def core() -> Any:
-    """OpenVINO's runtime: one for this process, and until it ends.
+    """Return OpenVINO's runtime: one `Core` for this process, which is never deleted.
 
-    Where the CPU has AVX-512, a `Core` that compiles for it gives the thread a stack for signal
-    handlers, and when it goes it frees that stack, though it may be in use: after a second `Core`
-    began, or where another thread lets go of it. The next signal then ends the process, without a
-    word (OpenVINO 2026.4). Python's handlers use that stack.
+    On a CPU with AVX-512, a `Core` that compiles a network gives the thread a stack for signal
+    handlers. When the `Core` is deleted it frees that stack, although the stack may still be in
+    use: if a second `Core` was made meanwhile, or if another thread deletes the first one. Python's
+    signal handlers use that stack, so the next signal ends the process without any message
+    (OpenVINO 2026.4).
     """
     return imported("openvino").Core()
 
 
 def run_openvino(model: Any | Path, target: Target, piece: int = 1) -> Runner:
-    """A runner of an `openvino.Model`, or of a file; on streams, of pieces of so many images."""
+    """Return a runner of an `openvino.Model` or a file; each stream computes `piece` images."""
     compiled = core().compile_model(
         model,
         "CPU",
@@ -118,7 +121,7 @@ def _runner(compiled: Any) -> Runner:
 
     def run(x: Tensor) -> Any:
         request.infer([x.detach().contiguous().numpy()], share_inputs=True)
-        # The request's own memory holds the next answer too.
+        # A copy, because the request writes its next outputs into the same memory.
         tensors = [torch.from_numpy(request.get_output_tensor(n).data.copy()) for n in range(count)]
         return tensors[0] if count == 1 else tuple(tensors)
 

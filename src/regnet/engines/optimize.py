@@ -1,4 +1,4 @@
-"""Find the fastest correct engine for a network here, by a race whose result is saved."""
+"""Find the fastest engine for a network on this machine whose outputs are correct."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -63,47 +63,48 @@ ENGINES: Final[tuple[Engine, ...]] = (
     OpenVINO(),
     TensorRT(),
 )
-"""All engines, the reference first."""
+"""Every engine; the first one is the reference."""
 
 PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
 
 LAYOUTS: Final[tuple[Layout, ...]] = ("channels_last", "contiguous")
 
 QUICK: Final = ("folded", "onnx_runtime", "openvino")
-"""Engines that are built within seconds, PyTorch's first: of which "auto" takes the fastest where a
-network is chosen for a CPU, or a collection predicted on one."""
+"""Engines that build within seconds, PyTorch's own first. Where a network is chosen for a CPU, or a
+collection of images is predicted on one, "auto" takes the fastest of these engines."""
 
 STREAMS: Final = ("onnx_runtime", "openvino")
-"""Engines that may compute several images at once."""
+"""Engines that can compute several pieces of a batch at the same time (`Target.streams`)."""
 
 LASTING: Final = ("wrong: ", "unsuitable: ", "not tried: ")
-"""How reasons begin that will be the same next time."""
+"""Beginnings of the reasons that would be the same in another race. A saved result is used only if
+every candidate has a time, such a reason, or an obstacle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What `optimize` tried, and what it chose."""
+    """The candidates that `optimize` tried, and the one that it chose."""
 
     candidates: tuple[Candidate, ...]
     winner: Candidate
     shape: tuple[int, ...]
-    """Shape of the images that it was chosen for."""
+    """Shape (N, C, H, W) of the images that the winner was chosen for."""
     remembered: bool = False
-    """Whether the times are those of an earlier race, on the same device and software."""
+    """Whether the times come from an earlier race on the same device with the same software."""
     note: str = (
-        "other batch sizes are padded to this one, or cut into pieces of it; other heights and "
-        "widths run eagerly"
+        "batches of another size are padded to this one or cut into pieces of it; images of "
+        "another height or width run eagerly"
     )
 
     @property
     def speedup(self) -> float | None:
-        """Time of eager fp32 over the winner's; None where eager did not run."""
+        """Time of eager float32 divided by the winner's time; None if eager was not timed."""
         if self.winner.speedup:
             return self.winner.speedup[0]
         return 1.0 if self.winner.engine == "eager" else None
 
     def __str__(self) -> str:
-        """A table, the fastest first, and what may be claimed."""
+        """Format a table of the candidates, fastest first, and the winner's verdict."""
         lines = [f"{'':28s}{'ms':>10s}{'error':>10s}{'build s':>9s}{'MB':>7s}"]
         out: dict[str, list[str]] = {}
         for row in sorted(self.candidates, key=lambda c: c.latency_ms or math.inf):
@@ -121,11 +122,12 @@ class Report:
 
 
 class Optimized(nn.Module):
-    """A network in the form that was fastest here. Inference only; takes and gives float32.
+    """A network on the engine that was fastest on this machine, for inference only.
 
-    `report` says what was tried. Not for two threads at once: some engines answer from buffers that
-    they use again. Batches of other sizes than it was made for are padded to it, or
-    cut into pieces; images of another size run on the model itself.
+    It takes and returns float32. `report` lists the engines that were tried. Two threads must not
+    call it at the same time, because some engines reuse their buffers. A batch of another size than
+    the network was optimized for is padded to that size, or cut into pieces of it. Images of
+    another height or width run on the model itself.
     """
 
     def __init__(
@@ -139,10 +141,10 @@ class Optimized(nn.Module):
         self._runner = for_any_batch(runner, report.shape[0])
 
     def map(self, batches: Iterable[Tensor]) -> Iterator[Any]:
-        """The answers for each batch of many, in order; where there are streams, all stay busy.
+        """Return the outputs of each batch, in order; if there are streams, all of them stay busy.
 
         Args:
-            batches: images (N, C, H, W) each, of the height and width that it was made for.
+            batches: images (N, C, H, W) of the height and width that the network was optimized for.
         """
         return map(self._restored, mapped(self._runner, batches))
 
@@ -215,8 +217,8 @@ def optimize(
         model = create(model, pretrained=True).eval()
     if isinstance(model, FileNetwork):
         raise ConfigError(
-            f"{model.path} is exported, and runs on {model.runtime} as it is; optimize the model "
-            "that it was made from"
+            f"{model.path} is an exported file, which always runs in {model.runtime}; optimize the "
+            "model that it was exported from"
         )
     chosen = _chosen(engines)
     for kind, value, known in (
@@ -254,7 +256,10 @@ def optimize(
         form = form_of(view, torch.zeros(shape, device=device))
         if images is not None:
             if len(form.names) > 1:
-                raise ConfigError("int8 is judged by classes; this network has several outputs")
+                raise ConfigError(
+                    "int8 is judged by the classes that it gives, and this network has several "
+                    "outputs; leave images out"
+                )
             ways.append(_int8(view, images, shape, min_agreement, precision, chosen, device))
             conditions["images"] = _marks(ways[-1], model)
         race = Race(
@@ -288,12 +293,12 @@ def optimize(
 
 @contextmanager
 def _bar(*, progress: bool | None, on_step: OnStep | None) -> Iterator[OnStep]:
-    """What reports a step: the caller's function, and a bar on the terminal."""
+    """Yield a function that reports a step to `on_step` and to a bar on the terminal."""
     from huggingface_hub.utils import tqdm
 
     hidden = on_step is not None if progress is None else not progress
-    # None: hidden where there is no terminal.
-    with tqdm(unit="way", leave=False, disable=True if hidden else None) as bar:
+    # With disable=None, tqdm hides the bar if there is no terminal.
+    with tqdm(unit="engine", leave=False, disable=True if hidden else None) as bar:
 
         def step(what: str, done: int, total: int) -> None:
             if on_step:
@@ -314,14 +319,16 @@ def _int8(
     engines: Sequence[Engine],
     device: torch.device,
 ) -> Way:
-    """The way in int8.
+    """Return the candidate in int8, with its images.
 
     Raises:
-        ConfigError: it contradicts what else was asked for, or the images do not fit.
-        MissingExtraError: what it needs is not installed.
+        ConfigError: int8 contradicts another argument, or the images do not fit.
+        MissingExtraError: a package for int8 is not installed.
     """
     if precision != "auto":
-        raise ConfigError(f"images are for int8; precision={precision!r} leaves it out")
+        raise ConfigError(
+            f"images are for int8, which precision={precision!r} excludes; use precision='auto'"
+        )
     engine = next((engine for engine in engines if engine.name == "openvino"), None)
     if engine is None:
         raise ConfigError("images are for int8, which runs on openvino; add it to engines")
@@ -331,7 +338,7 @@ def _int8(
 
 
 def _marks(way: Way, model: nn.Module) -> str:
-    """What the answers of int8 depend on: the images, the bound, and the weights."""
+    """Return a digest of what decides about int8: the images, `min_agreement` and the weights."""
     assert way.images
     tensors = [*way.images.calibration, *way.images.judges, *model.state_dict().values()]
     found = [digest.of_bytes(t.detach().cpu().contiguous().numpy().tobytes()) for t in tensors]
@@ -345,10 +352,11 @@ def _chosen(engines: Sequence[str] | str) -> tuple[Engine, ...]:
 
 
 def _recalled(ways: Sequence[Way], known: Mapping[Key, Candidate]) -> list[Candidate] | None:
-    """All candidates as they were; None if one was not tried, or may fare better today."""
+    """Return the saved results of all candidates; None if one of them has to be tried now."""
     rows = []
     for way in ways:
         row = known.get(way.key)
+        # Obstacles are looked up again, because a package may have been installed since.
         if obstacle := way.engine.obstacle(way.target):
             row = candidate(way, reason=obstacle)
         elif row is None or not (row.latency_ms or (row.reason or "").startswith(LASTING)):
@@ -358,19 +366,19 @@ def _recalled(ways: Sequence[Way], known: Mapping[Key, Candidate]) -> list[Candi
 
 
 def _known(key: str) -> dict[Key, Candidate]:
-    """Candidates of earlier races."""
+    """Return the candidates of earlier races that were saved under a key."""
     try:
         rows = [build(Candidate, row) for row in recall(key) or ()]
-    except ConfigError:  # of another version
+    except ConfigError:  # saved by another version
         return {}
     return {row.key: row for row in rows}
 
 
 def find_engine(name: str) -> Engine:
-    """The engine with this name.
+    """Return the engine with this name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such engine.
     """
     known = {engine.name: engine for engine in ENGINES}
     if name not in known:
@@ -379,16 +387,20 @@ def find_engine(name: str) -> Engine:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's tensors are; the CPU where it has none."""
+    """Return the device of a model's parameters; the CPU if it has none."""
     return next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
 
 
 def default_shape(model: nn.Module, goal: str) -> tuple[int, ...]:
-    """Shape of the images that a model was made for: one for "latency", 16 for "throughput"."""
+    """Return the shape of images for a model: one image for "latency", 16 for "throughput".
+
+    Raises:
+        ConfigError: the model is not a network of this library, so its image size is not known.
+    """
     if not isinstance(model, Described):
         raise ConfigError(
-            f"for a model that was not made here ({type(model).__name__}), give an example: images "
-            "(N, C, H, W) of its size"
+            f"the image size of {type(model).__name__}, which is not a network of this library, is "
+            "not known; pass example, images (N, C, H, W) of that size"
         )
     size = model.card.preprocess.size if model.card else (224, 224)
     return (1 if goal == "latency" else 16, model.config.in_chans, *size)

@@ -1,6 +1,6 @@
-"""What networks give: a tensor, or several of them in a list, a tuple or a dictionary.
+"""The forms of a network's outputs: a tensor, or several in a list, a tuple or a dictionary.
 
-Engines and files know two forms, a tensor and a tuple of tensors, which have names.
+Engines and exported files know only two forms, a tensor and a tuple of tensors with names.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,14 +16,14 @@ from regnet.nn.model import AnyNet, Head
 
 
 def each(change: Callable[[Tensor], Tensor], outputs: Any) -> Any:
-    """The outputs, each of them changed."""
+    """Return the output, or each of several outputs, changed by a function."""
     if isinstance(outputs, Tensor):
         return change(outputs)
     return tuple(change(output) for output in outputs)
 
 
 def listed(outputs: Any) -> tuple[Tensor, ...]:
-    """The outputs as a tuple, also where there is one."""
+    """Return the outputs as a tuple, even if there is only one."""
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
@@ -32,22 +32,23 @@ class Form:
     """The form of a network's outputs."""
 
     names: tuple[str, ...]
-    """Of the outputs, in their order."""
+    """Names of the outputs, in their order."""
     flat: nn.Module
-    """The network, giving a tensor or a tuple of tensors."""
+    """The network, changed so that it returns a tensor or a tuple of tensors."""
     restored: Callable[[Any], Any]
-    """From those to what the network itself gives."""
+    """Turns the outputs of `flat` into the form that the network itself returns."""
 
 
 def form_of(model: nn.Module, example: Tensor) -> Form:
-    """Find the form of a network's outputs, by running it.
+    """Find the form of a network's outputs, by running it where its class does not tell.
 
     Args:
-        model: in evaluation mode.
+        model: a network in evaluation mode.
         example: images (N, C, H, W).
 
     Raises:
-        ConfigError: it gives something else than tensors in a list, a tuple or a dictionary.
+        ConfigError: the network returns anything but a tensor, or a list, a tuple or a dictionary
+            of tensors.
     """
     if isinstance(model, AnyNet) and type(model.head) is Head and _is_plain(model.head.fc):
         return Form(("logits",), model, lambda outputs: outputs)
@@ -82,13 +83,13 @@ def _check(model: nn.Module, outputs: Any) -> None:
     strange = [type(output).__name__ for output in outputs if not isinstance(output, Tensor)]
     if strange or not len(outputs):
         raise ConfigError(
-            f"{type(model).__name__} gives {strange[0] if strange else 'nothing'}; what can be run "
-            "elsewhere gives a tensor, or a list, a tuple or a dictionary of tensors"
+            f"{type(model).__name__} returns {strange[0] if strange else 'nothing'}; engines and "
+            "exported files need a tensor, or a list, a tuple or a dictionary of tensors"
         )
 
 
 class _Items(nn.Module):
-    """A network that gives a tuple."""
+    """A network whose outputs become a tuple."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class _Items(nn.Module):
 
 
 class _Entries(_Items):
-    """A network that gives entries of a dictionary as a tuple."""
+    """A network whose outputs, the entries of a dictionary, become a tuple."""
 
     def __init__(self, model: nn.Module, keys: list[Any]) -> None:
         super().__init__(model)

@@ -1,4 +1,4 @@
-"""Capture a network with torch.export, as the start for exporters and ahead-of-time compilers."""
+"""Capture a network with torch.export, from which exporters and ahead-of-time compilers start."""
 
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
@@ -18,7 +18,7 @@ from regnet.engines.served import PIXEL_AXES, Served
 from regnet.engines.transforms import folded, placed
 
 AXES: Final[Mapping[int, str]] = {0: "batch", 2: "height", 3: "width"}
-"""Axes of images that may stay free in a program."""
+"""Axes of images (N, C, H, W) whose size may stay free in a program."""
 
 
 _shared: ContextVar["Shared | None"] = ContextVar("shared", default=None)
@@ -26,18 +26,19 @@ _shared: ContextVar["Shared | None"] = ContextVar("shared", default=None)
 
 @dataclass(slots=True, kw_only=True)
 class Shared:
-    """What several engines start from, made for the first that asks."""
+    """Programs and files that several engines start from; the first engine to need one makes it."""
 
     folder: Path
-    """For files."""
+    """Folder of the files."""
     programs: dict[Any, ExportedProgram] = field(default_factory=dict)
+    """Programs by the arguments of `capture`."""
     files: dict[int, Path] = field(default_factory=dict)
     """ONNX files by the id of their program."""
 
 
 @contextmanager
 def shared_programs() -> Iterator[None]:
-    """Inside, a network is captured and exported once; it must not change meanwhile."""
+    """Within this context, capture and export a network once; it must not change meanwhile."""
     with tempfile.TemporaryDirectory() as folder:
         token = _shared.set(Shared(folder=Path(folder)))
         try:
@@ -47,12 +48,12 @@ def shared_programs() -> Iterator[None]:
 
 
 def shared() -> Shared | None:
-    """What is shared, inside of `shared_programs`; else None."""
+    """Return what is shared within `shared_programs`; None outside of it."""
     return _shared.get()
 
 
 class Float32(nn.Module):
-    """A network in another precision and layout that takes and gives float32, NCHW."""
+    """A network in another precision and layout that takes and returns float32 in NCHW."""
 
     def __init__(self, model: nn.Module, target: Target) -> None:
         super().__init__()
@@ -67,20 +68,22 @@ class Float32(nn.Module):
 def capture(
     model: nn.Module, example: Tensor, target: Target, *, free: Collection[str] = ()
 ) -> ExportedProgram:
-    """The folded network as a program: float32 (N, C, H, W) to float32.
+    """Capture the folded network as a program that takes and returns float32.
 
     Args:
-        model: it is not changed; `Served` takes pixels instead.
+        model: the network, which is not changed. It takes images (N, C, H, W), or pixels if it is
+            `Served`.
         example: images of the shape to capture for.
         target: precision and layout inside the program.
-        free: axes that may have other sizes than the example's, of `AXES`. Free sides must be
-            larger than what one pixel of the last feature map stands for.
+        free: names of the axes that may have other sizes than the example's (`AXES`). A free height
+            or width must be larger than the reduction of the last feature map (`smallest_side`).
     """
     known = {} if (found := shared()) is None else found.programs
     key = (id(model), tuple(example.shape), target, tuple(free))
     if key in known:
         return known[key]
-    # torch.export takes sizes of 1 for constants: a batch of one, a last map of one pixel.
+    # torch.export treats sizes of 1 as constants: a batch of one image, or a last feature map of
+    # one pixel. The example gets larger free axes for the capture.
     least = {"batch": 2, "height": smallest_side(model), "width": smallest_side(model)}
     axes = axes_of(model)
     sizes = [
@@ -99,7 +102,7 @@ def capture(
 
 
 def dynamic_shapes(model: nn.Module, free: Collection[str]) -> tuple[dict[int, Any]] | None:
-    """What torch.export is told about axes whose size may differ."""
+    """Return the argument `dynamic_shapes` of torch.export for the free axes."""
     least = smallest_side(model)
     dims = {"batch": Dim("batch"), "height": Dim("height", min=least)}
     dims["width"] = Dim("width", min=least)
@@ -108,12 +111,13 @@ def dynamic_shapes(model: nn.Module, free: Collection[str]) -> tuple[dict[int, A
 
 
 def axes_of(model: nn.Module) -> Mapping[int, str]:
-    """Axes of a network's input that may stay free."""
+    """Return the axes of a network's input whose size may stay free."""
     return PIXEL_AXES if isinstance(model, Served) else AXES
 
 
 def smallest_side(model: nn.Module) -> int:
-    """Pixels that the side of an image needs for a dynamic program."""
+    """Return the least height and width, in pixels, of images for a program with free sides."""
     found = (getattr(module, "feature_info", None) for module in model.modules())
     stages: Any = next((info for info in found if info), None)
+    # A network that does not say so is taken to reduce images by 32, as RegNets do.
     return int(stages[-1]["reduction"]) + 1 if stages else 33

@@ -1,4 +1,4 @@
-"""The race between engines: each candidate is built and checked, and the fastest alternate."""
+"""Race engines: build and check each candidate, and time the fastest ones in alternation."""
 
 import logging
 import math
@@ -33,7 +33,8 @@ CLOSE: Final = 1.25
 timed on its own can measure up to 19 % slower than in alternation on a shared machine."""
 
 LOST: Final = 1.05
-"""A precision that takes this many times as long as another one on the same engine has lost."""
+"""A precision has lost on an engine if it takes this many times as long as another one does there.
+"""
 
 REST: Final = 1.11
 """No compiler is tried if its convolutions alone, times this factor, take longer than the fastest
@@ -46,32 +47,34 @@ COMPILING: Final = 30.0
 COVERED: Final[Mapping[str, tuple[str, ...]]] = {
     "compiled": ("aot_inductor", "compiled_cuda_graph"),
 }
-"""Engines whose kernels other engines run, too, with less Python in between."""
+"""Engines that are not tried if one of the engines behind them ran, because those run the same
+kernels with less Python in between."""
 
 STREAMING: Final = 1.5
-"""An engine that takes this many times as long as the fastest is not tried with streams, which
-gained a third at most."""
+"""An engine that takes this many times as long as the fastest one is not tried with streams,
+because streams gained a third at most."""
 
 OnStep = Callable[[str, int, int], None]
+"""Takes the current step, the number of finished candidates, and their total."""
 
 Key = tuple[str, str, str, int]
-"""Engine, precision, layout and streams, which identify a candidate."""
+"""Engine, precision, layout and streams, which together identify a candidate."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """An engine, and what to build with it."""
+    """A candidate before it is built: an engine and its target."""
 
     engine: Engine
     target: Target
     images: Images | None = None
-    """For int8 only, which is judged by the classes that it gives them."""
+    """For int8 only: the images that calibrate and judge it."""
 
     @property
     def precision(self) -> AnyPrecision:
-        """What it computes in."""
+        """The precision to compute in."""
         return "int8" if self.images else self.target.precision
 
     @property
@@ -82,32 +85,33 @@ class Way:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One way that was tried, or why it was not."""
+    """The result of an engine with its target: its times, or the reason why it has none."""
 
     engine: str
     precision: AnyPrecision
     layout: Layout = "channels_last"
     streams: int = 0
-    """Images that it computes at once; 0: all threads work on a batch."""
+    """Pieces of a batch that it computes at the same time; 0: all threads work on one batch."""
     reason: str | None = None
-    """Why it is out; None if it is in the race."""
+    """Why it was left out; None if it was timed."""
     latency_ms: float | None = None
     """Median of single calls."""
     interval: tuple[float, float] | None = None
-    """Of the winner: 95 % interval of that median."""
+    """Of the winner only: 95 % interval of that median, in milliseconds."""
     problem: str | None = None
-    """Of the winner: why its times mean little, such as a busy machine."""
+    """Of the winner only: why its times are not reliable, such as a busy machine."""
     error: float | None = None
-    """norm(output - reference) / norm(reference), the worst of the inputs."""
+    """norm(output - reference) / norm(reference), the largest over the inputs."""
     agreement: float | None = None
-    """Of int8: part of the images that got the same class as from float32."""
+    """Of int8 only: share of the images that got the same class as from float32."""
     build_seconds: float | None = None
     peak_bytes: int | None = None
-    """Growth of memory while it was built and first called, at its highest."""
+    """Largest growth of memory while it was built and first called."""
     speedup: tuple[float, float, float] | None = None
-    """Of the winner: eager's time over its own, timed in turn: median, and its 95 % interval."""
+    """Of the winner only: eager's time divided by its own, timed in alternation; the median and the
+    ends of its 95 % interval."""
     verdict: str | None = None
-    """Of the winner: what may be claimed about that."""
+    """Of the winner only: what may be claimed about the speedup."""
 
     def __str__(self) -> str:
         contiguous = " contiguous" if self.layout == "contiguous" else ""
@@ -121,13 +125,13 @@ class Candidate:
 
 
 def fastest(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The one that took the least time; None where none ran."""
+    """Return the candidate that took the least time; None if no candidate was timed."""
     ran = [row for row in candidates if row.latency_ms is not None]
     return min(ran, key=lambda row: row.latency_ms or math.inf, default=None)
 
 
 class Race:
-    """Inputs and right answers for one network and shape, and what has run so far."""
+    """A race for one network and shape: its inputs, its reference, and the candidates so far."""
 
     def __init__(
         self,
@@ -141,7 +145,7 @@ class Race:
         on_step: OnStep = lambda _what, _done, _all: None,
     ) -> None:
         rng = torch.Generator().manual_seed(0)
-        # Random numbers, never zeros: processors are quicker on zeros.
+        # Random numbers instead of zeros, because processors are faster on zeros.
         self.inputs = [torch.randn(shape, generator=rng).to(device) for _ in range(INPUT_SETS)]
         self.reference = answers(model, self.inputs)
         self.model, self.seconds = model, seconds
@@ -149,12 +153,13 @@ class Race:
         self.began = time.monotonic()
         self.rows: dict[Key, Candidate] = {}
         self.runners: dict[Key, Runner] = {}
-        """Of the fastest, and of those that come close: runners hold weights and memory."""
+        """Runners of the fastest candidate and of those close to it. Other runners are dropped,
+        because they hold weights and memory."""
         self.eager: Runner | None = None
         self._bounds: dict[str, float | None] = {}
 
     def run(self, ways: Sequence[Way]) -> tuple[list[Candidate], Runner | None]:
-        """Every way that may win, cheap ones first; and the fastest's runner."""
+        """Try candidates that may win, cheap ones first; return all rows and the fastest runner."""
         for number, way in enumerate(sorted(ways, key=_cost)):
             self.on_step(f"building {way.engine.name} {way.precision}", number, len(ways))
             if reason := None if way.engine.obstacle(way.target) else self._hopeless(way):
@@ -169,7 +174,7 @@ class Race:
         return rows, None if best is None else self.runners[best.key]
 
     def build(self, way: Way) -> tuple[Candidate, Runner | None]:
-        """Build and check one way; a runner only if it may be used."""
+        """Build and check one candidate; the runner is None if it must not be used."""
         row = candidate(way)
         try:
             with peak_memory(way.target.device) as grown:
@@ -188,14 +193,14 @@ class Race:
             return row, None if built.reason else built.runner
         except EngineError as problem:
             return replace(row, reason=f"unsuitable: {problem}"), None
-        except Exception as problem:  # noqa: BLE001 - an engine may fail in any way; the race goes on
+        except Exception as problem:  # noqa: BLE001 - an engine may raise anything
             return replace(row, reason=in_one_line(problem, most=200)), None
 
     def _build_int8(
         self, row: Candidate, way: Way, images: Images
     ) -> tuple[Candidate, Runner | None]:
         start = time.monotonic()
-        # Two tries: each further layer in float costs some of the time that int8 saves.
+        # Only two tries, because each layer in float costs some of the time that int8 saves.
         for keep in islice(floats(self.model, images.calibration), 2):
             runner = build_int8(self.model, self.inputs[0], way.target, images.calibration, keep)
             agreement = images.agreement(runner, self.model, way.target.device)
@@ -213,7 +218,7 @@ class Race:
         return row, None if problem else runner
 
     def _enter(self, way: Way) -> None:
-        """Build one way, and time it in turn with the fastest so far."""
+        """Build one candidate, and time it in alternation with the fastest one so far."""
         row, runner = self.build(way)
         self.rows[way.key] = row
         if runner is None:
@@ -245,14 +250,14 @@ class Race:
         }
 
     def _settled(self, leader: Runner, other: Runner) -> Comparison:
-        """Two runners in turn; once more where the machine was busy, which may be over."""
+        """Time two runners in alternation, and once more if the machine was busy meanwhile."""
         found = settle(leader, other, self.inputs, seconds=self.seconds)
         if found.problem:
             found = settle(leader, other, self.inputs, seconds=self.seconds)
         return found
 
     def _finish(self) -> None:
-        """Time the closest in turn, then the winner alone and beside eager."""
+        """Time the closest candidates in alternation, then the winner alone and against eager."""
         best = fastest(list(self.rows.values()))
         if best is None:
             return
@@ -268,6 +273,7 @@ class Race:
         assert best is not None
         winner = self.runners[best.key]
         samples = measure(winner, self.inputs, seconds=self.seconds, warmup_seconds=self.seconds)
+        # All other times are ratios to the fastest one, so the winner's own median scales them all.
         scale = 1e3 * samples.median / (best.latency_ms or math.nan)
         for key, row in self.rows.items():
             if row.latency_ms is not None:
@@ -283,7 +289,7 @@ class Race:
             self.rows[best.key] = replace(self.rows[best.key], speedup=speedup, verdict=told)
 
     def _hopeless(self, way: Way) -> str | None:
-        """Why a way would be built for nothing; None if it may win."""
+        """Return why a candidate cannot win and is not built; None if it may win."""
         name, spent = way.engine.name, time.monotonic() - self.began
         ran = {key: row for key, row in self.rows.items() if row.latency_ms}
         if self.budget is not None and ran:
@@ -298,7 +304,7 @@ class Race:
             return None
         for other in COVERED.get(name, ()):
             if (other, *way.key[1:]) in ran:
-                return f"not tried: {other} runs the same kernels with less of Python between them"
+                return f"not tried: {other} runs the same kernels with less Python in between"
         for other, engines in self._losses(way).items():
             if len(engines) >= 2:
                 return (
@@ -311,17 +317,17 @@ class Race:
             if ratio > STREAMING:
                 return f"not tried: without streams it took {ratio:.1f} times as long as {best}"
         if way.engine.compiles and best and (bound := self._bound(way)) is not None:
-            # The machine may have changed since: the leader shows again what it can do now.
+            # The speed of the machine may have changed since, so the leader is timed again.
             leader = 1e3 * min(time_call(self.runners[best.key], x) for x in self.inputs)
             if REST * bound > leader:
                 return (
                     f"not tried: the convolutions alone take {bound:.2f} ms in oneDNN, which it "
-                    f"calls, and {best} takes {leader:.2f} ms in all"
+                    f"calls, and {best} takes {leader:.2f} ms in total"
                 )
         return None
 
     def _losses(self, way: Way) -> dict[str, list[str]]:
-        """Precisions that beat this one, and the engines on which they did."""
+        """Return the precisions that beat this one, with the engines on which they did."""
         rows = {key: row for key, row in self.rows.items() if not row.streams}
         own = {k[0]: r for k, r in rows.items() if k[1] == way.precision and r.latency_ms}
         losses: dict[str, list[str]] = {}
@@ -334,7 +340,7 @@ class Race:
         return {precision: sorted(set(engines)) for precision, engines in losses.items()}
 
     def _bound(self, way: Way) -> float | None:
-        """Milliseconds that no compiler goes below; None where that is not known."""
+        """Return the milliseconds that a compiled network takes at least; None if not known."""
         if way.precision not in self._bounds:
             found = least_seconds(self.model, self.inputs[0], way.target)
             self._bounds[way.precision] = None if found is None else 1e3 * found
@@ -342,7 +348,10 @@ class Race:
 
 
 def _cost(way: Way) -> tuple[bool, ...]:
-    """What is cheap to build comes first, of equal ones float32, then what covers others."""
+    """Return a sort key: cheap builds first, then float32, and engines of `COVERED` last.
+
+    Candidates that run early let later ones be skipped (`Race._hopeless`).
+    """
     return (
         way.engine.compiles,
         way.target.streams > 0,
@@ -353,7 +362,7 @@ def _cost(way: Way) -> tuple[bool, ...]:
 
 
 def candidate(way: Way, **facts: Any) -> Candidate:
-    """A row of a way."""
+    """Return the row of a candidate, with facts about it."""
     return Candidate(
         engine=way.engine.name,
         precision=way.precision,
@@ -369,7 +378,7 @@ def _told(row: Candidate) -> str:
 
 @contextmanager
 def settings_of_a_race(device: torch.device) -> Iterator[None]:
-    """On CUDA, this device is the current one; settings are restored afterwards."""
+    """Make a CUDA device the current one, and restore torch's settings afterwards."""
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = (cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32, torch.get_num_threads())
     try:

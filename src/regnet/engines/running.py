@@ -1,4 +1,4 @@
-"""Run a network on a given engine, after checking its answers."""
+"""Run a network on a given engine, after checking its outputs."""
 
 from collections.abc import Callable
 
@@ -21,19 +21,19 @@ def running(
     device: torch.device,
     streams: int = 0,
 ) -> tuple[Callable[[Tensor], Tensor], str]:
-    """What answers for batches of images, float32 in and out, and the precision it computes in.
+    """Return a function that runs batches in float32, and the precision that it computes in.
 
     Args:
-        network: in evaluation mode, on the device.
-        shape: of the batches (N, C, H, W); others of that size are padded or cut.
-        engine: its name; eager computes in the precision of the weights.
-        precision: to compute in.
-        device: where.
-        streams: pieces of a batch that it computes at once; see `regnet.engines.batches`.
+        network: the network, in evaluation mode and on the device.
+        shape: shape of the batches (N, C, H, W); batches of another N are padded or cut.
+        engine: name of the engine; eager computes in the precision of the weights.
+        precision: precision to compute in.
+        device: device to run on.
+        streams: pieces of a batch to compute at the same time; see `regnet.engines.batches`.
 
     Raises:
-        ConfigError: there is no such engine or precision, or eager computes in another one.
-        EngineError: the engine does not run this network here, or answers differently.
+        ConfigError: there is no such engine or precision, or eager computes in another precision.
+        EngineError: the engine cannot run this network here, or its outputs differ from eager's.
     """
     if precision not in DTYPES:
         raise ConfigError(unknown("precision", precision, DTYPES))
@@ -42,7 +42,7 @@ def running(
         own = next((name for name, dtype in DTYPES.items() if dtype == kind), str(kind))
         if precision not in ("fp32", own):
             raise ConfigError(
-                f"eager computes in the precision of the weights, {own}; for {precision} take "
+                f"eager computes in the precision of the weights, {own}; for {precision} use "
                 "another engine, such as folded"
             )
         return (lambda x: network(x.to(kind)).float()), own
@@ -53,8 +53,8 @@ def running(
     try:
         built = build_checked(known, network, inputs, answers(network, inputs), target)
         reason = built.reason
-    except Exception as error:  # noqa: BLE001 - an engine may fail in any way
+    except Exception as error:  # noqa: BLE001 - an engine may raise anything
         reason = in_one_line(error, most=200)
     if reason or built.runner is None:
-        raise EngineError(f"{engine} does not run this network in {precision} here: {reason}")
+        raise EngineError(f"{engine} cannot run this network in {precision} here: {reason}")
     return for_any_batch(built.runner, shape[0]), precision

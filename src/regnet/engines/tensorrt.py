@@ -10,9 +10,10 @@ from regnet.engines.program import capture
 
 
 class TensorRT:
-    """TensorRT's own kernels and layouts.
+    """TensorRT, with its own kernels and layouts.
 
-    The program comes in its precision: TensorRT 11 takes types from the network, not from flags.
+    The program is captured in its final precision, because TensorRT 11 takes types from the network
+    and not from flags.
     """
 
     name = "tensorrt"
@@ -24,9 +25,9 @@ class TensorRT:
         if target.layout == "contiguous":
             return OWN_LAYOUT
         try:
-            import torch_tensorrt  # noqa: F401 - whether it is there
+            import torch_tensorrt  # noqa: F401 - only to see whether it is installed
         except ImportError:
-            return "not installed: pip install torch-tensorrt, of torch's minor version"
+            return "not installed: pip install torch-tensorrt, with the minor version of torch"
         return None
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
@@ -37,7 +38,7 @@ class TensorRT:
         with torch.no_grad():
             compile_program = torch_tensorrt.dynamo.compile
             known = inspect.signature(compile_program).parameters
-            # Older versions take types from flags unless told.
+            # Older versions take types from flags unless this option is set.
             typing = {"use_explicit_typing": True} if "use_explicit_typing" in known else {}
             compiled = compile_program(program, inputs=[example.contiguous()], **typing)
         return inference(lambda x: compiled(x.contiguous()))

@@ -1,4 +1,4 @@
-"""Rewrite networks for inference: the same function in fewer or better shaped operations."""
+"""Rewrite networks for inference: the same function with fewer operations or better shapes."""
 
 import copy
 from typing import TypeVar
@@ -15,7 +15,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def folded(model: Network) -> Network:
-    """A copy whose batch norms are part of the convolutions before them, in evaluation mode."""
+    """Return a copy in evaluation mode with batch norms folded into the preceding convolutions."""
     model = copy.deepcopy(model).eval()
     for module in model.modules():
         for conv, norm in getattr(module, "conv_norm_pairs", ()):
@@ -28,20 +28,21 @@ def folded(model: Network) -> Network:
 
 
 def placed(model: Network, target: Target) -> Network:
-    """The model itself, its weights in the target's type and layout."""
+    """Convert a model to the target's type and layout, in place, and return it."""
     return model.to(target.dtype).to(memory_format=target.memory_format)  # type: ignore[call-overload,no-any-return]  # torch's stubs lack it
 
 
 def padded_group_width(group_width: int) -> int:
-    """The next power of two, which libraries have kernels for."""
+    """Return the next power of two, for which libraries have kernels."""
     return 1 << (group_width - 1).bit_length()
 
 
 def padded(model: Network) -> Network:
-    """A folded copy whose groups are widened with zeros to powers of two: the same function.
+    """Return a folded copy whose group widths are padded with zeros to powers of two.
 
-    Zero rows in the first 1x1, zero blocks in the 3x3, zero columns in squeeze-excitation and in
-    the last 1x1. ReLU and SiLU map 0 to 0, so that the new channels stay zero.
+    The copy computes the same function. It has additional zero rows in the first 1x1 convolution,
+    zero blocks in the 3x3 convolution, and zero columns in squeeze-excitation and the last 1x1
+    convolution. ReLU and SiLU map 0 to 0, so the new channels stay zero.
     """
     model = folded(model)
     for module in model.modules():
@@ -51,7 +52,7 @@ def padded(model: Network) -> Network:
 
 
 def pays_to_pad(model: nn.Module) -> bool:
-    """Whether a group width is there that is no power of two."""
+    """Return whether some group width is not a power of two."""
     return any(
         isinstance(module, Bottleneck)
         and module.conv2.conv.groups > 1
@@ -62,10 +63,10 @@ def pays_to_pad(model: nn.Module) -> bool:
 
 
 def padded_if_it_pays(model: Network) -> Network:
-    """As `padded`.
+    """Return a padded copy, as `padded` does.
 
     Raises:
-        EngineError: there is nothing to pad.
+        EngineError: all group widths are powers of two.
     """
     if not pays_to_pad(model):
         raise EngineError("no group width needs padding")
@@ -99,7 +100,7 @@ def _bias(conv: nn.Conv2d) -> Tensor:
 
 
 def _spread(values: Tensor, groups: int, width: int) -> Tensor:
-    """Output channels (groups * old, ...) to (groups * width, ...), zeros behind each group."""
+    """Widen output channels (groups * old, ...) to (groups * width, ...), padding each group."""
     parts = values.reshape(groups, -1, *values.shape[1:])
     out = values.new_zeros(groups, width, *values.shape[1:])
     out[:, : parts.shape[1]] = parts
@@ -107,12 +108,12 @@ def _spread(values: Tensor, groups: int, width: int) -> Tensor:
 
 
 def _spread_inputs(weight: Tensor, groups: int, width: int) -> Tensor:
-    """The same for the input channels of a convolution's weight."""
+    """Widen the input channels of a convolution's weight in the same manner."""
     return _spread(weight.transpose(0, 1), groups, width).transpose(0, 1).contiguous()
 
 
 def _conv(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    """A convolution as before with other weights."""
+    """Return a copy of a convolution with other weights."""
     new = nn.Conv2d(
         weight.shape[1] * conv.groups,
         weight.shape[0],

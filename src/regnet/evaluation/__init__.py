@@ -1,4 +1,4 @@
-"""Accuracy on labelled images, beside the published one.
+"""Measure accuracy on labelled images, and compare it with the published accuracy.
 
-It runs models of `zoo` on `engines`; only the command line and scripts import it.
+This room runs models of `zoo` on `engines`. Only the command line and scripts import it.
 """

@@ -1,8 +1,8 @@
-"""Temperature scaling: confidences that are as high as the accuracy (Guo et al. 2017).
+"""Temperature scaling, which makes confidences as high as the accuracy (Guo et al. 2017).
 
-One number divides all logits. The most probable class of an image stays the same, and so does
-accuracy; only how sure the network says it is changes. Networks that were trained with mixed
-images or smoothed labels are usually too modest, and others too sure.
+One number divides all logits. The most probable class of an image stays the same, and so does the
+accuracy; only the confidence changes. Networks that were trained with mixed images or smoothed
+labels are usually underconfident, and other networks are overconfident.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from regnet.nn.model import AnyNet, evaluation_view
 from regnet.zoo.create import preprocess
 
 LEAST_IMAGES: Final = 100
-"""With fewer images a temperature is mostly chance."""
+"""With fewer images, a temperature depends mostly on chance."""
 
 SHARE: Final = 0.1
 MOST_IMAGES: Final = 5000
@@ -34,27 +34,29 @@ MOST_IMAGES: Final = 5000
 most `MOST_IMAGES`, with which a temperature is known to about one percent."""
 
 RANGE: Final = (0.05, 20.0)
-"""Temperatures that are possible. Where every answer is right, the likelihood has no maximum."""
+"""Least and largest temperature. They are needed because the likelihood has no maximum if every
+answer is correct."""
 
 _STEPS: Final = 60
+"""Steps of bisection, after which the interval is narrower than float64 can resolve."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """A temperature, and what it changes."""
+    """A fitted temperature, and what it changes."""
 
     temperature: float
     """Fitted on all images."""
     halves: tuple[float, float]
-    """Fitted on each half of the images."""
+    """Temperatures fitted on each half of the images."""
     images: int
     error_before: float
-    """Expected calibration error in percent, 15 bins."""
+    """Expected calibration error without a temperature, in percent, over 15 bins."""
     error_after: float
-    """The same, where each half was divided by the temperature of the other half, so that no image
-    is judged by a temperature that it chose."""
+    """The same with a temperature. The logits of each half are divided by the temperature of the
+    other half, so that no image is judged by a temperature that was fitted on it."""
     top1: float
-    """In percent; a temperature does not change it."""
+    """Top-1 accuracy in percent, which a temperature does not change."""
 
 
 def hold_out(images: ImageSet) -> tuple[ImageSet, ImageSet]:
@@ -75,11 +77,11 @@ def hold_out(images: ImageSet) -> tuple[ImageSet, ImageSet]:
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Return the temperature under which the labels are most likely.
 
-    The likelihood is concave in 1 / temperature, so that bisection of its slope finds the maximum.
+    The likelihood is concave in 1 / temperature, so bisection of its slope finds the maximum.
 
     Args:
-        logits: (N, classes).
-        labels: (N,), whole numbers.
+        logits: outputs of the network (N, classes).
+        labels: correct outputs (N,), as integers.
     """
     z = logits.double()
     z = z - z.max(1, keepdim=True).values  # so that nothing overflows
@@ -96,12 +98,12 @@ def judge(logits: Tensor, labels: Tensor, seed: int = 0) -> Calibration:
     """Fit a temperature, and measure by two-fold cross-fitting what it changes.
 
     Args:
-        logits: (N, classes).
-        labels: (N,), whole numbers.
-        seed: of the halves.
+        logits: outputs of the network (N, classes).
+        labels: correct outputs (N,), as integers.
+        seed: seed of the random division into halves.
 
     Raises:
-        DataError: there are too few images.
+        DataError: there are fewer than `LEAST_IMAGES` images.
     """
     count = len(labels)
     if count < LEAST_IMAGES:
@@ -140,16 +142,16 @@ def calibrate(
     The images should be ones that the model was not trained on.
 
     Args:
-        model: changed in place: its classifier is divided by the temperature.
+        model: the model, whose classifier is divided by the temperature in place.
         data: images, as `regnet.evaluate` takes them.
-        split: which images of a source that holds several splits.
+        split: which images to take from a source that holds several splits.
         batch_size: images per call.
-        workers: processes that read images; 0: this one.
-        on_images: called with images done and of all.
+        workers: processes that read images; 0: this process reads them.
+        on_images: called with the number of finished images and the number of all images.
 
     Raises:
         ConfigError: the model has no linear classifier.
-        DataError: the images cannot be used, are too few, or are not of all classes of the model.
+        DataError: the images cannot be used, are too few, or lack classes of the model.
     """
     _classifier(model)
     images = data if isinstance(data, ImageSet) else open_set(data, split)

@@ -1,7 +1,8 @@
 """Recognize published data sets, and match classes with the outputs of a model.
 
-Class folders are a trap: sorted as text, the folders `0` to `999` of ImageNetV2 are in another
-order than the classes, and a missing folder moves all behind it. Here they are matched by name.
+The order of class folders is not reliable. Sorted as text, the folders `0` to `999` of ImageNetV2
+are in another order than the classes, and a missing folder shifts all classes after it. Therefore
+classes are matched by name.
 """
 
 import json
@@ -21,12 +22,12 @@ from regnet.weights.catalog import data_dir, label_sets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """A published data set, as papers and the checkpoint table name it."""
+    """A published data set, under the name that papers and the table of checkpoints use."""
 
     name: str
     images: int
     file: str = ""
-    """What the names of its files begin with."""
+    """Beginning of the names of its files."""
 
 
 KNOWN: Final = (
@@ -37,36 +38,36 @@ KNOWN: Final = (
 )
 
 V2_SETS: Final = ("matched-frequency", "threshold0.7", "top-images")
-"""The three sets of ImageNetV2, 10,000 images each, as their folders are called."""
+"""The three sets of ImageNetV2, of 10,000 images each, by the names of their folders."""
 
 
 BY_NUMBER: Final = "numbers"
-BY_ORDER: Final = "their order, for want of names that the model knows"
+BY_ORDER: Final = "their order, because the model does not know most of their names"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """How the classes of some images belong to the outputs of a model."""
+    """Which output of a model belongs to each class of a set of images."""
 
     outputs: tuple[int, ...]
-    """The output of each class of the set; -1 for one that has no images and is not known."""
+    """The output of each class of the set; -1 for a class without images that is not known."""
     how: str
-    """By what they were matched, for the report."""
+    """What the classes were matched by, for the report."""
     restricted: bool
     """Whether only these outputs compete, as is usual for ImageNet-A and -R."""
     missing: tuple[str, ...]
-    """Outputs that no image belongs to, where that is not the point of the set."""
+    """Names of the outputs without images; empty if the set leaves out classes on purpose."""
 
 
 @cache
 def imagenet() -> Mapping[str, Any]:
-    """Names of the classes of ImageNet-1k in WordNet, and which of them subsets have."""
+    """Return the WordNet names of ImageNet-1k's classes, and which of them its subsets have."""
     table: dict[str, Any] = json.loads((data_dir() / "imagenet.json").read_text(encoding="utf-8"))
     return table
 
 
 def identify(images: ImageSet, match: Match) -> str | None:
-    """The name of the published set that these are, by classes and number of images."""
+    """Return the name of the published set with these classes and this many images, or None."""
     count, present = len(images), [match.outputs[label] for label in images.present]
     if set(images.classes) == set(label_sets()["cifar-10"]) and count == 10_000:
         return "cifar-10-jpeg" if _stored_as(images) == "JPEG" else "cifar-10"
@@ -89,19 +90,20 @@ def _stored_as(images: ImageSet) -> str | None:
 
 
 def match_classes(images: ImageSet, names: Sequence[str], num_classes: int) -> Match:
-    """Find the output of a model for each class of some images.
+    """Find the output of a model for each class of a set of images.
 
-    By the model's own names for its outputs, WordNet names (`n01440764`), or numbers, whichever
-    knows most classes; or, if there are as many as outputs and none is known, by their order: that
-    of folders sorted as text, or of the labels in a file.
+    Classes are matched by the model's own names for its outputs, by WordNet names (`n01440764`), or
+    by numbers, whichever knows the most classes. If fewer than half of the classes are known, and
+    there are as many classes as outputs, they are matched by their order, which is that of folders
+    sorted as text, or of the labels in a file.
 
     Args:
-        images: the set.
-        names: what the model calls its outputs; none where that is not known.
-        num_classes: how many it has.
+        images: the set of images.
+        names: the model's names for its outputs; empty if they are not known.
+        num_classes: number of outputs.
 
     Raises:
-        DataError: a class has no output.
+        DataError: a class has no output, or two classes have the same output.
     """
     used = [images.classes[label] for label in images.present]
     found: list[tuple[int, str, dict[str, int | None]]] = []
@@ -113,11 +115,14 @@ def match_classes(images: ImageSet, names: Sequence[str], num_classes: int) -> M
         if strange := [name for name, output in outputs.items() if output is None]:
             raise DataError(
                 f"{images.source}: {len(strange)} of {len(used)} classes are not outputs of the "
-                f"model, matched by {how}: {', '.join(strange[:5])}"
+                f"model, matched by {how}: {', '.join(strange[:5])}; rename or remove them"
             )
         [(output, times)] = Counter(outputs.values()).most_common(1)
         if times > 1:
-            raise DataError(f"{images.source}: several classes are output {output}, by {how}")
+            raise DataError(
+                f"{images.source}: several classes match output {output} of the model, by {how}; "
+                "rename or merge them"
+            )
         return _matched(images, outputs, how, names, num_classes)
     if len(images.classes) == num_classes:
         return _matched(
@@ -125,19 +130,20 @@ def match_classes(images: ImageSet, names: Sequence[str], num_classes: int) -> M
         )
     raise DataError(
         f"{images.source}: its {len(used)} classes ({', '.join(used[:3])}, ...) are neither the "
-        f"names nor the numbers of the model's {num_classes} outputs"
+        f"names nor the numbers of the model's {num_classes} outputs; rename them"
     )
 
 
 def _ways(
     names: Sequence[str], num_classes: int
 ) -> Iterator[tuple[str, Mapping[str, int], Callable[[str], str]]]:
-    """Ways to match, the best first: what it is, outputs by key, and the key of a class."""
+    """Yield methods of matching, the best first: its name, outputs by key, and a class's key."""
     yield "names", {normal(name): number for number, name in enumerate(names)}, normal
     if num_classes == 1000:
         synsets = {name: number for number, name in enumerate(imagenet()["synsets"])}
         yield "WordNet names", synsets, str
-    # The Hub calls a class "tench, Tinca tinca"; two outputs of ImageNet's are "crane".
+    # The Hub calls a class "tench, Tinca tinca", so the first name is enough if only one output
+    # has it. Two outputs of ImageNet are called "crane".
     plain = [_plain(name) for name in names]
     once = {key: number for number, key in enumerate(plain) if plain.count(key) == 1}
     yield "names", once, _plain
@@ -152,7 +158,7 @@ def _matched(
     names: Sequence[str],
     num_classes: int,
 ) -> Match:
-    # Classes without images have no part in it.
+    # Classes without images do not count.
     chosen = tuple(-1 if (n := outputs.get(name)) is None else n for name in images.classes)
     present = sorted(chosen[label] for label in images.present)
     restricted = num_classes == 1000 and present in imagenet()["subsets"].values()

@@ -1,4 +1,4 @@
-"""Accuracy of a model on labelled images, beside the published one."""
+"""Measure the accuracy of a model on labelled images, and compare it with the published one."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,11 +35,11 @@ from regnet.weights.card import Card
 from regnet.zoo.create import preprocess
 
 SAME: Final = 0.1
-"""Percent points within which a measured accuracy counts as the published one: decoders, rounding
-and batch sizes move a few images of 50,000."""
+"""Percentage points within which a measured accuracy counts as the published one. Decoders,
+rounding and batch sizes change the answers for a few of 50,000 images."""
 
 MATRIX_CLASSES: Final = 50
-"""Up to so many classes, the whole confusion matrix is told."""
+"""Most classes for which the complete confusion matrix is reported."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,31 +50,31 @@ class Published:
     top1: float
     image_size: int
     difference: float
-    """Measured minus published, in percent points."""
+    """Measured minus published accuracy, in percentage points."""
     verdict: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """What an evaluation came to. Accuracies are in percent."""
+    """The result of an evaluation. Accuracies are in percent."""
 
     model: str
     weights: str
-    """SHA-256 over its tensors, 16 digits."""
+    """SHA-256 over the model's tensors, 16 digits."""
     source: str
     dataset: str | None
-    """The published data set that these images are, if one."""
+    """Name of the published data set that the images are; None if they are not known to be one."""
     fingerprint: str
     count: int
-    """Images in the set."""
+    """Number of images in the set."""
     evaluated: int
-    """Of these, those that could be read."""
+    """Number of images that could be read."""
     top1: float
-    """Of those that could be read."""
+    """Accuracy on the images that could be read."""
     top5: float | None
-    """None with five classes or fewer."""
+    """None if the set has five classes or fewer."""
     real_top1: float | None
-    """By the labels of ImageNet-ReaL, where given."""
+    """Accuracy by the labels of ImageNet-ReaL, if they were given."""
     calibration_error: float
     published: Published | None
     published_real: Published | None
@@ -83,7 +83,7 @@ class Evaluation:
     """Whether only the classes of the set competed."""
     warnings: tuple[str, ...]
     unreadable: tuple[str, ...]
-    """Images that could not be read, each with the reason; they are not in the accuracy."""
+    """Images that could not be read, each with the reason; they do not count in the accuracy."""
     preprocess: dict[str, Any]
     engine: str
     precision: str
@@ -91,11 +91,12 @@ class Evaluation:
     confusions: tuple[Confusion, ...]
     confusion_matrix: list[list[int]] | None
     answers: tuple[int | None, ...] = field(repr=False)
-    """The most probable class of each image, in the order of the set; None: not readable."""
+    """The most probable output for each image, in the order of the set; None: it was not readable.
+    """
     environment: dict[str, Any]
 
     def agreement(self, other: "Evaluation") -> float:
-        """Part of the images, in percent, that get the same class in another evaluation of them."""
+        """Return the share of images, in percent, with the same class in another evaluation."""
         pairs = zip(self.answers, other.answers, strict=True)
         same = sum(ours == theirs for ours, theirs in pairs if ours is not None)
         return 100 * same / self.evaluated
@@ -120,33 +121,37 @@ def evaluate(
     trust: bool = False,
     on_images: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Measure accuracy; under `torchrun` the processes share the images.
+    """Measure the accuracy of a model on labelled images.
+
+    Under `torchrun` the processes share the images.
 
     Args:
         model: a model that `create` built, the name of a checkpoint or whatever else `create` takes
             (a folder, a file of weights), or an exported file (.onnx, .xml; .pt2 if trusted), which
             runs as it is.
         data: images, as `regnet.data.sets.open_set` takes them.
-        split: which images of a source that holds several splits.
-        engine: how to run the network, a name of `regnet.engines`; its answers are checked first.
-        precision: to compute in; eager computes in that of the weights.
+        split: which images to take from a source that holds several splits.
+        engine: the engine that runs the network, by its name in `regnet.engines`; its outputs are
+            checked first.
+        precision: precision to compute in; eager computes in the precision of the weights.
         batch_size: images per call.
-        workers: processes that read images; 0: this one.
-        device: to run on; None: where the model is, which stays there.
-        larger: use the checkpoint's larger test setting, where its publisher gives one.
-        image_size: another side of the images than the checkpoint's.
-        crop_pct: another part of the image that the crop keeps.
-        dataset: name of the published set, where it cannot be recognized.
+        workers: processes that read images; 0: this process reads them.
+        device: device to run on; None: the device of the model. The model itself is not moved.
+        larger: use the checkpoint's larger test setting, if its publisher gives one.
+        image_size: side of the images in pixels, instead of the checkpoint's.
+        crop_pct: part of the image's shorter side that the crop keeps, instead of the checkpoint's.
+        dataset: name of the published set, if it cannot be recognized.
         real_labels: the file `real.json` of ImageNet-ReaL, for ImageNet-1k's validation images.
         keep: a folder to save the answers in; pass it again to resume an interrupted evaluation.
             Images that could not be read are tried again.
         trust: open .pt2 files, which can run code.
-        on_images: called with images done and of all.
+        on_images: called with the number of finished images and the number of all images; under
+            `torchrun` they are those of the first process.
 
     Raises:
-        ConfigError: no such model, engine or setting.
+        ConfigError: there is no such model, engine or setting.
         DataError: the images cannot be used, or are not of the model's classes.
-        EngineError: the engine cannot run the network, or its answers are not numbers.
+        EngineError: the engine cannot run the network, or its outputs are not finite.
         WeightsError: there are no such weights.
     """
     images = data if isinstance(data, ImageSet) else open_set(data, split)
@@ -226,12 +231,12 @@ def _runner(
     batch_size: int,
     group: Group,
 ) -> tuple[Callable[[Tensor], Tensor], str]:
-    """What answers, and the precision it computes in."""
+    """Return a function that runs batches, and the precision that it computes in."""
     if isinstance(network, FileNetwork):
         if engine != "eager" or group.device.type != "cpu":
             raise ConfigError(
-                f"{network.path} is run by {network.runtime} on the CPU; leave engine and device "
-                "out"
+                f"{network.path} always runs in {network.runtime} on the CPU; leave engine and "
+                "device out"
             )
         return (lambda x: network(x).float()), network.precision
     shape = (batch_size, network.config.in_chans, *look.size)
@@ -250,7 +255,7 @@ def _answers(
     saved: Kept | None,
     on_images: Callable[[int, int], None] | None,
 ) -> list[dict[str, Any]]:
-    """Answers of all processes, one record per image."""
+    """Return the answers of all processes, with at least one record for each image."""
     share = group.block(len(images))
     records = [] if saved is None else saved.records
     done = {record["image"] for record in records if "error" not in record}
@@ -280,8 +285,8 @@ def _records(
     probabilities = logits.float().cpu()
     if not probabilities.isfinite().all():
         raise EngineError(
-            f"the answers for images {indices[0]} to {indices[-1]} are not finite; are the weights "
-            "whole, and the precision enough?"
+            f"the outputs for images {indices[0]} to {indices[-1]} are not finite; use a higher "
+            "precision, or check that the weights are intact"
         )
     if competing is not None:
         probabilities = probabilities[:, competing]
@@ -294,11 +299,11 @@ def _records(
 
 
 def _merged(records: Sequence[Mapping[str, Any]], count: int) -> tuple[Answers, dict[int, str]]:
-    """Each image once, in order."""
+    """Return the answer, or the reason for failure, of each image once and in order."""
     by_image: dict[int, Mapping[str, Any]] = {}
     for record in records:
         before = by_image.get(record["image"])
-        if before is None or "error" in before:  # an answer stands, a failure may not
+        if before is None or "error" in before:  # an image may fail in one evaluation only
             by_image[record["image"]] = record
     assert sorted(by_image) == list(range(count)), "every image is answered or has failed"
     read = [r for _, r in sorted(by_image.items()) if "error" not in r]
@@ -316,7 +321,7 @@ def _merged(records: Sequence[Mapping[str, Any]], count: int) -> tuple[Answers, 
 
 
 def _real(path: Path, images: ImageSet) -> list[frozenset[int]]:
-    """Allowed answers of each image, by the number in the names of ImageNet's validation images."""
+    """Return the allowed answers of each image, by the number in the name of its file."""
     try:
         table = documents.load(path, "the real.json of ImageNet-ReaL")
         sets = [frozenset(int(label) for label in labels) for labels in list(table)]
@@ -328,7 +333,7 @@ def _real(path: Path, images: ImageSet) -> list[frozenset[int]]:
         if not number or not 1 <= int(number[1]) <= len(sets):
             raise DataError(
                 f"{images.source}: {name} is not named as ImageNet's validation images are "
-                "(ILSVRC2012_val_00000001.JPEG), so that its labels in ReaL are not known"
+                "(ILSVRC2012_val_00000001.JPEG), so its labels in ReaL are not known"
             )
         found.append(sets[int(number[1]) - 1])
     return found
@@ -408,8 +413,8 @@ def _warnings(
     found = []
     if match.how == BY_ORDER and named:
         found.append(
-            "none of the folders has the name of one of the model's classes: they were taken in "
-            "their order, which may be wrong"
+            "most folders do not have the name of one of the model's classes, so classes were "
+            "matched by the order of the folders, which may be wrong"
         )
     if match.missing:
         some = ", ".join(match.missing[:3])
@@ -417,13 +422,13 @@ def _warnings(
     if shuffle:
         label, answer = shuffle.example
         found.append(
-            f"the order of the classes looks wrong: images of {shuffle.moved} classes are mostly "
-            f"taken for another one each, such as {label!r} for {answer!r}; top-1 would be "
-            f"{shuffle.top1:.1f} % with these exchanged. Classes were matched by {match.how}: "
-            "check that folders have their usual names"
+            f"the order of the classes looks wrong: the images of {shuffle.moved} classes are "
+            f"mostly taken for one other class each, such as {label!r} for {answer!r}; top-1 would "
+            f"be {shuffle.top1:.1f} % if these were exchanged. Classes were matched by "
+            f"{match.how}; check that the folders have their usual names"
         )
     if failures:
-        found.append(f"{len(failures)} images cannot be read and are not in the accuracy")
+        found.append(f"{len(failures)} images cannot be read and do not count in the accuracy")
     return tuple(found)
 
 
@@ -434,7 +439,7 @@ def _published(
     found: float | None,
     failures: int,
 ) -> Published | None:
-    """The accuracy that the card gives for this set at this setting."""
+    """Compare with the accuracy that the card states for this set and setting, if it states one."""
     usual = preprocess(network)
     rows = [
         row

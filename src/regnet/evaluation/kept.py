@@ -13,12 +13,12 @@ from regnet.errors import ConfigError, check_number
 from regnet.process_group import Group
 
 FILE: Final = "evaluation.json"
-"""What was begun in the folder: weights, images and settings."""
+"""File that records the evaluation in a folder: its weights, images and settings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a line says of an image: the best outputs, or why there are none."""
+    """The content of a line about one image: its best outputs, or why there are none."""
 
     image: int
     top: tuple[int, ...] = ()
@@ -26,7 +26,7 @@ class Answer:
     error: str | None = None
 
     def check(self, images: int) -> None:
-        """Raise ConfigError where it is none for one of so many images."""
+        """Raise ConfigError if this is no valid answer in a set of `images` images."""
         check_number("image", self.image, least=0, most=images - 1)
         check_number("confidence", self.confidence, least=0, most=1)
         if not (self.top or self.error) or min(self.top, default=0) < 0:
@@ -34,12 +34,12 @@ class Answer:
 
 
 class Kept:
-    """Answers of one evaluation: a file per process, a line per image."""
+    """The saved answers of one evaluation: a file per process, and a line per image."""
 
     def __init__(self, folder: Path, group: Group, images: int) -> None:
-        """Read the answers for so many images; this process, or its leader, owns the folder."""
+        """Read the saved answers of a set of `images` images, in a folder that the group owns."""
         self.records: list[dict[str, Any]] = []
-        """Answers of all processes of earlier evaluations."""
+        """Answers that all processes saved before the evaluation was interrupted."""
         self.path = folder / f"answers-{group.rank}.jsonl"
         for path in sorted(folder.glob("answers-*.jsonl")):
             try:
@@ -50,7 +50,7 @@ class Kept:
                 self.records += found
             except ConfigError as error:
                 raise ConfigError(f"{error}; remove the file, or name another folder") from error
-        group.gather(None)  # all have read before one writes
+        group.gather(None)  # every process has read before any process writes
         self._remove_unfinished_line()
 
     def _remove_unfinished_line(self) -> None:
@@ -67,13 +67,13 @@ class Kept:
 
 @contextmanager
 def kept(folder: Path, what: Mapping[str, Any], group: Group, *, images: int) -> Iterator[Kept]:
-    """Own a folder of answers.
+    """Own a folder, and yield the answers that are saved in it.
 
     Args:
-        folder: made if need be.
-        what: weights, images and settings, which decide the answers.
+        folder: the folder, which is made if it does not exist.
+        what: weights, images and settings: everything that decides the answers.
         group: the processes that share the images.
-        images: how many there are.
+        images: number of images in the set.
 
     Raises:
         ConfigError: another process owns the folder, it holds the answers of another evaluation, or
@@ -89,7 +89,7 @@ def kept(folder: Path, what: Mapping[str, Any], group: Group, *, images: int) ->
                 )
         elif held := [name for name in runfolder.contents(folder) if name.startswith("answers-")]:
             raise ConfigError(f"{folder} holds {held[0]} without {FILE}; name another folder")
-        group.gather(None)  # all have looked before one writes
+        group.gather(None)  # every process has looked before any process writes
         if group.leads and not (folder / FILE).exists():
             runfolder.begin(folder, FILE, asked)
         yield Kept(folder, group, images)

@@ -8,8 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 TOP: Final = 5
+"""Most probable outputs that are saved for each image."""
+
 CALIBRATION_BINS: Final = 15
+
 LIST_PAIRS: Final = 20
+"""Most pairs of classes that `confusions` lists."""
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -17,29 +21,29 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """A model's answers for some images of a set, by the number of the image."""
+    """A model's answers for some images of a set."""
 
     indices: Ints
-    """(N,)"""
+    """(N,): numbers of the images in the set."""
     top: Ints
-    """(N, 5): the most probable outputs, best first; fewer where the model has fewer."""
+    """(N, 5): the most probable outputs, best first; fewer if the model has fewer outputs."""
     confidence: Floats
-    """(N,): probability of the best."""
+    """(N,): probability of the best output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassResult:
-    """One class."""
+    """The accuracy of one class."""
 
     name: str
     images: int
     top1: float | None
-    """In percent; None where it has no images."""
+    """In percent; None if the class has no images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confusion:
-    """Images of one class that were taken for another."""
+    """Images of one class that were taken for another class."""
 
     label: str
     answer: str
@@ -47,13 +51,13 @@ class Confusion:
 
 
 def top_k(answers: Answers, labels: Ints, k: int) -> float:
-    """Images whose label is among the k best answers, in percent."""
+    """Return the share of images whose label is among the k best answers, in percent."""
     hits = (answers.top[:, :k] == labels[answers.indices, None]).any(1)
     return 100 * float(hits.mean()) if len(hits) else 0.0
 
 
 def top1_of_sets(answers: Answers, allowed: Sequence[frozenset[int]]) -> tuple[float, int]:
-    """Images whose answer is among their allowed ones, in percent, and how many images count.
+    """Return the share of images whose answer is allowed, in percent, and how many images count.
 
     Images without an allowed answer do not count (ReaL, Beyer et al. 2020).
     """
@@ -66,9 +70,10 @@ def top1_of_sets(answers: Answers, allowed: Sequence[frozenset[int]]) -> tuple[f
 
 
 def calibration_error(answers: Answers, labels: Ints) -> float:
-    """Expected calibration error: mean distance of confidence and accuracy over 15 equal bins.
+    """Return the expected calibration error in percent (Guo et al. 2017).
 
-    In percent; each bin weighs as much as it has images (Guo et al. 2017).
+    It is the mean distance between confidence and accuracy over 15 bins of equal width, in which
+    each bin is weighted by its number of images.
     """
     if not len(answers.indices):
         return 0.0
@@ -79,7 +84,7 @@ def calibration_error(answers: Answers, labels: Ints) -> float:
 
 
 def by_class(answers: Answers, labels: Ints, names: Mapping[int, str]) -> list[ClassResult]:
-    """Top-1 of each class; `names` has those that the set knows."""
+    """Return the top-1 accuracy of each class of the set; `names` maps outputs to names."""
     truth = labels[answers.indices]
     hits = answers.top[:, 0] == truth
     size = max(names, default=-1) + 1
@@ -97,7 +102,7 @@ def by_class(answers: Answers, labels: Ints, names: Mapping[int, str]) -> list[C
 def confusions(
     answers: Answers, labels: Ints, names: Mapping[int, str], *, limit: int = LIST_PAIRS
 ) -> list[Confusion]:
-    """The most frequent mistakes."""
+    """Return the most frequent mistakes, as pairs of a label and an answer."""
     truth, answer = labels[answers.indices], answers.top[:, 0]
     wrong = truth != answer
     pairs, counts = np.unique(np.stack([truth[wrong], answer[wrong]]), axis=1, return_counts=True)
@@ -113,7 +118,7 @@ def confusions(
 
 
 def confusion_matrix(answers: Answers, labels: Ints, outputs: Sequence[int]) -> list[list[int]]:
-    """Images by label (rows) and answer (columns), of these outputs."""
+    """Count the images by label (rows) and answer (columns), among these outputs."""
     place = {output: number for number, output in enumerate(outputs)}
     matrix = np.zeros((len(place), len(place)), dtype=int)
     for label, answer in zip(
@@ -125,7 +130,7 @@ def confusion_matrix(answers: Answers, labels: Ints, outputs: Sequence[int]) -> 
 
 
 FEWEST: Final = 5
-"""Images of a class from which on its most frequent answer says something."""
+"""Images that a class must have before `find_shuffle` considers its most frequent answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,19 +138,20 @@ class Shuffle:
     """A sign that labels belong to other outputs than was assumed."""
 
     moved: int
-    """Classes whose images are mostly taken for one other class."""
+    """Number of classes whose images are mostly taken for one other class."""
     top1: float
-    """What accuracy would be if each of them were the output that its images are taken for."""
+    """The accuracy, in percent, if each of these classes were the one its images are taken for."""
     example: tuple[str, str]
-    """A class, and what its images are taken for."""
+    """A class, and the class that its images are taken for."""
 
 
 def find_shuffle(answers: Answers, labels: Ints, names: Mapping[int, str]) -> Shuffle | None:
-    """Whether classes look exchanged.
+    """Return a sign that classes were exchanged; None if there is none.
 
-    A model mixes up a few classes of its own accord: most images of one are taken for another. It
-    is a sign only where two are taken for each other by four of five images, or where many are
-    moved, one in fifty and three at least, and hardly two of them to the same place.
+    Every model confuses a few classes, so that most images of one class are taken for another. That
+    is a sign only in two cases. In the first, two classes are taken for each other, each by more
+    than four of five images. In the second, at least three classes and one in fifty are mostly
+    taken for another class, and for hardly two of them is it the same class.
     """
     truth, answer = labels[answers.indices], answers.top[:, 0]
     taken: dict[int, tuple[int, float]] = {}
