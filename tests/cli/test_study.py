@@ -45,7 +45,7 @@ def study(data, tmp_path_factory):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "no networks are given"),
+        ("{}", "needs at least one network, got none"),
         ("[1]", "is not a JSON list of networks"),
         ('[{"depth": 3}]', "is not a JSON list of networks"),
         ("[", "is not a JSON list of networks"),
@@ -71,7 +71,7 @@ def test_a_study_says_beforehand_how_long_it_takes(tmp_path):
 
 
 def test_a_study_needs_something_to_train(tmp_path):
-    refused(regnet("study", "init", tmp_path / "s"), 2, "needs a space, or networks that are given")
+    refused(regnet("study", "init", tmp_path / "s"), 2, "needs a space or given networks")
 
 
 @pytest.mark.slow

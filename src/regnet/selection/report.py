@@ -1,4 +1,4 @@
-"""The report of `regnet choose`: one HTML file that works offline."""
+"""Write the report of `regnet choose` as one HTML file that works offline."""
 
 import json
 from functools import partial
