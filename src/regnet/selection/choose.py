@@ -461,7 +461,7 @@ def shown_faster(a: Choice, b: Choice) -> bool:
 
 
 def _peers(clock: Clock, pick: Choice | None, limit: float) -> list[Peer]:
-    """Measure EfficientNets on the reference, and those that may be fast enough as the pick was."""
+    """Measure EfficientNets on the reference engine, and a few on the engine of the pick."""
     engine = pick.engine if pick else REFERENCE
     rows = [row for name in efficientnets() if (row := clock.peer(name, REFERENCE))]
     if engine != REFERENCE:

@@ -334,7 +334,7 @@ def learn_latency(
     check_engine(conditions)
     drawn = sample(space, 10 * probes, seed)
     order = np.argsort(drawn.metric("flops"), kind="stable")
-    # Ten times as many networks are sampled, and every tenth by flops is taken: so all sizes occur.
+    # Ten times as many networks are sampled, and every tenth by flops is measured.
     networks = drawn.take(order[5::10])
     meter = DeviceMeter(conditions, seconds=LEARNED_SECONDS, calls=50)
     of = (
