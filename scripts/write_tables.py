@@ -13,6 +13,7 @@ import statistics
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from regnet.bench.networks import PAPER_ERRORS
 from regnet.design.complexity import complexity
 from regnet.design.config import RegNetConfig, config_from_dict
 from regnet.design.variants import VARIANTS
+from regnet.spaces import find_space
 from regnet.timing import Comparison
 from regnet.weights.catalog import default_checkpoint
 
@@ -28,6 +30,12 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 ELSEWHERE = {
     "prior": ROOT / "src/regnet/selection/prior.json",
+    "order": RESULTS / "order/analysis.json",
+    "order_line": RESULTS / "order/analysis.json",
+    "order_summary": RESULTS / "order/analysis.json",
+    "order_pairs": RESULTS / "order/analysis.json",
+    "order_best": RESULTS / "order/analysis.json",
+    "principles": RESULTS / "order/principles.json",
     "gpu_headline": RESULTS / "gpu/headline.json",
     "gpu_line": RESULTS / "gpu/headline.json",
 }
@@ -626,29 +634,66 @@ def prior(document: Document) -> Iterator[str]:
     )
 
 
-def study(document: Document) -> Iterator[str]:
-    """Spaces of a study."""
+def order(document: Document) -> Iterator[str]:
+    """Spaces of the study, in the paper's order."""
     rows = [
         [
             f"`{name}`",
+            f"{replace(find_space(name.removesuffix('_3')), num_stages=3).size:.1e}",
             *(str(found[key]) for key in ("models", "failed")),
             *(f"{found[key]:.1f}" for key in ("minimum", "mean")),
+            f"{found['search']['8']['mean']:.1f}",
         ]
         for name, found in document["spaces"].items()
     ]
-    yield from table(["space", "networks", "failed", "min error, %", "mean error, %"], rows)
+    yield from table(
+        ["space", "networks in it", "trained", "failed", "lowest error, %", "mean error, %",
+         "best of 8, %"],
+        rows,
+    )  # fmt: skip
     yield ""
-    told, recipe = document["study"], document["study"]["recipe"]
-    low, high = told["spaces"][0]["limits"]["flops"]
-    yield (
-        f"{low / 1e6:.1f} to {high / 1e6:.1f} million multiply-adds at "
-        f"{told['spaces'][0]['image_size']} pixels; {recipe['epochs']} epochs of "
-        f"{told['train_images']:,} images of CIFAR-10 (JPEG), tested on {told['val_images']:,}. "
-        f"{document['finished'][:10]}, {'; '.join(document['machines'])}."
+    yield f"{order_setting(document)}. Best of 8: mean over random draws of 8 networks."
+
+
+def order_setting(document: Document) -> str:
+    """What was trained, on what, until when."""
+    plan = json.loads((RESULTS / "order/study.json").read_text(encoding="utf-8"))
+    done = sum(found["models"] + found["failed"] for found in document["spaces"].values())
+    low, high = plan["spaces"][0]["limits"]["flops"]
+    recipe = plan["recipe"]
+    return (
+        f"{done} of {len(plan['spaces']) * plan['models']} networks, {low / 1e6:.1f} to "
+        f"{high / 1e6:.1f} million multiply-adds at 32 pixels, {recipe['epochs']} epochs of "
+        f"{plan['train_images']:,} images of CIFAR-10, tested on {plan['val_images']:,}. "
+        f"{document['finished'][:10]}, {'; '.join(document['machines'])}"
     )
 
 
-def study_pairs(document: Document) -> Iterator[str]:
+def order_line(document: Document) -> Iterator[str]:
+    """The study in a sentence or two."""
+    spaces = document["spaces"]
+    [pair] = [p for p in document["pairs"] if p["first"] == "regnetx_3"
+              and p["second"] == "anynetx_a_3"]  # fmt: skip
+    found = pair["comparison"]
+    what = {"better": "lower than", "worse": "higher than"}.get(
+        found["verdict"], "not told apart from"
+    )
+    done = sum(each["models"] for each in spaces.values())
+    yield (
+        f"{done} random networks of six design spaces, equal in multiply-adds and trained alike on "
+        f"CIFAR-10: RegNetX has a mean error of {spaces['regnetx_3']['mean']:.1f} %, {what} the "
+        f"{spaces['anynetx_a_3']['mean']:.1f} % of AnyNetX_A (difference "
+        f"{found['difference']:+.1f} points, 95 % {found['low']:+.1f} to {found['high']:+.1f})."
+    )
+
+
+def order_summary(document: Document) -> Iterator[str]:
+    """The same for the README, with where to read on."""
+    [line] = order_line(document)
+    yield f"{line} [The study](docs/study-cifar.md) has each step between, and design principles."
+
+
+def order_pairs(document: Document) -> Iterator[str]:
     """Spaces of a study against each other."""
     rows = []
     for pair in document["pairs"]:
@@ -666,11 +711,11 @@ def study_pairs(document: Document) -> Iterator[str]:
     yield from table(["", "mean errors differ by", "95 %", "p", "KS", "the first is"], rows)
 
 
-def study_best(document: Document) -> Iterator[str]:
+def order_best(document: Document) -> Iterator[str]:
     """What the best networks of each space have in common, by the bootstrap."""
     spaces = document["spaces"]
     rows = []
-    for metric in ("d", "wm", "wa", "w0", "b", "g", "w4", "d4"):
+    for metric in ("d", "wm", "wa", "w0", "b", "g", "w3", "d3"):
         cells = [
             f"{best['median']:.3g} ({best['low']:.3g} to {best['high']:.3g}); "
             f"{found['correlation'][metric]:+.2f}"
@@ -680,6 +725,69 @@ def study_best(document: Document) -> Iterator[str]:
         ]
         rows.append([metric, *cells])
     yield from table(["", *(f"`{name}`" for name in spaces)], rows)
+
+
+def principles(document: Document) -> Iterator[str]:
+    """The paper's statements, its numbers, ours, and the verdicts."""
+    rows = []
+    for found in document["findings"]:
+        sign = "" if found["expects"] == "value" else "+"
+        paper = "" if found["paper"] is None else f"{found['paper']:{sign}.1f}"
+        rows.append(
+            [
+                f"{found['statement']}, {found['source']}",
+                paper,
+                f"{found['ours']:{sign}.1f}",
+                f"{found['low']:{sign}.1f} to {found['high']:{sign}.1f}",
+                "" if found["p_value"] is None else f"{found['p_value']:.3f}",
+                found["verdict"],
+            ]
+        )
+    yield from table(["the paper's statement", "paper", "here", "95 %", "p", "verdict"], rows)
+    yield ""
+    yield (
+        f"Differences are points of mean error. {sum(document['networks'].values())} networks, "
+        f"{document['failed']} failed, {document['core_hours']:.1f} hours of one core with pauses, "
+        f"{document['finished'][:10]}."
+    )
+
+
+def study(document: Document) -> Iterator[str]:
+    """What the study with four stages found, as a warning."""
+    spaces = document["spaces"]
+    means = ", ".join(
+        f"{found['mean']:.1f} % (`{name}`)"
+        for name, found in spaces.items()
+        if name != "regnetx_refined"
+    )
+    depth = spaces["regnetx"]["correlation"]["d4"]
+    yield (
+        f"{sum(found['models'] for found in spaces.values())} networks in five populations, mean "
+        f"errors {means}: not told apart. In RegNetX the rank correlation of the error with the "
+        f"depth of the last stage was {depth:+.2f}. {document['finished'][:10]}, data in "
+        "`benchmarks/results/study.parquet`."
+    )
+
+
+def reproduce(document: Document) -> Iterator[str]:
+    """What the experiments of the paper cost."""
+    rows = [
+        [
+            f"{each['figures']}: {each['what']}",
+            f"{each['networks']:,}",
+            str(each["epochs"]),
+            f"{each['gpu_hours']:,.0f}",
+            f"{each['gpu_hours'] / 64 / 24:,.1f}",
+        ]
+        for each in document["experiments"]
+    ]
+    columns = ["figure or table", "networks", "epochs", "GPU hours", "days on 64 GPUs"]
+    yield from table(columns, rows)
+    yield ""
+    yield (
+        f"Hours of one {document['gpu']}, from {document['source']}; "
+        f"{document['gpu_hours']:,.0f} in all."
+    )
 
 
 def zoo(document: Document) -> Iterator[str]:
@@ -846,8 +954,13 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         search_data,
         prior,
         study,
-        study_pairs,
-        study_best,
+        order,
+        order_line,
+        order_summary,
+        order_pairs,
+        order_best,
+        principles,
+        reproduce,
         zoo,
         zoo_note,
         zoo_pairs,

@@ -91,7 +91,7 @@ def test_a_folder_without_images_is_said(tmp_path):
         (["info", "regnety_016", "--plot", "/none/x.svg"], 2, ["/none/x.svg", "No such file"]),
         (["info", "regnety_016", "--plot", "x.doc"], 2, ["x.doc", ".svg, .png, .pdf"]),
         (["info", "regnety_016", "--plot", "x.pgf"], 2, ["x.pgf"]),
-        (["list", "nothing*"], 1, ["nothing fits 'nothing*'"]),
+        (["list", "nothing*"], 1, ["no network matches 'nothing*'"]),
         (["predict", "-"], 2, ["no paths on stdin"]),
         (["predict", ""], 2, ["path is empty"]),
         (["list", "--family", "vit"], 2, ["there is no family 'vit'"]),
@@ -307,5 +307,5 @@ def test_too_little_memory_is_one_line(tmp_path, workers):
         "evaluate", tmp_path, "--image-size", 4000, "--batch-size", 16, "--workers", workers,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (5 * 10**9, 5 * 10**9)),
     )  # fmt: skip
-    [line] = refused(done, 1, "memory is not enough")
+    [line] = refused(done, 1, "not enough memory")
     assert line.startswith("error: ")

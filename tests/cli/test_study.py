@@ -6,7 +6,9 @@ import re
 import pytest
 
 import regnet.selection.search as searching
+from regnet.design.config import config_from_dict
 from regnet.spaces import LatencyModel, find_space, sample
+from regnet.studies import population
 from tests.command import refused, regnet
 from tests.pictures import write_folder
 
@@ -68,6 +70,21 @@ def test_a_study_says_beforehand_how_long_it_takes(tmp_path):
     seconds = 2 * 3.8e6 * 3 * 6000 * 4 / 1e10
     [said] = re.findall(r"about (\d+) s on 1 core: a rough guess", done.stderr)
     assert float(said) == pytest.approx(seconds, rel=0.06)
+
+
+def test_networks_have_as_many_stages_as_are_asked_for(tmp_path):
+    words = ("--models", 3, "--flops", "4M", "--stem", "cifar", "--recipe", "cifar", "--stages", 3)
+    spaces = ("--space", "anynetx_a", "--space", "regnetx", "--restrict", "d3=1:4")
+    regnet("study", "init", tmp_path / "s", *spaces, *words, code=0)
+    study = population.read(tmp_path / "s")
+    for name in ("anynetx_a", "regnetx"):
+        for row in study.rows(name):
+            assert len(config_from_dict(row.config).anynet().stages) == 3
+            assert row.metrics["d3"] <= 4
+    refused(
+        regnet("study", "init", tmp_path / "t", *spaces[:4], "--restrict", "d4=1:2", *words),
+        2, "no parameter or metric 'd4'",
+    )  # fmt: skip
 
 
 def test_a_study_needs_something_to_train(tmp_path):
@@ -176,7 +193,7 @@ def test_a_search_prints_and_writes_what_it_found(tmp_path, monkeypatch):
     )  # fmt: skip
     done = regnet("search", *options)
     assert "regnety_004" in done.stdout
-    assert "ranked by a model of latency that is off by" in done.stdout
+    assert "ranked by a latency model with a median error of" in done.stdout
     assert "probes: " in done.stderr
     assert "kind" in json.loads(best.read_text())
     told = regnet("info", best, "--image-size", "32").stdout
@@ -187,7 +204,7 @@ def test_a_search_needs_a_limit_and_a_place_for_its_answer(tmp_path):
     assert "a search needs a limit" in regnet("search", code=2).stderr
     for path in (tmp_path / "best.cfg", tmp_path / "none/best.json"):
         done = regnet("search", "--flops", "1M", "--out", path, code=2)
-        assert "must end in .json, in a folder that exists" in done.stderr
+        assert "--out must name a .json file in a folder that exists" in done.stderr
 
 
 def test_latency_is_a_limit_of_a_study_and_its_model_is_judged(monkeypatch, data, tmp_path):
@@ -198,7 +215,7 @@ def test_latency_is_a_limit_of_a_study_and_its_model_is_judged(monkeypatch, data
     monkeypatch.setattr("regnet.studies.population.learn_latency", learn)
     done = regnet("study", "init", tmp_path / "s", "--data", data, "--space", "regnetx", "--models",
                   "2", *SMALL, "--latency-ms", 7, code=0)  # fmt: skip
-    assert "regnetx: latencies are predicted (a law), and off by" in done.stderr
+    assert "regnetx: latencies are predicted (a law) with a median error of" in done.stderr
     rows = json.loads((tmp_path / "s/study.json").read_text())["spaces"][0]
     assert rows["limits"]["latency_ms"] == [None, 7.0]
     refused(regnet("study", "init", tmp_path / "t", "--data", data, "--space", "regnetx",

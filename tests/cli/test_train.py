@@ -64,7 +64,7 @@ def test_replay_and_resume(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("train",), 2, "name the images, or --resume FOLDER, or --replay RUN.json"),
+        (("train",), 2, "give one of: the training images, --resume FOLDER, --replay RUN.json"),
         (("train", "DATA"), 2, "--out is missing"),
         (("train", "DATA", "--out", "OUT", "--recipe", "dd"), 2, "did you mean 'dds'"),
         (("train", "DATA", "--out", "OUT", "--set", "epoch=3"), 2, "did you mean 'epochs'"),
@@ -75,7 +75,7 @@ def test_replay_and_resume(run, tmp_path):
         (("train", "DATA", "--out", "OUT", "--parallel", "dp"), 2, "parallel must be ddp or fsdp"),
         (("train", "DATA", "--out", "OUT", "--plot", "a.txt"), 2, "must end in .svg"),
         (("train", "--resume", "none"), 2, "there is no run.json"),
-        (("train", "--resume", "RUN", "--set", "epochs=9"), 2, "--set would make another run"),
+        (("train", "--resume", "RUN", "--set", "epochs=9"), 2, "--set would change the run"),
         (("train", "DATA", "--out", "OUT", "--set", "lr=0,1"), 2, "lr must be a number, got '0,1'"),
         (("evaluate", "none"), 2, "there is no such file or folder"),
         (("evaluate", "DATA"), 1, "classes are not outputs of the model|neither the names"),

@@ -41,7 +41,7 @@ def test_convert_there_and_back_and_verify(tmp_path):
     data[-1] ^= 1
     back.write_bytes(data)
     damaged = regnet("weights", "verify", back, "--sha256", digest)
-    refused(damaged, 1, "is damaged: not what the one given says")
+    refused(damaged, 1, "is damaged: its SHA-256 does not match the one given")
     assert "DAMAGED" in damaged.stdout
 
 
@@ -75,7 +75,7 @@ def test_a_training_checkpoint_with_objects_becomes_safetensors(tmp_path):
         (
             ["verify", "regnety_016"],
             1,
-            ["is not on this machine; `regnet weights fetch regnety_016"],
+            ["is not on this machine; download it with `regnet weights fetch regnety_016"],
         ),
         (["verify", "--sha256", "00"], 2, ["needs the path of one file that exists"]),
         (["fetch", "regnety_1280"], 1, ["all weights of regnety_1280 restrict their use"]),

@@ -136,7 +136,7 @@ def test_the_command_writes_file_and_script(tmp_path: Path) -> None:
     script = tmp_path / "m_serve.py"
     assert script.exists()
     again = command("export", "regnety_cifar", path, "--input", "uint8", "--example")
-    refused(again, 2, "m_serve.py is there; remove it")
+    refused(again, 2, "m_serve.py exists already; remove it")
     other = command("export", "regnety_cifar", tmp_path / "n.onnx", "--example")
     refused(other, 2, "add --input uint8")
 

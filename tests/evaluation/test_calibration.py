@@ -13,8 +13,17 @@ from typer.testing import CliRunner
 
 import regnet
 from regnet.cli.main import app
+from regnet.data.sets import ImageSet
 from regnet.errors import ConfigError, DataError
-from regnet.evaluation.calibration import RANGE, calibrate, fit_temperature, fold, judge
+from regnet.evaluation.calibration import (
+    RANGE,
+    calibrate,
+    fit_temperature,
+    fold,
+    hold_out,
+    judge,
+)
+from regnet.training import checkpoint
 
 
 def drawn(seed, count=400, classes=7, sharpness=2.0):
@@ -87,7 +96,7 @@ def test_images_of_few_classes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "a.onnx"], "a.onnx is exported; --calibrate needs the model"),
+        (["--model", "a.onnx"], "a.onnx is an exported file; --calibrate needs the model"),
         (["--image-size", "64"], "--calibrate uses the checkpoint's own setting"),
         (["--larger"], "--calibrate uses the checkpoint's own setting"),
     ],
@@ -119,3 +128,77 @@ def test_the_command_saves_a_calibrated_model(tmp_path):
         assert torch.allclose(new(x) * found["calibration"]["temperature"], old(x), atol=1e-4)
     with pytest.raises(ConfigError, match="exists already; name a new folder"):
         CliRunner().invoke(app, command, catch_exceptions=False)
+
+
+def labelled(*counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    np.random.default_rng(1).shuffle(labels)
+    return ImageSet(
+        source="drawn",
+        names=[str(number) for number in range(len(labels))],
+        labels=labels,
+        classes=tuple("abcdefgh"[: len(counts)]),
+        reader=None,
+    )
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.data())
+def test_held_out_images_are_a_part_in_proportion(counts, data):
+    images = labelled(*counts)
+    free = len(images) - len(counts)
+    count = data.draw(st.integers(0, len(images)))
+    if not 1 <= count <= free:
+        with pytest.raises(DataError, match="cannot be held out"):
+            images.held_out(count)
+        return
+    held, rest = images.held_out(count)
+    assert len(held) == count
+    assert sorted([*held.names, *rest.names], key=int) == list(images.names)
+    assert rest.present == images.present
+    for label, there in enumerate(counts):
+        share = (there - 1) * count / free
+        assert abs(int((held.labels == label).sum()) - share) < 1
+    again, _ = images.held_out(count)
+    assert again.fingerprint == held.fingerprint
+
+
+def test_how_many_are_held_out():
+    for images, expected in ((300, 100), (999, 100), (5000, 500), (80_000, 5000)):
+        held, rest = hold_out(labelled(images // 2, images - images // 2))
+        assert (len(held), len(rest)) == (expected, images - expected)
+    with pytest.raises(DataError, match="holds 100 images out, too many of 299"):
+        hold_out(labelled(100, 199))
+
+
+@pytest.mark.slow
+def test_training_calibrates_on_images_that_it_does_not_train_on(tmp_path):
+    recipe = regnet.find_recipe("cifar-short", epochs=2, label_smoothing=0.3)
+
+    def trained(out, **options):
+        return regnet.train(
+            "regnety_cifar", "shapes", recipe=recipe, train_images=400, val_images=120,
+            calibrate=True, out=tmp_path / out, **options,
+        )  # fmt: skip
+
+    done = trained("run")
+    found = done.calibration
+    assert found is not None
+    assert found.images == 100
+    assert "held out; expected calibration error" in (tmp_path / "run/model/README.md").read_text()
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert facts["images"]["train"]["count"] == 300
+    assert facts["images"]["calibration"]["count"] == 100
+    # The best epoch's weights are as training left them; those of model/ are divided.
+    model = regnet.create(f"local-dir:{tmp_path / 'run/model'}", pretrained=True).eval()
+    saved = checkpoint.load_last(tmp_path / "run")
+    assert saved is not None
+    expected = (saved["average"] or saved["model"])["head.fc.weight"] / found.temperature
+    assert torch.allclose(model.head.fc.weight, expected, rtol=1e-5)
+    # What is repeated or resumed holds out the same images.
+    words = ["train", "--replay", str(tmp_path / "run/run.json"), "--out", str(tmp_path / "again")]
+    again = CliRunner().invoke(app, [*words, "--json"])
+    assert again.exit_code == 0, again.output
+    document = json.loads(again.stdout)
+    assert document["calibration"]["temperature"] == pytest.approx(found.temperature, rel=1e-3)
+    with pytest.raises(ConfigError, match="--calibrate would make another run"):
+        CliRunner().invoke(app, [*words, "--calibrate"], catch_exceptions=False)

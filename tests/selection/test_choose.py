@@ -227,7 +227,7 @@ def test_the_command(tmp_path):
 
 def test_a_limit_that_nothing_meets():
     done = command("choose", "--latency-ms", 0.1)
-    refused(done, 1, "nothing takes 0.1 ms or less here; the fastest, ")
+    refused(done, 1, "no network takes 0.1 ms or less on this machine; the fastest, ")
 
 
 def test_a_busy_machine_is_said_first(monkeypatch):
@@ -322,17 +322,19 @@ def test_a_report_of_a_limit_that_nothing_meets(tmp_path):
 
 def test_what_was_measured_limits_the_lists():
     none = command("list", "regnety_*", "--max-latency-ms", 10)
-    refused(none, 2, "nothing was measured on this machine", "`regnet choose --latency-ms 10`")
+    refused(
+        none, 2, "no network has been measured on this machine", "`regnet choose --latency-ms 10`"
+    )
     regnet.choose(10)
     done = command("list", "--max-latency-ms", 10, code=0)
-    assert "were never measured here and are left out" in done.stderr
+    assert "have not been measured on this machine and are left out" in done.stderr
     rows = [line.split() for line in done.stdout.splitlines()[2:] if line.strip()]
     assert rows
     assert all(float(row[1]) <= 10 for row in rows)
     weights = command("list", "--license", "commercial", "--max-latency-ms", 10, code=0)
     assert "regnetx_002.pycls_in1k" in weights.stdout
     refused(
-        command("list", "--max-latency-ms", 0.01), 1, "none of those that were measured here takes"
+        command("list", "--max-latency-ms", 0.01), 1, "no network measured on this machine takes"
     )
     refused(
         command("list", "--max-latency-ms", "-1"), 2, "max_latency_ms must be a number, at least 0"

@@ -418,6 +418,7 @@ def test_what_names_code_runs_only_when_it_is_trusted(own: Path, tmp_path: Path)
     words = ("study", "init", tmp_path / "s", "--space", "mine.json", "--models", 2,
              "--data", "pictures", "--recipe", "cifar", "--set", "epochs=1")  # fmt: skip
     refused(regnet(*words, cwd=own), 2, f"{MODULE}:build", "--trust")
+    refused(regnet(*words, "--trust", "--stages", 3, cwd=own), 2, "mine is built by a function")
     assert not (tmp_path / "s").exists()
     regnet(*words, "--trust", cwd=own, code=0)
     for command in (("run",), ("refine",), ("recover",)):

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from regnet.cli.main import app
 from regnet.spaces.paper import SPACES, find_space
 from regnet.studies.analysis import analyze
 from regnet.studies.population import Population
@@ -123,6 +125,30 @@ def test_a_point_shows_its_network(page: Any) -> None:
     assert page.locator("#detail svg").count() == 2
     page.locator("#extremes figure").last.click()
     assert page.locator("#detail").inner_text().startswith("regnetx number ")
+
+
+@pytest.mark.browser
+def test_a_table_of_another_tool_has_a_report(tmp_path: Path, chromium: Any) -> None:
+    table = tmp_path / "mine.csv"
+    table.write_text("space,error,width\na,40,16\na,42.5,32\nb,30,8\nb,31,9\n")
+    command = ["study", "report", str(table), "--plots", str(tmp_path / "plots")]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    plots = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert plots == ["edf.svg", "search.svg", "space-a.svg", "space-b.svg"]
+    page = chromium.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto((tmp_path / "report.html").as_uri())
+    assert page.locator("#edf path.edf").count() == 2
+    page.locator("#metrics circle").first.dispatch_event("click")
+    assert page.locator("#detail p").inner_text() == "a number 0: 40.00 % error"
+    shown = [text for text in page.locator("h2").all_inner_texts() if text]
+    assert [page.locator(f"#{name}").is_hidden() for name in (
+        "costs", "structure", "beside", "learning", "next")] == [True] * 5  # fmt: skip
+    assert "The study" not in shown
+    assert complaints == []
+    page.close()
 
 
 def test_the_report_holds_what_the_analysis_says(

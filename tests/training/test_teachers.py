@@ -118,12 +118,14 @@ def test_a_run_with_teachers_goes_on_bit_by_bit_and_repeats(data, taught, tmp_pa
 
 def test_bad_input(data, taught, tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(ConfigError, match="distill, the part of the loss that is theirs, must be"):
+    with pytest.raises(ConfigError, match="distill, the teachers' share of the loss, must be"):
         train(TINY, data, out, recipe=SHORT, teachers=taught)
     with pytest.raises(ConfigError, match="teachers must be given too"):
         train(TINY, data, out, recipe=replace(SHORT, distill=0.5))
     some = replace(SHORT, distill=0.5)
-    with pytest.raises(ConfigError, match=r"regnety_cifar.cifar10: not the classes of the images"):
+    with pytest.raises(
+        ConfigError, match=r"regnety_cifar.cifar10: its classes are not those of the images"
+    ):
         train(TINY, data, out, recipe=some, teachers=("regnety_cifar.cifar10",))
     with pytest.raises(WeightsError, match="none"):
         train(TINY, data, out, recipe=some, teachers=("local-dir:none",))

@@ -259,7 +259,7 @@ def test_a_half_written_checkpoint_is_not_loaded(data, tmp_path, caplog):
     assert saved is not None
     assert saved["epoch"] == expected["epoch"] == 1
     before.write_bytes(b"")
-    with pytest.raises(TrainingError, match="all 2 checkpoints are damaged; put back a copy"):
+    with pytest.raises(TrainingError, match="all 2 checkpoints are damaged; restore a copy"):
         resume(out)
 
 
@@ -320,7 +320,7 @@ def test_a_resumed_run_says_what_is_not_as_it_was(interrupted, tmp_path, caplog)
     shutil.copytree(interrupted, out)
     shutil.rmtree(out / "checkpoints")
     resume(out)
-    assert "no checkpoint is left; training begins again" in caplog.text
+    assert "no checkpoint is left; training starts from the beginning" in caplog.text
     assert same(out, tmp_path / "same")
 
 
@@ -400,7 +400,7 @@ def test_bad_input(data, tmp_path):
     write_folder(tmp_path / "one", 12, names=("red",))
     with pytest.raises(DataError, match="all images are of one class"):
         train(TINY, tmp_path / "one", out, recipe=SHORT)
-    with pytest.raises(ConfigError, match="has 3 classes, num_classes says 2"):
+    with pytest.raises(ConfigError, match="has 3 classes, but num_classes is 2"):
         train(TINY, data, out, recipe=SHORT, num_classes=2)
     with pytest.raises(DataError, match="48 training images do not fill one batch of 1024"):
         train(TINY, data, out, recipe=replace(SHORT, batch_size=1024))

@@ -1,6 +1,7 @@
-"""The `regnet` command: one file per subcommand, each a thin shell over a public function.
+"""The `regnet` command line: one file per command, each a thin shell over a public function.
 
-It may import every room; only `regnet.__main__` and `regnet.bench.__main__` import it.
+This package may import every other one. Only `regnet.__main__` and `regnet.bench.__main__` import
+it.
 """
 
 import sys
@@ -9,13 +10,14 @@ from regnet.cli.interrupt import interrupted, remember_interrupts
 
 
 def run() -> None:
-    """Run the command. Ctrl-C ends it with one line, also while its modules are imported."""
+    """Run the command line. Ctrl-C ends it with one line, even while modules are being imported."""
     try:
         remember_interrupts()
         from regnet.cli.main import main
 
         main()
     except (KeyboardInterrupt, Exception) as error:
+        # A library that Ctrl-C interrupts may raise an error of its own instead.
         if not (interrupted() or isinstance(error, KeyboardInterrupt)):
             raise
         sys.stderr.write("error: interrupted\n")

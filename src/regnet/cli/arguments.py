@@ -34,7 +34,7 @@ Plot = Annotated[Path | None, typer.Option(help="Write a plot (.svg, .png, .pdf)
 
 
 def set_threads(threads: int | None) -> None:
-    """Make PyTorch use so many threads, if a number is given."""
+    """Set the number of threads that PyTorch uses, if one is given."""
     if threads:
         import torch
 
@@ -42,31 +42,31 @@ def set_threads(threads: int | None) -> None:
 
 
 def check_choice(option: str, value: str, known: Collection[str]) -> None:
-    """Refuse a value that is not one of the known ones.
+    """Refuse a value that is not among the known ones.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: the value is not known.
     """
     if value not in known:
         raise ConfigError(unknown(option, value, known))
 
 
 def check_folder_of(*paths: Path | None) -> None:
-    """Refuse files to write in folders that do not exist, before the work for them.
+    """Refuse output files whose folder does not exist, before any work is done for them.
 
     Raises:
-        ConfigError: there is no such folder.
+        ConfigError: the folder of a file does not exist.
     """
     for path in filter(None, paths):
         if not path.absolute().parent.is_dir():
-            raise ConfigError(f"{path}: there is no folder {path.parent}; make it first")
+            raise ConfigError(f"{path}: there is no folder {path.parent}; create it first")
 
 
 def check_new_folder(path: Path) -> None:
-    """Refuse a folder to write that holds something, before the work for it.
+    """Refuse an output folder that is not empty, before any work is done for it.
 
     Raises:
-        ConfigError: it is a file or a folder with files, or lies in a folder that does not exist.
+        ConfigError: the path is a file or a folder with files, or its parent does not exist.
     """
     check_folder_of(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -74,15 +74,15 @@ def check_new_folder(path: Path) -> None:
 
 
 def split(text: str) -> list[str]:
-    """Return the parts of a list that is given with commas."""
+    """Split a comma-separated list, without empty parts."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
-    """Return the numbers of a list that is given with commas.
+    """Parse a comma-separated list of positive whole numbers.
 
     Raises:
-        BadParameter: one is not a positive whole number.
+        BadParameter: the list is empty, or a part is not a positive whole number.
     """
     try:
         numbers = [int(part) for part in split(text)]
@@ -90,16 +90,16 @@ def whole_numbers(option: str, text: str) -> list[int]:
         numbers = []
     if not numbers or min(numbers) < 1:
         raise typer.BadParameter(
-            f"needs whole numbers such as 1,16, got {text!r}", param_hint=option
+            f"needs positive whole numbers such as 1,16, got {text!r}", param_hint=option
         )
     return numbers
 
 
 def parse_count(option: str, text: str | None) -> float:
-    """Return a number that may end with k, M or G; infinity if none is given.
+    """Parse a positive number that may end in k, M or G; return infinity for None.
 
     Raises:
-        BadParameter: it is not a positive number.
+        BadParameter: the text is not a positive number.
     """
     if text is None:
         return inf
@@ -116,10 +116,10 @@ def parse_count(option: str, text: str | None) -> float:
 
 
 def parse_duration(option: str, text: str | None) -> float | None:
-    """Return seconds of a time such as 90s, 45m or 2h; None if none is given.
+    """Parse a duration such as 90s, 45m or 2h into seconds; return None for None.
 
     Raises:
-        BadParameter: it is no such time.
+        BadParameter: the text is not a positive duration with a unit.
     """
     if text is None:
         return None
@@ -136,7 +136,7 @@ def parse_duration(option: str, text: str | None) -> float | None:
 
 
 def find_images(images: list[str]) -> tuple[list[str], list[str]]:
-    """Return the image files among files, folders and lists on stdin, and what is wrong."""
+    """Return the images in files, folders and lists on stdin ("-"), and a line for each failure."""
     from regnet.data.layout import listed, told
 
     paths: list[str] = []
@@ -148,7 +148,7 @@ def find_images(images: list[str]) -> tuple[list[str], list[str]]:
             paths += named
             failures += failed if lines else ["there are no paths on stdin"]
         elif not image:
-            failures.append("an image's path is empty")
+            failures.append("an image's path is empty; name a file or a folder")
         elif (folder := Path(image)).is_dir():
             found = listed(folder)
             paths += [str(folder.joinpath(*parts)) for parts in found.files]
@@ -161,10 +161,10 @@ def find_images(images: list[str]) -> tuple[list[str], list[str]]:
 
 
 def read_recipe(name: str, changes: list[str]) -> "Recipe":
-    """Return a named recipe, or the recipe in a JSON file, with changes of the form field=value.
+    """Return a recipe by its name or from a JSON file, with changes of the form field=value.
 
     Raises:
-        ConfigError: there is no such recipe or field, or a value cannot be used.
+        ConfigError: a recipe or a field does not exist, or a value cannot be used.
     """
     from regnet.training.recipe import find_recipe, recipe_from_json
 
@@ -176,6 +176,7 @@ def read_recipe(name: str, changes: list[str]) -> "Recipe":
         try:
             values[field] = json.loads(text)
         except ValueError:
+            # Text needs no quotes. "none" means null, except for policy, where it is a value.
             values[field] = None if text == "none" and field != "policy" else text
     if not name.endswith(".json"):
         return find_recipe(name, **values)

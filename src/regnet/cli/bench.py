@@ -1,4 +1,4 @@
-"""`regnet bench`: how fast networks are on this device."""
+"""`regnet bench`: measure how fast networks run on this device."""
 
 from functools import partial
 from pathlib import Path
@@ -58,8 +58,8 @@ def command(
     engine: Annotated[
         str | None,
         typer.Option(
-            help="Engines, by comma, or all, or best: the fastest for each network; else auto: the "
-            "fastest that needs no compiler."
+            help="Engines separated by commas, or all, best (the fastest for each network) or auto "
+            "(the fastest that needs no compiler). Default: auto; folded with --quick."
         ),
     ] = None,
     peers: Annotated[
@@ -128,7 +128,7 @@ def command(
     from regnet.zoo.resolver import is_exported
 
     if train and engine:
-        raise ConfigError("--train runs eagerly; leave --engine out")
+        raise ConfigError("--train runs eagerly; leave out --engine")
     check_folder_of(out, html, plot)
     where = find_device(device)
     earlier = read(against) if against else None
@@ -155,9 +155,9 @@ def command(
         for kind in split(precision)
         for number, order in enumerate(split(layout))
         for way in (["eager"] if train else engines)
-        if not number or way not in (AUTO, BEST)  # these choose a layout themselves
+        if not number or way not in (AUTO, BEST)  # auto and best choose the layout
         for model in expand(chosen, split(peers or ""))
-        if way == engines[0] or not is_exported(model)  # an exported file runs one way
+        if way == engines[0] or not is_exported(model)  # an exported file has one engine
     ]
     if plot:
         from regnet.figures import check_plot_file
@@ -166,7 +166,7 @@ def command(
     set_threads(threads)
     images = open_set(data) if data else None
     limit = min(seconds, 1.0) if quick else seconds
-    # The progress is the rows themselves; with --json they go to stderr.
+    # Each row is printed on stderr as soon as it is measured, which shows the progress.
     done = run(
         cases,
         device=where,
@@ -178,7 +178,7 @@ def command(
         on_pair=lambda pair: stderr.print(_pair_line(pair)),
         on_document=lambda document: documents.write(out, document) if out else None,
     )
-    handled()  # after Ctrl-C it returns what is there
+    handled()  # after Ctrl-C, `run` returns the rows that it has measured
     if images and done.complete:
         done = _with_accuracy(done, images, trust=trust)
     comparison = compare_documents(earlier, done) if earlier else None
@@ -298,13 +298,13 @@ def _print(done: "Document") -> None:
 
 
 def _accuracy(row: "Row") -> tuple[str, ...]:
-    """Cells of the accuracy on one's own images."""
+    """Return the cells with the accuracy and the agreement on the images of --data."""
     values = (row.data_top1, row.data_agreement)
     return tuple("" if value is None else f"{value:.2f}" for value in values)
 
 
 def _with_accuracy(done: "Document", images: "ImageSet", *, trust: bool) -> "Document":
-    """Evaluate every model that was measured, and compare its answers with the first one's."""
+    """Add the accuracy of each measured network, and its agreement with the first network."""
     from dataclasses import replace
 
     from regnet.devices import core_count
@@ -321,7 +321,7 @@ def _with_accuracy(done: "Document", images: "ImageSet", *, trust: bool) -> "Doc
                     name, images, workers=core_count(), trust=trust, on_images=step
                 )
             except RegNetError as error:
-                print_error(f"{name}: no accuracy: {error}")
+                print_error(f"{name}: accuracy was not measured: {error}")
     first = next(iter(found.values()), None)
     rows = []
     for row in done.rows:

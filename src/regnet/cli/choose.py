@@ -1,4 +1,4 @@
-"""`regnet choose`: which published network to use on this machine."""
+"""`regnet choose`: choose a published network for this machine."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,8 +39,8 @@ def command(
     engine: Annotated[
         str,
         typer.Option(
-            help="What runs it; auto: the fastest of PyTorch, ONNX Runtime, OpenVINO; best: "
-            "compilers too."
+            help="Engine: auto (the fastest of PyTorch, ONNX Runtime, OpenVINO), best (compilers "
+            "too), or a name."
         ),
     ] = "auto",
     models: Annotated[
@@ -111,15 +111,16 @@ def _print(found: "Chosen") -> None:
     if pick is None:
         fastest = found.fastest
         print_error(
-            f"nothing takes {found.latency_ms:g} ms or less here; the fastest, "
+            f"no network takes {found.latency_ms:g} ms or less on this machine; the fastest, "
             f"{fastest.setting.checkpoint} at {fastest.setting.image_size} pixels, takes "
-            f"{fastest.latency_ms:.1f} ms"
+            f"{fastest.latency_ms:.1f} ms; raise --latency-ms"
         )
         return
     stdout.print(
         f"{pick.setting.checkpoint}, images of {pick.setting.image_size} pixels: "
         f"{pick.setting.accuracy:.2f} %, {milliseconds(pick)} on {pick.engine}\n"
     )
+    # The table shows the pick with up to three networks on each side of it.
     rows = list(found.front)
     place = next((n for n, row in enumerate(rows) if row.setting == pick.setting), len(rows) - 1)
     print_table(
@@ -144,11 +145,11 @@ def _print(found: "Chosen") -> None:
         )
     if other := found.without_license:
         stdout.print(
-            f"left out by the license: {other.setting.checkpoint} "
+            f"excluded by --license: {other.setting.checkpoint} "
             f"({other.setting.accuracy:.2f} %, {milliseconds(other)}), {other.setting.license}"
         )
     if found.peers:
-        stdout.print("\nbeside them, the paper's EfficientNets with the weights of pycls:")
+        stdout.print("\nfor comparison, the paper's EfficientNets with the weights of pycls:")
         print_table(
             ("network", ">top1, %", ">image", ">ms", "engine"),
             [

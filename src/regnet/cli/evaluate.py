@@ -1,4 +1,4 @@
-"""`regnet evaluate`: accuracy on labelled images, beside the published one."""
+"""`regnet evaluate`: measure accuracy on labelled images, beside the published accuracy."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -108,7 +108,9 @@ def command(
     if calibrate is not None:
         check_new_folder(calibrate)
         if is_exported(model):
-            raise ConfigError(f"{model} is exported; --calibrate needs the model it was made from")
+            raise ConfigError(
+                f"{model} is an exported file; --calibrate needs the model that was exported"
+            )
         if larger or image_size is not None or crop_pct is not None:
             raise ConfigError(
                 "--calibrate uses the checkpoint's own setting; leave out --larger, --image-size "
@@ -118,10 +120,11 @@ def command(
     readers = core_count() if workers is None else workers
     leads = launched().rank == 0
     if not leads:
-        warnings.simplefilter("ignore")  # the leader shows them
+        warnings.simplefilter("ignore")  # the first process shows them
     with ProgressBar("evaluating", hidden=not leads) as bar:
         images = open_set(data, split)  # type: ignore[arg-type]  # checked above
-        found = iter([images.summary])  # told once, when what was asked for can be done
+        # Printed once, with the first step: unusable options raise their errors before it.
+        found = iter([images.summary])
 
         def step(count: int, total: int) -> None:
             for line in found:
@@ -160,7 +163,8 @@ def command(
         return
     _print(done, per_class=per_class)
     if temperature is not None:
-        _print_calibration(temperature, calibrate)
+        stdout.print(calibration_lines(temperature))
+        stdout.print(f"wrote {calibrate}: its answers are the same, its confidences are calibrated")
 
 
 def _calibrated(
@@ -172,7 +176,7 @@ def _calibrated(
     batch_size: int,
     workers: int,
 ) -> "Calibration":
-    """Calibrate a model on images, and save it."""
+    """Fit the temperature of a model on images, and save the calibrated model in a folder."""
     from regnet.evaluation.calibration import calibrate
     from regnet.zoo.create import create
 
@@ -189,18 +193,18 @@ def _calibrated(
     return found
 
 
-def _print_calibration(found: "Calibration", folder: Path | None) -> None:
-    stdout.print(
+def calibration_lines(found: "Calibration") -> str:
+    """Return two lines about a calibration: its temperature, and the errors before and after it."""
+    return (
         f"temperature {found.temperature:.3f} ({found.halves[0]:.3f} and {found.halves[1]:.3f} on "
         f"the halves of {found.images:,} images)\n"
         f"calibration error {found.error_before:.2f} % before and {found.error_after:.2f} % after, "
-        "each half scored with the temperature of the other half\n"
-        f"wrote {folder}: the same answers, other confidences"
+        "each half scored with the temperature of the other half"
     )
 
 
 LISTED = 20
-"""How many images that could not be read are named on the screen; all are in the JSON."""
+"""Number of unreadable images to print; --json and --out list all of them."""
 
 
 def _print(done: "Evaluation", *, per_class: bool) -> None:
@@ -214,7 +218,7 @@ def _print(done: "Evaluation", *, per_class: bool) -> None:
             "setting",
             f"{height} x {width} pixels, crop {look['crop_pct']:g}, {done.engine} {done.precision}",
         ),
-        ("classes by", f"{done.matched_by}{', only these compete' if done.restricted else ''}"),
+        ("classes by", f"{done.matched_by}{', and only these compete' if done.restricted else ''}"),
         ("top-1", f"{done.top1:.2f} %"),
     ]
     if done.top5 is not None:
@@ -246,4 +250,4 @@ def _print(done: "Evaluation", *, per_class: bool) -> None:
     for reason in done.unreadable[:LISTED]:
         stderr.print(f"unreadable: {reason}")
     if len(done.unreadable) > LISTED:
-        stderr.print(f"and {len(done.unreadable) - LISTED} more; --json has all")
+        stderr.print(f"and {len(done.unreadable) - LISTED} more; --json lists all of them")

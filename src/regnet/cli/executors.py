@@ -1,4 +1,4 @@
-"""Options of commands that hand tasks to executors: `regnet study` and `regnet predict --out`."""
+"""Options of the commands that run tasks on executors: study, search --data, predict --out."""
 
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,11 +34,11 @@ def executor_of(
     slurm: list[str] | None,
     time_limit: float | None,
 ) -> "Executor":
-    """The executor that the options of a command describe.
+    """Return the executor that the options of a command describe; `time_limit` is in minutes.
 
     Raises:
         ConfigError: an option cannot be used.
-        MissingExtraError: what it needs is not installed.
+        MissingExtraError: the package that the executor needs is not installed.
     """
     from regnet.devices import find_device
     from regnet.executors import ProcessPool
@@ -71,13 +71,15 @@ def executor_of(
 def _parameter(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise ConfigError(f"--slurm needs name=value, got {text!r}")
+        raise ConfigError(f"--slurm needs name=value, such as slurm_partition=gpu; got {text!r}")
     return name, int(value) if value.isdigit() else value
 
 
 def _one(devices: list[str] | None) -> str:
-    """Elsewhere each process sees the GPU that it was given as the first."""
+    """Return the kind of device: on a cluster, a process sees its own GPU as the first one."""
     kinds = {device.partition(":")[0] for device in devices or ["cpu"]}
     if len(kinds) > 1:
-        raise ConfigError("on a cluster all tasks run on one kind of device: cpu or cuda")
+        raise ConfigError(
+            "on a cluster, all tasks run on one kind of device; use --device cpu or cuda"
+        )
     return kinds.pop()

@@ -1,4 +1,4 @@
-"""regnet app: the explorer."""
+"""`regnet app`: open the explorer in the browser."""
 
 import signal
 import sys
@@ -24,12 +24,12 @@ def command(
 
     Example: regnet app --port 7861
     """
-    for name in ("SIGTERM", "SIGHUP"):  # end as with Ctrl-C: temporary files are removed
+    for name in ("SIGTERM", "SIGHUP"):  # exit normally, which removes temporary files
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _end)
     page = launch(port=port, upload_mb=upload_mb, open_browser=open_browser)
     stdout.print(page.local_url)
-    stderr.print("Ctrl-C ends it")
+    stderr.print("press Ctrl-C to stop")
     page.block_thread()
 
 

@@ -1,4 +1,4 @@
-"""`regnet export`: a network as a file for another runtime."""
+"""`regnet export`: write a network as a file for another runtime."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,17 +94,26 @@ def command(
         "precision", precision, dict.fromkeys(p for f in FORMATS.values() for p in f.precisions)
     )
     if dynamic is not None and static:
-        raise ConfigError("--static fixes every axis, --dynamic says which stay free; give one")
+        raise ConfigError(
+            "--static fixes every axis, --dynamic names the axes that stay free; give only one"
+        )
     if batch_size is not None and not static and "batch" in (dynamic or "batch"):
-        raise ConfigError("--batch-size is that of a --static file; others take any")
+        raise ConfigError(
+            "--batch-size needs --static, or --dynamic without batch; other files take any batch"
+        )
     check_choice("input", input, get_args(Input))
     if data is not None and precision != "int8":
-        raise ConfigError("--data bounds what int8 may lose; add --precision int8 and --images")
+        raise ConfigError(
+            "--data limits the accuracy loss of int8; add --precision int8 and --images"
+        )
     script = path.with_name(f"{path.stem}_serve.py")
     if example and (input != "uint8" or path.suffix != ".onnx"):
-        raise ConfigError("--example serves .onnx files that take pixels: add --input uint8")
+        raise ConfigError(
+            "--example serves an .onnx file that takes pixels; name the file .onnx and add "
+            "--input uint8"
+        )
     if example and script.exists():
-        raise ConfigError(f"{script} is there; remove it, or leave --example out")
+        raise ConfigError(f"{script} exists already; remove it, or leave out --example")
     files: list[str] | None = None
     if images:
         files, failures = find_images(images)

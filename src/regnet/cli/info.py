@@ -1,4 +1,4 @@
-"""`regnet info`: one variant, from its parameters to its stages and its cost."""
+"""`regnet info`: show one network, from its parameters to its stages and its cost."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -88,7 +88,7 @@ def command(
         "params": f"{scaled(cost.params)} ({cost.params:,})",
         "activations": f"{scaled(cost.activations)} ({cost.activations:,})",
         "weights": ", ".join(row.checkpoints) or "none published",
-        "default": row.default or "none: name the weights that you want",
+        "default": row.default or "none; name the checkpoint that you want",
         "aliases": ", ".join(row.aliases) or "none",
     }
     if file:
@@ -110,14 +110,14 @@ def _print_weights(row: "Checkpoint") -> None:
     facts = {
         "source": row.source + (f" at {row.revision}" if row.revision else ""),
         "SHA-256": row.sha256 or "as the server declares",
-        "came from": row.origin,
+        "origin": row.origin,
         "known as": row.upstream,
-        "format": row.format + (", blue first" if row.bgr else ""),
+        "format": row.format + (", channels in the order BGR" if row.bgr else ""),
         "license": f"{terms.name}  {terms.link}",
         "classes": f"{row.num_classes or 'none'}  {row.labels or ''}",
         "images": f"{setting.size[0]} x {setting.size[1]}, crop {setting.crop_pct:g}, "
         f"{setting.interpolation}, mean {setting.mean}, std {setting.std}",
-        "larger": row.test
+        "larger test": row.test
         and f"{row.test.size[0]} x {row.test.size[1]}, crop {row.test.crop_pct:g}",
         "accuracies": row.metrics_source,
         "note": row.note,

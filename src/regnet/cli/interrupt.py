@@ -1,4 +1,4 @@
-"""Remember Ctrl-C, because one that arrives during another library's import can be lost there."""
+"""Remember Ctrl-C, because a library that is being imported can swallow the KeyboardInterrupt."""
 
 import signal
 from types import FrameType
@@ -7,13 +7,13 @@ _seen: list[int] = []
 
 
 def remember_interrupts() -> None:
-    """Note each Ctrl-C before it becomes a KeyboardInterrupt, unless someone else handles it."""
+    """Record each Ctrl-C before it raises KeyboardInterrupt, unless another handler is set."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _note)
 
 
 def interrupted() -> bool:
-    """Whether there was one; an error after it is its consequence, and no news."""
+    """Return whether Ctrl-C was pressed; an error that follows it is only its consequence."""
     return bool(_seen)
 
 
@@ -23,5 +23,5 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def handled() -> None:
-    """Forget it: a command has made of it what it should, and later errors are news."""
+    """Forget the Ctrl-C: the command has dealt with it, and later errors are errors again."""
     _seen.clear()

@@ -1,4 +1,4 @@
-"""`regnet list`: the variants or their weights, as a table or as JSON."""
+"""`regnet list`: list variants or their weights, as a table or as JSON."""
 
 from collections.abc import Sequence
 from math import inf
@@ -62,7 +62,9 @@ def command(
         sort=sort,  # type: ignore[arg-type]  # checked there
     )
     if not names:
-        print_error(f"nothing fits {pattern!r} and the limits; `regnet list` names all variants")
+        print_error(
+            f"no network matches {pattern!r} and the limits; `regnet list` shows all variants"
+        )
         raise typer.Exit(1)
     infos = [info(name) for name in names]
     times: dict[str, float] | None = None
@@ -79,10 +81,10 @@ def command(
 def _fast_enough(
     infos: "list[ModelInfo]", limit: float
 ) -> "tuple[list[ModelInfo], dict[str, float]]":
-    """Rows that were measured here to be fast enough, and their milliseconds by name.
+    """Return the rows that were measured as fast enough, and the milliseconds of all by name.
 
     Raises:
-        ConfigError: nothing was measured here.
+        ConfigError: no network has been measured on this machine.
     """
     import torch
 
@@ -92,19 +94,19 @@ def _fast_enough(
     known = timings_here(torch.device("cpu"), 1).fastest()
     if not known:
         raise ConfigError(
-            "nothing was measured on this machine with these threads and versions; "
-            f"`regnet choose --latency-ms {limit:g}` measures what it needs"
+            "no network has been measured on this machine with these threads and versions; run "
+            f"`regnet choose --latency-ms {limit:g}`, which measures some"
         )
     times = {_name(row): known.get((row.name, _image_size(row)), inf) for row in infos}
     rows = [row for row in infos if times[_name(row)] <= limit]
     unknown = sum(time == inf for time in times.values())
     if unknown:
         stderr.print(
-            f"{unknown} of {len(infos)} were never measured here and are left out; "
-            "`regnet choose` measures what it needs, `regnet bench` what you name"
+            f"{unknown} of {len(infos)} have not been measured on this machine and are left out; "
+            "`regnet choose` measures those that it needs"
         )
     if not rows:
-        print_error(f"none of those that were measured here takes {limit:g} ms or less")
+        print_error(f"no network measured on this machine takes {limit:g} ms or less")
         raise typer.Exit(1)
     return rows, times
 
@@ -114,7 +116,7 @@ def _name(row: "ModelInfo") -> str:
 
 
 def _image_size(row: "ModelInfo") -> int:
-    """Of the images that it gets where nothing else is said."""
+    """Return the side of the images that the network gets by default, in pixels."""
     return row.checkpoint.preprocess.size[0] if row.checkpoint else row.image_size
 
 
@@ -122,7 +124,7 @@ def _with_times(
     columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], names: list[str],
     times: dict[str, float] | None,
 ) -> None:  # fmt: skip
-    """Print a table, with milliseconds behind its first column where they are known."""
+    """Print a table, with milliseconds after its first column if they are known."""
     if times is not None:
         columns = (columns[0], ">ms", *columns[1:])
         rows = [
@@ -154,6 +156,7 @@ def _print_variants(infos: "list[ModelInfo]", times: dict[str, float] | None) ->
 
 def _print_weights(infos: "list[ModelInfo]", times: dict[str, float] | None) -> None:
     """Print weights; a file that two publishers offer is one row, with its other name."""
+    # A copy in a repository has as its origin the address of the first publication.
     shown = {row.checkpoint.id: row.checkpoint for row in infos if row.checkpoint}
     origins = {weights.origin: weights.id for weights in shown.values() if weights.repo}
     others: dict[str, str] = {
@@ -162,7 +165,7 @@ def _print_weights(infos: "list[ModelInfo]", times: dict[str, float] | None) -> 
     rows, names = [], []
     for row in infos:
         weights = row.checkpoint
-        assert weights is not None, "these rows are of weights"
+        assert weights is not None, "these rows describe weights"
         if weights.id in others.values():
             continue
         names.append(weights.id)

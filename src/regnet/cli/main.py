@@ -1,4 +1,4 @@
-"""Entry point: the commands, and what happens when one fails."""
+"""Entry point: register the commands, and end with one line and an exit code if one fails."""
 
 import logging
 import os
@@ -29,17 +29,17 @@ from regnet.cli.output import print_error
 from regnet.errors import ConfigError, RegNetError, out_of_memory
 
 WRONG_INPUT: Final = (ConfigError, FileNotFoundError, NotADirectoryError)
-"""Errors that end with exit code 2, as wrong usage does."""
+"""Errors that end with exit code 2, like wrong usage."""
 
 _SHORT_OF_MEMORY: Final = (
-    "memory is not enough; a smaller batch, smaller images or a smaller model need less"
+    "not enough memory; use a smaller batch, smaller images or a smaller model"
 )
 
 ORDER: Final = (
     "choose", "list", "info", "weights", "predict", "train", "evaluate", "export", "bench",
     "search", "study", "app",
 )  # fmt: skip
-"""Of commands in the help: that of a user's day."""
+"""Order of the commands in the help: the order in which a user needs them."""
 
 
 class _InOrder(typer.core.TyperGroup):
@@ -87,22 +87,23 @@ def options(
     ] = False,
 ) -> None:
     """RegNets: choose, train, export and benchmark them, and study their design spaces."""
-    # `main`, which sees the errors, looks for --debug itself.
+    # `main` handles the errors, and looks for --debug in `sys.argv` itself.
 
 
 def main() -> None:
-    """Run a command. Exit code 0: done; 1: failed, with one line on stderr; 2: wrong usage."""
+    """Run a command; exit with 0 (done), 1 (failed, with one line on stderr) or 2 (wrong usage)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # names that the terminal cannot show
-    # Pillow's remarks on damaged images; what is wrong with an image is said in an error.
+            # The encoding of the terminal may lack characters of a file name.
+            stream.reconfigure(errors="backslashreplace")
+    # Hide what Pillow prints about damaged images: our errors say what is wrong with an image.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         try:
             app()
         finally:
-            sys.stdout.flush()  # here, where a pipe that nobody reads is expected
+            sys.stdout.flush()  # inside the outer try, which handles a closed pipe
     except (RegNetError, OSError, MemoryError, RuntimeError) as error:
         memory = out_of_memory(error)
         expected = memory or isinstance(error, (RegNetError, OSError))
@@ -113,14 +114,15 @@ def main() -> None:
         print_error(_SHORT_OF_MEMORY if memory else _message(error))
         sys.exit(2 if isinstance(error, WRONG_INPUT) else 1)
     except SystemExit as ended:
-        if isinstance(ended.__context__, BrokenPipeError):  # click makes exit code 1 of it
+        if isinstance(ended.__context__, BrokenPipeError):  # click turns it into exit code 1
             _end_unread()
         raise
 
 
 def _end_unread() -> NoReturn:
-    """End well where the reader of our output is gone, as with `regnet list | head -1`."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is not yet written
+    """Exit with code 0 if the reader of our output is gone, as in `regnet list | head -1`."""
+    # Output that is still buffered would raise the error again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 
 

@@ -1,4 +1,4 @@
-"""What `regnet study` and `regnet search --data` share: options, and progress by network."""
+"""Options and progress that `regnet study` and `regnet search --data` share."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,21 +23,24 @@ ValImages = Annotated[int | None, typer.Option(help="Test on this many images on
 
 
 class Networks:
-    """Counts the networks of a study that are trained or failed, and reports each as it comes."""
+    """Counts the networks of a study that were trained or failed, and prints a line for each."""
 
     def __init__(self, folder: Path, bar: ProgressBar) -> None:
         self.folder, self.bar = folder, bar
         bar.step("training", *self._ended())
 
     def _ended(self) -> tuple[int, int]:
-        """Networks that are trained or failed, by whichever process, and all networks."""
+        """Return how many networks were trained or failed, in any process, and how many exist."""
         from regnet.studies import population
 
         return population.progress(self.folder)
 
     def result(self, row: "Row") -> None:
-        """Report a network; spaces take turns, so that the pace so far is typical."""
-        assert row.outcome is not None, "it has one"
+        """Print the outcome of a network and the estimated time for the rest.
+
+        Spaces are trained in alternation, so the pace so far is typical of the rest.
+        """
+        assert row.outcome is not None, "a finished network has an outcome"
         ended, total = self._ended()
         error = row.outcome.get("error")
         outcome = row.outcome.get("reason")

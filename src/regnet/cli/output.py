@@ -14,12 +14,12 @@ from regnet.documents import plain
 from regnet.errors import printable
 
 for _name in ("stdin", "stdout", "stderr"):
-    if getattr(sys, _name) is None:  # closed by who started us
-        setattr(sys, _name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - for good
+    if getattr(sys, _name) is None:  # closed by the parent process
+        setattr(sys, _name, Path(os.devnull).open("r+", encoding="utf-8"))  # noqa: SIM115 - stays open
 
 
 class _SafeConsole(Console):
-    """Prints control characters of a text as text; only the ends of its lines stay."""
+    """Console that prints control characters as escape sequences, except line breaks."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*map(_safe, objects), **options)
@@ -29,8 +29,8 @@ def _safe(item: Any) -> Any:
     return "\n".join(map(printable, item.split("\n"))) if isinstance(item, str) else item
 
 
-# Names of files may hold what looks like markup: print every text as it is. Output that goes to a
-# file or another program keeps its lines whole.
+# File names may contain what Rich takes for markup, so every text is printed as it is. Long lines
+# are not wrapped, so that other programs can read them.
 stdout = _SafeConsole(
     highlight=False,
     markup=False,
@@ -42,19 +42,19 @@ stderr = _SafeConsole(stderr=True, highlight=False, markup=False, emoji=False, s
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout, and nothing else."""
+    """Print one JSON document on stdout, and nothing else."""
     print(json.dumps(value, indent=2, default=plain))
 
 
 def print_error(message: str) -> None:
-    """One line on stderr."""
+    """Print an error as one line on stderr."""
     stderr.print("error:", " ".join(message.split()))
 
 
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None
 ) -> None:
-    """A table; a column whose name begins with > aligns right, one with ~ may be cut."""
+    """Print a table on stdout; a column named ">..." aligns right, one named "~..." may be cut."""
     title = None if title is None else printable(title)
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):
@@ -72,7 +72,7 @@ def print_table(
 
 
 def scaled(number: float) -> str:
-    """A count with three digits and a unit: 1.61 G, 11.2 M."""
+    """Return a count with three digits and a unit, such as "1.61 G" or "11.2 M"."""
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"

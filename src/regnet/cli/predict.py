@@ -1,4 +1,4 @@
-"""`regnet predict`: classify files, folders, or a list on stdin; a collection into one file."""
+"""`regnet predict`: print the classes of images, or write those of a collection into one file."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,7 +98,9 @@ def command(
     if out is None:
         for name, given in only_with_out.items():
             if given:
-                raise ConfigError(f"{name} is for collections: add --out predictions.parquet")
+                raise ConfigError(
+                    f"{name} needs --out; add --out predictions.parquet, or leave it out"
+                )
         _few(images, model=model, topk=topk, trust=trust, as_json=as_json)
         return
     check_choice("precision", precision or "fp32", get_args(Precision))
@@ -131,7 +133,7 @@ def command(
     else:
         done = found.images - found.resumed
         rate = f" at {done / found.seconds:,.0f} images/s" if done else ""
-        before = f", {found.resumed:,} of them from before" if found.resumed else ""
+        before = f", {found.resumed:,} of them from an earlier run" if found.resumed else ""
         stderr.print(
             f"{found.out}: {found.images:,} rows by {found.model} on {found.engine} in "
             f"{duration(found.seconds)}{rate}{before}"
@@ -145,7 +147,7 @@ def command(
 
 
 def _few(images: list[str], *, model: str, topk: int | None, trust: bool, as_json: bool) -> None:
-    """Print the classes of each image."""
+    """Classify each image, and print its classes."""
     from regnet.prediction.images import predict_each
 
     paths, failures = find_images(images)
@@ -153,7 +155,7 @@ def _few(images: list[str], *, model: str, topk: int | None, trust: bool, as_jso
     for failure in failures:
         print_error(failure)
     results = []
-    # Results that scroll by on the screen show the progress themselves.
+    # On a terminal the results themselves show the progress.
     shown = stdout.is_terminal and not as_json
     with ProgressBar("classifying", hidden=shown) as bar:
         for number, result in enumerate(predict_each(paths, model, topk=topk, trust=trust), 1):
@@ -169,5 +171,6 @@ def _few(images: list[str], *, model: str, topk: int | None, trust: bool, as_jso
     if as_json:
         print_json(results)
     if failures:
+        # A path that does not exist is wrong usage (2), an unreadable image is a failure (1).
         wrong = listed_wrong or any(not Path(path).exists() for path in paths)
         raise typer.Exit(2 if wrong else 1)

@@ -1,4 +1,4 @@
-"""Show progress of long work on stderr: a bar on a terminal, otherwise an occasional line."""
+"""Show the progress of long work on stderr: a bar on a terminal, otherwise occasional lines."""
 
 import time
 from typing import Final
@@ -8,18 +8,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from regnet.cli.output import stderr
 
 QUIET_SECONDS: Final = 30.0
-"""Without a terminal, the time from one line to the next."""
+"""Least time between two progress lines if stderr is not a terminal."""
 
 
 class ProgressBar:
-    """Shows how far a command is. Use it in a `with` statement."""
+    """Shows how far a command has come. Use it in a `with` statement."""
 
     def __init__(self, description: str, *, hidden: bool = False) -> None:
-        """Set up.
+        """Create the bar.
 
         Args:
-            description: what is done before the first step is reported.
-            hidden: show nothing, as in all processes of `torchrun` but one.
+            description: what the command does until the first step is reported.
+            hidden: show nothing, as in all processes of `torchrun` except the first.
         """
         self.hidden = hidden
         self._bar = Progress(
@@ -39,8 +39,9 @@ class ProgressBar:
         self._bar.stop()
 
     def step(self, description: str, done: int, total: int) -> None:
-        """Report that so many steps are done."""
+        """Report that `done` of `total` steps are done."""
         now = time.monotonic()
+        # A new description or a smaller count begins a new task, which has a pace of its own.
         if self._first is None or self._first[0] != description or self._first[1] > done:
             self._first = description, done, now
         self._bar.update(self._task, description=description, completed=done, total=total)
@@ -48,7 +49,7 @@ class ProgressBar:
             self.line(f"{description}: {done:,} of {total:,}{self.remaining(done, total)}")
 
     def remaining(self, done: int, total: int) -> str:
-        """Return how long the rest will take at the pace since the first step, for a message."""
+        """Return the estimated time left, to end a message with; "" while the pace is unknown."""
         if self._first is None or done <= self._first[1]:
             return ""
         _, first, began = self._first
@@ -63,7 +64,7 @@ class ProgressBar:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people say it: "45 s", "12 min", "3.5 h"."""
+    """Return a duration in a suitable unit: "45 s", "12 min", "3.5 h"."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:
             digits = 1 if seconds < 10 * size else 0

@@ -1,4 +1,4 @@
-"""regnet search: a RegNet for this device."""
+"""`regnet search`: search for a RegNet for this device."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 ALONE: Final = ("image_size", "num_classes", "finalists", "pareto")
-"""Options that have no effect with --data, whose images and trainings decide instead."""
+"""Options that are refused with --data, where the images and the trainings decide instead."""
 
 TRAINING: Final = (
     "val", "folder", "recipe", "set_", "candidates", "budget", "replicas", "train_images",
     "val_images", "workers", "executor", "slurm",
 )  # fmt: skip
-"""Options that have no effect without --data."""
+"""Options that are refused without --data, because they only concern training."""
 
 
 def command(
@@ -145,9 +145,9 @@ def command(
         memory_mb=memory_mb,
     )
     if out and (out.suffix != ".json" or not out.absolute().parent.is_dir()):
-        raise ConfigError(f"{out}: the file must end in .json, in a folder that exists")
+        raise ConfigError(f"{out}: --out must name a .json file in a folder that exists")
     if pareto and pareto.exists() and not pareto.is_dir():
-        raise ConfigError(f"{pareto}: --pareto needs a folder, and this is a file")
+        raise ConfigError(f"{pareto} is a file; name a folder with --pareto")
     where = find_device(device)
     set_threads(threads)
     found = search_space(space)
@@ -235,26 +235,26 @@ def _print(found: "Found") -> None:
     off = (
         ""
         if found.prediction_error is None
-        else (f", and by {100 * found.prediction_error:.1f} % for the finalists")
+        else (f" and {100 * found.prediction_error:.1f} % on the finalists")
     )
     stdout.print(
         f"\n{found.engine} {found.precision}, batch {found.batch_size}, {found.image_size} pixels, "
         f"{facts['device']}, {facts['threads']} threads; {found.measured} networks measured, "
-        f"{found.candidates} ranked by a model of latency that is off by "
-        f"{100 * found.fit_error:.1f} % (median of networks left out){off}"
+        f"{found.candidates} ranked by a latency model with a median error of "
+        f"{100 * found.fit_error:.1f} % on networks left out of its fit{off}"
     )
     stdout.print(
-        "worth: flops of an ordinary published network that is predicted to be as good, by "
+        "worth: the flops of an ordinary published network that is predicted to be as good, by "
         f"{found.prior}"
     )
     if found.rival is None:
-        stdout.print("no published RegNet that was measured is predicted to be as good")
+        stdout.print("none of the measured published RegNets is predicted to be as good")
     elif found.against_rival is not None:
         verdict = found.against_rival.verdict("the network found", found.rival)
         weak = " (weak: see above)" if found.doubts and found.against_rival.differs else ""
         stdout.print(
-            f"beside {found.rival}, the fastest published one that is predicted to be as good: "
-            f"{verdict}{weak}"
+            f"compared with {found.rival}, the fastest published network that is predicted to be "
+            f"as good: {verdict}{weak}"
         )
 
 

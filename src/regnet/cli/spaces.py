@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def read_space(name: str, **options: Any) -> "Space":
-    """A space by its name, or of a JSON file."""
+    """Return a space by its name or from a JSON file."""
     from regnet.spaces.paper import find_space, part_at
     from regnet.spaces.space import Space
 
@@ -26,7 +26,7 @@ def read_space(name: str, **options: Any) -> "Space":
 
 
 def read_networks(path: Path) -> "Given":
-    """Networks of a JSON file: a list of configs, such as `AnyNetConfig.to_dict` gives."""
+    """Return the networks in a JSON file: a list of configs, as `AnyNetConfig.to_dict` returns."""
     from regnet.design.config import config_from_dict
     from regnet.studies.study import Given
 
@@ -39,7 +39,7 @@ def read_networks(path: Path) -> "Given":
 
 
 def restricted(spaces: "list[Space]", restrictions: list[str]) -> "list[Space]":
-    """Each space within those ranges that it knows; one that none knows is a mistake."""
+    """Restrict each space to the ranges that it knows; a name that no space knows is an error."""
     known = {name for space in spaces for name in (*space.parameters, *space.metric_names)}
     for text in restrictions:
         name, limit = _range(text)
@@ -54,7 +54,7 @@ def restricted(spaces: "list[Space]", restrictions: list[str]) -> "list[Space]":
 
 
 def _range(text: str) -> tuple[str, float | tuple[float | None, float | None]]:
-    """A range as it is typed: d=12:28, wm=2:, b=1."""
+    """Parse a range such as d=12:28, wm=2: or b=1 into a name and its limits."""
     name, equals, value = text.partition("=")
     low, colon, high = value.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""regnet study: the paper's method."""
+"""`regnet study`: sample, train, compare and refine design spaces, as the paper does."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +28,9 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(help="The folder of the study.")]
+Source = Annotated[
+    Path, typer.Argument(help="Folder of a study, or a table: .parquet, .csv, or .json of NDS.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)]
 SelectOption = Annotated[
     str,
@@ -89,6 +92,13 @@ def init(
         str | None, typer.Option(help="Largest number of multiply-adds, such as 4e6 or 400M.")
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Share by which networks may have fewer.")] = 0.1,
+    stages: Annotated[
+        int | None,
+        typer.Option(
+            help="Stages of the networks, such as 3 for images of 32 pixels. Default: the space's.",
+            min=1,
+        ),
+    ] = None,
     latency_ms: Annotated[
         float | None,
         typer.Option(
@@ -153,13 +163,21 @@ def init(
         )
         for name in space or ()
     ]
+    if stages is not None:
+        if custom := [found.name for found in spaces if found.custom]:
+            raise ConfigError(
+                f"--stages is for spaces of AnyNets and RegNets; {custom[0]} is built by a function"
+            )
+        spaces = [replace(found, num_stages=stages) for found in spaces]
     shape: dict[str, Any] = {
         name: value
         for name, value in (("stem", stem), ("stem_width", stem_width))
         if value is not None
     }
     if image_size and not objective:
-        raise ConfigError("--image-size is for an objective; images and recipe have a size")
+        raise ConfigError(
+            "--image-size needs --objective; otherwise the images and the recipe decide the size"
+        )
     side: dict[str, Any] = {"image_size": image_size} if image_size else {}
     study = Study(
         spaces=tuple(
@@ -195,10 +213,10 @@ def init(
     _tell_of_failed_builds(folder)
     for found in study.spaces:
         if found.latency:
-            doubt = "; take them as a rough order" if found.latency.error > DOUBTFUL else ""
+            doubt = "; they only give a rough order" if found.latency.error > DOUBTFUL else ""
             stderr.print(
-                f"{found.name}: latencies are predicted ({found.latency.of}), and off by "
-                f"{found.latency.error:.0%} (median of networks left out){doubt}"
+                f"{found.name}: latencies are predicted ({found.latency.of}) with a median error "
+                f"of {found.latency.error:.0%} on networks left out of the fit{doubt}"
             )
     if not study.objective and executor == "local" and device in (None, [], ["cpu"]):
         cores = min(workers or core_count(), core_count())
@@ -274,10 +292,7 @@ def status(folder: Folder, *, as_json: AsJson = False) -> None:
 
 @app.command("analyze")
 def analyze(
-    source: Annotated[
-        Path,
-        typer.Argument(help="Folder of a study, or a table: .parquet, .csv, or .json of NDS."),
-    ],
+    source: Source,
     *,
     normalize: Annotated[
         str | None,
@@ -362,10 +377,11 @@ def analyze(
 
 @app.command("report")
 def report(
-    folder: Folder,
+    source: Source,
     *,
     out: Annotated[
-        Path | None, typer.Option(help="HTML file. Default: report.html in the folder.")
+        Path | None,
+        typer.Option(help="HTML file. Default: report.html in the folder, or beside the table."),
     ] = None,
     plots: Annotated[
         Path | None, typer.Option(help="Also write the plots as SVG files into this folder.")
@@ -377,7 +393,8 @@ def report(
 
     Example: regnet study report runs/study --out study.html
     """
-    _report(folder, out or folder / REPORT, plots=plots, select=select, seed=seed)
+    where = source if source.is_dir() else source.parent
+    _report(source, out or where / REPORT, plots=plots, select=select, seed=seed)
 
 
 @app.command("export")
@@ -428,19 +445,21 @@ def refine(
     chosen = metric or refinable(study.space(space))
     _print_gain(gain(populations[space], found.spaces[space], *chosen), len(populations[space]))
     population.extend(folder, new)
-    stderr.print(f"{folder}: {study.models} networks of {new.name}; train them by: study run")
+    stderr.print(
+        f"{folder}: added {study.models} networks of {new.name}; train them with `regnet study run`"
+    )
     status(folder)
 
 
 def _print_gain(found: "Gain", networks: int) -> None:
-    """How much better the best part of a space is, and whether one parameter explains that."""
+    """Print how much better the best part of a space is, and how much one parameter explains."""
     if not found.inside:
         stderr.print(f"none of the {networks} networks lies in all intervals")
         return
     name, points = max(found.alone.items(), key=lambda item: item[1])
     stderr.print(
         f"{found.inside} of {networks} networks lie in all intervals, with a mean error "
-        f"{found.points:.1f} points below that of all; {name} alone explains {points:.1f} of them"
+        f"{found.points:.1f} points below that of all; {name} alone explains {points:.1f} points"
     )
 
 
@@ -454,8 +473,8 @@ def recover(folder: Folder, *, trust: TrustCode = False) -> None:
 
     _check_trust(population.read(folder), trust=trust)
     kept, damaged = population.recover(folder)
-    where = f"; the damaged file is {damaged}" if damaged else ""
-    stderr.print(f"{kept} results are kept{where}")
+    where = f"; the damaged file is now {damaged}" if damaged else ""
+    stderr.print(f"recovered {kept} results{where}")
     status(folder)
 
 
@@ -471,7 +490,7 @@ def _populations(source: Path, select: str) -> "dict[str, Population]":
 
 
 def _tell_of_the_rest(folder: Path) -> None:
-    """Say so where results are not all that there will be."""
+    """Print how many networks of each space are not trained yet or failed, if any."""
     from regnet.studies import population
 
     for name, of_space in population.counts(folder).items():
@@ -479,7 +498,7 @@ def _tell_of_the_rest(folder: Path) -> None:
         if rest or of_space.get("failed"):
             failed = of_space.get("failed", 0)
             stderr.print(
-                f"{name}: {of_space.get('done', 0)} networks are trained, {rest} are not yet, "
+                f"{name}: {of_space.get('done', 0)} networks are trained, {rest} not yet, "
                 f"{failed} failed"
             )
 
@@ -487,19 +506,19 @@ def _tell_of_the_rest(folder: Path) -> None:
 def _check_trust(study: "Study", *, trust: bool) -> None:
     if study.functions and not trust:
         raise ConfigError(
-            f"the study names functions that would be run: {', '.join(study.functions)}; if you "
-            "know whose they are, repeat the command with --trust"
+            f"the study specifies functions to run: {', '.join(study.functions)}; if you trust "
+            "their source, repeat the command with --trust"
         )
 
 
 def _tell_of_failed_builds(folder: Path) -> None:
-    """Say so where networks could not be built."""
+    """Print how many sampled networks of each space could not be built, if any, and why."""
     from regnet.studies import population
 
     for name, of_space in population.load(folder).items():
         if of_space.failed:
             outcome = of_space.failed[0].outcome
-            assert outcome is not None, "it has a reason"
+            assert outcome is not None, "a failed network has a reason"
             stderr.print(
                 f"{name}: {len(of_space.failed)} sampled networks could not be built and were "
                 f"replaced; the first: {outcome['reason']}"
@@ -520,29 +539,31 @@ def _train(folder: Path, executor: "Executor", *, trust: bool, **options: Any) -
                 on_result=Networks(folder, bar).result,
             )
         except KeyboardInterrupt:
-            stderr.print(f"stopped; what is trained is kept. Go on with: regnet study run {folder}")
+            stderr.print(
+                f"stopped; trained networks are saved. Resume with: regnet study run {folder}"
+            )
             raise
 
 
 def _fail_if_all_failed(folder: Path) -> None:
-    """Say why networks failed, if any did; exit 1 where none was trained."""
+    """Print how many networks failed, if any, and why; exit with code 1 if none was trained."""
     from regnet.studies import population
 
     found = population.load(folder)
     failed = [row for of_space in found.values() for row in of_space.failed]
     if failed:
-        assert failed[0].outcome is not None, "it has a reason"
+        assert failed[0].outcome is not None, "a failed network has a reason"
         stderr.print(
             f"{len(failed)} networks failed, the first of {failed[0].space}: "
-            f"{failed[0].outcome['reason']}; `regnet study export` lists all, --retry-failed tries "
-            "them again"
+            f"{failed[0].outcome['reason']}; `regnet study export` lists all, and "
+            "`regnet study run --retry-failed` trains them again"
         )
         if not any(len(of_space) for of_space in found.values()):
             raise typer.Exit(1)
 
 
 def _report(
-    folder: Path,
+    source: Path,
     out: Path,
     *,
     plots: Path | None = None,
@@ -553,11 +574,13 @@ def _report(
     from regnet.studies import population
     from regnet.studies.report import render, save_plots
 
-    study, populations = population.read(folder), _populations(folder, select)
-    _tell_of_the_rest(folder)
+    populations = _populations(source, select)
+    study = population.read(source) if source.is_dir() else None
+    if study:
+        _tell_of_the_rest(source)
     write_bytes(out, render(study, populations, seed=seed).encode())
     stderr.print(f"report: {out}")
     if plots:
-        unit = "" if study.objective else "%"
+        unit = "" if study and study.objective else "%"
         for path in save_plots(populations, plots, seed=seed, unit=unit):
             stderr.print(f"plot: {path}")

@@ -1,4 +1,4 @@
-"""`regnet train`: begin, resume or repeat a training run."""
+"""`regnet train`: start, resume or repeat a training run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from regnet.cli.arguments import AsJson, Threads, read_recipe, set_threads
+from regnet.cli.evaluate import calibration_lines
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
 from regnet.errors import ConfigError
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
 _DECIDED: Final = (
     "model", "recipe", "set_", "val", "train_images", "val_images", "pretrained",
-    "num_classes", "in_chans", "image_size", "teacher", "seed", "save_steps",
+    "num_classes", "in_chans", "image_size", "teacher", "seed", "save_steps", "calibrate",
 )  # fmt: skip
-"""Parameters of the command that a run keeps: what is resumed or repeated has its own."""
+"""Options whose values a run saves; they cannot be given when it is resumed or repeated."""
 
 
 def command(
@@ -83,6 +84,13 @@ def command(
         int | None,
         typer.Option(help="Steps between checkpoints, in addition to one per epoch.", min=1),
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Hold out a tenth of the training images, and calibrate the result on them.",
+        ),
+    ] = False,
     resume: Annotated[Path | None, typer.Option(help="Resume the run in this folder.")] = None,
     moved: Annotated[
         str | None,
@@ -144,21 +152,23 @@ def command(
     if plot:
         check_plot_file(plot)
     if sum(value is not None for value in (data, resume, replay)) != 1:
-        raise ConfigError("name the images, or --resume FOLDER, or --replay RUN.json")
+        raise ConfigError("give one of: the training images, --resume FOLDER, --replay RUN.json")
     if moved and not resume:
-        raise ConfigError("--data is for --resume; a new run's images come first, without a name")
+        raise ConfigError(
+            "--data needs --resume; give the images of a new run as the first argument"
+        )
     if resume or replay:
         for parameter in (*_DECIDED, "out") if resume else _DECIDED:
             source = context.get_parameter_source(parameter)
             if parameter == "val" and resume:
-                continue
+                continue  # it says where the same test images are now
             if source and source.name == "COMMANDLINE":
                 option = f"--{parameter.strip('_').replace('_', '-')}"
                 raise ConfigError(
-                    f"{option} would make another run of it; leave it out, or begin a new one"
+                    f"{option} would change the run; leave it out, or start a new run"
                 )
     if resume is None and out is None:
-        raise ConfigError("--out is missing: a new folder for what comes out")
+        raise ConfigError("--out is missing; name a new folder for the results")
     set_threads(threads)
     options = _options(
         resume,
@@ -191,6 +201,7 @@ def command(
             teachers=teacher or (),
             seed=seed,
             save_steps=save_steps,
+            calibrate=calibrate,
             options=_watched(options, bar),
             moved=moved,
         )
@@ -205,10 +216,12 @@ def command(
     elif done.stopped_by is None:
         told = "" if done.top1 is None else f": top-1 {done.top1:.2f} %, best {done.best:.2f} %"
         stdout.print(f"{done.out}: {len(done.log)} epochs{told}")
+        if done.calibration is not None:
+            stdout.print(calibration_lines(done.calibration))
     if done.stopped_by is not None:
         import signal
 
-        stderr.print(f"stopped and saved; go on with: regnet train --resume {done.out}")
+        stderr.print(f"stopped and saved; resume with: regnet train --resume {done.out}")
         if done.stopped_by == signal.SIGINT:
             raise typer.Exit(130)
 
@@ -222,7 +235,8 @@ def _recipe(
     named = any(change.startswith("image_size=") for change in changes)
     if image_size is None or named or found.image_size is None:
         return found
-    return found.changed(image_size=image_size)  # the one that is asked for, in training too
+    # --image-size holds for training too, unless --set image_size says otherwise.
+    return found.changed(image_size=image_size)
 
 
 def _run(
@@ -241,16 +255,16 @@ def _run(
 
     if resumed is not None:
         return resume(resumed, data=moved, val=asked["val"], options=options)
-    assert out is not None, "it has been asked for"
+    assert out is not None, "`command` requires it"
     if replayed is not None:
         run, facts = runs.read(replayed)
         return start(run, out, facts=facts, options=options)
-    assert data is not None, "it has been asked for"
+    assert data is not None, "`command` requires it"
     return train(data=data, out=out, recipe=recipe(), options=options, **asked)
 
 
 def _options(resumed: Path | None, **asked: Any) -> "Options":
-    """What was asked for, over what a run that is resumed began with."""
+    """Return the options that were given, and for others those that a resumed run began with."""
     from regnet.devices import find_device
     from regnet.training import run as runs
     from regnet.training.session import Options
@@ -261,7 +275,7 @@ def _options(resumed: Path | None, **asked: Any) -> "Options":
 
 
 def _watched(options: "Options", bar: ProgressBar) -> "Options":
-    """The same options, with a bar for the steps of an epoch and a line for each epoch."""
+    """Return the options with a bar for the steps of each epoch and a line at its end."""
 
     def step(at: "Progress") -> None:
         bar.step(f"epoch {at.epoch + 1} of {at.epochs}", at.step, at.steps)
@@ -291,12 +305,12 @@ def _print_recipes(*, as_json: bool) -> None:
 
 
 def epoch_line(row: Mapping[str, Any]) -> str:
-    """Return an epoch of the log as one line: loss, learning rate, accuracies, speed."""
+    """Return one line about an epoch of the log: loss, learning rate, accuracies, speed."""
     parts = [f"epoch {row['epoch']}", f"loss {row['loss']:.4f}", f"lr {row['lr']:.4g}"]
     for name, word in (("top1", "top-1"), ("average_top1", "average")):
         if name in row:
             parts.append(f"{word} {row[name]:.2f} %")
     parts.append(f"{row['images_per_second']:.0f} images/s")
     if row.get("unreadable"):
-        parts.append(f"{len(row['unreadable'])} images unreadable, see log.jsonl")
+        parts.append(f"{len(row['unreadable'])} unreadable images (see log.jsonl)")
     return ", ".join(parts)

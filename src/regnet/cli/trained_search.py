@@ -26,7 +26,7 @@ def trained_search(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Search with images, print what came out, and write report and configs into the folder."""
+    """Search with images, print the result, and write the report and configs into the folder."""
     from regnet import documents
     from regnet.atomic import write_bytes
     from regnet.studies.search import search_with_data
@@ -43,7 +43,9 @@ def trained_search(
                 folder, limits, on_step=bar.step, on_round=begins, **options, **measuring
             )
         except KeyboardInterrupt:
-            stderr.print("stopped; what is trained is kept. The same command goes on")
+            stderr.print(
+                "stopped; trained networks are saved. Run the same command again to resume"
+            )
             raise
     if as_json:
         print_json(documents.plain(found))
@@ -72,16 +74,17 @@ def _print(found: "Searched") -> None:
     c = found.conditions
     environment = c["environment"]
     stdout.print(
-        f"\n{found.candidates} candidates; errors of the last round, with the seeds that selected "
-        f"the networks, so the best look too good; {c['engine']} {c['precision']}, batch "
-        f"{c['batch_size']}, "
-        f"{c['image_size']} pixels, {environment['device']}, {environment['threads']} threads"
+        f"\n{found.candidates} candidates; errors of the last round come from the seeds that "
+        "selected the networks, so the best look better than they are; times are those of "
+        f"{c['engine']} {c['precision']}, batch {c['batch_size']}, "
+        f"{c['image_size']} pixels, {environment['device']}, {environment['threads']} threads; "
+        "*: no other network is both better and faster"
     )
     stdout.print(verdict(found))
 
 
 def verdict(found: "Searched") -> str:
-    """How the pick compares with the best published network."""
+    """Return a sentence that compares the pick with the best published network."""
     d = found.against_rival
     if d is None or found.rival is None:
         return "no published RegNet that was measured is within the limits"
@@ -92,8 +95,9 @@ def verdict(found: "Searched") -> str:
         "no difference shown": f"no difference shown: {d.points:+.1f} points",
     }[d.verdict]
     return (
-        f"{found.pick.name} beside {found.rival.name}: {told} ({interval}; {d.pick_error:.2f} and "
-        f"{d.rival_error:.2f} % error, {d.replicas} trainings each with new seeds)"
+        f"{found.pick.name} compared with {found.rival.name}: {told} ({interval}; "
+        f"{d.pick_error:.2f} and {d.rival_error:.2f} % error, "
+        f"{d.replicas} trainings each with new seeds)"
     )
 
 

@@ -1,4 +1,4 @@
-"""`regnet weights`: fetch, verify, inspect and convert weights."""
+"""`regnet weights`: download, verify, inspect and convert weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -80,7 +80,9 @@ def verify(
     for row in rows if names else checkpoints().values():
         found = verify_cached(row, how)
         if names and not found:
-            raise WeightsError(f"{row.id} is not on this machine; `regnet weights fetch {row.id}`")
+            raise WeightsError(
+                f"{row.id} is not on this machine; download it with `regnet weights fetch {row.id}`"
+            )
         results += found
     if as_json:
         print_json(results)
@@ -99,7 +101,7 @@ def verify(
         )
     for result in results:
         if not result.whole:
-            print_error(f"{result.path} is damaged: not what {result.against} says")
+            print_error(f"{result.path} is damaged: its SHA-256 does not match {result.against}")
     if not all(result.whole for result in results):
         raise typer.Exit(1)
 
@@ -107,7 +109,7 @@ def verify(
 def _state(found: "Verified") -> str:
     if not found.whole:
         return "DAMAGED"
-    return "unknown" if found.against == "nothing" else "whole"
+    return "unknown" if found.against == "nothing" else "intact"
 
 
 @app.command()
@@ -132,14 +134,14 @@ def inspect(
         return
     facts = {
         "format": found.format or f"unknown: {found.problem}",
-        "networks": ", ".join(name or "one" for name in found.networks) or "none that is known",
-        "variant": " or ".join(found.variants) or "none of the published ones",
+        "networks": ", ".join(name or "one" for name in found.networks) or "none recognized",
+        "variant": " or ".join(found.variants) or "no published one",
         "classes": str(found.num_classes or "no classifier"),
         "channels": str(found.in_chans or "unknown"),
         "tensors": f"{found.tensors:,}, {scaled(found.parameters)} parameters",
         "types": ", ".join(found.dtypes),
         "bytes": f"{found.bytes:,}",
-        "SHA-256": found.sha256 or "see its shards",
+        "SHA-256": found.sha256 or "see the shards",
     }
     for key, value in facts.items():
         stdout.print(f"{key:12s}{value}")

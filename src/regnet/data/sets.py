@@ -129,9 +129,35 @@ class ImageSet:
         for label in self.present:
             of_class = order[self.labels[order] == label]
             place[of_class] = np.arange(len(of_class))
-        kept = np.sort(order[np.argsort(place[order], kind="stable")][:count])
+        return self._chosen(order[np.argsort(place[order], kind="stable")][:count])
+
+    def held_out(self, count: int) -> tuple["ImageSet", "ImageSet"]:
+        """Return `count` of the images, always the same ones, and the rest.
+
+        Classes are represented in proportion to their images. Each class keeps at least one image
+        in the rest.
+
+        Raises:
+            DataError: the set is too small for that.
+        """
+        order = np.random.default_rng(0).permutation(len(self))
+        by_class = order[np.argsort(self.labels[order], kind="stable")]
+        _, first_of_class = np.unique(self.labels[by_class], return_index=True)
+        free = np.delete(by_class, first_of_class)
+        if not 1 <= count <= len(free):
+            raise DataError(
+                f"{self.source}: {count} of {len(self)} images cannot be held out; each of the "
+                f"{len(self.present)} classes must keep one"
+            )
+        # At equal distances along the images sorted by class.
+        held = free[((np.arange(count) + 0.5) * len(free) / count).astype(np.int64)]
+        return self._chosen(held), self._chosen(np.setdiff1d(order, held))
+
+    def _chosen(self, indices: NDArray[np.int64]) -> "ImageSet":
+        """The images with these numbers, in the order of the whole set."""
+        kept = np.sort(indices)
         return ImageSet(
-            source=f"{self.source} ({count} of {len(self)})",
+            source=f"{self.source} ({len(kept)} of {len(self)})",
             names=[self.names[index] for index in kept],
             labels=self.labels[kept],
             classes=self.classes,

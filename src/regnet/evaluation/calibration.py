@@ -28,6 +28,11 @@ from regnet.zoo.create import preprocess
 LEAST_IMAGES: Final = 100
 """With fewer images a temperature is mostly chance."""
 
+SHARE: Final = 0.1
+MOST_IMAGES: Final = 5000
+"""Training that calibrates holds out this share of its images, but at least `LEAST_IMAGES` and at
+most `MOST_IMAGES`, with which a temperature is known to about one percent."""
+
 RANGE: Final = (0.05, 20.0)
 """Temperatures that are possible. Where every answer is right, the likelihood has no maximum."""
 
@@ -50,6 +55,21 @@ class Calibration:
     is judged by a temperature that it chose."""
     top1: float
     """In percent; a temperature does not change it."""
+
+
+def hold_out(images: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Return the images to calibrate on, and the rest to train on.
+
+    Raises:
+        DataError: there are fewer than three times `LEAST_IMAGES`.
+    """
+    if len(images) < 3 * LEAST_IMAGES:
+        raise DataError(
+            f"{images.source}: calibration holds {LEAST_IMAGES} images out, too many of "
+            f"{len(images)}; train without it, then calibrate on other images with `regnet "
+            "evaluate --calibrate`"
+        )
+    return images.held_out(min(max(int(SHARE * len(images)), LEAST_IMAGES), MOST_IMAGES))
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -141,6 +161,36 @@ def calibrate(
             f"{model.num_classes} classes; calibration needs images of all of them"
         )
     outputs = torch.tensor(match.outputs)
+    return calibrate_on(
+        model, images, outputs, batch_size=batch_size, workers=workers, on_images=on_images
+    )
+
+
+def calibrate_on(
+    model: AnyNet,
+    images: ImageSet,
+    outputs: Tensor | None = None,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    on_images: Callable[[int, int], None] = lambda _done, _all: None,
+) -> Calibration:
+    """Do what `calibrate` does, on images whose classes need not be matched by name.
+
+    Args:
+        model: changed in place.
+        images: some classes may have none.
+        outputs: (classes,), the model's output for each class of the images. None: classes and
+            outputs have the same numbers.
+        batch_size: images per call.
+        workers: processes that read images; 0: this one.
+        on_images: called with images done and of all.
+
+    Raises:
+        ConfigError: the model has no linear classifier.
+        DataError: the images cannot be used, or are too few.
+    """
+    _classifier(model)
     device, network = device_of(model), evaluation_view(model)
     logits: list[Tensor] = []
     labels: list[int] = []
@@ -153,7 +203,8 @@ def calibrate(
             on_images(len(labels), len(images))
     if not labels:
         raise DataError(f"none of the {len(images)} images of {images.source} can be read")
-    found = judge(torch.cat(logits), outputs[torch.tensor(labels)])
+    wanted = torch.tensor(labels)
+    found = judge(torch.cat(logits), wanted if outputs is None else outputs[wanted])
     fold(model, found.temperature)
     return found
 

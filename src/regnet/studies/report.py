@@ -39,12 +39,13 @@ LOGARITHMIC: Final = ("w", "g", "b", "flops", "params", "activations")
 sampled."""
 
 
-def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0) -> str:
+def render(study: Study | None, populations: Mapping[str, Population], *, seed: int = 0) -> str:
     """Return the report of a study as HTML that needs neither the internet nor other files.
 
     Args:
-        study: the definition of the study.
-        populations: the populations by the names of their spaces, as `load` returns them.
+        study: the definition of the study; None if the populations come from a table.
+        populations: the populations by the names of their spaces, as `load` or `read_table` returns
+            them.
         seed: seed of the bootstraps and permutations.
 
     Raises:
@@ -61,7 +62,7 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
                 "color": COLORS[number % len(COLORS)],
                 "size": f"{population.space.size:.1e}" if population.space else "given",
                 "result": _plain(result),
-                "planned": study.networks(name),
+                "planned": study.networks(name) if study else result.models + result.failed,
                 "edf": _edf(population, seed),
                 "models": [_model(population, at) for at in range(len(population))],
                 "refined": _refined(population, result),
@@ -71,7 +72,6 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
         {"first": pair.first, "second": pair.second, **_fields(pair.comparison)}
         for pair in analysis.pairs
     ]
-    facts = study.to_dict()
     with_latency = all(LATENCY in populations[name].metrics for name in analysis.spaces)
     data = {
         "spaces": spaces,
@@ -81,13 +81,13 @@ def render(study: Study, populations: Mapping[str, Population], *, seed: int = 0
         "machines": analysis.machines,
         "beside": _beside(populations, list(analysis.spaces)),
         "empty": empty,
-        "unit": "" if study.objective else "%",
+        "unit": "" if study and study.objective else "%",
     }
     return pages.render(
         "regnet.studies",
         "report.html",
         title=f"Design spaces: {', '.join(analysis.spaces)}",
-        study=json.dumps(facts, indent=1),
+        study=json.dumps(study.to_dict(), indent=1) if study else "",
         data=data,
     )
 
@@ -112,7 +112,7 @@ def save_plots(
         OSError: the files cannot be written.
     """
     error = f"error, {unit}" if unit else "error"
-    paths = [folder / f"{name}.svg" for name in ("edf", "search", "curves", "networks")]
+    paths = [folder / f"{name}.svg" for name in ("edf", "search")]
     check_plot_file(paths[0])
     analysis = analyze(populations, seed=seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,8 +147,14 @@ def save_plots(
         finish(axes)
         save_figure(figure, path)
     found = {name: populations[name] for name in analysis.spaces}
-    save_figure(_learning_curves(found, error), paths[2])
-    save_figure(_extremes(found), paths[3])
+    rows = [row for population in found.values() for row in population.rows]
+    # Tables of other tools may have neither.
+    if any(row.outcome and row.outcome.get("epochs") for row in rows):
+        paths.append(folder / "curves.svg")
+        save_figure(_learning_curves(found, error), paths[-1])
+    if any(row.config for row in rows):
+        paths.append(folder / "networks.svg")
+        save_figure(_extremes(found), paths[-1])
     return tuple(paths)
 
 
@@ -228,7 +234,9 @@ def _model(population: Population, at: int) -> dict[str, Any]:
     row = population.rows[at]
     assert row.outcome is not None, "it is trained"
     blocks, line, words = [], [], ""
-    if row.config["kind"] == KIND:
+    if not row.config:  # of a table that has none
+        pass
+    elif row.config["kind"] == KIND:
         words = ", ".join(f"{name} {value:g}" for name, value in row.config["parameters"].items())
     else:
         config = config_from_dict(row.config)
@@ -246,7 +254,7 @@ def _model(population: Population, at: int) -> dict[str, Any]:
              round(100 - epoch.get("average_top1", epoch["top1"]), 3)]
             for epoch in row.outcome.get("epochs", ())
         ],
-        "seconds": row.outcome["seconds"],
+        "seconds": row.outcome.get("seconds"),
         "config": row.config,
     }  # fmt: skip
 
@@ -262,7 +270,7 @@ def _beside(populations: Mapping[str, Population], names: Sequence[str]) -> list
         population = populations[name]
         for at in _ranked(population)[0]:
             row = population.rows[at]
-            if row.config["kind"] != KIND:
+            if row.config and row.config["kind"] != KIND:
                 config = config_from_dict(row.config)
                 error = float(population.errors[at])
                 rows.append(_structure(f"{name} {row.number}", config, row.metrics, error))

@@ -1,4 +1,4 @@
 """Training: recipes as data, runs that can be repeated, and checkpoints that resume exactly.
 
-`studies` trains populations with it; no room below imports it.
+`regnet.studies` trains populations with this package; no lower package imports it.
 """

@@ -1,4 +1,4 @@
-"""The moving average of a network's weights, including the statistics of batch norm."""
+"""Moving average of a network's weights, including the statistics of batch norm."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class Average:
-    """Tensors of the model's state, moved towards it from time to time."""
+    """Copies of a model's tensors, which `update` moves towards the current ones."""
 
     def __init__(self, model: nn.Module) -> None:
         self.tensors = {name: tensor.detach().clone() for name, tensor in _state(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, weight: float) -> None:
-        """Average += weight * (model - average); counters are copied."""
+        """Compute average += weight * (model - average); integer counters are copied."""
         for name, tensor in _state(model).items():
             if tensor.is_floating_point():
                 self.tensors[name].lerp_(tensor, weight)
@@ -24,9 +24,9 @@ class Average:
 
     @contextmanager
     def swapped_in(self, model: nn.Module) -> Iterator[None]:
-        """The model has the average's tensors inside, and its own again afterwards.
+        """Put the average into the model inside the `with` statement, and restore the model after.
 
-        What changes inside, such as batch norm's statistics, stays with the average.
+        Changes made inside, such as those of batch norm's statistics, become part of the average.
         """
         self._swap(model)
         try:

@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to resume exactly, written completely or not at all."""
+"""Checkpoints: everything a run needs to resume exactly, written completely or not at all."""
 
 import errno
 import logging
@@ -21,7 +21,7 @@ from regnet.training.average import Average
 FOLDER: Final = "checkpoints"
 
 DIGITS: Final = 16
-"""Of the SHA-256 in the name of a checkpoint."""
+"""Number of digits of its SHA-256 in the name of a checkpoint."""
 
 _log = logging.getLogger(__name__)
 
@@ -30,8 +30,7 @@ _log = logging.getLogger(__name__)
 class State:
     """Everything that training changes.
 
-    There is no state of random numbers: each comes from a generator of its own, seeded by what it
-    is for.
+    Random numbers have no state to save: each comes from a new generator, seeded by its purpose.
     """
 
     model: nn.Module
@@ -39,17 +38,21 @@ class State:
     average: Average | None
     scaler: torch.amp.GradScaler
     epoch: int = 0
-    """Epoch and step that come next."""
+    """The next epoch, from 0."""
     step: int = 0
+    """The next step of that epoch, from 0."""
     sums: Tensor
-    """(3,): loss, hits and images of this epoch, summed over this process's passes."""
+    """(3,): sums of loss, hits and images over this process's forward passes of the epoch."""
     seconds: float = 0.0
-    """Spent in this epoch."""
+    """Seconds of training so far in this epoch."""
     best: float = -1.0
-    """Highest accuracy so far."""
+    """Highest test accuracy so far, in percent; negative before the first test."""
 
     def to_dict(self, group: Group) -> dict[str, Any] | None:
-        """Whole tensors on the CPU, for the process that leads alone; all must call it."""
+        """Return complete tensors on the CPU to the leading process, and None to the others.
+
+        All processes must call it, because they exchange their parts of the tensors.
+        """
         momentum = {
             name: self.optimizer.state[parameter]["momentum_buffer"]
             for name, parameter in self.model.named_parameters()
@@ -74,9 +77,9 @@ class State:
         }
 
     def restore(self, saved: dict[str, Any], *, leads: bool) -> None:
-        """What `to_dict` gave, into tensors that lie where they are now.
+        """Copy what `to_dict` returned into the existing tensors, on the devices where they are.
 
-        Sums over all processes go to the one that leads.
+        The sums over all processes go to the leading process, so that they count once.
         """
         with torch.no_grad():
             for name, tensor in self.model.state_dict().items():
@@ -97,10 +100,18 @@ class State:
 
 
 def save(saved: dict[str, Any], out: Path, *, newest: int) -> Path:
-    """Write a checkpoint, then remove all but the newest ones.
+    """Write a checkpoint, then remove older ones.
+
+    Args:
+        saved: what `State.to_dict` returned.
+        out: the folder of the run.
+        newest: number of checkpoints to keep, including this one.
+
+    Returns:
+        The path of the checkpoint.
 
     Raises:
-        OSError: it cannot be written; earlier ones are still there.
+        OSError: the checkpoint cannot be written; earlier ones are unchanged.
     """
     folder = out / FOLDER
     folder.mkdir(exist_ok=True)
@@ -108,60 +119,60 @@ def save(saved: dict[str, Any], out: Path, *, newest: int) -> Path:
     with writing(draft) as temporary:
         try:
             torch.save(saved, temporary)
-        except RuntimeError as error:  # what torch makes of a disk that is full
+        except RuntimeError as error:  # torch raises it for a full disk
             raise OSError(errno.EIO, f"cannot be written, is the disk full? ({error})") from error
-    # torch does not check what it reads: the digest is part of the name.
+    # torch does not verify what it reads, so `load_last` compares the file with this digest.
     name = f"{saved['epoch']:04d}-{saved['step']:06d}-{digest.of_file(draft)[:DIGITS]}.pt"
     path = draft.replace(folder / name)
     for old in saved_paths(out)[:-newest]:
         old.unlink(missing_ok=True)
-    for left in folder.glob(".*.pt*"):  # of a process that was killed while it wrote
+    for left in folder.glob(".*.pt*"):  # of processes that were killed while writing
         left.unlink(missing_ok=True)
     return path
 
 
 def save_weights(saved: dict[str, Any], path: Path) -> None:
-    """Write the weights of a checkpoint alone, of the average where there is one."""
+    """Write only the weights of a checkpoint; those of the average, if there is one."""
     tensors = saved["average"] or saved["model"]
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     write_bytes(path, safetensors.torch.save(contiguous, {"format": "pt"}))
 
 
 def saved_paths(out: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
+    """Return the paths of a run's checkpoints, oldest first."""
     found = (out / FOLDER).glob("*.pt")
     named = [path for path in found if re.fullmatch(r"\d+-\d+(-\w+)?\.pt", path.name)]
     return sorted(named, key=lambda path: [int(number) for number in path.stem.split("-")[:2]])
 
 
 def load_last(out: Path) -> dict[str, Any] | None:
-    """Return the newest checkpoint that is as it was written; None where there is none at all.
+    """Return the newest checkpoint that is not damaged, or None if the run has no checkpoint.
 
     Raises:
-        TrainingError: there are some, and all are damaged.
+        TrainingError: all checkpoints are damaged.
     """
     paths = saved_paths(out)
     for path in reversed(paths):
         try:
             written = path.stem.split("-")[2:]
             if written != [digest.of_file(path)[:DIGITS]]:
-                raise ValueError("it is not as it was written")
+                raise ValueError("its SHA-256 is not the one in its name")
             saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # noqa: BLE001 - a damaged pickle raises anything
             [reason, *_] = str(error).splitlines() or [""]
-            _log.warning("%s cannot be used (%s); the checkpoint before it is", path, reason)
+            _log.warning("%s cannot be used (%s); trying an older checkpoint", path, reason)
         else:
             return saved
     if paths:
         raise TrainingError(
-            f"{out / FOLDER}: all {len(paths)} checkpoints are damaged; put back a copy of one, or "
-            "begin a new run"
+            f"{out / FOLDER}: all {len(paths)} checkpoints are damaged; restore a copy of one, or "
+            "start a new run"
         )
     return None
 
 
 def _whole(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
-    """Copies on the CPU, for the process that leads; where several hold parts (DTensor), of all."""
+    """Copy tensors to the CPU of the leading process, and gather sharded ones (DTensor)."""
     found = {}
     for name, tensor in tensors.items():
         whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -171,12 +182,12 @@ def _whole(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
 
 
 def _placed(whole: Tensor, like: Tensor) -> Tensor:
-    """The tensor where another one is, and in parts as it is."""
+    """Return a copy of a complete tensor on the device of another, and sharded as that is."""
     moved = whole.to(like.device, copy=True)
     if not hasattr(like, "full_tensor"):
         return moved
-    # Imported only where there are parts: it takes half a second.
+    # Imported only for sharded tensors, because the import takes half a second.
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    assert isinstance(like, DTensor), "no other tensor has parts"
+    assert isinstance(like, DTensor), "no other tensor is sharded"
     return distribute_tensor(moved, like.device_mesh, like.placements)

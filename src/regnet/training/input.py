@@ -1,7 +1,7 @@
-"""Training images in batches: a pure function of seed, epoch and step, for any number of processes.
+"""Batches of training images: a pure function of seed, epoch and step, for any process count.
 
-Small images live on the device as bytes and are augmented there; large ones are decoded and cropped
-by worker processes. The rest is the same for both.
+Small images are stored on the device as bytes; large ones are decoded and cropped by worker
+processes. Both are then augmented on the device in the same manner.
 """
 
 import hashlib
@@ -18,46 +18,54 @@ from regnet.data import augment
 from regnet.data.loading import load_pixels, read
 from regnet.data.sets import ImageSet, open_set
 from regnet.errors import ConfigError, DataError, ImageError
+from regnet.evaluation.calibration import hold_out
 from regnet.process_group import Group
 from regnet.training.recipe import Recipe
 
 SUBSTITUTES: Final = 10
-"""Images tried in place of one that cannot be read."""
+"""Number of unreadable images in a row that ends a run; otherwise the next image replaces one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Images of one forward pass."""
+    """The images of one forward pass, with their labels."""
 
     indices: Tensor
-    """(N,): their numbers in the set."""
+    """(N,): indices of the images in the set."""
     images: Tensor
     """(N, channels, H, W), float32, channels last."""
     labels: Tensor
+    """(N,): their classes."""
     partners: Tensor
-    """(N,): labels of the images that were mixed in."""
+    """(N,): classes of the images that were mixed in."""
     own: float
-    """Part of each image that is its own, 1 where nothing was mixed in."""
+    """Share of each image that is not mixed in; 1 without mixing."""
     unreadable: tuple[str, ...] = ()
-    """Why some images of the set were replaced by the next ones."""
+    """Why images of the set could not be read; the next ones replace them."""
 
 
 def seed_of(*parts: int | str) -> int:
-    """A seed for each purpose, unrelated to those of others."""
+    """Return a seed for a purpose, unrelated to the seeds of other purposes."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A generator with the seed of these parts."""
+    """Return a new generator, seeded by `seed_of` these parts."""
     return torch.Generator().manual_seed(seed_of(*parts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Which images go into which forward pass."""
+    """Which images go into which forward pass.
+
+    Raises:
+        DataError: the images do not fill one batch.
+        ConfigError: the processes cannot share a batch equally.
+    """
 
     images: int
+    """Number of training images."""
     recipe: Recipe
     seed: int
     group: Group
@@ -78,39 +86,42 @@ class Plan:
         if micro is not None and recipe.batch_size // micro % size:
             raise ConfigError(
                 f"{size} processes cannot share the {recipe.batch_size // micro} forward passes of "
-                f"a batch of {recipe.batch_size} (micro_batch_size {micro}) equally"
+                f"a batch of {recipe.batch_size} (micro_batch_size {micro}) equally; "
+                "choose another micro_batch_size"
             )
 
     @property
     def micro_size(self) -> int:
-        """Images per forward pass."""
+        """Number of images per forward pass."""
         return self.recipe.micro_batch_size or self.recipe.batch_size // self.group.size
 
     @property
     def steps(self) -> int:
-        """Per epoch; images that do not fill a batch are left out."""
+        """Number of steps per epoch; images that do not fill a batch are left out."""
         return self.images // self.recipe.batch_size
 
     @property
     def passes(self) -> range:
-        """The numbers of this process's forward passes in each step."""
+        """Indices of the forward passes of each step that this process computes."""
         return self.group.share(self.recipe.batch_size // self.micro_size)
 
     def epoch(self, epoch: int) -> Tensor:
-        """(steps, passes, micro_size): numbers of the images of each forward pass of an epoch."""
+        """Return the indices of the images of an epoch: (steps, passes, micro_size)."""
         order = torch.randperm(self.images, generator=generator(self.seed, "order", epoch))
         order = order.repeat_interleave(self.recipe.repeats)[: self.images]
         whole = order[: self.steps * self.recipe.batch_size]
-        # Neighbors, such as repeats of an image, go to different passes.
+        # Transposed, so that neighbors, such as repeats of an image, go to different passes.
         return whole.view(self.steps, self.micro_size, -1).transpose(1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """The images of a run, or of many: opened once, and decoded once where they stay in memory."""
+    """The images of one run or of many: opened once, and decoded once if they stay in memory."""
 
     train: ImageSet
     val: ImageSet | None
+    calibration: ImageSet | None = None
+    """Training images that were held out for calibration."""
     _memory: dict[tuple[str, torch.device], Any] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -122,22 +133,23 @@ class Images:
         train_images: int | None = None,
         val_images: int | None = None,
         num_classes: int | None = None,
+        calibrate: bool = False,
     ) -> "Images":
-        """Those of a run, whose fields the arguments are.
+        """Open the images of a run; the arguments are fields of `Run`.
 
         Raises:
-            DataError: they cannot be used, or not for each other.
-            ConfigError: there are more classes than the run says.
+            DataError: the images cannot be used, or the two sets do not belong together.
+            ConfigError: the images have more classes than `num_classes`.
         """
         trained = open_set(train, "train")
         if len(trained.present) < 2:
             raise DataError(
-                f"{trained.source}: all images are of one class; there is nothing to learn"
+                f"{trained.source}: all images are of one class; training needs at least two"
             )
         if num_classes is not None and num_classes < len(trained.classes):
             raise ConfigError(
-                f"{trained.source} has {len(trained.classes)} classes, num_classes says "
-                f"{num_classes}; leave it out, or take at least as many"
+                f"{trained.source} has {len(trained.classes)} classes, but num_classes is "
+                f"{num_classes}; leave num_classes out, or make it as large"
             )
         tests = open_set(val, "val") if val is not None else None
         if tests is not None and tests.classes != trained.classes:
@@ -146,12 +158,17 @@ class Images:
             trained = trained.part(train_images)
         if tests is not None and val_images is not None:
             tests = tests.part(val_images)
-        return cls(train=trained, val=tests)
+        held = None
+        if calibrate:
+            held, trained = hold_out(trained)
+        return cls(train=trained, val=tests, calibration=held)
 
     @property
     def summary(self) -> tuple[str, ...]:
-        """What was found, in lines."""
+        """Lines that describe the images that were found."""
         lines = [f"train: {self.train.summary}"]
+        if self.calibration is not None:
+            lines.append(f"held out for calibration: {len(self.calibration):,} training images")
         if self.val is None:
             return (*lines, "no test set: accuracy is not measured")
         lines.append(f"test: {self.val.summary}")
@@ -162,50 +179,51 @@ class Images:
         return tuple(lines)
 
     def resident(self, device: torch.device) -> "Resident":
-        """The training images in memory."""
+        """Return the training images in the memory of a device; the first call decodes them."""
         if ("train", device) not in self._memory:
             self._memory["train", device] = Resident(self.train, device)
         found: Resident = self._memory["train", device]
         return found
 
     def val_pixels(self, device: torch.device) -> Tensor | None:
-        """The others as bytes (N, 3, H, W)."""
+        """Return the test images on a device as bytes (N, 3, H, W), or None without a test set."""
         if self.val is not None and ("val", device) not in self._memory:
             self._memory["val", device] = load_pixels(self.val).to(device)
         return self._memory.get(("val", device))
 
 
 class Resident:
-    """A set of small images of one size, on the device as bytes."""
+    """A set of small images of one size, stored on the device as bytes."""
 
     def __init__(self, images: ImageSet, device: torch.device) -> None:
         pixels = load_pixels(images)
         self.mean, self.std = _colors(pixels.unbind(1))
-        """Of the colors, from 0 to 1, four digits."""
+        """Mean and standard deviation of each color, from 0 to 1, rounded to four digits."""
         self.pixels = pixels.to(device)
         """(N, 3, H, W), bytes."""
         self.labels = torch.from_numpy(images.labels).to(device)
 
     def colors(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of the channels that a network takes: gray, or three."""
+        """Return mean and standard deviation of the channels of a network: 1 (gray) or 3."""
         if channels != 1:
             return self.mean, self.std
+        # As floats, all images at once would need four times their memory.
         parts = [augment.gray(part).round().byte().cpu() for part in self.pixels.split(4096)]
         return _colors([torch.cat(parts)])
 
     def batches(
         self, order: Tensor, seeds: Sequence[Sequence[int | str]]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[str, ...]]]:
-        """Numbers, pixels and labels of each forward pass."""
-        del seeds
+        """Yield indices, pixels and labels of each forward pass, and no failures."""
+        del seeds  # only streamed images are cropped at random here
         for indices in order:
             there = augment.beside(self.pixels, indices)
             yield indices, self.pixels[there], self.labels[there], ()
 
 
 def _colors(channels: Sequence[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of bytes, from 0 to 1, four digits."""
-    # By the number of pixels of each value, which is exact and needs no more memory.
+    """Return mean and standard deviation of bytes, from 0 to 1, rounded to four digits."""
+    # Computed from the histogram of the values, which is exact and needs little memory.
     counts = torch.stack([color.flatten().bincount(minlength=256) for color in channels])
     share, values = counts / counts.sum(1, keepdim=True), torch.arange(256) / 255
     mean = (share * values).sum(1)
@@ -225,7 +243,11 @@ class Streamed:
     def batches(
         self, order: Tensor, seeds: Sequence[Sequence[int | str]]
     ) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[str, ...]]]:
-        """Numbers, pixels and labels of each forward pass."""
+        """Yield indices, pixels and labels of each forward pass, and why images were replaced.
+
+        Raises:
+            DataError: `SUBSTITUTES` images in a row cannot be read.
+        """
         asked = (
             [(index, seed_of(*parts, place)) for place, index in enumerate(indices.tolist())]
             for indices, parts in zip(order, seeds, strict=True)
@@ -281,7 +303,7 @@ def _collate(items: list[tuple[int, Tensor, int, tuple[str, ...]]]) -> tuple[Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """Batches as the network sees them."""
+    """Batches as the network receives them: augmented and normalized."""
 
     plan: Plan
     source: Resident | Streamed
@@ -291,12 +313,12 @@ class Input:
     def batches(
         self, epoch: int, first_step: int = 0, steps: int | None = None, *, mixed: bool = True
     ) -> Iterator[Batch]:
-        """This process's forward passes of an epoch from a step on, in order.
+        """Yield this process's forward passes of an epoch, in order, beginning with a step.
 
         Args:
-            epoch: which, from 0.
-            first_step: where to begin.
-            steps: how many; None: to the end.
+            epoch: the epoch, from 0.
+            first_step: the first step, from 0.
+            steps: number of steps; None: all that remain.
             mixed: False leaves out mixup and cutmix.
         """
         plan, recipe = self.plan, self.plan.recipe

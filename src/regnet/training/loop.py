@@ -1,7 +1,7 @@
-"""Training, and going on with it: the same weights, bit for bit, however often it is interrupted.
+"""Train, and resume a run so exactly that interruptions do not change a bit of the weights.
 
-That holds on a CPU with a fixed number of threads; GPUs add in another order each time. For another
-number of processes with the same `micro_batch_size`, losses are the same up to rounding.
+This holds on a CPU with a fixed number of threads; GPUs add numbers in another order each time.
+With another number of processes and the same `micro_batch_size`, losses are equal up to rounding.
 """
 
 import logging
@@ -23,6 +23,7 @@ from regnet.data.sets import open_set
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.devices import find_device
 from regnet.errors import ConfigError, DataError, MissingExtraError, NoSplitError, TrainingError
+from regnet.evaluation.calibration import Calibration, calibrate_on
 from regnet.nn.model import AnyNet
 from regnet.process_group import Group, joined
 from regnet.training import checkpoint
@@ -43,28 +44,32 @@ MODEL = "model"
 BEST = "best.safetensors"
 
 ASKS = 10
-"""Steps after which processes on GPUs ask each other whether a signal came."""
+"""Steps between two times that processes on GPUs ask each other whether a signal arrived."""
 
 STOPS = [getattr(signal, n) for n in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, n)]
-"""Signals that end a run, which can be resumed."""
+"""Signals that stop a run, so that it can be resumed."""
 
 SHOWN = {"loss", "lr", "train_top1", "top1", "average_top1"}
-"""What TensorBoard is given of a row of the log."""
+"""Columns of the log that are written to TensorBoard."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What a run came to."""
+    """The result of a training run."""
 
     out: Path | None
+    """Folder of the run; None if nothing was written."""
     stopped_by: int | None
-    """The signal that ended it before its time, one of `STOPS`; `resume` goes on."""
+    """The signal that stopped the run, one of `STOPS`, after which `resume` continues it; None: the
+    run is complete."""
     top1: float | None
-    """Accuracy of the network in model/, in percent; None where nothing was measured."""
+    """Accuracy after the last epoch, in percent: that of model/; None if none was measured."""
     best: float | None
-    """Highest accuracy of any epoch, of the weights in best.safetensors."""
+    """Highest accuracy of any epoch, in percent: that of the weights in best.safetensors."""
     log: tuple[dict[str, Any], ...]
-    """A row per epoch."""
+    """One row per epoch, as in log.jsonl."""
+    calibration: Calibration | None = None
+    """How model/ was calibrated; None: the run does not calibrate, or is not complete."""
 
 
 def train(
@@ -83,38 +88,46 @@ def train(
     teachers: Sequence[str] = (),
     seed: int = 0,
     save_steps: int | None = None,
+    calibrate: bool = False,
     options: Options | None = None,
 ) -> Trained:
-    """Train a network; `torchrun` spreads it over processes.
+    """Train a network, in one process or in those that `torchrun` starts.
 
     Args:
-        model: a variant or a config; with weights to start from, a checkpoint
-            (`regnety_016.tv2_in1k`).
-        data: images, as `regnet.data.sets.open_set` takes them; of a folder that holds several
-            splits (`train` and `val`), each is used for what it is.
-        out: a new folder for what comes out: run.json, log.jsonl, checkpoints, the best epoch's
-            weights, and at the end model/, a folder that `create("local-dir:...")` opens. None:
+        model: a variant or a config, or a checkpoint to start from (`regnety_016.tv2_in1k`).
+        data: images, as `regnet.data.sets.open_set` takes them. If a folder holds several splits
+            (`train` and `val`), each is used for its purpose.
+        out: a new folder for the results: run.json, log.jsonl, checkpoints, the weights of the best
+            epoch, and at the end model/, a folder that `create("local-dir:...")` opens. None:
             nothing is written.
-        recipe: a name in `RECIPES`, or a recipe; None: "finetune" from weights, else "dds".
-        val: images that measure accuracy, where `data` holds none.
-        train_images: train on so many of the images only, equally from all classes.
-        val_images: measure accuracy on so many only.
-        pretrained: start from the weights that the name stands for, as a name with a tag does.
-        num_classes: outputs; None: as many as the images have classes.
-        in_chans: 1 for a network that sees gray images; None: as the model says.
-        image_size: side of the images in tests, in training unless `Recipe.image_size` says
-            otherwise, and for those who use the result; None: as the model says.
-        teachers: names of weights whose answers are learned from, beside the labels: the share
-            that `Recipe.distill` says. With several, their mean is.
-        seed: of everything random.
-        save_steps: steps between checkpoints, beside one after each epoch.
-        options: device and the like.
+        recipe: a recipe, or its name in `RECIPES`. None: "finetune" if training starts from
+            weights, "dds" otherwise.
+        val: images that measure accuracy. None: those in `data`, if it holds any.
+        train_images: train on this many images only, equally from all classes.
+        val_images: measure accuracy on this many images only.
+        pretrained: start from the weights that the name stands for. A name with a tag always does.
+        num_classes: outputs of the classifier. None: the number of classes of the images.
+        in_chans: channels of the images, 1 for gray ones. None: those of the model.
+        image_size: side of the images in pixels, in tests and in the use of the result, and in
+            training unless `Recipe.image_size` is set. None: that of the model.
+        teachers: names of weights from whose answers the network learns in addition to the labels;
+            `Recipe.distill` is their share of the loss. Several teachers teach their mean.
+        seed: seed of everything random.
+        save_steps: steps between checkpoints, in addition to one after each epoch.
+        calibrate: hold out a tenth of the training images (at least 100, at most 5,000), and at
+            the end fit a temperature on them, which is folded into the classifier of model/, so
+            that its confidence matches its accuracy. The predicted classes stay the same.
+        options: device, worker processes, callbacks and other options that do not change the
+            result.
+
+    Returns:
+        The accuracies and the log. A run that a signal stopped is returned too.
 
     Raises:
         ConfigError: an option cannot be used, or `out` holds a run already.
         DataError: the images cannot be used.
-        TrainingError: the loss is no longer finite, or memory is not enough.
-        OSError: `out` cannot be written; what was saved is still there.
+        TrainingError: the loss is no longer finite, or there is not enough memory.
+        OSError: `out` cannot be written; what was saved before is still there.
     """
     pretrained = pretrained or _names_weights(model)
     recipe = recipe or default_recipe(model, pretrained=pretrained)
@@ -132,17 +145,18 @@ def train(
         teachers=tuple(teachers),
         seed=seed,
         save_steps=save_steps,
+        calibrate=calibrate,
     )
     return start(run, out, options=options)
 
 
 def default_recipe(model: str | AnyNetConfig | RegNetConfig, *, pretrained: bool) -> str:
-    """The recipe for those who name none: whether training starts from weights decides."""
+    """Return the name of the default recipe: "finetune" for a start from weights, else "dds"."""
     return "finetune" if pretrained or _names_weights(model) else "dds"
 
 
 def _names_weights(model: str | AnyNetConfig | RegNetConfig) -> bool:
-    """Whether a name stands for weights: one with a tag, a repository, a folder."""
+    """Return whether a name stands for weights: one with a tag, a repository or a folder."""
     return isinstance(model, str) and find_source(model, pretrained=False).checkpoint is not None
 
 
@@ -155,16 +169,17 @@ def start(
     images: Images | None = None,
     build: Build | None = None,
 ) -> Trained:
-    """Do a run in a new folder.
+    """Carry out a run in a new folder.
 
     Args:
-        run: what to do.
+        run: the run, which determines the result.
         out: the folder; None: nothing is written.
-        facts: those of an earlier run.json, whose images these must be.
-        options: device and the like.
-        images: those of the run, where they were opened before.
-        build: builds the network where no name and no config says how; it needs no folder then,
-            since nothing could open what is in it.
+        facts: the facts of an earlier run.json, with whose images and teachers those of this run
+            are compared.
+        options: device and other options that do not change the result.
+        images: the images of the run, if they have been opened already.
+        build: builds a network that no name and no config describes. `out` should then be None,
+            because nothing could open the result.
 
     Raises:
         What `train` raises.
@@ -202,16 +217,20 @@ def resume(
     val: str | Path | None = None,
     options: Options | None = None,
 ) -> Trained:
-    """Go on with a run from its last checkpoint.
+    """Resume a run from its last checkpoint.
 
     Args:
         out: the folder of the run.
-        data: where its training images lie now, if not where they did; the same ones.
-        val: likewise of the images that measure accuracy, where they lie apart.
-        options: device and the like; None: as the run began.
+        data: where the same training images are now, if they have moved.
+        val: where the same test images are now, if they are elsewhere and have moved.
+        options: device and other options that do not change the result. None: those that the run
+            began with.
+
+    Returns:
+        The accuracies and the log, from the first epoch on.
 
     Raises:
-        What `train` raises; ConfigError where there is no run.
+        What `train` raises; ConfigError if the folder holds no run.
     """
     folder = Path(out)
     began, facts = runs.read(folder)
@@ -224,8 +243,8 @@ def resume(
     ):
         if run.recipe.micro_batch_size is None and facts.processes != group.size:
             raise ConfigError(
-                f"{folder} is a run of {facts.processes} processes, which is what batch norm "
-                f"depends on without micro_batch_size; start as many, not {group.size}"
+                f"{folder} is a run of {facts.processes} processes, and without micro_batch_size "
+                f"batch norm depends on their number; start the same number, not {group.size}"
             )
         session = Session(run, group, options)
         _tell(session)
@@ -238,7 +257,9 @@ def resume(
             if saved is not None:
                 _check_conditions(facts, now)
             elif (folder / LOG).exists():
-                _log.warning("%s: no checkpoint is left; training begins again", folder)
+                _log.warning(
+                    "%s: no checkpoint is left; training starts from the beginning", folder
+                )
         places = group.gather(saved and (saved["epoch"], saved["step"]))
         if len(set(places)) > 1:
             raise TrainingError(
@@ -250,10 +271,10 @@ def resume(
 
 
 def _summary_writer() -> Any:
-    """TensorBoard's writer.
+    """Return the class of TensorBoard's writer.
 
     Raises:
-        MissingExtraError: it is not installed.
+        MissingExtraError: tensorboard is not installed.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -265,17 +286,17 @@ def _summary_writer() -> Any:
 
 
 def _owned(folder: Path | None, group: Group) -> AbstractContextManager[None]:
-    """Own the folder of a run, if it has one."""
+    """Own the folder of a run, if it has one, so that no other process writes into it."""
     return nullcontext() if folder is None else runfolder.owned(folder, "training", group)
 
 
 def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
-    """Seeds that are set inside do not reach the caller."""
+    """Restore torch's random state afterwards, because a run seeds its global generators."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _val_beside(data: str | Path) -> str | None:
-    """The source itself, where it holds other images to test on."""
+    """Return the source as that of the test images too, or None if it holds no other images."""
     trained_on = open_set(data, "train")
     try:
         beside = open_set(data, "val")
@@ -286,19 +307,19 @@ def _val_beside(data: str | Path) -> str | None:
 
 
 def _tell(session: Session) -> None:
-    """Tell what was found, and what will be done with it."""
+    """Report the images that were found and what will be done, in the leading process."""
     if session.options.on_begin and session.group.leads:
         session.options.on_begin(session.summary)
 
 
 def _check_facts(before: Facts, now: Facts) -> None:
-    """Whether images and teachers are those of an earlier run."""
+    """Raise an error if images or teachers are not those of an earlier run."""
     for name, found in now.images.items():
         known = before.images.get(name)
         if known and known.fingerprint != found.fingerprint:
             raise DataError(
-                f"{found.source}: not the images of the run: {found.count} with fingerprint "
-                f"{found.fingerprint}, were {known.count} with {known.fingerprint}"
+                f"{found.source}: these are not the images of the run: {found.count} with "
+                f"fingerprint {found.fingerprint} instead of {known.count} with {known.fingerprint}"
             )
     for name, digest in now.teachers.items():
         if before.teachers.get(name, digest) != digest:
@@ -306,22 +327,22 @@ def _check_facts(before: Facts, now: Facts) -> None:
 
 
 def _rows(out: Path, epochs: int) -> list[dict[str, Any]]:
-    """The log up to an epoch; what a killed process may have written after it goes.
+    """Return the log up to an epoch, without rows that a killed process wrote after it.
 
     Raises:
-        TrainingError: a row is not as it was written.
+        TrainingError: a row is damaged.
     """
     try:
         rows = documents.lines(out / LOG, "a row of a log") if (out / LOG).exists() else []
     except ConfigError as error:
-        raise TrainingError(f"{error}; remove {LOG} to go on without it") from error
+        raise TrainingError(f"{error}; remove {LOG} to resume without it") from error
     if len(rows) < epochs:
         _log.warning("%s has %d of %d epochs; the others are lost", out / LOG, len(rows), epochs)
     return rows[:epochs]
 
 
 def _check_conditions(before: Facts, now: Facts) -> None:
-    """Say in which conditions a resumed run differs from those that it began under."""
+    """Warn if a resumed run differs from its beginning in conditions that change rounding."""
     changes = [
         f"{name}: {before.conditions[name]}, now {value}"
         for name, value in now.conditions.items()
@@ -335,34 +356,36 @@ def _check_conditions(before: Facts, now: Facts) -> None:
 
 
 class _Loop:
-    """Epochs, and what is written about them."""
+    """The epochs of a run, and the files that it writes."""
 
     def __init__(self, session: Session, out: Path | None, log: list[dict[str, Any]]) -> None:
         self.session, self.out, self.log = session, out, log
         self.state, self.group, self.options = session.state, session.group, session.options
         self.stopped_by: int | None = None
+        self.calibration: Calibration | None = None
         self.board = None
         if self.options.tensorboard and self.group.leads and out is not None:
             self.board = _summary_writer()(out / "tensorboard")
 
     def go(self) -> Trained:
-        """Train to the end, or until a signal."""
+        """Train to the end, or until a signal arrives."""
         with self._signals(), lost_workers():
             while self.state.epoch < self.session.recipe.epochs:
                 if not self._epoch():
                     self._save()
                     return self._result()
                 if self.session.tests_take_time:
-                    self._save()  # what follows may take longer than who stops us waits
+                    # The test may take longer than a scheduler waits after its signal.
+                    self._save()
                 self._end_epoch()
                 if self.state.epoch < self.session.recipe.epochs and self._stops(now=True):
                     return self._result()
         self._publish()
-        self.stopped_by = None  # too late to stop anything
+        self.stopped_by = None  # a signal during `_publish` has stopped nothing
         return self._result()
 
     def _epoch(self) -> bool:
-        """The rest of the epoch; False where a signal came."""
+        """Train the rest of the epoch; return False if a signal stopped it."""
         session, state = self.session, self.state
         steps, save_steps = session.plan.steps, session.run.save_steps
         session.network.train()
@@ -389,14 +412,14 @@ class _Loop:
         return True
 
     def _stops(self, *, now: bool = False) -> bool:
-        """Whether a signal came to any of the processes: they stop after the same step."""
+        """Return whether a signal reached any process, so that all stop after the same step."""
         if self.group.size == 1:
             return self.stopped_by is not None
         if not now and self.group.device.type != "cpu" and self.state.step % ASKS:
-            return False  # asking makes the device wait
+            return False  # each exchange makes the device wait
         signals = torch.tensor(int(self.stopped_by is not None), device=self.group.device)
         if not int(self.group.sum(signals)):
-            return False  # one that came meanwhile counts the next time
+            return False  # a signal that arrives meanwhile counts the next time
         self.stopped_by = self.stopped_by or signal.SIGTERM
         return True
 
@@ -438,12 +461,12 @@ class _Loop:
             return
         saved = self.state.to_dict(self.group)
         if saved is not None:
-            if best:  # before the checkpoint that says so
+            if best:  # first, because the checkpoint says that they exist
                 checkpoint.save_weights(saved, self.out / BEST)
             checkpoint.save(saved, self.out, newest=self.options.checkpoints)
 
     def _publish(self) -> None:
-        """The network, or its average, as a folder that `create` opens."""
+        """Write the network, or its average, as a folder that `create` opens."""
         if self.out is None:
             return
         saved = self.state.to_dict(self.group)
@@ -452,13 +475,20 @@ class _Loop:
             network = AnyNet(trained.config, global_pool=trained.head.global_pool).eval()
             network.load_state_dict(saved["average"] or saved["model"])
             network.card = trained.card
+            if self.session.images.calibration is not None:
+                self.calibration = calibrate_on(
+                    network.to(self.group.device),
+                    self.session.images.calibration,
+                    workers=self.options.worker_count,
+                )
+                network.cpu()
             network.save_pretrained(self.out / MODEL, readme=self._readme(network))
 
     def _readme(self, network: AnyNet) -> str:
-        """The text of the model card: what the network was made of, and how good it is."""
+        """Return the text of the model card: how the network was trained, how accurate it is."""
         session, card = self.session, network.card or Card()
         run, recipe, look = session.run, session.recipe, preprocess(network)
-        base = run.model if isinstance(run.model, str) else "a config of its own"
+        base = run.model if isinstance(run.model, str) else "a custom config"
         train, val = session.images.train, session.images.val
         measured = "no test images"
         if val is not None and self.log:
@@ -473,8 +503,19 @@ class _Loop:
             f"{recipe.peak_lr:.4g}",
             images_line(look),
             f"Top-1: {measured}",
+            *self._calibration_lines(),
             f"Classes: {', '.join(card.labels) or network.num_classes}",
         )
+
+    def _calibration_lines(self) -> list[str]:
+        found = self.calibration
+        if found is None:
+            return []
+        return [
+            f"Calibration: logits divided by {found.temperature:.3f}, fitted on {found.images} "
+            f"training images that were held out; expected calibration error there "
+            f"{found.error_before:.2f} % before, {found.error_after:.2f} % after (cross-fitted)"
+        ]
 
     def _result(self) -> Trained:
         return Trained(
@@ -483,15 +524,17 @@ class _Loop:
             top1=_score(self.log[-1]) if self.log else None,
             best=self.state.best if self.state.best >= 0 else None,
             log=tuple(self.log),
+            calibration=self.calibration,
         )
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first signal ends the run after the step that is being done; the second at once."""
+        """Let the first signal stop the run after the current step, and the second one at once."""
         if self.out is None or threading.current_thread() is not threading.main_thread():
+            # Nothing could be resumed, or Python allows no handlers in this thread.
             yield
             return
-        # What was told to be ignored, as `nohup` does with SIGHUP, stays so.
+        # Signals that are ignored already, as `nohup` does with SIGHUP, stay ignored.
         before = {s: h for s in STOPS if (h := signal.getsignal(s)) is not signal.SIG_IGN}
 
         def note(number: int, _: object) -> None:
@@ -509,5 +552,6 @@ class _Loop:
 
 
 def _score(row: Mapping[str, Any]) -> float | None:
+    """Return the test accuracy of a row of the log: that of the average, if there is one."""
     score: float | None = row.get("average_top1", row.get("top1"))
     return score

@@ -1,4 +1,4 @@
-"""The optimizer of a recipe: which parameters decay, and the learning rate of each depth."""
+"""The optimizer of a recipe: the weight decay and the learning rate of each parameter."""
 
 import re
 from typing import Any
@@ -11,7 +11,11 @@ from regnet.training.recipe import Recipe
 
 
 def build_optimizer(model: AnyNet, recipe: Recipe) -> torch.optim.SGD:
-    """SGD with one group per weight decay and depth; `set_learning_rate` scales each group's."""
+    """Build SGD with momentum 0.9 and one parameter group for each weight decay and depth.
+
+    Each group has its factor of the learning rate (`Recipe.layer_decay`) in "lr_scale", which
+    `set_learning_rate` applies.
+    """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     behind = layers_behind(model)
     for name, parameter in model.named_parameters():
@@ -30,20 +34,20 @@ def build_optimizer(model: AnyNet, recipe: Recipe) -> torch.optim.SGD:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The rate of the deepest layers; others take their part of it."""
+    """Set the learning rate of the head to `rate`, and those of other layers in proportion."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
 
 
 def layers_behind(model: AnyNet) -> dict[str, int]:
-    """Blocks between each parameter and the output: 0 in the head, most in the stem."""
+    """Return how many blocks follow each parameter, by name: 0 in the head, most in the stem."""
     layers = {name: _layer(name) for name, _ in model.named_parameters()}
     order = list(dict.fromkeys(layers.values()))
     return {name: len(order) - 1 - order.index(layer) for name, layer in layers.items()}
 
 
 def _layer(name: str) -> str:
-    """The block of a parameter; the stem is one, and so is all that is behind the blocks."""
+    """Return the block of a parameter; the stem counts as one, and everything after the blocks."""
     block = re.match(r"s\d+\.b\d+", name)
     if block:
         return block[0]

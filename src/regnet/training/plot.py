@@ -8,11 +8,11 @@ from regnet.figures import check_plot_file, finish, new_figure, save_figure
 
 
 def save_learning_curve(log: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the rows of the log of a run: loss and accuracy by epoch.
+    """Plot loss and accuracy by epoch, from the rows of a run's log.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        ConfigError: the ending of the file names no image format.
+        ConfigError: the ending of the file is not that of an image format.
         OSError: the file cannot be written.
     """
     check_plot_file(path)

@@ -1,7 +1,7 @@
-"""Recipes: how a network is trained, as data, and the named ones.
+"""Recipes: how a network is trained, as data, and the recipes that have names.
 
-A recipe says everything that decides the result but the network, the images and the seed. What
-only decides how fast it comes (device, processes, compiler) is an option of `train`.
+A recipe holds everything that decides the result, except the network, the images and the seed. What
+only decides the speed (device, processes, compiler) is an option of `train`.
 """
 
 import json
@@ -14,85 +14,90 @@ from regnet.engines.base import Precision
 from regnet.errors import ConfigError, check_number, unknown
 
 Crop = Literal["pad", "resized"]
-"""Crop from the image with a border of 4 pixels, as for CIFAR; or a random area, resized."""
+"""Crop the image with a border of 4 pixels around it, as for CIFAR, or resize a random area."""
 
 Policy = Literal["none", "rand", "trivial"]
 """RandAugment (Cubuk et al. 2020), TrivialAugment Wide (Müller and Hutter 2021), or neither."""
 
 LR_BATCH: Final = 128
-"""Images for which `Recipe.lr` is meant; other batch sizes scale it linearly (DDS, appendix C)."""
+"""Batch size of `Recipe.lr`, which scales linearly with the batch size (DDS, appendix C)."""
 
 WARMUP_START: Final = 0.1
-"""Part of the learning rate with which warm-up begins (pycls)."""
+"""Factor of the learning rate with which warm-up begins (pycls)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """SGD with momentum 0.9 and a half-period cosine, and what goes with it.
+    """SGD with momentum 0.9 and a half-period cosine, augmentation and regularization.
 
-    The defaults are those of the paper's final models (`dds`).
+    The defaults are the recipe of the paper's final models (`dds`).
+
+    Raises:
+        ConfigError: a value has the wrong type, is out of range, or contradicts another.
     """
 
     epochs: int = 100
     batch_size: int = 1024
-    """Images per step, over all processes."""
+    """Images per step, over all processes together."""
     micro_batch_size: int | None = None
-    """Images per forward pass, which is what batch norm sees; processes share the passes of a step
-    and one process takes them in turn, so that their number changes nothing but rounding. Running
-    statistics are those of a step's first pass. None: the images of a step, divided by the
-    processes, whose number then matters."""
+    """Images per forward pass, over which batch norm computes its statistics. The processes share
+    the passes of a step, and each computes its own one after another, so that their number changes
+    nothing but rounding. The running statistics come from the first pass of a step. None:
+    `batch_size` divided by the number of processes, which then changes the result."""
     lr: float = 0.1
-    """Peak learning rate for 128 images; scaled linearly."""
+    """Peak learning rate for a batch of 128 images; it scales linearly with the batch size."""
     lr_per: Literal["epoch", "step"] = "epoch"
-    """How often the learning rate moves; pycls sets it once per epoch."""
+    """How often the learning rate changes; pycls sets it once per epoch."""
     warmup_epochs: int = 5
     nesterov: bool = True
     weight_decay: float = 5e-5
     norm_weight_decay: float | None = None
-    """Of norms and biases; None: as of the rest, which is pycls's default."""
+    """Weight decay of norms and biases; None: `weight_decay`, which is pycls's default."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from one block to the one before; below 1 for fine-tuning."""
+    """Learning rate of a block as a share of the next block's; below 1 for fine-tuning."""
     clip_norm: float | None = None
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient, to which larger ones are scaled down; None: no limit."""
 
     image_size: int | None = None
-    """Side of the training images in pixels; None: the network's."""
+    """Side of the training images in pixels; None: the default of the network."""
     crop: Crop = "resized"
     min_area: float = 0.08
-    """Smallest part of the image that a resized crop takes."""
+    """Smallest share of the image's area that a resized crop takes."""
     flip: bool = True
     lighting: float = 0.1
     """Standard deviation of the PCA lighting noise (Krizhevsky et al. 2012)."""
     policy: Policy = "none"
     magnitude: int = 9
-    """Of RandAugment, 0 to 30; two operations per image."""
+    """Magnitude of RandAugment, 0 to 30, with two operations per image."""
     erasing: float = 0.0
-    """Probability that a rectangle is erased."""
+    """Probability that a rectangle of an image is erased."""
     cutout: int = 0
-    """Side in pixels of a square that is hidden; 0: none."""
+    """Side in pixels of a square that is hidden in each image; 0: none."""
     clean_epochs: int = 0
-    """The last so many epochs see crops and flips alone, as the network will be used."""
+    """Number of last epochs with only crops and flips, so that images look as they do in use."""
     repeats: int = 1
-    """Times that an image is augmented in a row (Hoffer et al. 2020); epochs keep their length."""
+    """Number of times each image is augmented in a row (Hoffer et al. 2020), in epochs of the same
+    length."""
     mixup: float = 0.0
-    """Alpha of mixup; with cutmix too, each batch takes one of them."""
+    """Alpha of mixup; if cutmix is on too, each batch uses one of the two."""
     cutmix: float = 0.0
+    """Alpha of cutmix."""
     label_smoothing: float = 0.0
     distill: float = 0.0
-    """Part of the loss that is the distance from a teacher's answers, not from the labels."""
+    """Share of the loss that compares with a teacher's answers instead of with the labels."""
     temperature: float = 1.0
-    """Of both answers in that part; above 1, small probabilities count more."""
+    """Temperature of the answers in that share; above 1, small probabilities count more."""
 
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
     zero_init_last: bool = False
     ema_alpha: float = 0.0
-    """Of the moving average of the weights: see `ema_weight`; 0: none."""
+    """Alpha of the moving average of the weights (see `ema_weight`); 0: no average."""
     ema_period: int = 32
-    """Most steps from one update of the average to the next: see `ema_steps`."""
+    """Largest number of steps between two updates of the average (see `ema_steps`)."""
     precise_bn: int = 8192
-    """Training images whose statistics replace batch norm's running ones before each test; 0: keep
-    the running ones."""
+    """Number of training images whose statistics replace batch norm's running statistics before
+    each test; 0: keep the running statistics."""
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
@@ -152,10 +157,15 @@ class Recipe:
         return self.lr * self.batch_size / LR_BATCH
 
     def learning_rate(self, epoch: int, step: int = 0, steps: int = 1) -> float:
-        """The learning rate of a step, both counted from 0, of `steps` per epoch.
+        """Return the learning rate of a step.
 
-        Half-period cosine over all epochs, from the peak to 0, times a ramp from 0.1 to 1 in the
-        warm-up (pycls `core/optimizer.py`; DDS, section 5).
+        It is a half-period cosine over all epochs, from the peak to 0, times a ramp from 0.1 to 1
+        during warm-up (pycls `core/optimizer.py`; DDS, section 5).
+
+        Args:
+            epoch: the epoch, from 0.
+            step: the step of the epoch, from 0; it only matters if `lr_per` is "step".
+            steps: number of steps per epoch.
         """
         at = epoch if self.lr_per == "epoch" else epoch + step / steps
         rate = self.peak_lr * 0.5 * (1 + math.cos(math.pi * at / self.epochs))
@@ -165,21 +175,28 @@ class Recipe:
         return rate
 
     def ema_steps(self, steps: int) -> int:
-        """Steps from one update of the average to the next, in epochs of `steps` steps.
+        """Return the number of steps between two updates of the average.
 
-        `ema_period`, or a fiftieth of a training that is shorter than fifty such periods.
+        It is `ema_period`, or a fiftieth of a training that is shorter than fifty such periods.
+
+        Args:
+            steps: number of steps per epoch.
         """
         return min(self.ema_period, max(1, self.epochs * steps // 50))
 
     def ema_weight(self, epoch: int, steps: int) -> float:
-        """Weight of the newest parameters in the average, at each update in this epoch.
+        """Return the weight of the newest parameters at each update of the average in an epoch.
 
-        min(1, alpha * batch_size / epochs * period), and 1 while the learning rate warms up (pycls
-        `core/trainer.py`, torchvision's references), so that alpha means the same for every batch
-        size and number of epochs. It does not mean the same for every number of images: on a few
-        hundred, the alpha of ImageNet would average over a hundred times the training's length, and
-        the average would stay where the training began. So the average never reaches back
-        further than a tenth of the training's steps.
+        It is min(1, alpha * batch_size / epochs * period), and 1 while the learning rate warms up
+        (pycls `core/trainer.py`, torchvision's references), so that alpha means the same for every
+        batch size and number of epochs. It does not mean the same for every number of images: on a
+        few hundred images, the alpha of ImageNet would average over a hundred times the length of
+        the training, and the average would stay where the training began. Therefore the average
+        never reaches back further than a tenth of the steps of the training.
+
+        Args:
+            epoch: the epoch, from 0.
+            steps: number of steps per epoch.
         """
         if epoch < self.warmup_epochs:
             return 1.0
@@ -187,13 +204,17 @@ class Recipe:
         return min(1.0, each * self.ema_steps(steps))
 
     def changed(self, **changes: Any) -> "Recipe":
-        """Return the recipe with other values, and what follows from them.
+        """Return the recipe with other values, and adapt the values that depend on them.
 
-        With other epochs, warm-up and clean epochs keep their part of the whole, as far as they are
-        not given; with another batch size, the images of a pass divide it.
+        With fewer epochs, warm-up and clean epochs shrink in proportion. With another batch size,
+        `micro_batch_size` becomes its largest divisor that is not above the present value. Fields
+        that are given are taken as they are.
+
+        Args:
+            **changes: new values by field.
 
         Raises:
-            ConfigError: there is no such field, or values do not fit.
+            ConfigError: a field does not exist, or a value cannot be used.
         """
         follows: dict[str, Any] = {}
         epochs, batch = changes.get("epochs"), changes.get("batch_size")
@@ -207,15 +228,15 @@ class Recipe:
         return Recipe.from_dict(self.to_dict() | follows | changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, for JSON."""
+        """Return all fields, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Recipe":
-        """The recipe of `to_dict`; fields that are missing take their defaults.
+        """Build a recipe from what `to_dict` returns; missing fields take their defaults.
 
         Raises:
-            ConfigError: a field is not known, or has a value that cannot be used.
+            ConfigError: a field does not exist, or has a value that cannot be used.
         """
         known = [field.name for field in fields(cls)]
         for name in values:
@@ -231,16 +252,16 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     "dds": Recipe(),
     # Populations of section 3 of the paper: 10 epochs, 128 images on one GPU, no warm-up.
     "dds-short": Recipe(epochs=10, batch_size=128, lr=0.05, warmup_epochs=0),
-    # Those of section 4.
+    # Populations of section 4 of the paper: 25 epochs.
     "dds-short-25": Recipe(epochs=25, batch_size=128, warmup_epochs=0),
-    # After what torchvision published for its second weights ("IMAGENET1K_V2" of ResNet-50).
+    # What torchvision published about its second weights ("IMAGENET1K_V2" of ResNet-50).
     "tv2": Recipe(
         epochs=600, batch_size=1024, micro_batch_size=128, lr=0.0625, nesterov=False,
         weight_decay=2e-5, norm_weight_decay=0.0, image_size=176, lighting=0.0, policy="trivial",
         erasing=0.1, repeats=4, mixup=0.2, cutmix=1.0, label_smoothing=0.1, ema_alpha=2e-5,
         precise_bn=0,
     ),
-    # From weights, on some hundred to some ten thousand photos.
+    # Training that starts from weights, on some hundred to some ten thousand photos.
     "finetune": Recipe(
         epochs=20, batch_size=32, lr=0.16, lr_per="step", warmup_epochs=1, weight_decay=1e-4,
         norm_weight_decay=0.0, layer_decay=0.85, clip_norm=5.0, min_area=0.35, lighting=0.0,
@@ -261,10 +282,14 @@ RECIPES: Final[Mapping[str, Recipe]] = {
 
 
 def find_recipe(name: str, **changes: Any) -> Recipe:
-    """A named recipe, with other values for some fields (`Recipe.changed`).
+    """Return a recipe by its name in `RECIPES`, with other values for some fields.
+
+    Args:
+        name: name of the recipe.
+        **changes: new values by field, as `Recipe.changed` takes them.
 
     Raises:
-        ConfigError: there is no such recipe or field, or values do not fit.
+        ConfigError: the recipe or a field does not exist, or a value cannot be used.
     """
     if name not in RECIPES:
         raise ConfigError(unknown("recipe", name, RECIPES))
@@ -272,10 +297,10 @@ def find_recipe(name: str, **changes: Any) -> Recipe:
 
 
 def recipe_from_json(text: str) -> Recipe:
-    """The recipe in a JSON document.
+    """Return the recipe in a JSON document.
 
     Raises:
-        ConfigError: it is not one.
+        ConfigError: the text is not the JSON of a recipe.
     """
     try:
         values = json.loads(text)

@@ -1,4 +1,4 @@
-"""Everything that determines the result of a training run, as a document that repeats it."""
+"""A training run as a document with everything that determines its result, to repeat it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ FILE = "run.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Network, images, recipe and seed."""
+    """What determines the result of a run: network, images, recipe and seed."""
 
     model: str | AnyNetConfig | RegNetConfig
     """A name that `create` takes, or a config."""
@@ -27,27 +27,29 @@ class Run:
     train: str
     """Where the training images are; see `regnet.data.sets.open_set`."""
     val: str | None
-    """Where the images are that measure accuracy; None: nothing is measured."""
+    """Where the test images are; None: accuracy is not measured."""
     train_images: int | None = None
-    """How many of the training images are used, equally from all classes; None: all."""
+    """Number of training images to use, equally from all classes; None: all."""
     val_images: int | None = None
-    """Of the others likewise."""
+    """Number of test images to use, likewise; None: all."""
     pretrained: bool = False
     """Whether to start from the weights that the name stands for."""
     num_classes: int | None = None
-    """None: as many as the images have."""
+    """Outputs of the classifier; None: the number of classes of the images."""
     in_chans: int | None = None
-    """1: the network sees gray images; None: as the name or the config says."""
+    """Channels of the images, 1 for gray ones; None: those of the name or the config."""
     image_size: int | None = None
-    """Side of the images that measure accuracy, in pixels; None: what suits the network."""
+    """Side of the test images in pixels; None: the default of the network."""
     teachers: tuple[str, ...] = ()
-    """Names of weights whose answers are learned from, as `Recipe.distill` says."""
+    """Names of weights from whose answers the network learns, as `Recipe.distill` says."""
     seed: int = 0
     save_steps: int | None = None
-    """Steps between checkpoints, beside one after each epoch."""
+    """Steps between checkpoints, in addition to one after each epoch."""
+    calibrate: bool = False
+    """Whether to hold out some training images, and to calibrate the result on them at the end."""
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, for JSON."""
+        """Return all fields, for JSON."""
         named = isinstance(self.model, str)
         return {
             "model": self.model if named else self.model.to_dict(),  # type: ignore[union-attr]
@@ -62,27 +64,28 @@ class Run:
             "teachers": self.teachers,
             "seed": self.seed,
             "save_steps": self.save_steps,
+            "calibrate": self.calibrate,
             "recipe": self.recipe.to_dict(),
         }
 
     def moved(self, data: str | Path | None, val: str | Path | None) -> "Run":
-        """The same run, where its images lie elsewhere now; None: where they did."""
+        """Return the run with new places of its images; None: an unchanged place."""
         train, tests = sources.moved(self.train, self.val, data, val)
         return replace(self, train=train, val=tests)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Run":
-        """The run of `to_dict`.
+        """Build a run from what `to_dict` returns.
 
         Raises:
-            ConfigError: a field is missing, not known, or has a value that cannot be used.
+            ConfigError: a field is missing, does not exist, or has a value that cannot be used.
         """
         return build(cls, values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetFacts:
-    """Which images these are."""
+    """Identifies a set of images."""
 
     source: str
     count: int
@@ -91,35 +94,35 @@ class SetFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SavedOptions:
-    """Options that a run is resumed with, unless others are asked for."""
+    """Options that run.json saves, and with which a run is resumed unless others are given."""
 
     device: torch.device | str = "cpu"
     workers: int | None = None
-    """Processes that decode large images; None: as many as this one may use cores."""
+    """Processes that decode large images; None: one for each core that this process may use."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """Each process holds the whole network, or a part of every tensor (FSDP2)."""
+    """Whether each process holds the complete network (DDP) or a part of every tensor (FSDP2)."""
     compile: bool = False
     grad_checkpointing: bool = False
     checkpoints: int = 2
-    """How many of the newest checkpoints stay on disk."""
+    """Number of newest checkpoints to keep on disk."""
     tensorboard: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """Where and on what a run ran."""
+    """The images, teachers, processes, options and machine of a run."""
 
     images: Mapping[str, SetFacts]
-    """By what they are for, `train` and `val`."""
+    """By purpose: `train`, and where there are such images `val` and `calibration`."""
     teachers: Mapping[str, str]
-    """Digests of their weights."""
+    """Digests of the weights of each teacher, by name."""
     processes: int
     options: SavedOptions
     environment: dict[str, Any]
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What the bits of the weights depend on, beside the run itself."""
+        """What the exact bits of the weights depend on, in addition to the run itself."""
         packages = self.environment.get("packages")
         return {
             "threads": self.environment.get("threads"),
@@ -130,16 +133,19 @@ class Facts:
 
 
 def write(out: Path, run: Run, facts: Facts) -> None:
-    """Write run.json: the run, and facts about where and on what it ran."""
+    """Write run.json: the run, and the facts about its images and machine."""
     kept = replace(run, train=sources.beside(run.train, out), val=sources.beside(run.val, out))
     runfolder.begin(out, FILE, {"run": kept, **documents.plain(facts)})
 
 
 def read(path: Path) -> tuple[Run, Facts]:
-    """Return the run of a run.json, or of a folder that holds one, and the facts beside it.
+    """Read a run.json, or the one in a folder.
+
+    Returns:
+        The run, and the facts that were saved with it.
 
     Raises:
-        ConfigError: there is none, or it is not as it was written.
+        ConfigError: there is no such file, or it is damaged.
     """
     document = runfolder.begun(path, FILE, "a run of `regnet train`")
     try:
@@ -149,4 +155,4 @@ def read(path: Path) -> tuple[Run, Facts]:
         val = sources.from_beside(run.val, folder)
         return replace(run, train=train, val=val), build(Facts, document)
     except ConfigError as error:
-        raise ConfigError(f"{path}: not the description of a run ({error})") from error
+        raise ConfigError(f"{path} does not describe a run ({error})") from error

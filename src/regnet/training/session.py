@@ -1,4 +1,4 @@
-"""A training run in one process: the network, its images, and its steps and tests."""
+"""The part of a training run in one process: network, images, steps and tests."""
 
 import contextlib
 import itertools
@@ -37,17 +37,20 @@ from regnet.zoo.create import create, preprocess
 from regnet.zoo.resolver import find_source
 
 LOOKS = 50
-"""Steps between looks at the loss where looking makes the device wait."""
+"""Steps between two checks of the loss on a device that must wait for each check, as GPUs do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where a run stands, after a step."""
+    """How far a run has come, after a step."""
 
     epoch: int
+    """The epoch, from 0."""
     epochs: int
     step: int
+    """Number of steps done in this epoch."""
     steps: int
+    """Number of steps per epoch."""
 
 
 _SAVED: Final = tuple(field.name for field in fields(SavedOptions))
@@ -55,49 +58,55 @@ _SAVED: Final = tuple(field.name for field in fields(SavedOptions))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(SavedOptions):
-    """How a run is done: what decides how fast it is, and not what comes out."""
+    """How a run is carried out: options that decide its speed, not its result.
+
+    Raises:
+        ConfigError: an option cannot be used.
+    """
 
     on_begin: Callable[[Sequence[str]], None] | None = None
-    """Called with what was found, in lines, before the first step."""
+    """Called before the first step, with lines that describe the run."""
     on_step: Callable[[Progress], None] | None = None
+    """Called after each step."""
     on_epoch: Callable[[Mapping[str, Any]], None] | None = None
+    """Called after each epoch, with its row of the log."""
 
     def __post_init__(self) -> None:
         if self.parallel not in ("ddp", "fsdp"):
-            raise ConfigError(f"parallel must be ddp or fsdp; got {self.parallel!r}")
+            raise ConfigError(f"parallel must be ddp or fsdp, got {self.parallel!r}")
         if self.checkpoints < 1:
             raise ConfigError(f"checkpoints must be at least 1, got {self.checkpoints}")
 
     @classmethod
     def of_run(cls, facts: Facts, **asked: Any) -> "Options":
-        """Those that a run began with, from its run.json, but for what is asked for."""
+        """Return the options that a run began with, except for those that are given."""
         return cls(**{name: getattr(facts.options, name) for name in _SAVED} | asked)
 
     @property
     def saved(self) -> SavedOptions:
-        """Those that run.json keeps."""
+        """The options that run.json saves."""
         values = {name: getattr(self, name) for name in _SAVED}
         return SavedOptions(**values | {"device": str(self.device)})
 
     @property
     def worker_count(self) -> int:
-        """Processes that decode."""
+        """Number of processes that decode images."""
         return core_count() if self.workers is None else self.workers
 
 
 def _default_weights(model: str | AnyNetConfig | RegNetConfig) -> str | None:
-    """Weights that a run could start from, where it starts from random ones."""
+    """Return weights from which a run that starts from random ones could start instead."""
     variant = find_source(model, pretrained=False).architecture
     row = default_checkpoint(variant) if variant in VARIANTS else None
     return row.id if row else None
 
 
 Build = Callable[[], AnyNet]
-"""Builds the network of a run, its weights drawn from torch's own generator."""
+"""Builds the network of a run, with weights from torch's global generator."""
 
 
 class Session:
-    """What a run needs in one process."""
+    """Network, images, optimizer and tests of a run in one process."""
 
     def __init__(
         self,
@@ -114,6 +123,7 @@ class Session:
             train_images=run.train_images,
             val_images=run.val_images,
             num_classes=run.num_classes,
+            calibrate=run.calibrate,
         )
         count = len(self.images.train)
         self.plan = Plan(images=count, recipe=run.recipe, seed=run.seed, group=group)
@@ -129,7 +139,7 @@ class Session:
         if options.compile:
             self.network.compile()
         if group.size > 1 and options.parallel == "ddp":
-            # Buffers are the leader's; they are sent after each step.
+            # `_share_buffers` sends the buffers of the leading process after each step.
             self.forward = DistributedDataParallel(self.network, broadcast_buffers=False)
         kind = group.device.type
         self.state = State(
@@ -142,8 +152,12 @@ class Session:
 
     @property
     def facts(self) -> Facts:
-        """What is worth knowing of a run beside what it is: images, machine, versions."""
-        sets = (("train", self.images.train), ("val", self.images.val))
+        """The images, teachers, processes, options and machine of this run."""
+        sets = (
+            ("train", self.images.train),
+            ("val", self.images.val),
+            ("calibration", self.images.calibration),
+        )
         return Facts(
             images={
                 name: SetFacts(
@@ -160,9 +174,9 @@ class Session:
 
     @property
     def summary(self) -> tuple[str, ...]:
-        """What the run begins with, in lines: weights, images, sizes, recipe."""
+        """Lines that describe the run: weights, images, sizes, recipe."""
         run, recipe = self.run, self.recipe
-        name = run.model if isinstance(run.model, str) else "a config of its own"
+        name = run.model if isinstance(run.model, str) else "a custom config"
         weights = f"weights: random, for {name}"
         if run.pretrained:
             license = self.network.card.license if self.network.card else None
@@ -204,14 +218,14 @@ class Session:
         torch.manual_seed(seed_of(self.run.seed, "weights"))
         network = build()
         sharded = self.group.size > 1 and self.options.parallel == "fsdp"
-        # FSDP2 cuts tensors into rows, and takes only those that lie in one piece.
+        # FSDP2 splits tensors into rows, and accepts only contiguous ones.
         layout = torch.contiguous_format if sharded else torch.channels_last
         network.to(memory_format=layout)  # type: ignore[call-overload]  # its stub lacks this one
-        # Sharding moves block by block: the whole may not fit one device.
+        # Sharding moves one block at a time, since the complete network may not fit on a device.
         return network if sharded else network.to(self.group.device)
 
     def _input(self) -> Input:
-        """The training images; the card of the network then says how its images look."""
+        """Return the training batches, and set the network's card: preprocessing and classes."""
         recipe, network, device = self.recipe, self.network, self.group.device
         card = network.card or Card()
         look = card.preprocess.for_channels(network.config.in_chans)
@@ -235,7 +249,7 @@ class Session:
                 device=device,
             )
         classes = self.images.train.classes
-        # What was published of the weights that training begins with is not true of its result.
+        # A new card: what was published about the first weights does not hold for the result.
         network.card = Card(
             architecture=card.architecture,
             preprocess=look,
@@ -248,7 +262,7 @@ class Session:
     def _teachers(self) -> Teachers | None:
         run, recipe = self.run, self.recipe
         if bool(run.teachers) != bool(recipe.distill):
-            lacks = "distill, the part of the loss that is theirs," if run.teachers else "teachers"
+            lacks = "distill, the teachers' share of the loss," if run.teachers else "teachers"
             raise ConfigError(f"{lacks} must be given too, to learn from teachers")
         if not run.teachers:
             return None
@@ -275,14 +289,17 @@ class Session:
 
     @property
     def tests_take_time(self) -> bool:
-        """Whether there is more to do at the end of an epoch than to save."""
+        """Whether an epoch ends with a test or with precise batch norm, which take time."""
         return self.test is not None or self.recipe.precise_bn > 0
 
     def step(self, batches: Sequence[Batch]) -> None:
-        """Train on the forward passes of one step, the one that the state says is next.
+        """Train on the forward passes of the next step.
+
+        Args:
+            batches: this process's forward passes of the step that `state` says is next.
 
         Raises:
-            TrainingError: memory is not enough.
+            TrainingError: there is not enough memory.
         """
         with self._enough_memory():
             self._step(batches)
@@ -293,9 +310,10 @@ class Session:
         set_learning_rate(state.optimizer, rate)
         state.optimizer.zero_grad(set_to_none=True)
         for number, batch in zip(self.plan.passes, batches, strict=True):
-            # What layers draw, such as drop path, is decided by this alone.
+            # The random numbers of layers, such as drop path, depend on this seed alone.
             torch.manual_seed(seed_of(self.run.seed, "layers", state.epoch, state.step, number))
-            # Running statistics are those of a step's first pass, whoever does the others.
+            # Only the first pass of a step changes running statistics, so that they do not depend
+            # on how the processes share the passes.
             kept = self._norms() if number else []
             travel = self._gradients_travel(with_this=batch is batches[-1])
             with travel, _momentum(kept, 0.0):
@@ -310,12 +328,13 @@ class Session:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         self._share_buffers()
-        # Counted within the epoch, from 0, so that each epoch has one (pycls, torchvision).
+        # Steps are counted from 0 in each epoch, as in pycls and torchvision, so that each epoch
+        # updates the average at least once.
         if state.average and state.step % recipe.ema_steps(self.plan.steps) == 0:
             state.average.update(self.network, recipe.ema_weight(state.epoch, self.plan.steps))
 
     def _pass(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
-        """Loss and hits of one forward pass."""
+        """Return the loss and the number of hits of one forward pass."""
         recipe, smoothing = self.recipe, self.recipe.label_smoothing
         with self._autocast():
             logits = self.forward(batch.images)
@@ -343,7 +362,7 @@ class Session:
                 raise
             size = self.plan.micro_size
             raise TrainingError(
-                f"memory is not enough for {size} images per pass; try micro_batch_size="
+                f"not enough memory for {size} images per pass; try micro_batch_size="
                 f"{max(size // 2, 1)}, or --grad-checkpointing"
             ) from error
 
@@ -356,7 +375,7 @@ class Session:
         return torch.autocast(self.group.device.type, dtype=DTYPES[self.recipe.precision])
 
     def _gradients_travel(self, *, with_this: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients of a step are exchanged once, with its last pass."""
+        """Make the processes exchange gradients once per step, with its last pass."""
         if isinstance(self.forward, DistributedDataParallel):
             return contextlib.nullcontext() if with_this else self.forward.no_sync()
         if self.group.size > 1:
@@ -364,7 +383,7 @@ class Session:
         return contextlib.nullcontext()
 
     def _share_buffers(self) -> None:
-        """Batch norm's statistics are the leader's."""
+        """Send the batch norm statistics of the leading process to all others."""
         buffers = [b for b in self.network.buffers() if b.is_floating_point()]
         if self.group.size == 1 or not buffers:
             return
@@ -376,13 +395,19 @@ class Session:
     def check_finite(
         self, batches: Sequence[Batch], out: Path | None, *, now: bool = False
     ) -> None:
-        """Stop where the loss or a weight is no longer a number, and keep the images of the step.
+        """Stop the run if the loss or a weight is not finite, and save the images of the step.
 
-        On a GPU looking makes it wait: it is looked at every 50 steps and `now`, before anything is
-        saved, and the step may be one of those since the last look.
+        A GPU must wait for each check. On a GPU the loss is therefore only checked every `LOOKS`
+        steps, and with `now`, before anything is saved; the fault may lie in any step since the
+        last check.
+
+        Args:
+            batches: this process's forward passes of the step.
+            out: folder in which to save them; None: they are not saved.
+            now: check on any device and at any step, and check the weights too.
 
         Raises:
-            TrainingError: it is not.
+            TrainingError: the loss or a weight is not finite.
         """
         waits = self.group.device.type != "cpu"
         if waits and not now and self.state.step % LOOKS:
@@ -396,7 +421,7 @@ class Session:
         kept = ""
         if out is not None:
             path = out / f"not-finite-{self.group.rank}.pt"
-            with contextlib.suppress(RuntimeError, OSError):  # the reason matters more
+            with contextlib.suppress(RuntimeError, OSError):  # the error below matters more
                 torch.save([asdict(batch) for batch in batches], path)
             kept = f"the images are in {path}; "
         since = f" or up to {LOOKS} before" if waits else ""
@@ -407,7 +432,7 @@ class Session:
         )
 
     def measure(self) -> dict[str, float]:
-        """Accuracy of the network and of its average, after precise batch norm where asked for."""
+        """Return the accuracy of the network and of its average, after `Recipe.precise_bn`."""
         with self._enough_memory():
             found = self._measured("top1")
             if self.state.average:
@@ -418,15 +443,15 @@ class Session:
     def _measured(self, name: str) -> dict[str, float]:
         if self.recipe.precise_bn:
             self._precise_bn()
-        # To compile for tests too takes longer than they do.
+        # Compiling for the tests would take longer than the tests.
         with torch.compiler.set_stance("force_eager"):
             return {name: self.test.top1(self.network)} if self.test else {}
 
     def _precise_bn(self) -> None:
-        """Batch norm's statistics become those of training images, unmixed (Wu and Johnson 2021).
+        """Set batch norm's statistics to those of unmixed training images (Wu and Johnson 2021).
 
-        Over the passes: mean of the means, and mean of variance + mean^2, less the mean's square
-        (pycls `core/net.py`).
+        The mean is that of the passes' means. The variance is the mean of their variance + mean^2,
+        minus the square of that mean (pycls `core/net.py`).
         """
         norms, epoch = self._norms(), self.state.epoch
         if not norms:
@@ -456,7 +481,7 @@ class Session:
 
 @contextlib.contextmanager
 def _momentum(norms: Sequence[BatchNorm], value: float) -> Iterator[None]:
-    """How much of running statistics a forward pass replaces, inside."""
+    """Set how much of the running statistics a forward pass replaces, in a `with` statement."""
     usual = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = value
@@ -468,13 +493,13 @@ def _momentum(norms: Sequence[BatchNorm], value: float) -> Iterator[None]:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor."""
+    """Return this process's part of a tensor."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part
 
 
 def _shard(network: AnyNet, group: Group) -> None:
-    """Each process keeps a part of every tensor (FSDP2), block by block."""
+    """Shard a network block by block, so that each process has a part of every tensor (FSDP2)."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 

@@ -14,10 +14,10 @@ from regnet.zoo.create import create, preprocess
 
 
 class Teachers:
-    """Networks that see what the learner sees, mixed images included (Beyer et al. 2022).
+    """Networks that see the same images as the learner, mixed ones included (Beyer et al. 2022).
 
-    Each forward pass has one of them as its teacher, drawn by seed, epoch and step: the gradient
-    then expects that of their mean probabilities, an ensemble at the price of one network.
+    Each forward pass has one of them as its teacher, drawn by seed, epoch and step. The expected
+    gradient is then that of their mean probabilities: an ensemble at the price of one network.
     """
 
     def __init__(
@@ -30,19 +30,19 @@ class Teachers:
         seed: int,
         device: torch.device,
     ) -> None:
-        """Load them.
+        """Load the teachers.
 
         Args:
-            names: of weights, as `create` takes them.
-            classes: those that the learner tells apart, in the order of its outputs.
-            mean: of the colors, which the learner's images have lost; std likewise.
-            std: by which they were divided.
-            seed: of the run.
-            device: where they answer.
+            names: names of weights, as `create` takes them.
+            classes: the learner's classes, in the order of its outputs.
+            mean: mean of each color, which was subtracted from the learner's images.
+            std: standard deviation of each color, by which they were then divided.
+            seed: seed of the run.
+            device: device on which the teachers run.
 
         Raises:
-            ConfigError: one has other classes.
-            WeightsError: there are no such weights.
+            ConfigError: a teacher has other classes or takes images of other channels.
+            WeightsError: the weights of a teacher do not exist.
         """
         self.seed = seed
         self.networks: list[AnyNet] = []
@@ -53,16 +53,17 @@ class Teachers:
             known = network.card.labels if network.card else ()
             if network.num_classes != len(classes) or (known and list(known) != list(classes)):
                 raise ConfigError(
-                    f"teacher {name}: not the classes of the images, in their order; name one that "
-                    f"was trained on {', '.join(classes[:3])}, ... ({len(classes)} classes)"
+                    f"teacher {name}: its classes are not those of the images in their order; name "
+                    f"a teacher of {', '.join(classes[:3])}, ... ({len(classes)} classes)"
                 )
             self.digests[name] = digest_of(network)
             look = preprocess(network)
             if look.channels != len(mean):
                 raise ConfigError(
-                    f"teacher {name} takes images of {look.channels} channels, the network that "
-                    f"learns of {len(mean)}; in_chans of both must be the same"
+                    f"teacher {name} takes images of {look.channels} channels, and the network "
+                    f"that learns takes {len(mean)}; name another teacher, or change in_chans"
                 )
+            # From images normalized for the learner to images normalized for the teacher.
             factor = torch.tensor(std) / torch.tensor(look.std)
             shift = (torch.tensor(mean) - torch.tensor(look.mean)) / torch.tensor(look.std)
             self.colors.append((factor.to(device), shift.to(device)))
@@ -71,11 +72,11 @@ class Teachers:
 
     @torch.no_grad()
     def logits(self, images: Tensor, *place: int) -> Tensor:
-        """(N, classes): the answers of the teacher whose turn it is, for the learner's images.
+        """Return the answers of one teacher to the learner's images: logits (N, classes).
 
         Args:
-            images: (N, 3, H, W), without the learner's mean, divided by its std.
-            place: epoch, step and pass.
+            images: (N, channels, H, W), normalized with the learner's mean and std.
+            place: epoch, step and pass, which draw the teacher.
         """
         turn = seed_of(self.seed, "teacher", *place) % len(self.networks)
         factor, shift = self.colors[turn]
@@ -84,12 +85,12 @@ class Teachers:
 
 
 def distillation_loss(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || learner) of probabilities at temperature T (Hinton et al. 2015, section 2).
+    """Return T^2 KL(teacher || learner) at temperature T (Hinton et al. 2015, section 2).
 
     Args:
-        logits: (N, classes) of the learner.
-        teacher: (N, classes) of the teacher.
-        temperature: T; 1 leaves probabilities as they are.
+        logits: logits of the learner (N, classes).
+        teacher: logits of the teacher (N, classes).
+        temperature: T; 1 leaves the probabilities as they are.
     """
     return temperature**2 * functional.kl_div(
         (logits / temperature).log_softmax(1),

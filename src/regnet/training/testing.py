@@ -14,7 +14,7 @@ from regnet.process_group import Group
 
 
 class Test:
-    """Top-1 accuracy of a network on a set of images, shared among the processes."""
+    """Measures top-1 accuracy on a set of images, which the processes share among them."""
 
     def __init__(
         self,
@@ -30,13 +30,14 @@ class Test:
         self.batch_size = batch_size
         self.labels = torch.from_numpy(images.labels)
         self.pixels = pixels
-        """All images as bytes (N, 3, H, W), on the device, where they are kept in memory."""
+        """All images on the device as bytes (N, 3, H, W); None: they are read for each test."""
 
     def top1(self, network: nn.Module) -> float:
-        """In percent, computed in float32; an image that cannot be read is a miss."""
+        """Return top-1 in percent, computed in float32; an unreadable image counts as a miss."""
         hits = 0
         batches = self._batches()
-        # All processes make as many passes: sharded ones wait for each other in each.
+        # All processes make the same number of passes: in each, those with a sharded network wait
+        # for each other.
         passes = -(-len(range(0, len(self.images), self.group.size)) // self.batch_size)
         look = self.transform
         nothing = torch.zeros(1, look.channels, *look.size, device=self.group.device)

@@ -1,0 +1,233 @@
+"""The paper's statements about design, beside what the populations of a study say: JSON.
+
+    python benchmarks/principles.py benchmarks/results/order/order.parquet \
+        --out benchmarks/results/order/principles.json
+
+Each statement is a difference of mean errors, or the value of a parameter that the best networks
+have. Whether it is seen is decided by rules that were fixed when 55 of 384 networks were trained:
+
+- "lower": seen where the 95 % interval lies below 0 and the permutation test agrees after Holm's
+  correction for all differences of the table; opposite where it lies above 0 likewise.
+- "no loss": seen where the interval ends below a margin; opposite where it lies above 0.
+- "value": seen where the interval of the best networks holds the paper's value and covers at most
+  half of the values that were sampled; opposite where it does not hold it.
+- otherwise: not told apart.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from regnet.atomic import write_bytes
+from regnet.studies import statistics
+from regnet.studies.analysis import analyze
+from regnet.studies.population import Population
+from regnet.studies.statistics import Comparison
+from regnet.studies.tables import read_table
+
+MARGIN: Final = 2.0
+"""Points of mean error that count as no loss: a third of the paper's largest step, C to D."""
+
+REPEATS: Final = 10_000
+
+Populations = Mapping[str, Population]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A statement of the paper, its number, ours, and the verdict."""
+
+    statement: str
+    source: str
+    """Section or figure."""
+    paper: float | None
+    """Points of mean error, or a value; None where the paper gives no number for it."""
+    expects: Literal["lower", "no loss", "value"]
+    networks: int
+    """How many ours is of."""
+    ours: float
+    low: float
+    high: float
+    p_value: float | None
+    """After Holm's correction; None of values."""
+    verdict: Literal["seen", "not told apart", "opposite"]
+
+
+STEPS: Final = (
+    ("all stages can share the bottleneck ratio (B - A)", "figure 5", 0.2, "no loss", "b", "a"),
+    ("all stages can share the group width (C - B)", "figure 5", 0.2, "no loss", "c", "b"),
+    ("widths should not fall from stage to stage (D - C)", "figure 7", -6.2, "lower", "d", "c"),
+    ("depths should not fall either (E - D)", "figure 7", -0.5, "lower", "e", "d"),
+    ("widths should follow a quantized line (RegNetX - E)", "figure 9", -1.7, "lower", "x", "e"),
+    ("all steps together (RegNetX - A)", "figure 9", -8.0, "lower", "x", "a"),
+)
+"""Statement, source, the paper's difference of means (500 networks each, ImageNet), what is
+expected, and the letters of the two spaces."""
+
+SPACES: Final = {letter: f"anynetx_{letter}_3" for letter in "abcde"} | {"x": "regnetx_3"}
+
+SPLITS: Final = (
+    ("no bottleneck is best (b = 1 against b > 1)", "section 4", "b", "bcdex"),
+    ("depthwise convolutions lose (g > 1 against g = 1)", "section 4", "g", "cdex"),
+)
+"""Comparisons within populations: what, the parameter, and the spaces whose stages share it."""
+
+SAMPLED: Final = {"d": (1, 63), "wm": (1.5, 3.0)}
+"""What RegNetX with three stages was sampled from."""
+
+VALUES: Final = (
+    ("the best networks have about 20 blocks", "figure 11", "d", 20.0),
+    ("the best networks have w_m near 2.5", "figure 11", "wm", 2.5),
+)
+
+
+def main() -> None:
+    """Judge every statement that the tables have networks for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("tables", nargs="+", type=Path, help="output of regnet study export")
+    parser.add_argument("--out", type=Path, help="JSON file; default: standard output")
+    args = parser.parse_args()
+    populations: dict[str, Population] = {}
+    for table in args.tables:
+        populations |= read_table(table)
+    analysis = analyze(populations)
+    document = {
+        "margin": MARGIN,
+        "finished": analysis.finished,
+        "machines": analysis.machines,
+        "networks": {name: len(population) for name, population in populations.items()},
+        "failed": sum(len(population.failed) for population in populations.values()),
+        "core_hours": sum(
+            row.outcome["seconds"] * row.outcome["threads"]
+            for population in populations.values()
+            for row in population.rows
+            if row.outcome
+        )
+        / 3600,
+        "findings": [asdict(finding) for finding in judged(populations)],
+    }
+    text = json.dumps(document, indent=1) + "\n"
+    if args.out:
+        write_bytes(args.out, text.encode())
+    else:
+        print(text, end="")
+
+
+def judged(populations: Populations) -> list[Finding]:
+    """All findings; p-values are corrected for all differences together."""
+    found = [*_steps(populations), *_splits(populations)]
+    adjusted = statistics.adjust([comparison for _, comparison in found])
+    differences = [
+        replace(
+            finding,
+            ours=comparison.difference,
+            low=comparison.low,
+            high=comparison.high,
+            p_value=comparison.p_value,
+            verdict=_verdict(finding.expects, comparison),
+        )
+        for (finding, _), comparison in zip(found, adjusted, strict=True)
+    ]
+    return [*differences, *_values(populations)]
+
+
+def _verdict(expects: str, found: Comparison) -> Literal["seen", "not told apart", "opposite"]:
+    if found.verdict == "worse":
+        return "opposite"
+    seen = found.high < MARGIN if expects == "no loss" else found.verdict == "better"
+    return "seen" if seen else "not told apart"
+
+
+def _open(statement: str, source: str, paper: float | None, expects: str, networks: int) -> Finding:
+    """A finding without a number of ours."""
+    return Finding(
+        statement=statement, source=source, paper=paper, expects=expects,  # type: ignore[arg-type]
+        networks=networks, ours=0.0, low=0.0, high=0.0, p_value=None, verdict="not told apart",
+    )  # fmt: skip
+
+
+def _steps(populations: Populations) -> Iterator[tuple[Finding, Comparison]]:
+    for statement, source, paper, expects, first, second in STEPS:
+        a, b = (populations.get(SPACES[letter]) for letter in (first, second))
+        if a is not None and b is not None:
+            yield (
+                _open(statement, source, paper, expects, len(a) + len(b)),
+                statistics.compare(a.errors, b.errors, np.random.default_rng(0)),
+            )
+
+
+def _splits(populations: Populations) -> Iterator[tuple[Finding, Comparison]]:
+    for statement, source, parameter, letters in SPLITS:
+        strata = [
+            populations[SPACES[letter]] for letter in letters if SPACES[letter] in populations
+        ]
+        found = []
+        for population in strata:
+            wide = population.metrics[parameter] > 1
+            # b = 1 and g > 1 are what the paper says is better.
+            better = wide if parameter == "g" else ~wide
+            if better.any() and not better.all():
+                found.append((population.errors[better], population.errors[~better]))
+        if found:
+            networks = sum(len(a) + len(b) for a, b in found)
+            yield _open(statement, source, None, "lower", networks), stratified(found)
+
+
+def stratified(strata: Sequence[tuple[np.ndarray, np.ndarray]]) -> Comparison:
+    """Compare two kinds of networks within each space, then average over spaces.
+
+    Spaces are weighted by how precisely they tell the kinds apart, n_a n_b / (n_a + n_b). The
+    interval resamples within each kind of each space; the test exchanges kinds within each space.
+    """
+    rng = np.random.default_rng(0)
+    weights = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in strata])
+    shares = weights / weights.sum()
+    difference, resampled, mixed = 0.0, np.zeros(REPEATS), np.zeros(REPEATS)
+    for share, (a, b) in zip(shares, strata, strict=True):
+        difference += share * float(a.mean() - b.mean())
+        drawn = [
+            each[rng.integers(len(each), size=(REPEATS, len(each)))].mean(1) for each in (a, b)
+        ]
+        resampled += share * (drawn[0] - drawn[1])
+        both = rng.permuted(np.tile(np.concatenate([a, b]), (REPEATS, 1)), axis=1)
+        mixed += share * (both[:, : len(a)].mean(1) - both[:, len(a) :].mean(1))
+    low, high = map(float, np.percentile(resampled, [2.5, 97.5]))
+    p_value = float((1 + (np.abs(mixed) >= abs(difference) * (1 - 1e-9)).sum()) / (1 + REPEATS))
+    verdict = "not told apart"
+    if p_value < 0.05 and (high < 0 or low > 0):
+        verdict = "better" if high < 0 else "worse"
+    return Comparison(
+        difference=difference, low=low, high=high, p_value=p_value, ks=0.0, verdict=verdict
+    )
+
+
+def _values(populations: Populations) -> Iterator[Finding]:
+    population = populations.get(SPACES["x"])
+    if population is None:
+        return
+    best = statistics.best_values(
+        {name: population.metrics[name] for name in SAMPLED},
+        population.errors,
+        np.random.default_rng(0),
+    )
+    for statement, source, name, paper in VALUES:
+        low, high = SAMPLED[name]
+        found = best[name]
+        holds = found.low <= paper <= found.high
+        narrow = found.high - found.low <= (high - low) / 2
+        yield replace(
+            _open(statement, source, paper, "value", len(population)),
+            ours=found.median,
+            low=found.low,
+            high=found.high,
+            verdict="seen" if holds and narrow else "not told apart" if holds else "opposite",
+        )
+
+
+if __name__ == "__main__":
+    main()
