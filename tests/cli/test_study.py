@@ -47,7 +47,7 @@ def study(data, tmp_path_factory):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "no networks are given"),
+        ("{}", "needs at least one network, got none"),
         ("[1]", "is not a JSON list of networks"),
         ('[{"depth": 3}]', "is not a JSON list of networks"),
         ("[", "is not a JSON list of networks"),
@@ -88,7 +88,7 @@ def test_networks_have_as_many_stages_as_are_asked_for(tmp_path):
 
 
 def test_a_study_needs_something_to_train(tmp_path):
-    refused(regnet("study", "init", tmp_path / "s"), 2, "needs a space, or networks that are given")
+    refused(regnet("study", "init", tmp_path / "s"), 2, "needs a space or given networks")
 
 
 @pytest.mark.slow

@@ -199,8 +199,8 @@ def test_what_to_do_is_for_the_size_and_the_crop_that_were_chosen():
         ({"license": "gpl"}, "gpl"),
         ({"metric": "top5"}, "there is no metric 'top5'"),
         ({"engine": "tflite"}, "there is no engine 'tflite'"),
-        ({"models": "vit*"}, "no published weights fit 'vit\\*'"),
-        ({"min_top1": 99}, "no published weights fit"),
+        ({"models": "vit*"}, "no published weights match 'vit\\*'"),
+        ({"min_top1": 99}, "no published weights match"),
         ({"models": "*seer*", "license": "mit"}, "no published weights"),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_time_that_was_taken_while_others_computed_is_taken_again_and_not_kept
     assert found.problem is None
     Disturbed.lasting = True
     found = regnet.choose(60, engine="folded", batch_size=3)
-    assert found.doubts[0] == "no claim: the machine is busy; ask again when it is quiet"
+    assert found.doubts[0] == "no claim: the machine is busy; retry on an idle machine"
     Disturbed.lasting = False
     assert regnet.choose(60, engine="folded", batch_size=3).measured == found.measured
 
@@ -317,7 +317,7 @@ def test_efficientnets_stand_beside_the_answer(efficientnets, tmp_path):
 def test_a_report_of_a_limit_that_nothing_meets(tmp_path):
     page = tmp_path / "a.html"
     command("choose", "--latency-ms", 0.1, "--html", page, code=1)
-    assert "Nothing is that fast here" in page.read_text()
+    assert "No network is that fast here" in page.read_text()
 
 
 def test_what_was_measured_limits_the_lists():
@@ -343,7 +343,7 @@ def test_what_was_measured_limits_the_lists():
 
 def test_a_prediction_that_is_far_off_is_said_first():
     found = replace(regnet.choose(20), prediction_error=0.5)
-    assert found.doubts == ("the times marked ~ are predicted, and off by 50% (median)",)
+    assert found.doubts == ("the times marked ~ are predicted, with a median error of 50%",)
 
 
 @pytest.mark.parametrize("limit", [15, 22, 30, 40])

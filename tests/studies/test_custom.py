@@ -256,8 +256,8 @@ def test_a_space_that_has_too_few_networks_says_why(
     ("build", "count", "reason"),
     [
         ("build", "no_count", "no_count returned .*nan"),
-        ("wrong_shape", "", r"gives \(1, 768\) for one image, and not \(1, 1000\) logits"),
-        ("no_module", "", "gave str, and not a torch.nn.Module"),
+        ("wrong_shape", "", r"logits \(1, 1000\) for one image, got \(1, 768\)"),
+        ("no_module", "", "must return a torch.nn.Module, got str"),
     ],
 )
 def test_what_cannot_be_counted_has_a_reason(
@@ -344,7 +344,7 @@ def test_a_network_of_another_size_than_claimed_has_failed(own: Path, tmp_path: 
     assert len(failed) == 2
     for row in failed:
         assert row.outcome is not None
-        assert "parameters, and was counted to have" in row.outcome["reason"]
+        assert "when the study began; begin a new study" in row.outcome["reason"]
 
 
 def test_an_objective_judges_networks(own: Path, tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ def test_an_objective_of_the_papers_spaces_gets_configs(own: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("objective", "reason"),
-    [("nan", "gave an error of nan"), ("nothing", "gave None, which has no error")],
+    [("nan", "a finite error, got nan"), ("nothing", "a mapping with 'error', got None")],
 )
 def test_an_objective_without_an_error_has_a_reason(
     own: Path, tmp_path: Path, objective: str, reason: str

@@ -149,7 +149,7 @@ def test_killed_anywhere_it_goes_on_and_repeats_nothing(data: Path, tmp_path: Pa
 
 def test_another_search_in_the_folder_is_refused(data: Path, tmp_path: Path) -> None:
     searched(tmp_path / "s", data)
-    with pytest.raises(ConfigError, match=r"holds another search: it differs in recipe, seed;"):
+    with pytest.raises(ConfigError, match=r"holds another search, which differs in recipe, seed;"):
         searched(tmp_path / "s", data, recipe=replace(RECIPE, epochs=8), seed=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").write_text("mine")

@@ -89,13 +89,13 @@ def test_nds_files_are_read(tmp_path: Path) -> None:
     [
         ("a.csv", "space,loss\nx,1\n", "has no column 'error'; it has space, loss"),
         ("a.csv", "", "has no rows"),
-        ("a.csv", "error\n0.31\n150\n", "errors are in percent, from 0 to 100; a has 150"),
+        ("a.csv", "error\n0.31\n150\n", "errors must be in percent, from 0 to 100; a has 150"),
         ("a.json", "{}", "not a list of jobs"),
         ("a.json", "[{}]", "cannot be read as a table of networks: KeyError: 'min_test_top1'"),
         ("a.json", "[", "cannot be read as a table of networks"),
         ("a.parquet", "x", "cannot be read as a table of networks"),
         ("a.csv", "\0\xff", "cannot be read as a table of networks"),
-        ("a.txt", "x", "a table ends in .parquet, .csv, .json"),
+        ("a.txt", "x", "the file of a table must end in .parquet, .csv, .json"),
     ],
 )
 def test_other_files_are_refused_in_a_line(

@@ -1,5 +1,7 @@
-"""A network for a device: limits, measuring on the device, a model of its latency, and the search.
+"""Find a network for a device: choose a published one, or search for a new one.
 
-Nothing here trains. It may import `bench`, `engines`, `spaces` and the rooms below; `studies` and
-the explorer build on it. `regnet.search` and `regnet.Limits` are its public names.
+This room has the limits, the measurements on the device, the latency model that is fitted to them,
+and the search. Nothing here trains. It may import `bench`, `engines`, `spaces` and the rooms below;
+`studies` and the explorer build on it. Its public names are `regnet.choose`, `regnet.search`,
+`regnet.learn_latency` and `regnet.Limits`.
 """

@@ -1,7 +1,8 @@
-"""Choose the most accurate published network within limits of time and license.
+"""Choose the most accurate published network that satisfies a latency limit and a license.
 
-Nothing is downloaded: how long a network takes does not depend on the values of its weights. A few
-networks are measured, the others predicted; those that may decide are measured too.
+Nothing is downloaded, because the latency of a network does not depend on the values of its
+weights. A few networks are measured, and a model fitted to them predicts the latency of the others.
+Networks that could be the answer are then measured, too.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,103 +25,110 @@ from regnet.selection.timings import Network, Predictor, is_plain, timings_here
 from regnet.weights.catalog import checkpoints
 
 OUTSIDE: Final = QUICK[1:]
-"""Other engines that "auto" tries where they are installed."""
+"""Engines besides the reference that "auto" tries if they are installed."""
 
 PROBES: Final = 10
-"""Networks that are measured on the reference to predict the others."""
+"""Number of networks that are measured on the reference engine to predict the others."""
 
 OUTSIDE_PROBES: Final = 3
-"""On each of the other engines."""
+"""Number of networks that are measured on each other engine. Three are enough, because the latency
+model of the reference engine is scaled to them."""
 
 MOST_BUILT: Final = 12
-"""Networks that are built for other engines, which takes seconds each."""
+"""Largest number of networks that are built for other engines. Building one takes seconds."""
 
 MARGIN: Final = 1.4
-"""What is predicted to take so many times the limit is not measured."""
+"""Networks whose predicted latency is above this multiple of the limit are not measured."""
 
 MISSES: Final = 4
-"""With each network that turned out too slow the margin shrinks; after so many it is none."""
+"""Each measured network that turns out too slow shrinks the margin. After this number of them, only
+networks that are predicted to be within the limit are measured."""
 
 _SPARE: Final = MOST_BUILT - len(OUTSIDE)
-"""Those that are built before the race of the pick."""
+"""Networks that may be built before the pick is raced, which builds one per other engine."""
 
 RACE: Final = 2.0
-"""Engines on which a network is predicted to take up to so many times the least are timed in turn
-before it is the answer."""
+"""Before a network becomes the answer, the engines whose predicted latency is at most this multiple
+of the lowest one are timed on it in alternation."""
 
 GAIN: Final = 6.0
-"""How much faster than on the reference a network may be on another engine."""
+"""Largest factor by which another engine is expected to be faster than the reference. EfficientNets
+above this multiple of the limit on the reference are not measured on another engine."""
 
 APART: Final = 1.1
-"""Of two networks that were measured one after another, one is shown as faster from this ratio of
-their intervals' ends on."""
+"""One of two networks that were measured one after another is shown as faster only if their
+intervals are further apart than this factor."""
 
 PEERS: Final = 3
-"""EfficientNets that are measured on the engine of the pick."""
+"""Number of EfficientNets that are measured on the engine of the pick."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A published setting, and how long it takes here."""
+    """A published setting and its latency on this device."""
 
     setting: Setting
     engine: str
     latency_ms: float
-    """Median of a call: measured, or predicted where there is no interval."""
+    """Median time of a call; a prediction if there is no interval."""
     low_ms: float | None
     high_ms: float | None
-    """95 % interval of the median."""
+    """The 95 % interval of the median is `low_ms` to `high_ms`; None for a prediction."""
     reference_ms: tuple[float, float] | None = None
-    """Least and most of a fixed piece of work before, between and after its calls."""
+    """Shortest and longest time of a fixed piece of work, run before, between and after the calls.
+    They show how much the speed of the machine changed meanwhile."""
 
     @property
     def measured(self) -> bool:
-        """Whether it was measured, rather than predicted."""
+        """Whether the latency was measured, rather than predicted."""
         return self.low_ms is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """What was chosen, and what else there is."""
+    """The network that `choose` found, and the alternatives to it."""
 
     pick: Choice | None
-    """The most accurate within the limits; None where nothing is."""
+    """The most accurate network within the limits; None if no network is within them."""
     front: tuple[Choice, ...]
-    """Those under the license of which none is both faster and more accurate, by latency."""
+    """Networks that the license allows and that no other of these beats in both latency and
+    accuracy, sorted by latency."""
     next_better: Choice | None
-    """The fastest that is more accurate than the pick."""
+    """The fastest network that is more accurate than the pick; None if there is none."""
     without_license: Choice | None
-    """The most accurate within the limit of time that the license leaves out, if it is better."""
+    """The most accurate network within the latency limit that the license excludes, if it is
+    more accurate than the pick."""
     fastest: Choice
-    """What the fastest under the license takes."""
+    """The fastest network that the license allows."""
     peers: tuple[Peer, ...]
-    """EfficientNets where they were asked for, by latency."""
+    """EfficientNets, sorted by latency; empty unless `choose` was called with `peers`."""
     problem: str | None
-    """Why the times mean little; None for a quiet machine."""
+    """Why the times are unreliable, such as a busy machine; None if the machine was idle."""
     latency_ms: float
-    """The limit."""
+    """The latency limit."""
     license: str | None
     metric: Measure
     batch_size: int
     prediction_error: float
-    """Median relative error of the prediction on networks left out of it."""
+    """Median relative error of the predictions on networks left out of the fit."""
     measured: int
-    """Networks that were measured for this answer, rather than before."""
+    """Number of networks measured for this answer; saved measurements do not count."""
     environment: dict[str, Any]
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What weakens the answer, to be said before it."""
-        found = [f"no claim: {self.problem}; ask again when it is quiet"] if self.problem else []
+        """Reasons to doubt the answer; print them before it."""
+        found = [f"no claim: {self.problem}; retry on an idle machine"] if self.problem else []
         if self.prediction_error > DOUBTFUL:
             found.append(
-                f"the times marked ~ are predicted, and off by {self.prediction_error:.0%} (median)"
+                "the times marked ~ are predicted, with a median error of "
+                f"{self.prediction_error:.0%}"
             )
         return tuple(found)
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What to do next: commands and Python."""
+        """The next steps with the pick: shell commands and lines of Python."""
         if self.pick is None:
             return ()
         name, size = self.pick.setting.checkpoint, self.pick.setting.image_size
@@ -156,7 +164,7 @@ def choose(
     """Find the most accurate published network that is fast enough on this device.
 
     Nothing is downloaded. Measurements are saved on disk for the same device, threads and versions,
-    so that the next question is answered at once.
+    so that the next call returns at once.
 
     Args:
         latency_ms: largest median time of a call, that is, of a batch, in milliseconds.
@@ -164,15 +172,18 @@ def choose(
             None: any.
         batch_size: images per call.
         device: the device that the network will run on.
-        min_top1: least accuracy in percent, by the metric.
+        min_top1: lowest accuracy to accept, in percent, by the metric.
         metric: "top1" on ImageNet-1k, "real" with the labels of ReaL, or "v2" on ImageNet-V2.
         engine: the name of an engine. "auto": the fastest of folded eager, ONNX Runtime and
             OpenVINO, as far as they are installed. "best": for networks that could be the answer,
             also all other engines, including compilers.
-        models: pattern of checkpoints or variants, with * and ?.
+        models: pattern with * and ?, for the ids of checkpoints or the names of variants.
         peers: also measure the paper's EfficientNets, whose weights pycls publishes, and show them
             beside the answer.
         on_step: called with the current step, the number of networks done, and their total.
+
+    Returns:
+        The pick, the alternatives to it, and the conditions under which they were measured.
 
     Raises:
         ConfigError: a limit, a license, a metric or an engine is not valid, or no network is left.
@@ -185,8 +196,8 @@ def choose(
     allowed = [row for row in every if row.allowed]
     if not allowed:
         raise ConfigError(
-            f"no published weights under the license {license!r} fit; license=None (--license any) "
-            f"has {len(every)}"
+            f"no published weights that fit have the license {license!r}; license=None "
+            f"(--license any) allows all {len(every)} of them"
         )
     where = torch.device(device)
     names = _engines(engine, where)
@@ -208,7 +219,9 @@ def choose(
     if others and others.setting.accuracy <= best:
         others = None
     peer_rows = tuple(_peers(clock, pick, latency_ms)) if peers else ()
-    found.fit()  # so that the question asked again, with all this on disk, has the same answer
+    # The last measurements count, too: a repeated call reads all of them from disk, and must return
+    # the same answer.
+    found.fit()
     slower = [c for c in map(found.choice, allowed) if c.setting.accuracy > best]
     if not clock.problem:
         timings.answered(question)
@@ -234,6 +247,7 @@ def choose(
 
 
 def _engines(engine: str, device: torch.device) -> tuple[str, ...]:
+    """Return the engines to measure, the reference first."""
     if engine not in (AUTO, BEST):
         find_engine(engine)
         check_engine(Conditions(device=device, engine=engine))
@@ -249,7 +263,7 @@ def _engines(engine: str, device: torch.device) -> tuple[str, ...]:
 
 
 class _Search:
-    """Which networks are worth measuring, and what the others take."""
+    """Decides which networks to measure, and predicts the latency of the others."""
 
     def __init__(
         self,
@@ -266,9 +280,10 @@ class _Search:
         probes = _probes(list(networks.values()), PROBES)
         rows = [row for setting in probes if (row := clock.time(setting, engines[0], of=self.of))]
         if not rows:
-            raise EngineError(f"{engines[0]} runs none of these networks here")
+            raise EngineError(f"{engines[0]} cannot run any of these networks here")
         base = Predictor(clock.timings.on(engines[0]))
-        # Other engines are compared with this one on networks that both have run.
+        # The predictors of the other engines scale this one, so they need networks that both have
+        # run. Networks far above the limit are left out.
         near = [row for row in probes if base(row.network) <= 8 * limit] or probes[:1]
         for name in engines[1:]:
             for setting in _probes(near, OUTSIDE_PROBES):
@@ -277,10 +292,12 @@ class _Search:
         self.predictors: dict[str, Predictor] = {}
         self.fit()
         if not self.predictors:
-            raise EngineError(f"{asked} runs none of these networks here")
+            raise EngineError(
+                f"{asked} cannot run any of these networks here; leave the engine out to use others"
+            )
 
     def fit(self) -> None:
-        """Predict from all that is measured by now."""
+        """Fit the predictors to all measurements so far."""
         base = Predictor(self.clock.timings.on(REFERENCE))
         for name in self.engines:
             if name == REFERENCE:
@@ -290,17 +307,20 @@ class _Search:
 
     @property
     def error(self) -> float:
-        """That of the predictors, the mean by how many networks each was fitted to."""
+        """Mean error of the predictors, weighted by the number of networks each was fitted to."""
         rows = [(found.count, found.error) for found in self.predictors.values()]
         return sum(n * error for n, error in rows) / sum(n for n, _ in rows)
 
     def engine(self, network: Network) -> str | None:
-        """The fastest for a network, as far as is known; None where none runs it."""
+        """Return the engine expected to be the fastest for a network; None if none can run it."""
         usable = [name for name in self.predictors if (network, name) not in self.clock.failed]
         return min(usable, key=lambda name: self.predictors[name](network), default=None)
 
     def choice(self, setting: Setting, *, known: bool = False) -> Choice:
-        """A setting with its time: measured, or predicted; if it must be known, only measured."""
+        """Return a setting with the latency of its fastest engine, measured or predicted.
+
+        With `known`, a measured latency is preferred to a lower prediction for another engine.
+        """
         network = setting.network
         usable = [engine.name for engine in ENGINES] if self.best else self.predictors
         rows = [self.clock.timings.get(network, name) for name in usable]
@@ -321,7 +341,7 @@ class _Search:
         )
 
     def better(self, pick: Choice | None, candidates: Sequence[Setting]) -> Choice | None:
-        """The pick, or a more accurate one, by what is known after it was found."""
+        """Return the pick, or a more accurate network if later measurements show that it fits."""
         while True:
             left = [
                 row
@@ -335,7 +355,10 @@ class _Search:
             pick = found
 
     def pick(self, candidates: Sequence[Setting], margin: float = MARGIN) -> Choice | None:
-        """The most accurate within the limit, measured; candidates come the best first."""
+        """Return the most accurate candidate that is measured to be within the limit.
+
+        Candidates must be sorted by accuracy, the best first.
+        """
         misses = 0
         for setting in candidates:
             most = 1 + (margin - 1) * max(0, 1 - misses / MISSES)
@@ -350,7 +373,7 @@ class _Search:
         return None
 
     def _raced(self, setting: Setting) -> Choice:
-        """The setting on the engines that may be the fastest for it, timed in turn."""
+        """Time the setting in alternation on the engines that may be the fastest for it."""
         network = setting.network
         times = {name: predictor(network) for name, predictor in self.predictors.items()}
         near = [name for name, ms in times.items() if ms <= RACE * min(times.values())]
@@ -361,10 +384,10 @@ class _Search:
         return self.choice(setting)
 
     def _measure(self, setting: Setting) -> Choice:
-        """The setting measured on the engine that is thought the fastest for it.
+        """Measure the setting on the engine that is expected to be the fastest for it.
 
-        On the reference, where no more may be built: a network that is fast enough there is fast
-        enough.
+        If no more networks may be built, measure it on the reference engine. A network that is fast
+        enough there is fast enough.
         """
         while not self.choice(setting).measured:
             name = self.engine(setting.network)
@@ -381,12 +404,12 @@ class _Search:
 
     @property
     def _left(self) -> int:
-        """How many networks may still be built, before the race of the pick."""
+        """How many more networks may be built before the race of the pick."""
         return max(0, _SPARE - self.clock.built)
 
 
 def _probes(rows: Sequence[Setting], count: int) -> list[Setting]:
-    """So many of the rows, from the first to the last, a third of them not plain if there are."""
+    """Choose `count` rows evenly, a third of them with activations other than ReLU if possible."""
     plain, others = (
         [row for row in rows if is_plain(row.network) is kind] for kind in (True, False)
     )
@@ -395,7 +418,7 @@ def _probes(rows: Sequence[Setting], count: int) -> list[Setting]:
 
 
 def _spread(rows: Sequence[Setting], count: int) -> list[Setting]:
-    """So many of the rows, from the first to the last; of one, that in the middle."""
+    """Choose `count` rows evenly from the first to the last; a single one from the middle."""
     if count == 1 and rows:
         return [rows[len(rows) // 2]]
     if len(rows) <= count:
@@ -404,16 +427,16 @@ def _spread(rows: Sequence[Setting], count: int) -> list[Setting]:
 
 
 def milliseconds(row: Choice | Peer) -> str:
-    """A time with its interval, or marked as predicted."""
+    """Format a latency with its interval, or with the mark ~ of a prediction."""
     if row.low_ms is None or row.high_ms is None:
         return f"~{row.latency_ms:.1f} ms"
     return f"{row.latency_ms:.1f} ms ({row.low_ms:.1f}-{row.high_ms:.1f})"
 
 
 def _front(choices: Iterable[Choice]) -> list[Choice]:
-    """The most accurate, and of the others those that are faster than all more accurate ones.
+    """Return the most accurate network, and each one that is faster than all more accurate ones.
 
-    See `shown_faster` for those that were measured.
+    `shown_faster` decides which networks are faster.
     """
     front: list[Choice] = []
     for row in sorted(choices, key=lambda c: (-c.setting.accuracy, c.latency_ms)):
@@ -423,10 +446,11 @@ def _front(choices: Iterable[Choice]) -> list[Choice]:
 
 
 def shown_faster(a: Choice, b: Choice) -> bool:
-    """Whether a network may be shown as faster than another one.
+    """Return whether a network may be shown as faster than another one.
 
-    They were measured one after another, on a machine that may have changed meanwhile: more than
-    the intervals, and what a fixed piece of work changed, must lie between them.
+    Measured networks were timed one after another, and the machine may have changed meanwhile. So
+    their intervals must lie further apart than `APART` and the change of the fixed piece of work
+    together. Predictions are compared as they are.
     """
     if a.high_ms is None or b.low_ms is None:
         return a.latency_ms < b.latency_ms
@@ -437,12 +461,12 @@ def shown_faster(a: Choice, b: Choice) -> bool:
 
 
 def _peers(clock: Clock, pick: Choice | None, limit: float) -> list[Peer]:
-    """EfficientNets on the engine of the pick; of those that are far off, on the reference."""
+    """Measure EfficientNets on the reference engine, and a few on the engine of the pick."""
     engine = pick.engine if pick else REFERENCE
     rows = [row for name in efficientnets() if (row := clock.peer(name, REFERENCE))]
     if engine != REFERENCE:
-        # None of them gains more from an engine than RegNets do: they are measured in the order of
-        # accuracy, those first that might be within the limit.
+        # An engine speeds up EfficientNets no more than RegNets. So only those that could come
+        # within the limit are measured on it, the most accurate first.
         near = [row for row in rows if row.latency_ms <= GAIN * limit] or rows[:1]
         for row in sorted(near, key=lambda row: -row.accuracy)[:PEERS]:
             if found := clock.peer(row.name, engine):

@@ -1,4 +1,4 @@
-"""Measure published networks on a device, each once; saved measurements are not repeated."""
+"""Measure each published network on a device once, and save the measurements."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from regnet.selection.published import Setting, efficientnets
 from regnet.selection.timings import Network, Timing, Timings
 
 REFERENCE: Final = "folded"
-"""PyTorch with folded norms, which every device has and which is built at once."""
+"""The reference engine: PyTorch with folded norms. Every device has it, and it builds at once."""
 
 SECONDS: Final = 0.5
-"""For the calls of a network that count."""
+"""Seconds of the calls of a network that are counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
-    """An EfficientNet of the paper's comparison, trained as its RegNets, and its time here."""
+    """An EfficientNet of the paper's comparison, trained like its RegNets, and its latency here."""
 
     name: str
     accuracy: float
@@ -32,7 +32,7 @@ class Peer:
 
 
 class Clock:
-    """Measures networks, unless they were measured before."""
+    """Measures networks that have no saved measurement yet."""
 
     def __init__(
         self,
@@ -47,13 +47,13 @@ class Clock:
         self.on_step, self.measuring = on_step, measuring
         self.measured = self.built = 0
         self.problem: str | None = None
-        """Of the first network whose times mean little."""
+        """Why the first unreliable times are unreliable; None if all times are reliable."""
         self.failed: set[tuple[Network, str]] = set()
 
     def time(self, setting: Setting, engine: str, *, of: int) -> Timing | None:
-        """The time of a setting's network on an engine; None where it cannot run.
+        """Return the latency of a setting's network on an engine; None if it cannot run there.
 
-        None too where it is not known, if nothing is to be measured.
+        If nothing may be measured, None also means that no measurement was saved.
         """
         if row := self.timings.get(setting.network, engine):
             return row
@@ -62,7 +62,7 @@ class Clock:
         self.on_step("measuring networks", self.measured, max(of, self.measured + 1))
         meter = self._meter(engine, setting.image_size)
         found = meter.measure(setting.config, setting.variant)
-        if found and found.problem:  # what kept the machine busy may be over
+        if found and found.problem:  # Whatever kept the machine busy may have ended by now.
             found = meter.measure(setting.config, setting.variant) or found
         self.measured += 1
         self.built += engine != REFERENCE
@@ -83,12 +83,12 @@ class Clock:
         return row
 
     def raced(self, network: Network, engine: str) -> bool:
-        """Whether the engines of a network were timed in turn."""
+        """Return whether the engines of a network were timed in alternation."""
         row = self.timings.get(network, engine)
         return row is not None and row.raced
 
     def race(self, setting: Setting, engines: Sequence[str], *, of: int) -> None:
-        """Time a network on several engines in turn; what came out takes the place of the rest."""
+        """Time a network on several engines in alternation; the results replace earlier ones."""
         if not self.measuring:
             return
         self.on_step("racing engines", self.measured, max(of, self.measured + 1))
@@ -105,6 +105,7 @@ class Clock:
         for row in report.candidates:
             if row.precision != "fp32" or row.latency_ms is None or interval is None:
                 continue
+            # Only the winner has an interval; the other engines get it in proportion.
             scale = row.latency_ms / (report.winner.latency_ms or row.latency_ms)
             self.timings.add(
                 Timing(
@@ -121,7 +122,7 @@ class Clock:
         self.problem = self.problem or report.winner.problem
 
     def peer(self, name: str, engine: str) -> Peer | None:
-        """An EfficientNet on an engine; None where it cannot run."""
+        """Return an EfficientNet with its latency on an engine; None if it cannot run there."""
         facts = efficientnets()[name]
         row = self.timings.get((name, facts.image_size), engine)
         if row is None and not self.measuring:

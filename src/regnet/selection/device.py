@@ -1,4 +1,4 @@
-"""Measure networks on a device, and learn a model of its latency from a few of them."""
+"""Measure networks on a device, and fit a model of their latency to a few of them."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -35,16 +35,17 @@ INT8_ENGINE: Final = "openvino"
 """The engine that runs networks in int8."""
 
 LEARNED_ENGINE: Final = "folded"
-"""The engine that `learn` measures: PyTorch with folded norms, which every device has."""
+"""Engine that `learn` measures: PyTorch with folded norms, which every device has."""
 
 LEARNED_FLOPS: Final = (50e6, 4e9)
-"""Range of the networks that `learn` measures, at 224 pixels."""
+"""Range of the flops of the networks that `learn` measures, at 224 pixels."""
 
 LEARNED_PARTS: Final = 6
-"""Ranges of flops, equal in logarithms, from which `learn` takes equally many networks."""
+"""Number of ranges into which `learn` splits the flops, equally on a logarithmic scale. Each range
+gives the same number of networks."""
 
 LEARNED_SECONDS: Final = 0.2
-"""For the calls of one network that `learn` measures."""
+"""Seconds of the counted calls of each network that `learn` measures."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,7 @@ class Conditions:
     device: torch.device
     engine: str
     precision: AnyPrecision = "fp32"
-    """int8 is run by OpenVINO, whatever the engine."""
+    """OpenVINO runs int8, whichever engine is named."""
     layout: Layout = "channels_last"
     batch_size: int = 1
     image_size: int = 224
@@ -66,46 +67,47 @@ class Conditions:
 
     @property
     def built_for(self) -> Precision:
-        """The precision that a network is built for; then it may be quantized."""
+        """The precision that a network is built in; for int8 it is then quantized."""
         return "fp32" if self.precision == "int8" else self.precision
 
     @property
     def target(self) -> Target:
-        """What the engine builds for."""
+        """The target that the engine builds a network for."""
         return Target(device=self.device, precision=self.built_for, layout=self.layout)
 
 
 class Meter(Protocol):
-    """Says how long networks take."""
+    """Measures the latency of networks."""
 
     conditions: Conditions
     problem: str | None
-    """Why the last network that could not be measured was not; None where all could be."""
+    """Why the last network that failed could not be measured; None if no network failed."""
 
     def measure(self, config: Config, name: str = "") -> Measured | None:
-        """Measure a network; None where it cannot run here."""
+        """Measure a network; return None if it cannot run here."""
         ...
 
     def compare(self, a: Config, b: Config) -> Comparison | None:
-        """Time two networks, alternating; None where they cannot run together."""
+        """Time two networks in alternation; return None if they cannot run together."""
         ...
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What a reader needs to judge the measurements, JSON-serializable."""
+        """The machine and the versions of packages, as a reader needs them; JSON-serializable."""
         ...
 
 
 class DeviceMeter:
-    """Measures on a device of this machine, as the benchmark does."""
+    """Measures networks on a device of this machine, in the same manner as the benchmark."""
 
     def __init__(self, conditions: Conditions, *, seconds: float, calls: int = 200) -> None:
-        """Set up.
+        """Prepare the benchmark of a device.
 
         Args:
             conditions: how to measure.
-            seconds: for the calls of a network that count, and as long again to get steady.
-            calls: most calls that count.
+            seconds: duration of the counted calls of a network. Reaching a steady state takes at
+                most as long again.
+            calls: largest number of counted calls.
         """
         self.conditions, self.seconds = conditions, seconds
         self.problem: str | None = None
@@ -138,7 +140,7 @@ class DeviceMeter:
         )
 
     def row(self, model: Config | str) -> Row:
-        """The benchmark's row of a network: a config, or a name that the benchmark knows."""
+        """Return the benchmark's row of a network: a config, or a name that the benchmark knows."""
         c = self.conditions
         return self._bench.alone(
             Case(
@@ -158,7 +160,8 @@ class DeviceMeter:
         runners: list[Runner] = []
         shape = (c.batch_size, a.in_chans, c.image_size, c.image_size)
         inputs = [torch.randn(shape).to(c.device) for _ in range(INPUT_SETS)]
-        with contextlib.suppress(RuntimeError):  # out of memory: each fits only alone
+        # Each network may fit into memory alone, but not both: then they are not compared.
+        with contextlib.suppress(RuntimeError):
             for config in (a, b):
                 network: AnyNet = create(config).eval().to(c.device)
                 if c.in_int8:
@@ -179,11 +182,11 @@ class DeviceMeter:
 
 
 def check_engine(conditions: Conditions) -> None:
-    """Refuse an engine that cannot be used.
+    """Raise an error if an engine cannot be used under these conditions.
 
     Raises:
         ConfigError: there is no such engine, or it does not compute in int8.
-        EngineError: it cannot be used on this device or in this precision.
+        EngineError: the engine cannot be used on this device or in this precision.
         MissingExtraError: int8 needs packages that are not installed.
     """
     engine = conditions.engine
@@ -198,10 +201,10 @@ def check_engine(conditions: Conditions) -> None:
 def race(
     config: Config, conditions: Conditions, engines: Sequence[str], *, seconds: float
 ) -> Report:
-    """Run one network on several engines in turn.
+    """Time one network on several engines in alternation.
 
     Raises:
-        EngineError: none of them runs it here.
+        EngineError: none of the engines can run the network here.
     """
     c = conditions
     example = torch.zeros(c.batch_size, config.in_chans, c.image_size, c.image_size)
@@ -220,7 +223,7 @@ def race(
 def fastest_engine(config: Config, conditions: Conditions, *, seconds: float) -> Conditions:
     """Return the conditions with the engine and the layout that are fastest for one network.
 
-    Engines that need a compiler are left out.
+    Engines that need a compiler are not tried.
 
     Raises:
         EngineError: no engine computes in this precision here.
@@ -235,26 +238,26 @@ def fastest_engine(config: Config, conditions: Conditions, *, seconds: float) ->
         if row.precision == c.precision and row.latency_ms is not None
     ]
     if not ran:
-        raise EngineError(f"no engine computes in {c.precision} here")
+        raise EngineError(f"no engine computes in {c.precision} here; use another precision")
     winner = min(ran, key=lambda row: row.latency_ms or inf)
     return replace(c, engine=winner.engine, layout=winner.layout)
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """What was learned about the latency of RegNets on a device, at one image size."""
+    """The latency models of RegNets on a device, at one image size."""
 
     image_size: int
     models: dict[bool, LatencyModel]
-    """The models without squeeze-excitation (False) and with it (True)."""
+    """The model of networks without squeeze-excitation (False) and of those with it (True)."""
 
     def predict(self, config: RegNetConfig) -> float:
-        """Return the predicted milliseconds of a batch of one."""
+        """Return the predicted latency of a batch of one, in milliseconds."""
         model = self.models[config.se_ratio > 0]
         return float(model.predict(features_of_config(config, self.image_size))[0])
 
     def error(self, config: RegNetConfig) -> float:
-        """Return the median relative error for networks like it, each left out of the fit once."""
+        """Return the median relative error of that model on networks left out of its fit."""
         return self.models[config.se_ratio > 0].error
 
 
@@ -264,15 +267,15 @@ def learn(
     probes: int = 24,
     on_step: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> Learned:
-    """Learn the latency of RegNets on the CPU: measure random ones of all sizes, and fit a model.
+    """Measure random RegNets of all sizes on the CPU, and fit a latency model to them.
 
     Args:
         image_size: side of the images in pixels.
-        probes: networks to measure, half of them with squeeze-excitation.
-        on_step: called with how many networks are measured, of how many.
+        probes: number of networks to measure, half of them with squeeze-excitation.
+        on_step: called with the number of networks measured so far, and their total.
 
     Raises:
-        EngineError: PyTorch runs none of them here.
+        EngineError: PyTorch cannot run one of them here.
     """
     conditions = Conditions(
         device=torch.device("cpu"), engine=LEARNED_ENGINE, image_size=image_size
@@ -300,22 +303,25 @@ def learn_latency(
     seed: int = 0,
     on_step: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> LatencyModel:
-    """Learn how long the networks of a space take: measure some of all sizes, and fit a model.
+    """Measure networks of a space, of all its sizes, and fit a latency model to them.
 
-    With it latency is a metric: `space.restrict(latency_ms=(None, 5), device=model)`.
+    The model makes latency a metric: `space.restrict(latency_ms=(None, 5), device=model)`.
 
     Args:
-        space: of RegNets or AnyNets, with its image size.
-        device: where they run.
-        engine: what runs them, of `regnet.engines`.
+        space: a space of RegNets or AnyNets, with its image size.
+        device: the device that the networks run on.
+        engine: the engine of `regnet.engines` that runs them.
         batch_size: images per call.
-        probes: networks to measure, at least 8.
-        seed: of the sample.
-        on_step: called with how many networks are measured, of how many.
+        probes: number of networks to measure, at least 8.
+        seed: seed of the sample.
+        on_step: called with the number of networks measured so far, and their total.
+
+    Returns:
+        A model that predicts the latency of a call in milliseconds, with its median error.
 
     Raises:
-        ConfigError: an option cannot be used, or the space has too few networks.
-        EngineError: the engine does not run them here.
+        ConfigError: an option is not valid, or the space has too few networks.
+        EngineError: the engine cannot run these networks here.
     """
     if probes < 8:
         raise ConfigError(f"probes must be at least 8, got {probes}")
@@ -328,7 +334,8 @@ def learn_latency(
     check_engine(conditions)
     drawn = sample(space, 10 * probes, seed)
     order = np.argsort(drawn.metric("flops"), kind="stable")
-    networks = drawn.take(order[5::10])  # one of each tenth
+    # Ten times as many networks are sampled, and every tenth by flops is measured.
+    networks = drawn.take(order[5::10])
     meter = DeviceMeter(conditions, seconds=LEARNED_SECONDS, calls=50)
     of = (
         f"{engine}, batch {batch_size}, {space.image_size} pixels, {device_name(conditions.device)}"
@@ -339,17 +346,17 @@ def learn_latency(
 def _fitted(
     networks: Sample, meter: DeviceMeter, told: Callable[[int], None], done: int = 0, of: str = ""
 ) -> LatencyModel:
-    """Measure networks, and fit a model to them.
+    """Measure networks, and fit a latency model to them.
 
     Raises:
-        EngineError: one does not run here.
+        EngineError: one of them cannot run here.
     """
     latencies = []
     for number, config in enumerate(networks.configs, done):
         told(number)
         row = meter.measure(config)
         if row is None:
-            raise EngineError(f"{meter.conditions.engine} does not run here: {meter.problem}")
+            raise EngineError(f"{meter.conditions.engine} cannot run here: {meter.problem}")
         latencies.append(row.latency_ms)
     told(done + len(networks))
     return LatencyModel.fit(networks.latency_features, latencies, of)

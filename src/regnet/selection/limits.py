@@ -10,52 +10,61 @@ from regnet.errors import ConfigError
 from regnet.timing import Comparison
 
 DOUBTFUL: Final = 0.3
-"""A median error of predictions that is larger is said before the answer."""
+"""A median error of predictions above this one is reported before the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A network, measured on a device."""
+    """A network with its cost and its latency as measured on a device."""
 
     name: str = ""
-    """Name of the variant; empty for a network that has none."""
+    """Name of the variant; empty for a network that is not published."""
     config: RegNetConfig | AnyNetConfig
     flops: int
     params: int
     activations: int
     latency_ms: float
-    """Median of a call."""
+    """Median time of a call."""
     low_ms: float
     high_ms: float
-    """95 % interval of the median."""
+    """The 95 % interval of the median is `low_ms` to `high_ms`."""
     memory_mb: float
-    """As in `Limits`."""
+    """Memory for weights and feature maps, computed as in `Limits`."""
     predicted_ms: float | None = None
-    """The latency that was predicted before it was measured."""
+    """The latency that was predicted before the network was measured."""
     worth: float | None = None
-    """Flops of an ordinary network that is predicted to be as good (`regnet.selection.prior`)."""
+    """Flops of a typical published network that is predicted to be as good
+    (`regnet.selection.prior`)."""
     problem: str | None = None
-    """Why the times mean little, such as a busy machine; None where nothing is known."""
+    """Why the times are unreliable, such as a busy machine; None if nothing was noticed."""
     reference_ms: tuple[float, float] | None = None
-    """Least and most of a fixed piece of work before, between and after its calls."""
+    """Shortest and longest time of a fixed piece of work, timed before, between and after the
+    calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The most that a network may cost; None: any amount."""
+    """The largest cost that a network may have; None means no limit.
+
+    Raises:
+        ConfigError: no limit is set, or a limit is not a positive number.
+    """
 
     flops: float | None = None
     params: float | None = None
     activations: float | None = None
     latency_ms: float | None = None
-    """Median of a call, that is, of a batch."""
+    """Median time of a call, that is, of a batch, in milliseconds."""
     memory_mb: float | None = None
-    """Weights, and the largest feature maps that are needed at once, by arithmetic
-    (`regnet.design.complexity.memory_bytes`). What a library takes for itself comes on top."""
+    """Megabytes for the weights and the largest feature maps that are needed at the same time, as
+    computed by `regnet.design.complexity.memory_bytes`. The memory that a library uses for
+    itself is not included."""
 
     def __post_init__(self) -> None:
         if not self.given:
-            raise ConfigError("a search needs a limit: flops, params, activations, latency, memory")
+            raise ConfigError(
+                "a search needs a limit: set flops, params, activations, latency_ms or memory_mb"
+            )
         for name, value in self.given.items():
             if not 0 < value < inf:
                 raise ConfigError(f"{name} must be a positive number, got {value!r}")
@@ -66,57 +75,59 @@ class Limits:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def allow(self, network: Measured) -> bool:
-        """Return whether a network is within all limits."""
+        """Return whether a measured network is within all limits."""
         return all(getattr(network, name) <= most for name, most in self.given.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a search came to."""
+    """The result of a search."""
 
     best: Measured
-    """The fastest of the networks within the limits that are predicted to be the best, as measured
-    again after it was chosen; or a published network, by its name, where that is shown to be faster
-    and predicted to be as good."""
+    """The fastest of the networks within the limits that are predicted to be the best, measured
+    again after it was chosen. If a published network is shown to be faster, and is predicted to be
+    as good, it is that network, with its name."""
     pareto: tuple[Measured, ...]
-    """Networks within the limits of which none is both predicted better and faster, by latency."""
+    """Networks within the limits that no other one beats in both predicted quality and latency,
+    sorted by latency."""
     published: tuple[Measured, ...]
-    """The published RegNetX and RegNetY nearest in flops, within the limits or not."""
+    """The published RegNetX and RegNetY nearest in flops, including those beyond the limits."""
     rival: str | None
-    """The fastest published network that is predicted to be as good; None where there is none."""
+    """Name of the fastest published network that is predicted to be as good; None without one."""
     against_rival: Comparison | None
-    """The rival's time over the time of the network found: above 1, the latter is faster."""
+    """The rival's time over that of the network found: above 1, the network found is faster."""
     fit_error: float
     """Median relative error of the latency model on networks left out of its fit."""
     prediction_error: float | None
-    """Median relative error of its predictions for the finalists, before they were measured."""
+    """Median relative error of the predictions made for the finalists before measuring them."""
     engine: str
     precision: AnyPrecision
     layout: str
     batch_size: int
     image_size: int
     candidates: int
-    """Networks that were sampled and ranked by the latency model."""
+    """Number of networks that were sampled and ranked by the latency model."""
     measured: int
+    """Number of networks that were measured, including published ones."""
     prior: str
-    """What the predictions of quality rest on."""
+    """The data that the predictions of quality come from, and how reliable they are."""
     environment: dict[str, Any]
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What weakens the answer, to be said before it."""
+        """Reasons to doubt the answer; print them before it."""
         found = []
         rows = (self.best, *self.pareto, *self.published)
         if problem := next((row.problem for row in rows if row.problem), None):
-            found.append(f"no claim: {problem}; search again when it is quiet")
+            found.append(f"no claim: {problem}; search again on an idle machine")
         for error, of in (
             (self.fit_error, "networks left out of its fit"),
             (self.prediction_error, "the finalists"),
         ):
             if error is not None and error > DOUBTFUL:
                 found.append(
-                    f"weak: the model of latency is off by {error:.0%} (median of {of}); better "
-                    "networks may have been missed, and more probes may help"
+                    f"weak: the latency model has a median error of {error:.0%} on {of}; the "
+                    "search may have missed better networks, and more probes may help"
                 )
                 break
         return tuple(found)

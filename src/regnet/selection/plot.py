@@ -1,4 +1,4 @@
-"""Plot the accuracy of published networks against their milliseconds on this machine."""
+"""Plot the accuracy of published networks against their latency on this machine."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 
 def save_choice(found: Chosen, path: Path) -> None:
-    """Draw accuracy over latency into an image file.
+    """Save a plot of accuracy over latency as an image file.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
-        ConfigError: the ending of the file names no image format.
+        ConfigError: the file name does not end in the suffix of an image format.
         OSError: the file cannot be written.
     """
     check_plot_file(path)
@@ -23,7 +23,7 @@ def save_choice(found: Chosen, path: Path) -> None:
 
 
 def draw(found: Chosen) -> "Figure":
-    """Draw accuracy over latency; it needs matplotlib."""
+    """Draw accuracy over latency with matplotlib."""
     figure = new_figure(7, 4.5)
     axes = figure.add_subplot()
     for measured, marker, label in ((True, "o", "measured"), (False, ".", "predicted")):

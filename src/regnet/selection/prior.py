@@ -1,12 +1,13 @@
-"""Predict how good a network is from its structure, as learned from trained populations.
+"""Predict from its structure how good a network is, as learned from trained populations.
 
-A prior, not a measurement: ridge regression of the logarithm of the error on what has no scale
-(shares of stages, ratios of widths, group widths over widths, parameters and activations per flop),
-fitted by `scripts/fit_prior.py` to networks of about equal flops. How the error falls with flops is
-that of the published RegNetX on ImageNet, and the effect of structure is scaled down to what is
-seen there: published networks differ little beyond what their flops explain. At other flops, other
-images and other sizes than those of its fit it extrapolates; `Prior.evidence` says how well it
-ranked networks that its fit did not see, and published ones.
+The result is a prior, not a measurement. It is a ridge regression of the logarithm of the error on
+features that do not depend on the size of a network: shares of stages, ratios of widths, group
+widths over widths, and parameters and activations per flop. `scripts/fit_prior.py` fits it to
+networks of about equal flops. The decrease of the error with flops is taken from the published
+RegNetX on ImageNet. The effect of the structure is scaled down to the size that it has there,
+because published networks differ little beyond what their flops explain. For flops, images and
+image sizes other than those of the fit, the prior extrapolates. `Prior.evidence` has the rank
+correlations for networks that were left out of the fit, and for published ones.
 """
 
 from collections.abc import Mapping
@@ -40,21 +41,25 @@ FEATURES: Final = (
     "params",
     "activations",
 )
-"""What the prior sees; see `features_of_stages`."""
-
+"""Features that the prior uses; `features_of_stages` computes them."""
 
 TYPICAL_DEPTH: Final = 16.0
+"""Number of blocks from which the feature `depth_squared` measures the distance."""
 
 
 def features_of_stages(stages: StagePopulation, cost: Complexity[Any]) -> FloatArray:
-    """What the prior sees of networks with as many stages each (n, k).
+    """Return the features (n, k) of n networks that have the same number of stages.
 
-    Logarithm of the depth, and the square of how far that is from a typical one; where in the
-    network its blocks and its flops lie (0: all in the first stage, 1: in the last), and the share
-    of both in the last stage; by what factor widths grow from stage to stage, and whether they fall
-    anywhere; logarithms of group width over width within the bottleneck, and of the bottleneck
-    ratio, means over blocks; logarithms of parameters per flop, and of activations per root of a
-    flop.
+    In the order of `FEATURES`:
+
+    - the logarithm of the depth, and its squared distance from that of `TYPICAL_DEPTH`;
+    - the mean position of the blocks (0: all in the first stage, 1: all in the last), and the share
+      of the blocks in the last stage; the same two for the flops;
+    - the mean logarithm of the factor by which widths grow from stage to stage, and the sum of the
+      logarithms of those factors where widths fall;
+    - the mean over blocks of the logarithm of the group width over the width inside the bottleneck,
+      and the same mean for the bottleneck ratio;
+    - the logarithm of the parameters per flop, and of the activations per square root of the flops.
     """
     depths, widths = stages.depths.astype(float), stages.widths.astype(float)
     groups, ratios = stages.group_widths.astype(float), stages.bottleneck_ratios
@@ -85,7 +90,7 @@ def features_of_stages(stages: StagePopulation, cost: Complexity[Any]) -> FloatA
 
 
 def stages_of(config: AnyNetConfig | RegNetConfig) -> StagePopulation:
-    """One network as a population."""
+    """Return one network as a population."""
     stages = config.anynet().stages
     return StagePopulation(
         depths=np.array([[stage.depth for stage in stages]]),
@@ -98,39 +103,40 @@ def stages_of(config: AnyNetConfig | RegNetConfig) -> StagePopulation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prior:
-    """Predicts by how much the structure of a network raises or lowers its error."""
+    """Predicts how much the structure of a network raises or lowers its error."""
 
     weights: tuple[float, ...]
     """Change of the logarithm of the error per unit of each of `FEATURES`."""
     center: tuple[float, ...]
-    """Of each feature: that of published networks, of which it says nothing."""
+    """Value of each feature for published networks, at which it changes nothing."""
     flops_exponent: float
-    """The error falls with flops to this power, which is negative: published RegNetX on
-    ImageNet."""
+    """The error is proportional to the flops to this power, which is negative. It comes from the
+    published RegNetX on ImageNet."""
     evidence: Mapping[str, Any]
-    """What it was fitted to, and how well it ranked what it was not fitted to."""
+    """The data of the fit, and how well the prior ranked networks that were left out of it."""
 
     def worth(self, stages: StagePopulation, cost: Complexity[Any]) -> FloatArray:
-        """The flops of an ordinary published network that is predicted to be as good (n,)."""
+        """Return the flops (n,) of typical published networks that are predicted to be as good."""
         effect = (features_of_stages(stages, cost) - np.array(self.center)) @ np.array(self.weights)
         return np.asarray(
             np.asarray(cost.flops, dtype=float) * np.exp(effect / self.flops_exponent)
         )
 
     def worth_of(self, networks: Sample) -> FloatArray:
-        """The same of sampled networks (n,)."""
+        """Return the same for sampled networks (n,)."""
         return self.worth(networks.population, networks.complexity)
 
     def worth_of_config(self, config: AnyNetConfig | RegNetConfig, image_size: int) -> float:
-        """The same of one network at a size of images in pixels."""
+        """Return the same for one network, at an image size in pixels."""
         return float(self.worth(stages_of(config), complexity(config, image_size))[0])
 
     def __str__(self) -> str:
         e = self.evidence
         return (
-            f"a prior from {e['networks']} networks of {len(e['spaces'])} spaces on {e['images']}, "
-            f"at {e['flops']}: its rank correlation with errors is {e['left_out_network']:.2f} for "
-            f"networks that are left out, {e['left_out_space']:.2f} for spaces that are left out, "
+            f"a prior fitted to {e['networks']} networks of {len(e['spaces'])} spaces on "
+            f"{e['images']}, at {e['flops']}: its rank correlation with errors is "
+            f"{e['left_out_network']:.2f} for networks that are left out, "
+            f"{e['left_out_space']:.2f} for spaces that are left out, "
             f"and {e['published']['rank_correlation']:.2f} for published ones on ImageNet, beyond "
             "what their flops explain; elsewhere it extrapolates"
         )
@@ -138,6 +144,6 @@ class Prior:
 
 @cache
 def prior() -> Prior:
-    """The prior that comes with this package."""
+    """Return the prior that is part of this package."""
     with resources.as_file(resources.files("regnet.selection") / FILE) as path:
         return documents.build(Prior, documents.read(path, "a prior"))

@@ -1,4 +1,4 @@
-"""Published settings to choose from: checkpoint, image size, crop and accuracy."""
+"""List the published settings to choose from: checkpoint, image size, crop and accuracy."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,7 +16,8 @@ from regnet.weights.catalog import Checkpoint, checkpoints
 from regnet.weights.licenses import find_license
 
 Measure = Literal["top1", "real", "v2"]
-"""Accuracy on ImageNet's validation images, on these with ReaL's labels, on V2's images."""
+"""A metric of accuracy: on the validation images of ImageNet-1k ("top1"), on the same images with
+the labels of ReaL ("real"), or on the images of ImageNet-V2 ("v2")."""
 
 DATASETS: Final = {
     "top1": "imagenet-1k",
@@ -27,7 +28,7 @@ DATASETS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A checkpoint at an image size and a crop, with the accuracy that is published for it."""
+    """A checkpoint at an image size and a crop, with the accuracy published for them."""
 
     checkpoint: str
     variant: str
@@ -37,17 +38,17 @@ class Setting:
     """In percent."""
     license: str
     allowed: bool
-    """Whether the license asked for allows its use."""
+    """Whether the license matches the license filter."""
     flops: int
 
     @property
     def network(self) -> tuple[str, int]:
-        """What its latency depends on: the variant and the image size."""
+        """The variant and the image size; the latency depends on nothing else of a setting."""
         return self.variant, self.image_size
 
     @property
     def config(self) -> AnyNetConfig | RegNetConfig:
-        """The architecture."""
+        """The config of the variant."""
         return VARIANTS[self.variant].config
 
 
@@ -59,17 +60,18 @@ def settings(
     min_accuracy: float | None = None,
     max_flops: float = 8e9,
 ) -> list[Setting]:
-    """Published settings, the most accurate first.
+    """Return the published settings, the most accurate first.
 
     Args:
-        pattern: with * and ?, for the id of the checkpoint or the variant.
-        license: such as "apache-2.0"; "commercial" for all that allow commercial use; None: any.
-        metric: which accuracy.
-        min_accuracy: least, in percent.
-        max_flops: most multiply-adds at the image size.
+        pattern: pattern with * and ?, for the id of the checkpoint or the name of the variant.
+        license: a license such as "apache-2.0"; "commercial": any that allows commercial use; None:
+            any. Settings with another license are returned with `allowed` false.
+        metric: the accuracy to use.
+        min_accuracy: lowest accuracy, in percent; None: any.
+        max_flops: largest number of multiply-adds at the image size.
 
     Raises:
-        ConfigError: there is no such metric or license, or nothing is left.
+        ConfigError: there is no such metric or license, or no setting is left.
     """
     if metric not in DATASETS:
         raise ConfigError(unknown("metric", metric, DATASETS))
@@ -102,25 +104,26 @@ def settings(
             )
     if not rows:
         raise ConfigError(
-            f"no published weights fit {pattern!r} and the limits; `regnet list --pretrained` "
-            "lists all, with their accuracy"
+            f"no published weights match {pattern!r} and the limits; `regnet list --pretrained` "
+            "prints all of them with their accuracy"
         )
-    # Of equal ones, the smaller first; and what most people mean by a name: the Hub's file.
+    # Of equally accurate settings, the one with fewer flops comes first. The order of the ids puts
+    # the Hub's file before others, because most people mean that file by the name.
     return sorted(rows, key=lambda row: (-row.accuracy, row.flops, row.checkpoint))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EfficientNetFacts:
-    """What the paper's Table 4 says about an EfficientNet."""
+    """Image size and error of an EfficientNet in Table 4 of the paper."""
 
     image_size: int
     top1_error: float
-    """In percent; pycls publishes these weights."""
+    """Top-1 error in percent, of the weights that pycls publishes."""
 
 
 @cache
 def efficientnets(max_flops: float = 8e9) -> dict[str, EfficientNetFacts]:
-    """The EfficientNets of the paper's comparison, by name, up to so many multiply-adds."""
+    """Return the EfficientNets of the paper's comparison with at most `max_flops`, by name."""
     found = {}
     for name, _, error, _ in PAIRINGS:
         size = EFFICIENTNETS[name]

@@ -1,4 +1,4 @@
-"""The report of `regnet choose`: one HTML file that works offline."""
+"""Write the report of `regnet choose` as one HTML file that works offline."""
 
 import json
 from functools import partial
@@ -10,7 +10,7 @@ from regnet.selection.plot import draw
 
 
 def render(found: Chosen) -> str:
-    """Return the report; the picture is left out where matplotlib is not installed."""
+    """Return the report as HTML; without matplotlib it has no plot."""
     return pages.render(
         "regnet.selection",
         "choice.html",

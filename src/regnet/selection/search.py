@@ -1,10 +1,10 @@
 """Search for a RegNet that is as good as a latency and other limits allow on a device.
 
 The search samples thousands of networks of the paper's constrained space and measures a few dozen
-of them on the device. A model of latency that is fitted to these predicts the others, and the most
-promising networks are measured, too. Accuracy is not measured. Within that space more flops are
-taken to be better, and among networks of equal flops a prior predicts which structures are better
-(`regnet.selection.prior`). `regnet.studies.search` trains the candidates instead.
+of them on the device. A latency model that is fitted to these predicts the others, and the most
+promising networks are measured, too. Accuracy is not measured. Within that space networks with more
+flops are taken to be better, and among networks of equal flops a prior predicts which structures
+are better (`regnet.selection.prior`). `regnet.studies.search` trains the candidates instead.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,28 +37,28 @@ from regnet.spaces.sampling import BoolArray, Sample, sample, sample_by_flops
 from regnet.spaces.space import Space
 
 CANDIDATES: Final = 3000
-"""Networks that are sampled, and ranked by the latency model."""
+"""Number of networks that are sampled and ranked by the latency model."""
 
 PARTS: Final = 12
-"""Ranges of flops, equal in logarithms, that each get as many candidates."""
+"""Number of ranges of flops, equal on a logarithmic scale, with the same number of candidates."""
 
 NEAR: Final = 0.05
-"""Networks are equally good if what they are worth differs from the most by at most this part."""
+"""Networks are taken as equally good if their worth is within this fraction of the best one's."""
 
 EQUAL: Final = 0.1
-"""A published network is as good if what it is worth differs by no more than this part."""
+"""A published network is taken as equally good if its worth differs by at most this fraction."""
 
 MOST_FLOPS: Final = 32e9
-"""The most that the search looks at where flops are not limited: RegNetY-32GF's at 224 pixels."""
+"""Largest flops of candidates if flops are not limited: those of RegNetY-32GF at 224 pixels."""
 
 SCOUTS: Final = 2000
-"""Networks that are drawn to see how small they may be."""
+"""Number of networks that are sampled to find the smallest flops of a space."""
 
 ROUNDS: Final = 3
-"""How often finalists are chosen again while none of them is within the limits."""
+"""Largest number of times that finalists are chosen while none of them is within the limits."""
 
 RIVALS: Final = 6
-"""Published networks that are measured beside the one found."""
+"""Number of published networks that are measured besides the one found."""
 
 OnStep = Callable[[str, int, int], None]
 
@@ -86,17 +86,21 @@ def search(
         space: the space to search: "regnety", "regnetx" (without squeeze-excitation), or a space of
             RegNets that has the classes, channels, stem and number of stages you need.
         device: the device that the network will run on.
-        engine: the engine of `regnet.engines` that will run it. "auto": the fastest engine for a
-            network of about that size among those that need no compiler.
+        engine: the engine of `regnet.engines` that will run it. "auto": the engine that is fastest
+            for a network of about that size, among those that need no compiler.
         precision: the precision to compute in. "int8": quantized, run by OpenVINO on CPUs.
         batch_size: images per call.
         image_size: side of the images in pixels.
-        probes: number of networks that are measured to fit the model of latency.
+        probes: number of networks that are measured to fit the latency model.
         finalists: number of the most promising networks that are measured.
         seconds: duration of a measurement; becoming steady takes at most as long again.
         seed: seed of the sample.
         on_step: called with the current step, the number of its parts done, and their total.
         meter: measures networks, in place of `device`, `engine` and `seconds`.
+
+    Returns:
+        The network found, the Pareto set, the nearest published networks, and the errors of the
+        predictions.
 
     Raises:
         ConfigError: no network is within the limits, or an option is not valid.
@@ -124,7 +128,7 @@ def search(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contenders:
-    """Networks within limits that are worth training, and published ones beside them; measured."""
+    """Measured networks within limits that are worth training, and published ones to compare."""
 
     candidates: tuple[Measured, ...]
     published: tuple[Measured, ...]
@@ -138,16 +142,17 @@ class Contenders:
 def contenders(
     limits: Limits, count: int, *, rivals: int = RIVALS // 2, **options: Any
 ) -> Contenders:
-    """Choose networks within limits, most of which the prior expects to be good, and measure them.
+    """Choose networks within limits that the prior expects to be good, and measure them.
 
     Args:
-        limits: the most that they may cost.
-        count: how many, where there are as many.
-        rivals: published networks of the largest worth within the limits, as many at most.
-        options: those of `search`, but for `finalists`.
+        limits: the largest cost that the networks may have.
+        count: number of networks; fewer are returned if not as many are found within the limits.
+        rivals: largest number of published networks, those of the largest worth within the limits.
+        options: the options of `search`, except for `finalists`.
 
     Raises:
-        What `search` raises.
+        ConfigError: no network is within the limits, or an option is not valid.
+        EngineError: the engine cannot run these networks here.
     """
     candidates, space = _begin(limits, finalists=1, **options)
     rows = candidates.contenders(count)
@@ -182,7 +187,7 @@ def _begin(
     on_step: OnStep | None = None,
     meter: Meter | None = None,
 ) -> tuple["_Candidates", Space]:
-    """Sample candidates, and measure enough of them to predict the others."""
+    """Sample candidates, and measure enough of them to predict the latency of the others."""
     check_number("seconds", seconds, least=0)
     _check_options(
         precision=precision,
@@ -195,7 +200,9 @@ def _begin(
     space = search_space(space) if isinstance(space, str) else space
     space = replace(space, image_size=image_size)
     if space.family != "regnet":
-        raise ConfigError(f"a search needs a space of RegNets, got {space.name} of {space.family}")
+        raise ConfigError(
+            f"a search needs a space of RegNets, got {space.name} of the family {space.family}"
+        )
     conditions = Conditions(
         device=find_device(device),
         engine=engine,
@@ -203,8 +210,8 @@ def _begin(
         batch_size=batch_size,
         image_size=image_size,
     )
-    # An engine that cannot be used, and limits that no network meets, are reported before anything
-    # is measured.
+    # The engine is checked, and candidates within the limits are sampled, before anything is
+    # measured, so that an error in either is reported at once.
     if meter is None:
         check_engine(conditions)
     tell = on_step or (lambda _what, _done, _total: None)
@@ -235,20 +242,20 @@ def _check_options(*, precision: str, **numbers: int) -> None:
 
 
 def flops_range(limits: Limits, space: Space, seed: int = 0) -> tuple[float, float]:
-    """Return the flops of the smallest and the largest networks that a search looks at.
+    """Return the smallest and the largest flops of the networks that a search samples.
 
     Raises:
-        ConfigError: the space has no network as small as that.
+        ConfigError: the smallest network of the space has more flops than allowed.
     """
     if limits.flops is not None and list(limits.given) == ["flops"]:
         return (1 - EQUAL) * limits.flops, limits.flops
-    # Another limit may be the tighter one, and then smaller networks are needed.
+    # If another limit is the tighter one, smaller networks are needed to satisfy it.
     low = float(sample(space, SCOUTS, seed).metric("flops").min())
     high = limits.flops or MOST_FLOPS * _part_of_224(space)
     if low >= high:
         raise ConfigError(
-            f"flops: the smallest network of {space.name} at {space.image_size} pixels has about "
-            f"{low / 1e6:.3g} M, more than {high / 1e6:.3g} M"
+            f"the smallest network of {space.name} at {space.image_size} pixels has about "
+            f"{low / 1e6:.3g} M flops, more than {high / 1e6:.3g} M; allow more flops"
         )
     return low, high
 
@@ -256,10 +263,10 @@ def flops_range(limits: Limits, space: Space, seed: int = 0) -> tuple[float, flo
 def sample_candidates(
     limits: Limits, space: Space, conditions: Conditions, rng: np.random.Generator
 ) -> Sample:
-    """Sample networks within all limits that arithmetic can check, equally many of each size.
+    """Sample networks within all limits except the latency, equally many from each range of flops.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: no network of the space is within these limits.
     """
 
     def fits_memory(networks: Sample) -> BoolArray:
@@ -281,7 +288,7 @@ def sample_candidates(
 
 
 class _Candidates:
-    """Sampled networks, and what has been measured of them so far."""
+    """Sampled networks, and their measurements so far."""
 
     def __init__(
         self,
@@ -297,9 +304,9 @@ class _Candidates:
         self.worth = prior().worth_of(networks)
         self.features = networks.latency_features
         self.measured: dict[int, Measured | None] = {}
-        """By number of the candidate; None where it could not be measured."""
+        """Measurements by the index of the candidate; None if it could not be measured."""
         self.guesses: dict[int, float] = {}
-        """What was predicted for finalists, in milliseconds."""
+        """Predicted milliseconds of the finalists, by the index of the candidate."""
 
     @property
     def rows(self) -> list[Measured]:
@@ -314,7 +321,7 @@ class _Candidates:
 
     @property
     def prediction_error(self) -> float | None:
-        """Median relative error of what was predicted for finalists."""
+        """Median relative error of the predictions for the finalists."""
         errors = [
             abs(guess / row.latency_ms - 1)
             for at, guess in self.guesses.items()
@@ -323,12 +330,16 @@ class _Candidates:
         return float(np.median(errors)) if errors else None
 
     def spread(self, count: int) -> list[int]:
-        """Choose candidates of all sizes, the smallest first: one from each part of the sample."""
+        """Choose one candidate from each of `count` parts of the sample, the smallest first."""
         parts = np.array_split(np.argsort(self.flops), min(count, len(self.flops)))
         return [int(self.rng.choice(part)) for part in parts]
 
     def near_the_limit(self, count: int) -> list[int]:
-        """Choose candidates that are like the answer: nearly as good as the latency allows."""
+        """Choose candidates that resemble the answer: nearly as good as the latency limit allows.
+
+        Their predicted latency is at most 1.15 times the limit, and their worth at least 0.7 times
+        that of the 20th best of these.
+        """
         left = self._left()
         within = self._fast_enough(self.model.predict(self.features), 1.15) & left
         most = np.sort(self.worth[within])[-min(int(within.sum()), 20)] if within.any() else 0.0
@@ -338,7 +349,7 @@ class _Candidates:
         return [int(at) for at in self.rng.permutation(near)[:count]]
 
     def probe(self, which: Sequence[int]) -> None:
-        """Measure candidates in order; stop after one that is far beyond the limit."""
+        """Measure candidates in order; stop after one that is far above the latency limit."""
         slow = 4 * (self.limits.latency_ms or inf)
         for number, at in enumerate(which):
             self.tell("probes", number, len(which))
@@ -348,13 +359,13 @@ class _Candidates:
         self.tell("probes", len(which), len(which))
         if not self.rows:
             engine = self.meter.conditions.engine
-            raise EngineError(f"{engine} runs none of the networks: {self.meter.problem}")
+            raise EngineError(f"{engine} cannot run any of the networks: {self.meter.problem}")
 
     def winner(self, finalists: int) -> Measured:
-        """Return the best of several finalists, as measured again after it was chosen.
+        """Measure finalists, choose the best of them, and return its second measurement.
 
         Raises:
-            ConfigError: no network that was measured is within the limits.
+            ConfigError: none of the measured networks is within the limits.
         """
         for _ in range(ROUNDS):
             predicted = self.model.predict(self.features)
@@ -375,16 +386,16 @@ class _Candidates:
             good.sort(key=lambda at: within[at].latency_ms)
             if good[0] in confirmed:
                 return within[good[0]]
-            # The fastest of several was also lucky: a second measurement shows how fast it is.
+            # The fastest of several measurements is partly luck; a second one has no such bias.
             again = [at for at in good[:3] if at not in confirmed]
             self._measure("finalists again", again)
             confirmed.update(again)
 
     def contenders(self, count: int) -> list[Measured]:
-        """Measure networks from the best quarter of those that are predicted to be within limits.
+        """Measure random networks of the best quarter of those predicted to be fast enough.
 
         Raises:
-            ConfigError: none that was measured is.
+            ConfigError: none of the measured networks is within the limits.
         """
         tried = 0
         while (got := len(self._within())) < count and tried < 3 * count:
@@ -405,13 +416,17 @@ class _Candidates:
         return [row for row in self.rows if self.limits.allow(row)]
 
     def _promising(self, predicted: FloatArray, count: int) -> list[int]:
-        """Choose the best that are predicted to be fast enough, and of those the fastest."""
+        """Choose `count` networks that are predicted to be fast enough.
+
+        The first are those of about the best worth, in the order of their predicted latency. The
+        others follow by worth.
+        """
         left = self._left()
         allowed = self._fast_enough(predicted, 1 / (1 + self.model.error)) & left
-        if allowed.sum() < count:  # then also those that come nearest
+        if allowed.sum() < count:  # Add those that are predicted to be the fastest.
             order = np.argsort(np.where(left, predicted, inf))
             allowed |= np.isin(np.arange(len(predicted)), order[:count]) & left
-        # The mean of the best few sets the mark, so that one optimistic prediction does not.
+        # The mean of the best 20 sets the mark, so that a single optimistic prediction does not.
         best = np.sort(self.worth[allowed])[-min(int(allowed.sum()), 20) :].mean()
         good = allowed & (self.worth >= (1 - NEAR) * best)
         ranked = np.argsort(np.where(good, predicted, inf), kind="stable")[: int(good.sum())]
@@ -423,7 +438,7 @@ class _Candidates:
         return np.asarray(predicted <= margin * (self.limits.latency_ms or inf))
 
     def _left(self) -> BoolArray:
-        """Which candidates have not been measured."""
+        """Return which candidates have not been measured."""
         left = np.ones(len(self.flops), dtype=np.bool_)
         left[list(self.measured)] = False
         return left
@@ -445,25 +460,26 @@ class _Candidates:
         return row
 
     def _nothing(self) -> str:
-        """What to say where no network is within the limits."""
+        """Return the error that no network is within the limits; it names the fastest network."""
         predicted = np.where(self._left(), self.model.predict(self.features), inf)
         self._measure("the fastest", [int(at) for at in np.argsort(predicted)[:3]])
         fastest = min(self.rows, key=lambda row: row.latency_ms)
         return (
             f"no network is within the limits: the fastest network of this space takes "
             f"{fastest.latency_ms:.2f} ms here, with {fastest.flops / 1e6:.3g} M flops "
-            f"({len(self.rows)} measured); allow more"
+            f"({len(self.rows)} networks were measured); raise the limits"
         )
 
 
 def _part_of_224(space: Space) -> float:
-    """Flops of its networks as a part of those at 224 pixels with ImageNet's stem, roughly."""
-    larger = 4.0 if space.architecture.stem == "cifar" else 1.0  # its maps, stride 1 for 2
+    """Approximate flops of a space's networks relative to 224 pixels and the stem for ImageNet."""
+    # The stem for CIFAR has stride 1 instead of 2, so all feature maps are four times as large.
+    larger = 4.0 if space.architecture.stem == "cifar" else 1.0
     return larger * (space.image_size / 224) ** 2
 
 
 def published_like(space: Space) -> dict[str, RegNetConfig]:
-    """The published RegNetX and RegNetY with the classes, channels and stem of a space."""
+    """Return the published RegNetX and RegNetY with the classes, channels and stem of a space."""
     shape = space.architecture
     found = {}
     for name in PLAIN:
@@ -480,7 +496,7 @@ def published_like(space: Space) -> dict[str, RegNetConfig]:
 
 
 def _published(flops: float, space: Space, meter: Meter, tell: OnStep) -> tuple[Measured, ...]:
-    """Measure the published RegNetX and RegNetY nearest to a number of flops, the nearest first."""
+    """Measure the published networks nearest to a number of flops, the nearest first."""
     size = meter.conditions.image_size
     configs = published_like(space)
     names = nearest_published(flops, configs, size)[:RIVALS]
@@ -494,7 +510,7 @@ def _published(flops: float, space: Space, meter: Meter, tell: OnStep) -> tuple[
 
 
 def _found(candidates: _Candidates, winner: Measured, published: tuple[Measured, ...]) -> Found:
-    """Compare the winner with its published rival, and put everything together."""
+    """Time the winner against its published rival, and return the result of the search."""
     meter, limits = candidates.meter, candidates.limits
     rival = min(
         (row for row in published if _as_good(row, winner)),
@@ -534,13 +550,13 @@ def _as_good(a: Measured, b: Measured) -> bool:
 def nearest_published(
     flops: float, configs: Mapping[str, RegNetConfig], image_size: int
 ) -> list[str]:
-    """Return networks by how near their flops are, the nearest first."""
+    """Return the names of networks by the distance of their flops from `flops`, nearest first."""
     costs = {name: complexity(config, image_size).flops for name, config in configs.items()}
     return sorted(costs, key=lambda name: abs(log(costs[name] / flops)))
 
 
 def pareto(rows: Sequence[Measured]) -> tuple[Measured, ...]:
-    """Return the networks that no other beats in both what they are worth and latency."""
+    """Return the networks that no other one beats in both worth and latency, by latency."""
 
     def worth(row: Measured) -> float:
         return row.flops if row.worth is None else row.worth

@@ -1,4 +1,4 @@
-"""Times of published networks on this machine: measured once, saved, predicted for the others."""
+"""Save the measured latencies of published networks, and predict those of the others."""
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -26,20 +26,21 @@ Network = tuple[str, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """A network on an engine, measured here."""
+    """The measured latency of a network on an engine of this machine."""
 
     variant: str
     image_size: int
     engine: str
     latency_ms: float
-    """Median of a call."""
+    """Median time of a call."""
     low_ms: float
     high_ms: float
-    """95 % interval of the median."""
+    """The 95 % interval of the median is `low_ms` to `high_ms`."""
     reference_ms: tuple[float, float] | None = None
-    """Least and most of a fixed piece of work before, between and after its calls."""
+    """Shortest and longest time of a fixed piece of work, timed before, between and after the
+    calls."""
     raced: bool = False
-    """Whether it was timed in turn with other engines."""
+    """Whether the network was timed on several engines in alternation."""
 
     @property
     def network(self) -> Network:
@@ -48,48 +49,52 @@ class Timing:
 
 
 class Timings:
-    """What was measured under the same conditions: device, threads, versions, batch size."""
+    """All measurements with the same device, threads, versions and batch size."""
 
     def __init__(self, facts: Mapping[str, Any]) -> None:
-        """Read what there is."""
+        """Read the saved measurements.
+
+        Args:
+            facts: the conditions that decide the latency, JSON-serializable.
+        """
         self._facts = dict(facts)
         self._key = digest.of_json({"timings": facts})[:32]
         self.rows: dict[tuple[Network, str], Timing] = {}
-        with suppress(ConfigError):  # of another version
+        with suppress(ConfigError):  # Rows that another version of regnet saved are ignored.
             for row in recall(self._key) or ():
                 found = build(Timing, row)
                 self.rows[found.network, found.engine] = found
         self._lasting = dict(self.rows)
 
     def add(self, row: Timing, *, lasting: bool = True) -> None:
-        """Keep a measurement; on disk too, unless it means too little to answer other questions."""
+        """Add a measurement; save it on disk if it is reliable (`lasting`)."""
         self.rows[row.network, row.engine] = row
         if lasting:
             self._lasting[row.network, row.engine] = row
             remember(self._key, [asdict(r) for r in self._lasting.values()])
 
     def answers(self, question: Mapping[str, Any]) -> bool:
-        """Whether a question was answered by what is on disk."""
+        """Return whether the measurements on disk answer a question completely."""
         return recall(self._key_of(question)) is not None
 
     def answered(self, question: Mapping[str, Any]) -> None:
-        """A question is answered: asked again, it needs no further measurement."""
+        """Record that a question is answered, and needs no more measurements if it is repeated."""
         remember(self._key_of(question), [dict(question)])
 
     def _key_of(self, question: Mapping[str, Any]) -> str:
         return digest.of_json({"timings": self._facts, "question": question})[:32]
 
     def get(self, network: Network, engine: str) -> Timing | None:
-        """A measurement; None where there is none."""
+        """Return the measurement of a network on an engine; None if there is none."""
         return self.rows.get((network, engine))
 
     def on(self, engine: str) -> list[Timing]:
-        """All RegNets of an engine."""
+        """Return the measurements of all RegNets on an engine."""
         rows = self.rows.values()
         return [row for row in rows if row.engine == engine and row.variant in VARIANTS]
 
     def fastest(self) -> dict[Network, float]:
-        """Milliseconds of each network on the engine that is the fastest for it."""
+        """Return the milliseconds of each network on its fastest engine."""
         found: dict[Network, float] = {}
         for row in self.rows.values():
             found[row.network] = min(row.latency_ms, found.get(row.network, inf))
@@ -97,20 +102,20 @@ class Timings:
 
 
 def timings_here(device: torch.device, batch_size: int) -> Timings:
-    """What was measured on this machine, with this number of threads and these versions."""
+    """Read the measurements made on this machine with these threads and versions."""
     return Timings({**what_decides_speed(device), "batch_size": batch_size})
 
 
 class Predictor:
-    """The time of any network on an engine, from those that were measured."""
+    """Predicts the latency of any network on an engine from measured ones."""
 
     def __init__(self, rows: Iterable[Timing], base: "Predictor | None" = None) -> None:
-        """Fit.
+        """Fit the latency model.
 
         Args:
-            rows: of one engine.
-            base: the predictor of another engine, whose costs tell most of what there is to tell,
-                so that three rows are enough.
+            rows: measurements on one engine.
+            base: the predictor of another engine. Its costs are scaled to `rows`, of which three
+                are then enough.
         """
         self._rows = list(rows)
         features = np.concatenate([features_of(row.network) for row in self._rows])
@@ -119,10 +124,10 @@ class Predictor:
         self.model: LatencyModel = LatencyModel.fit(features, times, like=like)
         self.count = len(self._rows)
         self.error = self.model.error
-        """Median relative error on networks left out one at a time."""
+        """Median relative error on networks that are left out of the fit, one at a time."""
 
     def __call__(self, network: Network) -> float:
-        """Milliseconds: what was measured, or what is predicted."""
+        """Return the measured latency of a network, or else the predicted one, in milliseconds."""
         known = next((r.latency_ms for r in self._rows if r.network == network), None)
         if known is not None:
             return known
@@ -131,19 +136,22 @@ class Predictor:
 
 @cache
 def cost_of(network: Network) -> Complexity[int]:
-    """What a network costs at its image size; many questions ask it of the same networks."""
+    """Return the complexity of a network at its image size; cached, because calls repeat."""
     variant, image_size = network
     return complexity(VARIANTS[variant].config, image_size)
 
 
 @cache
 def is_plain(network: Network) -> bool:
-    """Whether its activations are ReLU: others cost eager execution much more than compilers."""
+    """Return whether the activations of a network are ReLU.
+
+    Other activations slow eager execution down much more than compiled engines.
+    """
     return VARIANTS[network[0]].config.activation == "relu"
 
 
 @cache
 def features_of(network: Network) -> FloatArray:
-    """What the model of latency sees of a network (1, k)."""
+    """Return the features (1, k) that the latency model uses for a network."""
     variant, image_size = network
     return features_of_config(VARIANTS[variant].config, image_size)

@@ -1,7 +1,8 @@
-"""The paper's method: train populations of design spaces, compare them, and refine a space.
+"""The paper's method: train populations of design spaces, compare the spaces, and refine one.
 
-A study's truth is one SQLite file. This room may import `training`, `selection`, `executors`,
-`spaces` and the rooms below; only the command line imports it.
+The results of a study are in one SQLite file, with a journal beside it. This room may import
+`training`, `selection`, `executors`, `spaces` and the rooms below; only the command line imports
+it.
 """
 
 from regnet.studies import statistics

@@ -17,30 +17,35 @@ from regnet.studies.population import Population
 from regnet.studies.statistics import Best, Comparison, Interval, SeedNoise
 
 FEW: Final = 16
-"""Networks of a space below which intervals mean little: the bootstrap draws a quarter of them."""
+"""With fewer networks in a space its intervals are unreliable: the bootstrap draws a quarter of
+them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceResult:
-    """What is found of one space; errors in percent."""
+    """The statistics of one space; errors are in percent."""
 
     models: int
+    """Number of trained networks."""
     failed: int
+    """Number of networks whose training failed."""
     minimum: float
+    """Lowest error."""
     mean: float
+    """Mean error, weighted if the analysis is normalized."""
     best: Mapping[str, Interval]
-    """Of each metric, the values of the best networks: see `statistics.best_values`."""
+    """For each metric, the values of the best networks; see `statistics.best_values`."""
     correlation: Mapping[str, float]
-    """Rank correlation of each metric with the error; negative where more is better."""
+    """Rank correlation of each metric with the error; negative if larger values are better."""
     search: Mapping[int, Best]
-    """The error of the best of so many random networks."""
+    """The error of the best of m random networks, by m."""
     noise: SeedNoise | None
-    """What lies between seeds; None where fewer than two networks were trained more than once."""
+    """The noise between seeds; None if fewer than two networks were trained more than once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """Two spaces compared; p-values and verdicts are adjusted for all pairs of the study."""
+    """A comparison of two spaces, with p-value and verdict adjusted for all pairs of the study."""
 
     first: str
     second: str
@@ -49,19 +54,19 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Analysis:
-    """All spaces that have results, in the order of the study."""
+    """The statistics of all spaces that have results, in the order of the study."""
 
     spaces: Mapping[str, SpaceResult]
     pairs: tuple[Pair, ...]
     machines: tuple[str, ...]
-    """What the networks were trained on, as far as is known."""
+    """The machines that the networks were trained on, as far as they are known."""
     finished: str
-    """When the last of them was; empty where that is not known."""
+    """Time at which the last network was finished; empty if it is not known."""
     warnings: tuple[str, ...] = ()
-    """What the numbers do not bear."""
+    """Limits on what the numbers can show."""
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return all fields as a JSON-serializable dictionary."""
         return asdict(self)
 
 
@@ -73,26 +78,33 @@ def analyze(
     bins: int = 10,
     paired: bool = False,
 ) -> Analysis:
-    """The statistics of a study; the same seed gives the same numbers.
+    """Compute the statistics of a study; the same seed gives the same numbers.
 
     Args:
-        populations: by the names of their spaces.
-        seed: of everything random.
-        normalize: a metric, such as `flops`, that spaces differ in and that shall not matter:
-            errors are weighted so that it is uniform over the range that all spaces share (NDS,
-            section 3.4). Best values and correlations stay those of the networks as they are.
-        bins: of that range; each needs a network of every space.
-        paired: networks of the same number belong together, such as one with and one without
-            squeeze-excitation; spaces are compared by their differences.
+        populations: the populations by the names of their spaces, as `load` returns them.
+        seed: seed of the bootstraps and permutations.
+        normalize: a metric, such as `flops`, in which the spaces differ and whose effect is to be
+            removed. Networks are weighted so that the metric is uniform over the range that all
+            spaces share (NDS, section 3.4). Best values and correlations are not weighted.
+        bins: number of bins of that range; every bin needs a network of each space.
+        paired: compare networks of the same number with each other, such as one with and one
+            without squeeze-excitation, instead of the means of the spaces.
+
+    Returns:
+        The statistics of each space that has results, and a comparison of each pair of them.
 
     Raises:
-        ConfigError: no network was trained yet, or weights cannot be had.
+        ConfigError: no network is trained yet, no two networks form a pair, or the spaces cannot be
+            normalized by this metric.
     """
     if paired and normalize is not None:
-        raise ConfigError("pairs are alike but for what differs: leave normalize out")
+        raise ConfigError(
+            "normalize cannot be used with paired, since pairs differ in one change only; leave "
+            "normalize out"
+        )
     found = {name: population for name, population in populations.items() if len(population)}
     if not found:
-        raise ConfigError("no network of the study is trained yet; resume it first")
+        raise ConfigError("no network of the study is trained yet; resume the study first")
     weights = _weights(found, normalize, bins)
     spaces = {}
     for name, population in found.items():
@@ -134,8 +146,8 @@ def analyze(
     )
     few = [name for name, result in spaces.items() if result.models < FEW]
     warning = (
-        f"fewer than {FEW} networks in {', '.join(few)}: intervals, p-values and best values say "
-        "little"
+        f"fewer than {FEW} networks in {', '.join(few)}: intervals, p-values and best values are "
+        "unreliable"
     )
     outcomes = [
         row.outcome for population in found.values() for row in population.rows if row.outcome
@@ -150,24 +162,26 @@ def analyze(
 
 
 def _not_repeated(outcomes: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What to say of objectives that give one network two errors."""
+    """Return a warning for each network to which the objective gave two different errors."""
     return [
         f"the objective gave {found['error']:.4g} and {found['repeated_error']:.4g} for the same "
-        "network and seed: it is not deterministic, and results do not repeat"
+        "network and seed: it is not deterministic, so results cannot be reproduced"
         for found in outcomes
         if found.get("repeated_error", found.get("error")) != found.get("error")
     ]
 
 
 def _paired(first: Population, second: Population, seed: int) -> Comparison:
-    """Two populations by the networks whose numbers both have."""
+    """Compare two populations by the trained networks whose numbers both have."""
     by_number = [
         {row.number: error for row, error in zip(each.rows, each.errors, strict=True)}
         for each in (first, second)
     ]
     both = sorted(by_number[0].keys() & by_number[1].keys())
     if not both:
-        raise ConfigError("the spaces have no networks of the same number that are trained")
+        raise ConfigError(
+            "no two trained networks of the spaces have the same number; leave paired out"
+        )
     a, b = ([errors[number] for number in both] for errors in by_number)
     return statistics.compare_pairs(a, b, np.random.default_rng(seed))
 
@@ -179,7 +193,7 @@ def _machine(outcome: Mapping[str, Any]) -> str:
 def _weights(
     found: Mapping[str, Population], metric: str | None, bins: int
 ) -> dict[str, FloatArray | None]:
-    """Of the networks of each space, so that a metric is uniform over the range all share."""
+    """Return weights of all networks that make a metric uniform over the range all spaces share."""
     if metric is None:
         return dict.fromkeys(found)
     for name, population in found.items():
@@ -190,7 +204,7 @@ def _weights(
     high = min(float(v.max()) for v in values.values())
     if not low < high:
         raise ConfigError(f"the spaces share no range of {metric}; leave normalize out")
-    # The range is open, and the networks at its ends count.
+    # `uniform_weights` takes an open range, and the networks at its ends must count, too.
     low, high = np.nextafter(low, -np.inf), np.nextafter(high, np.inf)
     try:
         return {
@@ -202,14 +216,15 @@ def _weights(
 
 
 def refine(space: Space, result: SpaceResult, *metrics: str, name: str | None = None) -> Space:
-    """The part of a space in which the bootstrap finds its best networks.
+    """Return the part of a space in which the bootstrap finds its best networks.
 
     Args:
-        space: what was sampled.
-        result: what was found of it.
-        metrics: whose intervals to take; none: all parameters, and depths and widths of stages
-            where these are the parameters.
-        name: of the new space; None: the old one's and `_refined`.
+        space: the space that was sampled.
+        result: its statistics.
+        metrics: names of the metrics to restrict to the intervals of their best values. Without
+            names, these are the parameters of a space of RegNets; for other spaces they are all
+            metrics but complexity and latency.
+        name: name of the new space; None: the name of the old one with `_refined`.
 
     Raises:
         ConfigError: the space has no such metric.
@@ -226,25 +241,26 @@ def refine(space: Space, result: SpaceResult, *metrics: str, name: str | None = 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gain:
-    """How much better networks in the intervals of a refinement are than all networks."""
+    """How much better the networks inside the intervals of a refinement are than all networks."""
 
     inside: int
-    """Networks that lie in all intervals."""
+    """Number of networks that lie inside all intervals."""
     points: float
-    """By how much their mean error is lower than that of all networks; nan where there are none."""
+    """Mean error of all networks minus that of those inside, in points; nan if none is inside."""
     alone: Mapping[str, float]
-    """The same for networks that lie in the interval of one metric, whatever the others are."""
+    """For each metric, the same difference for networks inside the interval of that metric."""
 
 
 def gain(population: Population, result: SpaceResult, *metrics: str) -> Gain:
-    """What a refinement gains among the networks that it was found with, and by which metric.
+    """Compute what a refinement gains among the trained networks, in total and by metric.
 
-    These networks chose the intervals: what a refined space gains is shown by training it.
+    The gain is optimistic, because the same networks determined the intervals. To measure the gain
+    of a refined space, train networks of it.
 
     Args:
-        population: what was trained.
-        result: what was found of it.
-        metrics: whose intervals are taken.
+        population: the trained networks.
+        result: the statistics of the population.
+        metrics: names of the metrics whose intervals are used.
     """
     inside = {
         metric: (population.metrics[metric] >= result.best[metric].low)
@@ -265,6 +281,6 @@ def gain(population: Population, result: SpaceResult, *metrics: str) -> Gain:
 
 
 def refinable(space: Space) -> tuple[str, ...]:
-    """The metrics that describe a network of a space: what `refine` takes by itself."""
+    """Return the metrics that `refine` restricts by default: those that describe a network."""
     known = set(space.parameters) if space.family == "regnet" else set(space.metric_names)
     return tuple(name for name in space.metric_names if name in known - {*COMPLEXITY, LATENCY})

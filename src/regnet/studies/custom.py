@@ -1,4 +1,4 @@
-"""Networks that a user's functions build, counted and trained; and a user's own objective."""
+"""Count and train networks that a user's functions build, and call a user's objective."""
 
 import math
 import time
@@ -28,13 +28,13 @@ from regnet.spaces.custom import (
 from regnet.spaces.space import Space
 
 _WORTH_A_POOL: Final = 15.0
-"""Seconds of counting from which on processes are started for it."""
+"""If counting the rest would take at least this many seconds, processes are started for it."""
 
 _LOOK: Final = 8
-"""Networks that are counted before that is decided."""
+"""Number of networks that are counted to estimate that time."""
 
 _WITH_OUTPUTS: Final = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm"})
-"""Operators whose outputs are activations, as the paper counts those of convolutions."""
+"""Operators whose outputs count as activations; the paper counts those of convolutions."""
 
 
 def sample_networks(
@@ -45,14 +45,14 @@ def sample_networks(
     folder: str | None = None,
     on_network: Callable[[int, int], None] | None = None,
 ) -> CustomSample:
-    """Draw networks from a custom space, none twice; runs the functions that it names.
+    """Draw different networks from a custom space. This runs the functions that the space names.
 
     Args:
-        space: the space.
-        count: how many.
-        seed: the first n of a seed are the same for any count.
-        folder: where modules are looked for as well.
-        on_network: called with how many there are, and how many there shall be.
+        space: a custom space.
+        count: number of networks.
+        seed: seed of the draws. The first n networks of a seed are the same for any count.
+        folder: a folder to import modules from, in addition to the installed ones.
+        on_network: called with the number of networks drawn so far, and `count`.
 
     Raises:
         ConfigError: the space has too few networks.
@@ -63,13 +63,14 @@ def sample_networks(
 
 
 def counted(networks: Sequence[CustomConfig], folder: str | None = None) -> list[Cost]:
-    """Count networks on `meta`, in several processes where that takes long.
+    """Count the complexity of networks on `meta`, in several processes if that takes long.
 
-    Multiply-adds are those of `torch.utils.flop_counter`, activations the outputs of convolutions
-    and of products of matrices, of one image.
+    Multiply-adds are those of `torch.utils.flop_counter`. Activations are the elements of the
+    outputs of convolutions and matrix products. Both are counted for one image.
     """
     for build in {network.build for network in networks}:
-        find_function(build, folder)  # that it is not there is no network's fault
+        # A missing function is an error of the whole space, not of a single network.
+        find_function(build, folder)
     began = time.monotonic()
     first = [count_network(network, "meta", folder) for network in networks[:_LOOK]]
     pace, rest = (time.monotonic() - began) / len(first), networks[_LOOK:]
@@ -88,7 +89,7 @@ def _count_task(task: tuple[int, CustomConfig, str | None], device: str) -> Cost
 
 
 def count_network(network: CustomConfig, device: str, folder: str | None = None) -> Cost:
-    """What a network costs, or why it cannot be built or run."""
+    """Return the complexity of a network, or the reason why it cannot be built or run."""
     try:
         with torch.device(device):
             module = _module(network, folder)
@@ -104,7 +105,7 @@ def count_network(network: CustomConfig, device: str, folder: str | None = None)
         )
     except FunctionError:
         raise
-    except Exception as error:  # noqa: BLE001 - a network may fail in any way
+    except Exception as error:  # noqa: BLE001 - the user's code may fail in any way
         return in_one_line(error, most=200)
 
 
@@ -131,7 +132,9 @@ class _Outputs(TorchDispatchMode):
 def _module(network: CustomConfig, folder: str | None) -> nn.Module:
     found = network.called(network.build, folder)
     if not isinstance(found, nn.Module):
-        raise ConfigError(f"{network.build} gave {type(found).__name__}, and not a torch.nn.Module")
+        raise ConfigError(
+            f"{network.build} must return a torch.nn.Module, got {type(found).__name__}"
+        )
     return found
 
 
@@ -143,23 +146,24 @@ def _check_logits(logits: Any, network: CustomConfig) -> None:
     if not isinstance(logits, Tensor) or logits.shape != (1, network.num_classes):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(
-            f"the network gives {shape} for one image, and not (1, {network.num_classes}) logits"
+            f"the network must return logits (1, {network.num_classes}) for one image, got {shape}"
         )
 
 
 class CustomNetwork(Described):
-    """A user's network with what training asks of one beside its answers."""
+    """A user's network with the attributes that training needs."""
 
     def __init__(self, network: CustomConfig, folder: str | None, params: float | None) -> None:
-        """Build it.
+        """Build the network.
 
         Args:
-            network: which one.
-            folder: where modules are looked for as well.
-            params: how many parameters it was counted to have; None: it could not be counted.
+            network: the config of the network.
+            folder: a folder to import modules from, in addition to the installed ones.
+            params: number of parameters that was counted when the study began; None: the network
+                could not be counted.
 
         Raises:
-            ConfigError: it has another number, or was not counted.
+            ConfigError: the network has another number of parameters, or was not counted.
             FunctionError: its function cannot be imported.
         """
         super().__init__()
@@ -168,26 +172,27 @@ class CustomNetwork(Described):
             raise ConfigError(
                 cost
                 if isinstance(cost, str)
-                else "it can be built now, and could not when the study began: begin another study"
+                else "it can be built now, but could not when the study began; begin a new study"
             )
         self.module = _module(network, folder)
         if (there := _params(self.module)) != params:
             raise ConfigError(
-                f"the network has {there:,} parameters, and was counted to have {params:,.0f}"
+                f"the network has {there:,} parameters, but had {params:,.0f} when the study "
+                "began; begin a new study"
             )
         self.num_classes = network.num_classes
         self._shared = ArchitectureConfig(num_classes=network.num_classes)
 
     @property
     def config(self) -> Any:
-        """What is known of every network: classes, and three channels."""
+        """What is known about every custom network: its classes, and three input channels."""
         return self._shared
 
     def _classifier(self) -> None:
-        """Not known."""
+        """The classifier of a custom network is not known."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, 3, H, W)."""
+        """Return logits (N, num_classes) of images (N, 3, H, W)."""
         logits: Tensor = self.module(x)
         return logits
 
@@ -195,26 +200,28 @@ class CustomNetwork(Described):
 def objective_of(
     text: str, parameters: Any, seed: int, device: str, folder: str | None
 ) -> dict[str, Any]:
-    """What a user's objective gives for a network: its record, with an error that is a number.
+    """Call a user's objective for a network, and return its record, which has a finite `error`.
 
     Args:
-        text: `package.module:function`; the function takes parameters, seed and device, and gives
-            the error, or a mapping with `error` and whatever else shall be kept.
-        parameters: of a custom network those that were drawn; else the config.
-        seed: of this training.
-        device: where.
-        folder: where modules are looked for as well.
+        text: `package.module:function`. The function takes parameters, seed and device. It returns
+            the error, or a mapping with `error` and anything else that is to be saved.
+        parameters: the drawn parameters of a custom network; for other networks, the config.
+        seed: seed of this training.
+        device: name of the device to train on.
+        folder: a folder to import modules from, in addition to the installed ones.
 
     Raises:
-        ConfigError: it gave no finite number.
-        FunctionError: it cannot be imported.
+        ConfigError: the objective did not return a finite error.
+        FunctionError: the objective cannot be imported.
     """
     found = find_function(text, folder)(parameters, seed, device)
     record = dict(found) if isinstance(found, Mapping) else {"error": found}
     try:
         record["error"] = float(record["error"])
     except (KeyError, TypeError, ValueError):
-        raise ConfigError(f"{text} gave {found!r:.100}, which has no error") from None
+        raise ConfigError(
+            f"{text} must return a number or a mapping with 'error', got {found!r:.100}"
+        ) from None
     if not math.isfinite(record["error"]):
-        raise ConfigError(f"{text} gave an error of {record['error']}")
+        raise ConfigError(f"{text} must return a finite error, got {record['error']}")
     return record

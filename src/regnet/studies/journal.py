@@ -1,7 +1,8 @@
-"""The second place where results are: a line for each, written after the store has committed it.
+"""The journal of a study: a second copy of each result, as a line of a text file.
 
-SQLite notices neither a changed byte of a value nor a damaged log: it drops what does not fit, and
-with it results that were committed. The journal says how many there were, and holds them.
+SQLite does not notice a changed byte of a value. From a damaged log it silently drops what does not
+fit, and with it results that were committed. The journal shows which results there were, and can
+restore them. A line is written after the store has committed the result.
 """
 
 import os
@@ -16,25 +17,25 @@ from regnet.errors import ConfigError, StudyError
 FILE: Final = "results.jsonl"
 
 Key = tuple[str, int]
-"""Space and number of a network."""
+"""Name of the space, and number of the network in it."""
 
 
 class Journal:
-    """Results of a study, by space and number, in the order in which they came."""
+    """The results of a study by space and number, in the order in which they were committed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.path = folder, folder / FILE
 
     def add(self, key: Key, outcome: dict[str, Any] | None) -> None:
-        """Write what came out of a network; None: it is to be trained again.
+        """Append the outcome of a network; None means that the network will be trained again.
 
         Raises:
-            OSError: it cannot be written; the store has the result.
+            OSError: the line cannot be written; the store has the result.
         """
         space, number = key
         line = documents.line({"space": space, "number": number, "outcome": outcome})
         with self.path.open("a+b", buffering=0) as file:
-            # A line that a kill has cut short must not spoil the next one.
+            # If a killed process left an incomplete line, the next one must start on a new line.
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 1))
             cut = file.read(1) not in (b"", b"\n")
@@ -53,18 +54,19 @@ class Journal:
             return {}
         except (ConfigError, KeyError, TypeError) as error:
             raise StudyError(
-                f"{error}; `regnet study recover {self.folder}` writes it again from what is whole"
+                f"{error}; `regnet study recover {self.folder}` rebuilds it from the results "
+                "that are intact"
             ) from error
 
     def readable(self) -> dict[Key, dict[str, Any]]:
-        """Return the outcomes in those lines that are as they were written."""
+        """Return the newest outcome of each network from the lines that are not damaged."""
         try:
             return _newest(documents.lines(self.path, "a result", skip_damaged=True))
         except OSError:
             return {}
 
     def replace(self, results: Iterable[tuple[Key, dict[str, Any]]]) -> None:
-        """Begin the journal anew with these results."""
+        """Replace the journal by one with these results."""
         lines = [
             documents.line({"space": space, "number": number, "outcome": outcome})
             for (space, number), outcome in results

@@ -1,4 +1,7 @@
-"""A study in its folder: study.json says what it is, the store what has become of each network."""
+"""Begin, run and load a study in its folder.
+
+The file study.json describes the study, and the store has the status and result of each network.
+"""
 
 import contextlib
 import math
@@ -28,15 +31,15 @@ from regnet.training.run import Run
 FILE: Final = "study.json"
 
 Select = Literal["last", "lowest"]
-"""Which epoch a network is judged by: its last; or the one with the lowest test error, as pycls
-does (`sweep/analysis.py`), which favours networks whose errors vary more."""
+"""Epoch whose test error counts: the last one, or the one with the lowest error. The latter is what
+pycls does (`sweep/analysis.py`), and favours networks whose errors vary more."""
 
 CORE_SPEED: Final = 1e10
-"""Multiply-adds that a core computes per second of training, backward passes included. The median
-over the networks of benchmarks/results/study.parquet is 9e9."""
+"""Multiply-adds that one core computes per second of training, including backward passes. The
+median over the networks of benchmarks/results/study.parquet is 9e9."""
 
 MOST_FAILURES: Final = 20
-"""Networks that may fail in a row before a study is ended: something else is wrong then."""
+"""If this many networks fail in a row, the run ends: the networks are probably not the cause."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,40 +47,44 @@ class Population:
     """The trained networks of a space, as arrays (n,)."""
 
     space: Space | None
-    """None where it is not known: of a table."""
+    """None if the space is not known, as for a table."""
     errors: FloatArray
-    """Test errors in percent; of the averaged weights where the recipe averages."""
+    """Test errors in percent, measured with averaged weights if the recipe averages them."""
     metrics: Mapping[str, FloatArray]
-    """By the space's `metric_names`, or by the columns of a table."""
+    """Values of each metric: of the space's `metric_names`, or of the columns of a table."""
     rows: tuple[Row, ...]
     failed: tuple[Row, ...] = ()
-    """Networks whose training failed: they count in no statistic."""
+    """Networks whose training failed; no statistic includes them."""
     repeats: Mapping[int, FloatArray] = field(default_factory=dict)
-    """Errors of the networks that were trained more than once, by their numbers."""
+    """Errors of the networks that were trained more than once, by the numbers of the networks."""
     select: Select = "last"
-    """Whose error that is."""
+    """The epoch that the errors are of."""
 
     def __len__(self) -> int:
-        """Networks that were trained."""
+        """Number of networks that were trained."""
         return len(self.rows)
 
 
 def init(
     folder: str | Path, study: Study, on_network: Callable[[int, int], None] | None = None
 ) -> Study:
-    """Begin a study in a new folder: sample its networks; nothing is trained yet.
+    """Begin a study in a new folder: sample its networks, but do not train them yet.
 
-    Its spaces get as many classes as the images have, and their size. Functions that the study
-    names are imported and run.
+    The spaces get the number of classes and the size of the images. Functions that the study names
+    are imported and run.
 
     Args:
-        folder: new, or without a study.
-        study: what to do.
-        on_network: called where networks are counted one by one, with how many are, and how many
-            there shall be.
+        folder: a folder that does not exist yet, or that holds no study.
+        study: the definition of the study.
+        on_network: called if networks are counted one by one, with the number counted so far, and
+            their total.
+
+    Returns:
+        The study as it was saved, with the fingerprints of its images.
 
     Raises:
-        ConfigError: there is a study already, or a space has too few networks or cannot be saved.
+        ConfigError: the folder holds a study already, a space has too few networks, or a space
+            cannot be saved.
         DataError: the images cannot be used.
     """
     path = Path(folder)
@@ -95,7 +102,8 @@ def init(
                 images=fingerprints(images),
             )
         rows = [row for name in study.names for row in study.rows(name, on_network)]
-        # From here on there is a study; networks that the store lacks are added when it is resumed.
+        # study.json comes first: if the process dies before all networks are stored, `resume` adds
+        # the missing ones.
         _write(path, study)
         with Store(path, create=True) as store:
             store.add(rows)
@@ -105,18 +113,18 @@ def init(
 def limit_latency(
     study: Study, most: float, on_probe: Callable[[int, int], None] = lambda _done, _all: None
 ) -> Study:
-    """A study whose networks take at most so many milliseconds on this CPU, as a model predicts.
+    """Restrict the spaces of a study to networks that are predicted to be fast enough on this CPU.
 
-    Spaces that have no model learn one (`regnet.learn_latency`), for the classes and the size of
-    the study's images.
+    For a space without a latency model one is learned (`regnet.learn_latency`), with the classes
+    and the size of the study's images.
 
     Args:
-        study: not begun yet.
-        most: milliseconds.
-        on_probe: called with how many networks are measured, of how many.
+        study: a study that has not begun.
+        most: largest predicted latency of a network, in milliseconds.
+        on_probe: called with the number of networks measured so far, and their total.
 
     Raises:
-        ConfigError: a space is custom, or has no networks that are so fast.
+        ConfigError: a space is custom, or has no network that is fast enough.
         DataError: the images cannot be used.
     """
     check_number("latency_ms", most, least=1e-6)
@@ -129,13 +137,14 @@ def limit_latency(
 
 
 def extend(folder: str | Path, space: Space) -> Study:
-    """Add a space to a study, such as a refined one; its networks are sampled, not trained.
+    """Add a space, such as a refined one, to a study: sample its networks, but do not train them.
 
-    Processes that are training the study already do not see it.
+    Processes that are already training the study do not train the new networks.
 
     Raises:
-        ConfigError: there is no study, or a space of this name, or the space has too few networks.
-        StudyError: its store is damaged.
+        ConfigError: there is no study, it has a space with this name already, or the space has too
+            few networks.
+        StudyError: the store of the study is damaged.
         DataError: the images cannot be used.
     """
     path = Path(folder)
@@ -152,15 +161,15 @@ def extend(folder: str | Path, space: Space) -> Study:
 
 
 def _write(folder: Path, study: Study) -> None:
-    """Write study.json; relative paths are kept from the folder on."""
+    """Write study.json, with relative paths as seen from the folder."""
     runfolder.begin(folder, FILE, _placed(study, folder, sources.beside))
 
 
 def read(folder: str | Path) -> Study:
-    """The study of a folder.
+    """Read the definition of the study in a folder.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the folder holds no study.
     """
     path = Path(folder)
     study = Study.from_dict(runfolder.begun(path, FILE, "a study"))
@@ -169,7 +178,7 @@ def read(folder: str | Path) -> Study:
 
 
 def _placed(study: Study, folder: Path, place: Callable[[str, Path], str]) -> Study:
-    """A study with its places as seen from a folder, or from here again."""
+    """Apply `place` to the paths of a study, to make them relative to a folder or undo that."""
     return replace(
         study,
         train=place(study.train, folder) if study.train else "",
@@ -187,26 +196,27 @@ def resume(
     val: str | Path | None = None,
     on_result: Callable[[Row], None] | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Train what is not trained yet; several processes may do so at once, on one host.
+    """Train all networks that are not trained yet.
 
-    Functions that the study names are imported and run, here and by whoever trains.
+    Several processes on one host may do this for the same study at the same time. Functions that
+    the study names are imported and run, here and in the processes that train.
 
     Args:
-        folder: of the study.
-        executor: who trains; None: processes, one per core.
-        retry_failed: train those that failed again.
-        data: where the training images lie now, if not where they did; the same ones.
-        val: likewise of those to test on, where they lie apart.
-        on_result: called with each network and its outcome, once that is kept.
+        folder: the folder of the study.
+        executor: the executor that trains the networks; None: processes, one per core.
+        retry_failed: train networks that failed once more.
+        data: new path of the training images, if they were moved. They must be the same images.
+        val: new path of the test images, if they are separate and were moved.
+        on_result: called with the row of each network after its result is committed.
 
     Returns:
-        How many networks of each space have each status.
+        The number of networks with each status, by space.
 
     Raises:
         ConfigError: there is no study.
         DataError: the images are not those of the study, here or where a network was trained.
-        StudyError: the store is damaged or cannot be written, processes do not start, or one
-            network after the other fails; what was committed is kept.
+        StudyError: the store is damaged or cannot be written, processes do not start, or many
+            networks in a row fail. Committed results stay in the store.
     """
     path = Path(folder)
     began = study = read(path)
@@ -242,20 +252,21 @@ def resume(
                 if failures == MOST_FAILURES:
                     raise StudyError(
                         f"{failures} networks in a row failed, the last: {told['reason']}; "
-                        "resume with retry_failed once that is mended"
+                        "fix the cause, then resume with retry_failed (--retry-failed)"
                     )
         return store.counts()
 
 
 def recover(folder: str | Path) -> tuple[int, Path | None]:
-    """Begin a damaged or lost store anew with all results that can still be read.
+    """Rebuild a damaged or lost store from all results that can still be read.
 
     Returns:
-        How many results were kept, and where the damaged file lies now.
+        The number of recovered results, and the new path of the damaged file; None if there was no
+        file.
 
     Raises:
         ConfigError: there is no study.
-        StudyError: a process is training it.
+        StudyError: a process is training the study.
     """
     read(folder)
     with runfolder.owned(Path(folder), "recovering the study"):
@@ -265,7 +276,7 @@ def recover(folder: str | Path) -> tuple[int, Path | None]:
 
 
 def counts(folder: str | Path) -> dict[str, dict[str, int]]:
-    """How many networks of each space are pending, running, done and failed.
+    """Count the networks of each space that are pending, running, done and failed.
 
     Raises:
         ConfigError: there is no study.
@@ -277,7 +288,7 @@ def counts(folder: str | Path) -> dict[str, dict[str, int]]:
 
 
 def progress(folder: str | Path) -> tuple[int, int]:
-    """Return how many networks are trained or failed, and how many there are; not verified."""
+    """Return the number of trained or failed networks, and of all, without checking the store."""
     read(folder)
     with Store(Path(folder)) as store:
         found = store.counts().values()
@@ -286,9 +297,10 @@ def progress(folder: str | Path) -> tuple[int, int]:
 
 
 def work(folder: str | Path) -> float:
-    """Multiply-adds of what is not trained yet; backward counts as two forward passes.
+    """Return the multiply-adds of all trainings that are still to be done.
 
-    NaN where an objective judges networks: nobody knows what it does.
+    A backward pass counts as two forward passes. The result is NaN if an objective evaluates the
+    networks, because its cost is not known.
 
     Raises:
         ConfigError: there is no study.
@@ -304,30 +316,30 @@ def work(folder: str | Path) -> float:
 
 
 def _check_complete(study: Study, store: Store) -> list[Row]:
-    """All networks of the store, verified.
+    """Return all rows of the store after checking them.
 
     Raises:
-        StudyError: the store is damaged, or lacks networks.
+        StudyError: the store is damaged, or networks are missing.
     """
     rows = store.rows()
     if 0 < len(rows) < study.count:
         raise StudyError(
             f"{store.path} has {len(rows)} of {study.count} networks; `regnet study run "
-            f"{store.folder}` or `regnet study recover {store.folder}` adds the others"
+            f"{store.folder}` or `regnet study recover {store.folder}` adds the missing ones"
         )
     return rows
 
 
 def load(folder: str | Path, select: Select = "last") -> dict[str, Population]:
-    """The populations trained so far, by the names of their spaces.
+    """Load the networks trained so far, as a population of each space.
 
     Args:
-        folder: of the study.
-        select: which epoch's error counts.
+        folder: the folder of the study.
+        select: the epoch whose error counts: "last", or "lowest" for the lowest error.
 
     Raises:
         ConfigError: there is no study.
-        StudyError: its store is damaged.
+        StudyError: the store of the study is damaged.
     """
     study = read(folder)
     with Store(Path(folder)) as store:
@@ -360,12 +372,12 @@ def _open(study: Study) -> Images:
 
 
 def _suited(study: Study, spaces: Sequence[Space], images: Images) -> tuple[Space, ...]:
-    """Spaces whose networks have the classes and the size of the study's images."""
+    """Return the spaces with the number of classes and the size of the study's images."""
     classes, side = _classes_and_side(study, images)
     if side is not None and any("r" in s.parameters for s in spaces if not s.custom):
         raise ConfigError(
-            f"a space that draws the size of images needs a recipe that crops 'resized' and leaves "
-            f"image_size open; this one trains at {side}"
+            f"a space that samples the image size needs a recipe with the crop 'resized' and no "
+            f"image_size; this recipe trains at {side}"
         )
     return tuple(
         replace(
@@ -378,7 +390,7 @@ def _suited(study: Study, spaces: Sequence[Space], images: Images) -> tuple[Spac
 
 
 def _suited_networks(study: Study, images: Images) -> tuple[Given, ...]:
-    """Networks that are given, likewise."""
+    """Return the given networks with the number of classes and the size of the study's images."""
     classes, side = _classes_and_side(study, images)
     return tuple(
         replace(
@@ -391,11 +403,11 @@ def _suited_networks(study: Study, images: Images) -> tuple[Given, ...]:
 
 
 def _classes_and_side(study: Study, images: Images) -> tuple[int, int | None]:
-    """How many classes the images have, and their side in pixels where the recipe fixes it."""
+    """Return the number of classes, and the side of the images if it is fixed."""
     assert images.val is not None, "a study has images to test on"
     if images.val.fingerprint == images.train.fingerprint:
         raise ConfigError(
-            f"{study.train}: the images to test on are those to train on; name others with val"
+            f"{study.train}: the test images are the training images; set other ones with val"
         )
     classes = len(images.train.classes)
     if study.recipe.crop != "pad":
@@ -403,11 +415,13 @@ def _classes_and_side(study: Study, images: Images) -> tuple[int, int | None]:
     try:
         width, height = images.train.open(0).size
     except ImageError as error:
-        raise DataError(f"{error}; a set that is kept in memory must be whole") from error
+        raise DataError(
+            f"{error}; every image of a set that is held in memory must be readable"
+        ) from error
     if width != height:
         raise ConfigError(
             f"{images.train.source} has images of {width} x {height} pixels; the crop 'pad' "
-            "needs square ones here"
+            "needs square images"
         )
     return classes, width
 
@@ -419,7 +433,7 @@ def _tasks(study: Study, store: Store) -> Iterator[Task]:
 
 
 def _run(study: Study, row: Row) -> Run:
-    """How a network of the study is trained."""
+    """Return the run that trains a network of the study."""
     recipe, size = study.recipe, None
     if recipe.crop == "resized":
         drawn = row.metrics if row.config["kind"] != KIND else {}
@@ -438,19 +452,19 @@ def _run(study: Study, row: Row) -> Run:
 
 
 def _check_images(study: Study, found: Mapping[str, str], where: str) -> None:
-    """Whether images are those that the study began with, if it has any."""
+    """Raise an error if images are not those that the study began with."""
     if study.images is not None and dict(study.images) != dict(found):
         raise DataError(
             f"{study.train}: the images {where} are not those that the study began with: "
-            f"fingerprints {dict(found)}, were {dict(study.images)}"
+            f"their fingerprints are {dict(found)}, and were {dict(study.images)}"
         )
 
 
 def error_of(row: Row, select: Select) -> float:
-    """The test error of a trained network, in percent; or what an objective gave."""
+    """Return the test error of a trained network in percent, or the error of an objective."""
     assert row.outcome is not None, "it is done"
     epochs = row.outcome.get("epochs")
-    if select == "lowest" or not epochs:  # an objective has none
+    if select == "lowest" or not epochs:  # an objective has no epochs
         return float(row.outcome["error"])
     last = epochs[-1]
     return 100 - float(last.get("average_top1", last["top1"]))

@@ -1,4 +1,4 @@
-"""The report of a study as one HTML file, and its plots as SVG files."""
+"""Write the report of a study as one HTML file, and its plots as SVG files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,24 +26,27 @@ if TYPE_CHECKING:
 COLORS: Final = (
     "#1b6ca8", "#d1495b", "#2e933c", "#8f5db7", "#c77d0a", "#3a8f8f", "#7a5c3e", "#5b6770",
 )  # fmt: skip
-"""One per space, in their order; then from the beginning."""
+"""Colors of the spaces in their order; they repeat after the last one."""
 
 _BAND_POINTS: Final = 80
+"""Number of errors at which the band of an EDF is drawn."""
 
 _FEW: Final = 3
-"""Best and worst networks of each space that are drawn."""
+"""Number of best, and of worst, networks of each space that are drawn."""
 
 LOGARITHMIC: Final = ("w", "g", "b", "flops", "params", "activations")
-"""Metrics whose names begin so are drawn on a logarithmic scale, as they are sampled."""
+"""Metrics whose names start with one of these are drawn on a logarithmic scale, as they are
+sampled."""
 
 
 def render(study: Study | None, populations: Mapping[str, Population], *, seed: int = 0) -> str:
-    """The report of a study: a document that needs no network and no other file.
+    """Return the report of a study as HTML that needs neither the internet nor other files.
 
     Args:
-        study: None where the populations come from a table.
-        populations: by the names of their spaces.
-        seed: of the bootstrap.
+        study: the definition of the study; None if the populations come from a table.
+        populations: the populations by the names of their spaces, as `load` or `read_table` returns
+            them.
+        seed: seed of the bootstraps and permutations.
 
     Raises:
         ConfigError: no network is trained yet.
@@ -92,16 +95,16 @@ def render(study: Study | None, populations: Mapping[str, Population], *, seed: 
 def save_plots(
     populations: Mapping[str, Population], folder: Path, *, seed: int = 0, unit: str = "%"
 ) -> tuple[Path, ...]:
-    """Draw what the report shows into SVG files.
+    """Save the plots of the report as SVG files, and return their paths.
 
-    EDFs, search curves, learning curves, the best and worst networks, and of each space errors
-    against every parameter.
+    The plots are the EDFs, the search curves, the learning curves, the best and worst networks, and
+    for each space the errors against every parameter.
 
     Args:
-        populations: by the names of their spaces.
-        folder: of the files.
-        seed: of everything random.
-        unit: of the errors; empty where an objective gave them.
+        populations: the populations by the names of their spaces, as `load` returns them.
+        folder: folder to save the files in; it is created if needed.
+        seed: seed of the bootstraps and permutations.
+        unit: unit of the errors; empty if they come from an objective.
 
     Raises:
         ConfigError: no network is trained yet.
@@ -156,14 +159,14 @@ def save_plots(
 
 
 def _ranked(population: Population) -> tuple[list[int], list[int]]:
-    """The few best networks, and the few worst, of each the best first; none is both."""
+    """Return the best and the worst few networks, each sorted by error; no network is in both."""
     order = population.errors.argsort(kind="stable").tolist()
     few = min(_FEW, len(order) // 2)
     return order[:few], order[len(order) - few :]
 
 
 def _learning_curves(populations: Mapping[str, Population], error: str) -> "Figure":
-    """Test error by epoch of the best networks of each space, and, dashed, of the worst."""
+    """Draw the test error by epoch of the best networks of each space, and dashed of the worst."""
     figure = new_figure(6.5, 4.5)
     axes = figure.subplots()
     for number, (name, population) in enumerate(populations.items()):
@@ -179,7 +182,7 @@ def _learning_curves(populations: Mapping[str, Population], error: str) -> "Figu
 
 
 def _extremes(populations: Mapping[str, Population]) -> "Figure":
-    """Width of each block of the best and the worst networks, a row for each space."""
+    """Draw the width of each block of the best and the worst networks, in a row per space."""
     figure = new_figure(3 * 2 * _FEW, 2.4 * len(populations))
     panels = figure.subplots(len(populations), 2 * _FEW, squeeze=False)
     for number, (row, (name, population)) in enumerate(
@@ -214,7 +217,7 @@ def _draw_metric(
 
 
 def _edf(population: Population, seed: int) -> dict[str, list[float]]:
-    """Steps of the EDF, and its band at as many errors as a picture needs."""
+    """Return the steps of the EDF, and its band at `_BAND_POINTS` errors."""
     curve = statistics.edf(population.errors)
     at = np.linspace(curve.errors[0], curve.errors[-1], _BAND_POINTS)
     low, high = statistics.edf_band(population.errors, at, np.random.default_rng(seed))
@@ -257,10 +260,10 @@ def _model(population: Population, at: int) -> dict[str, Any]:
 
 
 def _beside(populations: Mapping[str, Population], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The best networks of each space, and the published RegNets nearest to them in flops.
+    """Describe the best networks of each space, and the published RegNets nearest in flops.
 
-    The published ones get the classes, stem and image size of the first space of RegNets or
-    AnyNets. There are none where no space is of that kind.
+    The published networks get the classes, stem and image size of the first space of RegNets or
+    AnyNets. If there is no such space, the list is empty.
     """
     rows, flops = [], []
     for name in names:
@@ -309,8 +312,8 @@ def _stages(config: AnyNetConfig | RegNetConfig) -> str:
 
 
 def _refined(population: Population, result: SpaceResult) -> list[dict[str, Any]]:
-    """What `refine` would restrict, and to what."""
-    if population.space is None:  # networks that are given are no space to refine
+    """Return the sampled range and the refined range of each metric that `refine` restricts."""
+    if population.space is None:  # Given networks are not a space that can be refined.
         return []
     return [
         {

@@ -1,10 +1,11 @@
-"""A network that is good on one's own images and fast enough: trained, not guessed.
+"""Search for a network that is fast enough and good on given images, by training candidates.
 
-Candidates within the limits, and published networks beside them, are trained shortly by successive
-halving (Jamieson and Talwalkar 2016): all of them for a quarter of the epochs, the better half for
-half of them, the better half of those for all. Each round is a study in a folder of its own, so
-that it is resumed and worked on like any other. Then the best candidate and the best published
-network are trained again with seeds that chose neither, and those trainings alone are compared.
+Candidates within the limits are trained by successive halving (Jamieson and Talwalkar 2016): all of
+them for a quarter of the epochs, the better half for half of the epochs, and the better half of
+those for all epochs. Published networks are trained beside them in every round. Each round is a
+study in a folder of its own, so that it can be resumed and distributed like any other study. Then
+the best candidate and the best published network are trained again, with new seeds that were not
+used to select either, and only these trainings are compared.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,24 +35,25 @@ from regnet.training.recipe import Recipe
 FILE: Final = "search.json"
 
 CANDIDATES: Final = 16
-"""Networks that are trained, where no budget says how many."""
+"""Default number of candidates that are trained; a budget may reduce it."""
 
 FEWEST: Final = 4
-"""With fewer candidates there is nothing to halve."""
+"""Smallest number of candidates; with fewer there is nothing to halve."""
 
 SHARES: Final = (0.25, 0.5, 1.0)
-"""Of the epochs, that the rounds train; each after the first has half as many candidates."""
+"""Share of the epochs that each round trains; each later round has half as many candidates."""
 
 REPLICAS: Final = 4
-"""Trainings of the best candidate, and of the best published network, that are compared."""
+"""Default number of trainings of each of the two networks that are compared at the end."""
 
 _STUDENT: Final[Mapping[int, float]] = {
     2: 4.302653, 4: 2.776445, 6: 2.446912, 8: 2.306004, 10: 2.228139, 12: 2.178813, 14: 2.144787,
     16: 2.119905, 18: 2.100922,
 }  # fmt: skip
-"""Student's t, two-sided 95 %, by degrees of freedom."""
+"""Student's t, two-sided 95 %, by degrees of freedom: 2 (replicas - 1) for 2 to 10 replicas."""
 
 CONFIRM: Final = "confirm"
+"""Name of the last study, which trains the best candidate and the best published network again."""
 
 Verdict = Literal["better", "worse", "no difference shown"]
 
@@ -61,10 +63,10 @@ class Trained:
     """A network that was trained for all epochs."""
 
     name: str
-    """Of a published network; else `candidate` and a number."""
+    """Name of a published network, or `candidate` and a number."""
     config: RegNetConfig | AnyNetConfig
     error: float
-    """In percent, with the seed that also chose it."""
+    """In percent, from the training that was also used to select the network."""
     flops: int
     params: int
     latency_ms: float
@@ -74,20 +76,22 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """The error of the best published network less that of the pick, in points, on fresh seeds."""
+    """The error of the best published network minus that of the pick, with new seeds."""
 
     points: float
+    """The difference in percentage points; positive if the pick is better."""
     low: float
     high: float
-    """95 % interval (Student's t, equal variances)."""
+    """The 95 % interval of the difference is `low` to `high` (Student's t, equal variances)."""
     replicas: int
+    """Number of trainings of each network."""
     pick_error: float
     rival_error: float
-    """Means, in percent."""
+    """Mean errors of the two networks, in percent."""
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval bears out."""
+        """The claim about the pick that the interval supports."""
         if self.low > 0:
             return "better"
         return "worse" if self.high < 0 else "no difference shown"
@@ -95,23 +99,25 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Searched:
-    """What a search with images came to."""
+    """The result of a search with images."""
 
     pick: Trained
     rival: Trained | None
-    """The best published network within the limits; None where none is."""
+    """The best published network within the limits; None if there is none."""
     against_rival: Difference | None
+    """The comparison of the pick with its rival; None without a rival."""
     trained: tuple[Trained, ...]
-    """All networks of the last round, by error."""
+    """All networks of the last round, sorted by error."""
     front: tuple[Trained, ...]
-    """Those of them of which none is both better and faster, by latency."""
+    """Those that no other network of the last round beats in both error and latency, by latency."""
     seed_deviation: float | None
-    """Standard deviation of the error between seeds, in points, from the last trainings."""
+    """Standard deviation of the error between seeds, in points, from the trainings of `CONFIRM`."""
     candidates: int
+    """Number of candidates in the first round."""
     conditions: dict[str, Any]
-    """Engine, precision, batch and image size of the latencies, and the machine."""
+    """Engine, precision, batch size, image size and machine of the latencies."""
     doubts: tuple[str, ...]
-    """What weakens the latencies."""
+    """Reasons to doubt the latencies."""
 
 
 def search_with_data(
@@ -133,33 +139,41 @@ def search_with_data(
     on_round: Callable[[str, Path], Callable[[Row], None]] | None = None,
     **measuring: Any,
 ) -> Searched:
-    """Search; called again with the same arguments, go on.
+    """Search for the best network within limits by training candidates on images.
+
+    Call it again with the same arguments to resume an interrupted search.
 
     Args:
-        folder: of the search, new or begun.
-        limits: the most that the network may cost.
+        folder: a new folder for the search, or the folder of an interrupted one.
+        limits: the largest cost that the network may have.
         data: training images, as `regnet.train` takes them.
-        recipe: how networks are trained.
-        val: images that measure errors; None: beside the training images.
-        space: of RegNets; None: `search_space()`. It gets the classes and the size of the images.
-        candidates: networks that are trained, besides published ones, at most.
-        budget: seconds that all cores of this machine may train, roughly: fewer candidates are
-            trained where that would take longer; None: any time.
-        replicas: trainings of the pick and of its rival that are compared, 2 to 10.
-        train_images: of the training images, as many.
-        val_images: of the others likewise.
-        seed: of all that is random.
-        executor: who trains; None: processes, one per core.
-        on_step: called with what is measured, how many steps of it are done, and of how many.
-        on_round: called with the name of a round and the folder of its study, which is there;
-            gives what is called with each network that was trained.
-        measuring: device, engine and so on, as for `regnet.selection.search.search`.
+        recipe: the recipe for training the networks.
+        val: test images; None: those that belong to the training images.
+        space: a space of RegNets; None: `search_space()`. It gets the classes and the size of the
+            images.
+        candidates: largest number of candidates to train, not counting published networks.
+        budget: approximate time for training on all cores of this machine, in seconds. Fewer
+            candidates are trained if all of them would take longer; None: no limit.
+        replicas: number of trainings of the pick, and of its rival, that are compared: 2 to 10.
+        train_images: number of training images to use; None: all.
+        val_images: number of test images to use; None: all.
+        seed: seed of everything random.
+        executor: the executor that trains the networks; None: processes, one per core.
+        on_step: called while measuring with the current step, the number of its parts done, and
+            their total.
+        on_round: called at the start of each round with its name and the folder of its study. It
+            returns a function, which is called with the row of each trained network.
+        measuring: device, engine and other options of `regnet.selection.search.search`.
+
+    Returns:
+        The best candidate, its comparison with the best published network, and all networks of the
+        last round.
 
     Raises:
-        ConfigError: an option cannot be used, no network is within the limits, or the folder holds
+        ConfigError: an option is not valid, no network is within the limits, or the folder holds
             another search.
         DataError: the images cannot be used.
-        StudyError: networks fail.
+        StudyError: trainings that the search needs failed.
     """
     path = Path(folder)
     if candidates < FEWEST:
@@ -208,7 +222,9 @@ def search_with_data(
     for number, share in enumerate(SHARES, 1):
         epochs = max(1, round(share * recipe.epochs))
         groups = [_given("candidates", left, size)]
-        if published:  # a population of its own: it may have another number of stages
+        # Published networks may have another number of stages than the candidates, and all networks
+        # of a population must have the same number.
+        if published:
             groups.append(_given("published", published, size))
         found = train(f"round-{number}", groups, epochs)
         errors = _errors(found["candidates"])
@@ -251,7 +267,7 @@ def search_with_data(
 
 
 def shortened(recipe: Recipe, epochs: int) -> Recipe:
-    """A recipe for fewer epochs: the same course, with less of what comes before and after."""
+    """Return a recipe for fewer epochs, with warmup and clean epochs shortened in proportion."""
     part = epochs / recipe.epochs
     warmup = min(recipe.warmup_epochs, max(0, epochs - 1), ceil(part * recipe.warmup_epochs))
     clean = min(recipe.clean_epochs, epochs - warmup, round(part * recipe.clean_epochs))
@@ -268,7 +284,7 @@ def front(rows: Sequence[Trained]) -> tuple[Trained, ...]:
 
 
 def trainings(candidates: int, published: int, replicas: int) -> float:
-    """How many full trainings a search of so many candidates does, shorter ones as parts."""
+    """Return the cost of a search in full trainings; a shorter training counts as a fraction."""
     total, left = 0.0, candidates
     for share in SHARES:
         total += share * (left + published)
@@ -285,7 +301,7 @@ def _begin(
     space: Space,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """What the folder says of the search, or what it will say: what is trained."""
+    """Read the search in the folder, or begin one: choose the networks and save them there."""
     asked = documents.sealed(question)
     with runfolder.owned(path, "searching"):
         if FILE in runfolder.contents(path):
@@ -293,7 +309,7 @@ def _begin(
             if begun["question"] != asked:
                 changed = [n for n in asked if asked[n] != begun["question"].get(n)]
                 raise ConfigError(
-                    f"{path} holds another search: it differs in {', '.join(changed[:-1])}; "
+                    f"{path} holds another search, which differs in {', '.join(changed[:-1])}; "
                     "name another folder"
                 )
             return begun
@@ -310,8 +326,8 @@ def _begin(
         )
         if len(found.candidates) < FEWEST:
             raise ConfigError(
-                f"only {len(found.candidates)} networks that were measured are within the limits; "
-                "allow more"
+                f"only {len(found.candidates)} of the measured networks are within the limits; "
+                "raise the limits"
             )
         count = _affordable(found, question, len(images.train) * recipe.epochs)
         conditions = {
@@ -333,7 +349,7 @@ def _begin(
 
 
 def _affordable(found: Contenders, question: Mapping[str, Any], images: int) -> int:
-    """How many candidates the budget lets train, where each training sees so many images."""
+    """Return how many candidates the budget allows, if a full training sees `images` images."""
     count, budget = len(found.candidates), question["budget"]
     flops = fmean(row.flops for row in found.candidates)
     each = 3 * flops * images / (core_count() * population.CORE_SPEED)
@@ -344,13 +360,14 @@ def _affordable(found: Contenders, question: Mapping[str, Any], images: int) -> 
             least = each * trainings(FEWEST, *rest)
             raise ConfigError(
                 f"a budget of {budget / 60:.0f} minutes is too short: {FEWEST} candidates take "
-                f"about {least / 60:.0f}; allow more, or train on fewer images or epochs"
+                f"about {least / 60:.0f} minutes; raise the budget, or train on fewer images or "
+                "for fewer epochs"
             )
     return count
 
 
 def _shape(images: Images, recipe: Recipe) -> tuple[int, int]:
-    """Classes, and the side of the images that networks will see."""
+    """Return the number of classes, and the side of the images that the networks are trained on."""
     classes = len(images.train.classes)
     if recipe.crop == "pad":
         return classes, _side(images.train)
@@ -374,16 +391,16 @@ def _given(name: str, rows: Sequence[Measured], size: int) -> Given:
 
 
 def _errors(found: population.Population) -> dict[int, float]:
-    """By number of the network; those that failed are left out.
+    """Return the errors of the trained networks, by the number of the network.
 
     Raises:
-        StudyError: all failed.
+        StudyError: no network was trained successfully.
     """
     errors = {row.number: float(e) for row, e in zip(found.rows, found.errors, strict=True)}
     if not errors:
         outcome = found.failed[0].outcome if found.failed else None
         raise StudyError(
-            f"no network could be trained: {outcome['reason'] if outcome else 'none was tried'}"
+            f"no network could be trained: {outcome['reason'] if outcome else 'none was started'}"
         )
     return errors
 
@@ -392,8 +409,10 @@ def _repeats(found: population.Population, replicas: int) -> list[float]:
     errors = [float(error) for error in found.repeats.get(0, found.errors)]
     if len(errors) < replicas:
         outcome = found.failed[0].outcome if found.failed else None
-        reason = outcome["reason"] if outcome else "they are missing"
-        raise StudyError(f"{len(errors)} of {replicas} trainings to compare succeeded: {reason}")
+        reason = outcome["reason"] if outcome else "the others are missing"
+        raise StudyError(
+            f"only {len(errors)} of {replicas} trainings for the comparison succeeded: {reason}"
+        )
     return errors
 
 

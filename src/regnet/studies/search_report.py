@@ -1,4 +1,4 @@
-"""The report of a search with images: one HTML file that works offline."""
+"""Write the report of a search with images as one HTML file that works offline."""
 
 import json
 from functools import partial
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def render(found: Searched, limits: Limits) -> str:
-    """Return the report; the picture is left out where matplotlib is not installed."""
+    """Return the report as HTML; without matplotlib it has no plot."""
     return pages.render(
         "regnet.studies",
         "search.html",
@@ -26,7 +26,7 @@ def render(found: Searched, limits: Limits) -> str:
 
 
 def draw(found: Searched) -> "Figure":
-    """Draw error over latency; bars are a standard deviation between seeds. It needs matplotlib."""
+    """Draw error over latency with matplotlib; error bars show one standard deviation of seeds."""
     figure = new_figure(7, 4.5)
     axes = figure.add_subplot()
     published = [row for row in found.trained if not row.name.startswith("candidate")]

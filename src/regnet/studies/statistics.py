@@ -1,8 +1,8 @@
-"""Statistics of populations: pure functions of errors and parameters.
+"""Statistics of populations, as pure functions of errors and parameters.
 
-Sources: Radosavovic et al., Designing Network Design Spaces (2020), called DDS here, and On Network
-Design Spaces for Visual Recognition (2019), called NDS. Errors are in percent, lower is better;
-randomness is an argument.
+The sources are Radosavovic et al., Designing Network Design Spaces (2020), called DDS here, and On
+Network Design Spaces for Visual Recognition (2019), called NDS. Errors are in percent, and lower is
+better. Functions that need randomness take a generator.
 """
 
 import math
@@ -17,15 +17,15 @@ from regnet.design.widths import FloatArray, IntArray
 from regnet.errors import ConfigError
 
 REPEATS: Final = 10_000
-"""Draws of the empirical bootstrap in DDS; pycls takes 2500."""
+"""Number of draws of the empirical bootstrap in DDS; pycls uses 2500."""
 
 SHARE: Final = 0.25
-"""Part of a population in each draw of the empirical bootstrap."""
+"""Fraction of a population in each draw of the empirical bootstrap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A likely best value, and the range of likely ones."""
+    """The values of a parameter that the best networks have: the median, and a range."""
 
     low: float
     median: float
@@ -34,7 +34,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Best:
-    """The error of the best of so many random networks."""
+    """The error of the best of a number of random networks: its mean, and a range."""
 
     mean: float
     low: float
@@ -43,60 +43,65 @@ class Best:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edf:
-    """An error distribution: `share` of the weight has an error up to and with `errors`."""
+    """An error distribution: networks with an error of at most `errors[i]` weigh `share[i]`."""
 
     errors: FloatArray
-    """(n,), ascending."""
+    """Errors (n,), ascending."""
     share: FloatArray
-    """(n,), from 1/n to 1."""
+    """Cumulative weights (n,), the last of which is 1."""
     minimum: float
+    """Lowest error."""
     mean: float
+    """Weighted mean of the errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedNoise:
-    """What trainings of the same networks with other seeds say."""
+    """The variance between seeds and between networks, from repeated trainings."""
 
     networks: int
-    """That were trained more than once."""
+    """Number of networks that were trained more than once."""
     seed_deviation: float
-    """Standard deviation of a network's error over seeds, in points."""
+    """Standard deviation of the error of a network between seeds, in points."""
     network_deviation: float
-    """Standard deviation of errors over networks, without that of seeds."""
+    """Standard deviation of the error between networks, without that of seeds, in points."""
     share: float
-    """Of the variance of single trainings, the part that lies between networks."""
+    """Fraction of the variance of single trainings that lies between networks."""
     low: float
-    """Of the share, the ends of its bootstrap interval."""
+    """Lower end of the bootstrap interval of `share`."""
     high: float
+    """Upper end of the bootstrap interval of `share`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Whether networks of one space are better than those of another."""
+    """A comparison of the networks of two spaces."""
 
     difference: float
-    """Mean error of the first less that of the second; negative where the first is better."""
+    """Mean error of the first minus that of the second; negative if the first is better."""
     low: float
-    """Of the difference, the ends of its bootstrap interval."""
+    """Lower end of the bootstrap interval of the difference."""
     high: float
+    """Upper end of the bootstrap interval of the difference."""
     p_value: float
-    """Of so large a difference in either direction, were the spaces the same: by permutations."""
+    """Probability of a difference at least this large in either direction if the spaces were the
+    same, from a permutation test."""
     ks: float
-    """Largest distance of the two EDFs (Kolmogorov and Smirnov)."""
+    """Largest distance between the two EDFs (Kolmogorov and Smirnov)."""
     verdict: str
-    """"better", "worse" or "not told apart", for the first."""
+    """Whether the first space is "better", "worse" or "not told apart" from the second."""
 
 
 def edf(errors: ArrayLike, weights: ArrayLike | None = None) -> Edf:
-    """The error empirical distribution function as steps (DDS, equation 1).
+    """Compute the empirical distribution function of errors as steps (DDS, equation 1).
 
     Args:
-        errors: of n networks, in percent.
-        weights: of the networks, for a comparison of spaces of unlike complexity (NDS); None: all
-            the same.
+        errors: errors of n networks, in percent.
+        weights: weights of the networks, to compare spaces of different complexity (NDS, see
+            `uniform_weights`); None: equal weights.
 
     Raises:
-        ConfigError: there are no errors, or one is not a number.
+        ConfigError: there are no errors, one of them is not a number, or the weights are not valid.
     """
     found, share = _weighted(errors, weights)
     order = np.argsort(found, kind="stable")
@@ -109,14 +114,32 @@ def edf(errors: ArrayLike, weights: ArrayLike | None = None) -> Edf:
 
 
 def edf_at(error: ArrayLike, errors: ArrayLike, weights: ArrayLike | None = None) -> FloatArray:
-    """F(e), the share of networks with an error strictly below e (DDS, equation 1)."""
+    """Return F(e), the share of networks with an error strictly below e (DDS, equation 1).
+
+    Args:
+        error: errors e at which to evaluate F, of any shape.
+        errors: errors of n networks, in percent.
+        weights: weights of the networks; None: equal weights.
+
+    Returns:
+        The shares, with the shape of `error`.
+    """
     found = edf(errors, weights)
     before = np.searchsorted(found.errors, np.asarray(error, dtype=np.float64), side="left")
     return np.concatenate([[0.0], found.share])[before]
 
 
 def edf_area(errors: ArrayLike, limit: float, weights: ArrayLike | None = None) -> float:
-    """Mean of F over errors from 0 to a limit: 1 - sum of w_i min(1, e_i / limit) (NDS)."""
+    """Return the mean of F over errors from 0 to a limit (NDS): 1 - sum of w_i min(1, e_i / limit).
+
+    Args:
+        errors: errors of n networks, in percent.
+        limit: largest error of the area.
+        weights: weights of the networks; None: equal weights.
+
+    Raises:
+        ConfigError: the limit is not positive.
+    """
     found, share = _weighted(errors, weights)
     if not limit > 0:
         raise ConfigError(f"the limit of the area must be positive, got {limit!r}")
@@ -131,12 +154,20 @@ def edf_band(
     level: float = 0.95,
     repeats: int = 2000,
 ) -> tuple[FloatArray, FloatArray]:
-    """Where F(e) lies with some confidence, at each e: a bootstrap over resampled populations.
+    """Return a confidence band of F(e), separately for each e.
 
-    A resampled F(e) is a binomial share. Drawn from the share that was seen, it says too little at
-    both ends, where none or all of a population lies below e, and 46 % of bands hold the truth for
-    95 %. So each is drawn from what the share may be (its Beta distribution after Jeffreys' prior),
-    which keeps the level everywhere.
+    F(e) of a resampled population is a binomial share. The plain bootstrap draws it with the
+    observed share. This makes the band too narrow at both ends, where none or all of the networks
+    have an error below e: there as few as 46 % of the bands contain the true value instead of 95 %.
+    So F(e) is drawn from its Beta distribution with Jeffreys' prior, which keeps the level
+    everywhere.
+
+    Args:
+        errors: errors of n networks, in percent.
+        at: errors e at which to evaluate the band, of any shape.
+        rng: random generator.
+        level: probability that the interval at one e contains the true F(e).
+        repeats: number of draws.
 
     Returns:
         The lower and the upper end, each with the shape of `at`.
@@ -152,18 +183,26 @@ def edf_band(
 
 
 def uniform_weights(complexity: ArrayLike, bins: int, low: float, high: float) -> FloatArray:
-    """Weights that make a population's complexity uniform from low to high (NDS, section 3.4).
+    """Return weights that make the complexity uniform from low to high (NDS, section 3.4).
 
-    The range is split into equal bins; a network weighs 1 / (bins * networks in its bin), and one
-    outside of the open range weighs nothing. Two populations with such weights can be compared
-    whatever their complexities are.
+    The open range from low to high is split into equal bins. A network in it weighs 1 / (bins *
+    networks in its bin), and any other network weighs 0. Populations of different complexity can be
+    compared with such weights.
+
+    Args:
+        complexity: complexity of n networks, such as their flops.
+        bins: number of bins.
+        low: lower end of the range.
+        high: upper end of the range.
 
     Raises:
-        ConfigError: a bin is empty.
+        ConfigError: a bin is empty, or there is no bin or no range.
     """
     found = np.asarray(complexity, dtype=np.float64)
     if bins < 1 or not low < high:
-        raise ConfigError(f"weights need bins and a range, got {bins} from {low:g} to {high:g}")
+        raise ConfigError(
+            f"weights need at least one bin and low < high, got {bins} from {low:g} to {high:g}"
+        )
     inside = (found > low) & (found < high)
     edges = np.linspace(low, high, bins + 1)
     which = np.clip(np.searchsorted(edges, found, side="right") - 1, 0, bins - 1)
@@ -183,9 +222,9 @@ def ks_distance(
     first_weights: ArrayLike | None = None,
     second_weights: ArrayLike | None = None,
 ) -> float:
-    """Largest distance between two EDFs, weighted or not (NDS)."""
+    """Return the largest distance between two EDFs, with or without weights (NDS)."""
     steps = np.concatenate([np.asarray(first, dtype=np.float64), np.asarray(second)])
-    above = np.nextafter(steps, np.inf)  # F changes just above an error
+    above = np.nextafter(steps, np.inf)  # F(e) is strict, so it steps just above an error.
     distance = edf_at(above, first, first_weights) - edf_at(above, second, second_weights)
     return float(np.abs(distance).max())
 
@@ -199,24 +238,24 @@ def best_values(
     repeats: int = REPEATS,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """Which values the best networks have: the empirical bootstrap (DDS, footnote 4).
+    """Find the parameter values of the best networks by the empirical bootstrap (DDS, footnote 4).
 
-    A quarter of the networks is drawn with replacement, the best of them is kept, and so on; the
-    median of the kept ones' values is the likely best, and percentiles are the range. The same
-    draws serve all parameters (pycls `sweep/analysis.py`, which takes 2500).
+    Each draw takes a quarter of the networks with replacement, and the best of them. The median of
+    the values of these best networks is the likely best value, and percentiles give the range. All
+    parameters use the same draws, as in pycls (`sweep/analysis.py`, with 2500 draws).
 
     Args:
-        values: of each parameter, those of all networks (n,).
-        errors: of all networks (n,).
-        rng: where randomness comes from.
-        share: part of the networks in a draw; at least one is drawn.
-        repeats: draws.
-        level: part of the kept values in the range.
+        values: values (n,) of all networks, by the name of the parameter.
+        errors: errors (n,) of all networks, in percent.
+        rng: random generator.
+        share: fraction of the networks in a draw; at least one network is drawn.
+        repeats: number of draws.
+        level: fraction of the best networks whose values lie in the range.
     """
     found, _ = _weighted(errors, None)
     size = max(1, int(share * len(found)))
     best = np.empty(repeats, dtype=np.int64)
-    for at in range(0, repeats, 1000):  # in parts, for memory
+    for at in range(0, repeats, 1000):  # in parts, to limit memory
         drawn = rng.integers(len(found), size=(min(1000, repeats - at), size))
         best[at : at + len(drawn)] = drawn[np.arange(len(drawn)), found[drawn].argmin(axis=1)]
     tail = 50 * (1 - level)
@@ -233,22 +272,22 @@ def best_values(
 def search_curve(
     errors: ArrayLike, *, weights: ArrayLike | None = None, level: float = 0.95
 ) -> dict[int, Best]:
-    """What a random search finds: the best of m networks (NDS), for every power of two m up to n.
+    """Compute the error of a random search after m networks (NDS), for each power of two m up to n.
 
-    The networks are drawn with replacement by their weights, and the mean and the quantiles of
-    the least of m errors are exact. With S_i the share of networks that are at least as bad as the
-    i-th best, the least is the i-th best or worse with probability S_i^m. (NDS draws floor(n / m)
-    times, which leaves one draw at m = n.)
+    The networks are drawn with replacement by their weights, and the mean and the quantiles of the
+    lowest of m errors are exact. Let S_i be the share of networks that are at least as bad as the
+    i-th best. Then the best of m networks is the i-th best or worse with probability S_i^m. (NDS
+    simulates floor(n / m) searches instead, of which only one is left at m = n.)
 
     Args:
-        errors: of n networks, in percent.
-        weights: of the networks (NDS, see `uniform_weights`); None: all equal.
-        level: part of all searches that end between `low` and `high`.
+        errors: errors of n networks, in percent.
+        weights: weights of the networks (NDS, see `uniform_weights`); None: equal weights.
+        level: fraction of all searches that end between `low` and `high`.
     """
     found, share = _weighted(errors, weights)
     order = np.argsort(found, kind="stable")
     found, share = found[order], share[order]
-    # Summed from the worst, whose share is small: as exact as it can be.
+    # Summing from the worst network on keeps small shares exact.
     at_least = np.append(np.cumsum(share[::-1])[::-1], 0.0)
     at_least[0] = 1.0
     tail, curve = (1 - level) / 2, {}
@@ -265,21 +304,22 @@ def search_curve(
 def seed_noise(
     repeats: Sequence[ArrayLike], rng: np.random.Generator, *, level: float = 0.95
 ) -> SeedNoise:
-    """How much of the variance of errors lies between networks, and how much between seeds.
+    """Split the variance of errors into a part between networks and a part between seeds.
 
-    A one-way analysis of variance with random effects; networks may be trained unlike often.
+    This is a one-way analysis of variance with random effects. The networks need not have the same
+    number of trainings.
 
     Args:
-        repeats: errors of each network that was trained more than once, in percent.
-        rng: where randomness comes from.
-        level: of the interval of `share`, a bootstrap over networks.
+        repeats: for each network that was trained more than once, its errors in percent.
+        rng: random generator.
+        level: level of the interval of `share`, which is a bootstrap over networks.
 
     Raises:
-        ConfigError: there are fewer than two networks, or one was trained once.
+        ConfigError: there are fewer than two networks, or a network was trained only once.
     """
     groups = [np.asarray(errors, dtype=np.float64) for errors in repeats]
     if len(groups) < 2 or any(len(errors) < 2 for errors in groups):
-        raise ConfigError("seed noise needs two networks or more, each trained twice or more")
+        raise ConfigError("seed noise needs at least two networks, each trained at least twice")
     counts = np.array([len(errors) for errors in groups], dtype=np.float64)
     means = np.array([errors.mean() for errors in groups])
     squares = np.array([((errors - errors.mean()) ** 2).sum() for errors in groups])
@@ -303,7 +343,7 @@ def seed_noise(
 def _variances(
     counts: FloatArray, means: FloatArray, squares: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Between networks and between seeds, of sets of networks (m, n): each two (m,)."""
+    """Return the variances (m,) between networks and between seeds, for m sets of n networks."""
     n, total = counts.shape[1], counts.sum(axis=1)
     within = squares.sum(axis=1) / (total - n)
     grand = (counts * means).sum(axis=1) / total
@@ -320,25 +360,25 @@ def compare_pairs(
     level: float = 0.95,
     repeats: int = REPEATS,
 ) -> Comparison:
-    """As `compare`, of networks that belong together one by one.
+    """Compare two populations as `compare` does, but by pairs of networks.
 
-    The interval is a bootstrap over pairs; the test changes signs of differences, which is exact
-    for differences that are symmetric about zero.
+    The interval is a bootstrap over pairs. The test flips the signs of the differences at random,
+    which is exact for differences that are symmetric about zero.
 
     Args:
         first: errors of n networks, in percent.
-        second: of their partners.
-        rng: where randomness comes from.
-        level: of the interval.
-        repeats: resampled sets of pairs, and changes of signs.
+        second: errors of their n partners, in the same order.
+        rng: random generator.
+        level: level of the interval and of the test.
+        repeats: number of resampled sets of pairs, and of random sign flips.
 
     Raises:
-        ConfigError: there are not as many of both.
+        ConfigError: the two populations differ in size.
     """
     a, _ = _weighted(first, None)
     b, _ = _weighted(second, None)
     if len(a) != len(b):
-        raise ConfigError(f"pairs need as many of both, got {len(a)} and {len(b)}")
+        raise ConfigError(f"pairs need equally many errors of both, got {len(a)} and {len(b)}")
     differences = a - b
     means = differences[rng.integers(len(a), size=(repeats, len(a)))].mean(axis=1)
     mixed = (differences * rng.choice([-1.0, 1.0], size=(repeats, len(a)))).mean(axis=1)
@@ -347,7 +387,7 @@ def compare_pairs(
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
-    """Spearman's, from -1 to 1; 0 where one of the two is the same everywhere."""
+    """Return Spearman's rank correlation, from -1 to 1; 0 if one of the two is constant."""
     ranks = np.array([_ranks(first), _ranks(second)])
     spread = ranks.std(axis=1)
     if not spread.all():
@@ -366,20 +406,21 @@ def compare(
     level: float = 0.95,
     repeats: int = REPEATS,
 ) -> Comparison:
-    """Whether the networks of one space are better on average than those of another.
+    """Test whether the networks of one space are better on average than those of another.
 
-    The mean is what DDS reads off an EDF. The paper gives no test; this one is a two-sided
-    permutation test of the difference of means, beside its bootstrap interval. A space counts as
-    better where the interval leaves out 0 and the test agrees.
+    DDS compares spaces by the mean of an EDF, but has no test. This function computes a two-sided
+    permutation test of the difference of means, and the bootstrap interval of the difference. The
+    verdict is "better" or "worse" if the interval excludes 0 and the p-value is at most 1 - level.
 
     Args:
         first: errors of the first space's networks, in percent.
-        second: those of the second's.
-        rng: where randomness comes from.
-        first_weights: of the first space's networks (NDS, see `uniform_weights`); None: all equal.
-        second_weights: of the second's.
-        level: of the interval.
-        repeats: permutations, and resampled pairs of populations.
+        second: errors of the second space's networks, in percent.
+        rng: random generator.
+        first_weights: weights of the first space's networks (NDS, see `uniform_weights`); None:
+            equal weights.
+        second_weights: weights of the second space's networks.
+        level: level of the interval and of the test.
+        repeats: number of permutations, and of resampled pairs of populations.
     """
     a, a_share = _weighted(first, first_weights)
     b, b_share = _weighted(second, second_weights)
@@ -387,7 +428,8 @@ def compare(
     resampled = _resampled_means(a, a_share, rng, repeats) - _resampled_means(
         b, b_share, rng, repeats
     )
-    # A network keeps its weight, in units of its population's mean one, wherever it is put.
+    # A permuted network keeps its weight. Weights are scaled to a mean of 1 in each population, so
+    # that they are comparable between the two.
     errors = np.concatenate([a, b])
     weights = np.concatenate([a_share * len(a), b_share * len(b)])
     order = rng.permuted(np.broadcast_to(np.arange(len(errors)), (repeats, len(errors))), axis=1)
@@ -399,10 +441,11 @@ def compare(
 def _compared(
     difference: float, resampled: FloatArray, mixed: FloatArray, ks: float, level: float
 ) -> Comparison:
-    """A difference with the interval of resampled ones, and the share of mixed ones as large."""
+    """Return the comparison, from resampled differences and from differences after permutation."""
     tail = 50 * (1 - level)
     low, high = map(float, np.percentile(resampled, [tail, 100 - tail]))
-    # Less a little, since equal means differ by rounding; the one observed counts too.
+    # The tolerance counts differences that are equal up to rounding. The observed arrangement is
+    # one of the permutations, hence the 1 in both terms.
     as_large = np.abs(mixed) >= abs(difference) * (1 - 1e-9)
     p_value = float((1 + as_large.sum()) / (1 + len(mixed)))
     return Comparison(
@@ -416,16 +459,20 @@ def _compared(
 
 
 def _means(errors: FloatArray, weights: FloatArray, chosen: IntArray) -> FloatArray:
-    """Weighted means of chosen networks (repeats,)."""
+    """Return the weighted means (repeats,) of the chosen networks (repeats, n)."""
     there = weights[chosen]
     return np.asarray((errors[chosen] * there).sum(axis=1) / there.sum(axis=1), dtype=np.float64)
 
 
 def adjust(comparisons: Sequence[Comparison], *, level: float = 0.95) -> list[Comparison]:
-    """Comparisons that were made together: their p-values after Holm, and verdicts by those.
+    """Adjust the p-values and verdicts of comparisons that were made together, by Holm's rule.
 
-    Of many pairs some differ by luck; with Holm's rule the chance that any verdict is luck stays
-    1 - level.
+    Of many pairs some differ by chance. With Holm's rule the probability that at least one verdict
+    is due to chance is at most 1 - level.
+
+    Args:
+        comparisons: comparisons of one analysis.
+        level: level of the verdicts.
     """
     order = sorted(range(len(comparisons)), key=lambda at: comparisons[at].p_value)
     adjusted, least = list(comparisons), 0.0
@@ -447,13 +494,13 @@ def _verdict(low: float, high: float, p_value: float, level: float) -> str:
 def _resampled_means(
     values: FloatArray, share: FloatArray, rng: np.random.Generator, repeats: int
 ) -> FloatArray:
-    """Means of populations drawn from one by its weights, with replacement (repeats,)."""
+    """Return the means (repeats,) of populations drawn by weight, with replacement."""
     counts = rng.multinomial(len(values), share, size=repeats)
     return np.asarray(counts @ values / len(values), dtype=np.float64)
 
 
 def _ranks(values: ArrayLike) -> FloatArray:
-    """From 1, equal values sharing the mean of theirs."""
+    """Return ranks from 1; equal values share the mean of their ranks."""
     found = np.asarray(values, dtype=np.float64)
     _, which, counts = np.unique(found, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
@@ -461,13 +508,15 @@ def _ranks(values: ArrayLike) -> FloatArray:
 
 
 def _weighted(errors: ArrayLike, weights: ArrayLike | None) -> tuple[FloatArray, FloatArray]:
-    """Errors, and weights that sum to 1, of the networks that weigh anything."""
+    """Check errors and weights; return those of weight above 0, with weights that sum to 1."""
     found = np.asarray(errors, dtype=np.float64)
     if found.ndim != 1 or not len(found) or not np.isfinite(found).all():
-        raise ConfigError("errors must be a list of numbers, at least one")
+        raise ConfigError("errors must be a list of at least one finite number")
     if weights is None:
         return found, np.full(len(found), 1 / len(found))
     share = np.asarray(weights, dtype=np.float64)
     if share.shape != found.shape or (share < 0).any() or not share.sum() > 0:
-        raise ConfigError("weights must be one number per error, not negative, and not all 0")
+        raise ConfigError(
+            "weights must be one number per error, none of them negative, and not all 0"
+        )
     return found[share > 0], share[share > 0] / share.sum()

@@ -1,8 +1,8 @@
-"""The store of a population: one SQLite file with a committed row per network.
+"""The store of a study: one SQLite file with a committed row per network.
 
-Any process may die at any time: what was committed stays, and what was being trained is free again
-once its owner is gone. SQLite's write-ahead log needs all processes that open a store on one host;
-workers elsewhere report to the process that drives them.
+Any process may die at any time. Committed results stay, and a network that was being trained can be
+claimed again once its owner is gone. Because of SQLite's write-ahead log, all processes that open a
+store must run on one host. Workers on other hosts report to the process that drives them.
 """
 
 import contextlib
@@ -24,14 +24,15 @@ from regnet.studies.journal import Journal
 
 FILE: Final = "study.db"
 _PARTS: Final = ("", "-wal", "-shm")
-"""Files of a SQLite store: itself, its log, and the index of that."""
+"""Suffixes of the files of a SQLite store: the database, its log, and the index of the log."""
 
 OWNERS: Final = "owners"
+"""Folder with a lock file per process that trains networks of the study."""
 
 Status = Literal["pending", "running", "done", "failed"]
 
 _WAIT: Final = 60.0
-"""Seconds to wait for another process's transaction."""
+"""Seconds to wait for the transaction of another process."""
 
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS networks (
@@ -56,7 +57,7 @@ _SELECT: Final = (
 )
 
 _ROOM: Final = 10_000
-"""Ids that recovery looks at beyond those that the study has."""
+"""Number of ids that recovery tries beyond the number of networks of the study."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,20 +67,20 @@ class Row:
     id: int
     space: str
     number: int
-    """From 0, in its space."""
+    """Number in its space, from 0."""
     config: dict[str, Any]
     metrics: dict[str, float]
-    """Parameters and complexity."""
+    """Values of its parameters and its complexity."""
     seed: int
     status: Status = "pending"
     attempts: int = 0
-    """How often a driver took it up; what an executor repeats by itself counts once."""
+    """How often a process claimed it. Repetitions inside an executor are not counted."""
     outcome: dict[str, Any] | None = None
-    """What came out: errors by epoch, seconds, host, fingerprints; or why nothing did."""
+    """The result: errors by epoch, seconds, host and fingerprints, or the reason of a failure."""
 
 
 class Store:
-    """The networks of a study. Methods raise StudyError where the file cannot be used."""
+    """The networks of a study. All methods raise StudyError if the file cannot be used."""
 
     def __init__(self, folder: Path, *, create: bool = False) -> None:
         self.folder, self.path = folder, folder / FILE
@@ -88,7 +89,7 @@ class Store:
         self.owner = ""
         if not create and not self.path.is_file():
             raise StudyError(
-                f"{self.path} is gone; `regnet study recover {folder}` makes it again, with the "
+                f"{self.path} is missing; `regnet study recover {folder}` rebuilds it with the "
                 f"results of {self.journal.path.name}"
             )
         with self._explained():
@@ -106,10 +107,11 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Give back what this process was training, and close the file."""
+        """Release the networks that this process claimed, and close the file."""
         try:
             if self._lock is not None:
-                with contextlib.suppress(StudyError):  # an owner that is gone gives back as well
+                # If this fails, another process can release them once the lock is removed below.
+                with contextlib.suppress(StudyError):
                     self._free(self.owner)
                 self._lock.release()
                 Path(self._lock.lock_file).unlink(missing_ok=True)
@@ -118,7 +120,7 @@ class Store:
             self._connection.close()
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Networks, trained or not; those that are there already stay as they are."""
+        """Add networks, trained or not. Those that are in the store already are not changed."""
         with self._transaction():
             self._connection.executemany(
                 "INSERT OR IGNORE INTO networks "
@@ -133,9 +135,9 @@ class Store:
             )  # fmt: skip
 
     def claim(self, spaces: Sequence[str]) -> Row | None:
-        """The next network to train, which from now on is this process's; None where none is left.
+        """Claim the next network to train for this process; return None if none is left.
 
-        Spaces take turns, so that a part of a study compares all of them.
+        The spaces take turns, so that an unfinished study can already compare all of them.
         """
         self._own()
         marks = ", ".join("?" * len(spaces))
@@ -154,7 +156,7 @@ class Store:
         return self.claim(spaces) if self.free_orphans() else None
 
     def finish(self, row: Row, outcome: dict[str, Any], *, failed: bool) -> Row:
-        """Keep what came out of a network that this process claimed; returns the row as it is."""
+        """Commit the outcome of a network that this process claimed, and return its new row."""
         text = json.dumps(outcome)
         status: Status = "failed" if failed else "done"
         with self._transaction():
@@ -165,26 +167,27 @@ class Store:
             ).rowcount
         if changed != 1:
             raise StudyError(
-                f"{self.path}: {row.space} number {row.number} is no longer this process's; "
-                "another one took it over"
+                f"{self.path}: {row.space} number {row.number} is no longer claimed by this "
+                "process; another one took it over"
             )
         self.journal.add((row.space, row.number), outcome)
         return replace(row, status=status, attempts=row.attempts + 1, outcome=outcome)
 
     def rows(self, *statuses: Status) -> list[Row]:
-        """Return networks by space and number; of some statuses only, if any are named.
+        """Return the networks in the order of space and number, optionally only some statuses.
 
-        All are read and checked, whichever are asked for: a damaged row must not hide.
+        All rows are read and checked in any case, so that a damaged row cannot stay unnoticed.
 
         Raises:
-            StudyError: the file is damaged, or lacks results that were there; `recover` restores.
+            StudyError: the file is damaged, or lacks results that the journal has; `recover`
+                restores them.
         """
         self.check()
         rows = self._rows("1 ORDER BY space, number")
         return [row for row in rows if not statuses or row.status in statuses]
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Count the networks of each space by status, unchecked: to show how far a study is."""
+        """Count the networks of each space by status, to show progress; rows are not checked."""
         found: dict[str, dict[str, int]] = {}
         with self._explained():
             for space, status, count in self._connection.execute(
@@ -194,7 +197,7 @@ class Store:
         return found
 
     def free_orphans(self) -> int:
-        """Networks whose owner is gone are free again; returns how many."""
+        """Release the networks of processes that have ended, and return how many there were."""
         with self._explained():
             owners = [
                 name
@@ -210,9 +213,10 @@ class Store:
         return freed
 
     def retry_failed(self) -> int:
-        """Have networks whose training failed trained again; returns how many.
+        """Mark the networks whose training failed as pending, and return how many there are.
 
-        Those that could not be built when they were drawn were never trained.
+        Networks that could not be built when they were drawn stay failed: no process ever claimed
+        them.
         """
         failed = [row for row in self.rows("failed") if row.attempts]
         for row in failed:
@@ -225,12 +229,13 @@ class Store:
         return len(failed)
 
     def check(self) -> None:
-        """Read everything, and compare it with the journal.
+        """Check all rows, and compare them with the journal.
 
         Raises:
             StudyError: the file is damaged, or lacks results that the journal has.
         """
-        # First the journal: another driver may finish a network meanwhile.
+        # The journal is read first. A network that another process finishes in between is then only
+        # in the store, which is no error.
         results = self.journal.results()
         with self._explained():
             rows = _check(self._connection)
@@ -248,7 +253,7 @@ class Store:
             return [_row(values) for values in found]
 
     def _own(self) -> None:
-        """From the first claim on this process holds a lock, which goes when the process does."""
+        """Take a lock at the first claim; the system releases it when this process ends."""
         if self._lock is None:
             self.owner = uuid.uuid4().hex
             (self.folder / OWNERS).mkdir(exist_ok=True)
@@ -282,23 +287,25 @@ class Store:
         except (sqlite3.DatabaseError, ValueError) as error:
             reason = " ".join(str(error).split())
             transient = isinstance(error, sqlite3.OperationalError)
-            if transient and "decode" not in reason:  # text that is none is damage
-                raise StudyError(f"{self.path}: {reason}; what was committed is kept") from error
+            # "Could not decode to UTF-8" is an OperationalError, too, but it means damaged text.
+            if transient and "decode" not in reason:
+                raise StudyError(f"{self.path}: {reason}; committed results are safe") from error
             raise StudyError(
                 f"{self.path} is damaged ({reason[:200]}); `regnet study recover {self.folder}` "
-                "keeps what can be read, and the rest is trained again"
+                "saves what can be read, and `regnet study run` trains the rest again"
             ) from error
 
 
 def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
-    """Make a damaged or lost store anew from what it, and its journal, still hold.
+    """Rebuild a damaged or lost store from the results that it and the journal still have.
 
     Args:
-        folder: of the study.
-        rows: all networks of the study, untrained.
+        folder: the folder of the study.
+        rows: all networks of the study, without results.
 
     Returns:
-        How many results were kept, and where the damaged file lies now, if there was one.
+        The number of recovered results, and the new path of the damaged file; None if there was no
+        file.
 
     Raises:
         StudyError: a process is training the study.
@@ -329,7 +336,7 @@ def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
 
 
 def _restored(row: Row, outcome: dict[str, Any] | None) -> Row:
-    """A network with the result that it had."""
+    """Return a network with its former outcome."""
     if outcome is None:
         return row
     status: Status = "done" if "error" in outcome else "failed"
@@ -337,9 +344,10 @@ def _restored(row: Row, outcome: dict[str, Any] | None) -> Row:
 
 
 def _readable(path: Path, count: int) -> Iterator[Row]:
-    """Rows with a result that are as they were written.
+    """Return the rows that have a result and are not damaged.
 
-    Read from a copy: SQLite deletes a log that it cannot use, in which results may lie.
+    They are read from a copy, because SQLite deletes a log that it cannot use, and the log may
+    contain results.
     """
     if not path.is_file():
         return
@@ -360,7 +368,12 @@ def _readable(path: Path, count: int) -> Iterator[Row]:
 
 
 def _check(connection: sqlite3.Connection) -> list[Row]:
-    """All rows; sqlite3.DatabaseError or ValueError where a store is not as it was written."""
+    """Return all rows.
+
+    Raises:
+        sqlite3.DatabaseError: the file is damaged.
+        ValueError: a row is damaged.
+    """
     [(answer,)] = connection.execute("PRAGMA integrity_check(1)").fetchall()
     if answer != "ok":
         raise sqlite3.DatabaseError(answer)
@@ -369,7 +382,7 @@ def _check(connection: sqlite3.Connection) -> list[Row]:
 
 @contextlib.contextmanager
 def _taken(path: Path) -> Iterator[bool]:
-    """Whether the owner of a lock is gone; its lock goes with it."""
+    """Return whether the owner of a lock has ended; if so, remove the lock file at the end."""
     path.parent.mkdir(exist_ok=True)
     lock = FileLock(path)
     try:
@@ -385,7 +398,7 @@ def _taken(path: Path) -> Iterator[bool]:
 
 
 def _row(values: Sequence[Any]) -> Row:
-    """A row of the table; ValueError where it is not as it was written."""
+    """Build a row from the columns of the table; raise ValueError if it is damaged."""
     at, space, number, config, metrics, seed, status, attempts, outcome, written = values
     row = Row(
         id=at,
@@ -404,9 +417,9 @@ def _row(values: Sequence[Any]) -> Row:
 
 
 def _digest(row: Row, status: str, outcome: str | None) -> str:
-    """Of a network and its result: SQLite itself does not notice a changed byte.
+    """Return the digest of a network and its result, since SQLite does not notice a changed byte.
 
-    Whether a network is waiting or running decides nothing, and changes without a new digest.
+    The statuses pending and running give the same digest, because they change without a new one.
     """
     final = "open" if status in ("pending", "running") else status
     what = json.dumps([row.space, row.number, row.config, row.metrics, row.seed, final, outcome])

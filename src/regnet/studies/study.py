@@ -1,4 +1,4 @@
-"""The definition of a study: populations of one or more spaces, one recipe, one set of images."""
+"""The definition of a study: populations of one or more spaces, a recipe, and images."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from regnet.training.input import seed_of
 from regnet.training.recipe import RECIPES, Recipe
 
 Network = tuple[AnyNetConfig | RegNetConfig | CustomConfig, dict[str, float]]
-"""A network, and what is known of it."""
+"""A network and its metrics."""
 
 
 def _described(found: Sample | CustomSample, count: int) -> list[Network]:
@@ -30,7 +30,7 @@ def _described(found: Sample | CustomSample, count: int) -> list[Network]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Given:
-    """Networks that are not sampled, such as one population with a change."""
+    """A population of given networks, such as those of another population with one change."""
 
     name: str
     configs: tuple[AnyNetConfig | RegNetConfig, ...]
@@ -39,15 +39,16 @@ class Given:
 
     def __post_init__(self) -> None:
         if not self.configs:
-            raise ConfigError(f"{self.name}: no networks are given")
+            raise ConfigError(f"{self.name}: a population needs at least one network, got none")
         stages = {len(config.depths) for config in self.configs}
         if len(stages) > 1:
             raise ConfigError(
-                f"{self.name}: networks of one population have as many stages, got {sorted(stages)}"
+                f"{self.name}: all networks of a population must have the same number of stages, "
+                f"got {sorted(stages)}"
             )
 
     def described(self) -> list[Network]:
-        """The networks with depth and widths of their stages, and their complexity."""
+        """Return the networks with their metrics: depths and widths of stages, and complexity."""
         return [(config, self._metrics(config)) for config in self.configs]
 
     def _metrics(self, config: AnyNetConfig | RegNetConfig) -> dict[str, float]:
@@ -64,7 +65,7 @@ class Given:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return all fields as a JSON-serializable dictionary."""
         return {
             "name": self.name,
             "configs": [config.to_dict() for config in self.configs],
@@ -73,10 +74,10 @@ class Given:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Given":
-        """The networks of `to_dict`.
+        """Build the population from the result of `to_dict`.
 
         Raises:
-            ConfigError: they are none.
+            ConfigError: the values do not describe a list of networks.
         """
         try:
             configs = tuple(config_from_dict(config) for config in values["configs"])
@@ -89,56 +90,57 @@ class Given:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """What is sampled and how it is trained: with the same seed, the same networks."""
+    """The definition of a study; the same definition and seed give the same networks."""
 
     spaces: tuple[Space, ...]
     models: int
-    """Networks of each space."""
+    """Number of networks to sample from each space."""
     given: tuple[Given, ...] = ()
-    """Networks that are not sampled."""
+    """Populations of given networks, which are not sampled."""
     replicas: int = 1
-    """How often the first networks of each space are trained, each time with another seed."""
+    """Number of trainings of the first networks of each space, each with another seed."""
     replicated: int = 8
-    """How many networks of each space those are, where replicas are more than one."""
+    """Number of networks of each space that are trained `replicas` times."""
     train: str = ""
-    """Where the training images are; see `regnet.data.sets.open_set`."""
+    """Path of the training images, as `regnet.data.sets.open_set` takes it."""
     val: str = ""
-    """Where the images are that measure errors."""
+    """Path of the test images, which measure the errors."""
     recipe: Recipe = field(default_factory=lambda: RECIPES["dds-short"])
     objective: str = ""
-    """A function that judges networks instead of training on images, by its name, as `Space.build`
-    has it. It takes parameters, seed and device, and gives the error, or a mapping that has one.
-    Parameters are a dictionary in a custom space, else the config. **Whoever runs the study runs
-    it.**"""
+    """Function, `package.module:function`, that evaluates a network in place of training on images.
+    It takes parameters, seed and device, and returns the error, or a mapping with `error`.
+    The parameters are a dictionary for a custom space, and the config for other spaces. **Running
+    the study runs this function.**"""
     code: str | None = None
-    """Folder in which the functions that the study names are looked for, beside what is installed;
-    None: nowhere else."""
+    """Folder to import the study's functions from, in addition to the installed modules; None: only
+    installed modules."""
     train_images: int | None = None
-    """Train on so many of the images only, equally from all classes."""
+    """Number of training images to use, equally from all classes; None: all."""
     val_images: int | None = None
+    """Number of test images to use, likewise; None: all."""
     seed: int = 0
     images: Mapping[str, str] | None = None
-    """Fingerprints of the images, by what they are for; `init` finds them."""
+    """Fingerprints of the training (`train`) and test (`val`) images; `init` computes them."""
 
     def __post_init__(self) -> None:
         names = self.names
         if not names:
-            raise ConfigError("a study needs a space, or networks that are given")
+            raise ConfigError("a study needs a space or given networks (--space, --configs)")
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"two spaces are called {twice[0]!r}; give one another name")
+            raise ConfigError(f"two spaces are called {twice[0]!r}; rename one of them")
         if self.objective and not FUNCTION.fullmatch(self.objective):
             raise ConfigError(
                 f"an objective must be 'package.module:function', got {self.objective!r}"
             )
         if bool(self.objective) == bool(self.train and self.val):
-            raise ConfigError("a study needs images to train and to test on, or an objective")
+            raise ConfigError("a study needs either training and test images, or an objective")
         for name in ("models", "replicas", "replicated"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the populations: its spaces, and the networks that are given."""
+        """Names of the populations: first the spaces, then the given networks."""
         return (*(space.name for space in self.spaces), *(each.name for each in self.given))
 
     def _population(self, name: str) -> Space | Given:
@@ -146,32 +148,32 @@ class Study:
         return next(each for each in every if each.name == name)
 
     def networks(self, name: str) -> int:
-        """How many different networks a population has."""
+        """Return the number of different networks of a population."""
         found = self._population(name)
         return len(found.configs) if isinstance(found, Given) else self.models
 
     def trainings(self, name: str) -> int:
-        """How many rows a population has: its networks, and their replicas."""
+        """Return the number of trainings of a population: of its networks and their replicas."""
         networks = self.networks(name)
         return networks + (self.replicas - 1) * min(networks, self.replicated)
 
     def network(self, name: str, number: int) -> int:
-        """Which network of a population a row is a training of."""
+        """Return the number of the network that a row of a population trains."""
         networks = self.networks(name)
         again = min(networks, self.replicated)
         return number if number < networks else (number - networks) % again
 
     @property
     def count(self) -> int:
-        """Rows of all populations."""
+        """Number of trainings of all populations."""
         return sum(map(self.trainings, self.names))
 
     def image_size(self, name: str) -> int:
-        """Side of the images of a population in pixels, where it is not drawn."""
+        """Return the side of a population's images in pixels, for spaces that do not sample it."""
         return self._population(name).image_size
 
     def space(self, name: str) -> Space:
-        """One of its spaces.
+        """Return the space with this name.
 
         Raises:
             ConfigError: there is no such space.
@@ -183,26 +185,27 @@ class Study:
 
     @property
     def functions(self) -> tuple[str, ...]:
-        """The functions of its user that it runs."""
+        """Names of the user's functions that the study runs."""
         found = [self.objective, *(name for s in self.spaces for name in (s.build, s.count))]
         return tuple(dict.fromkeys(filter(None, found)))
 
     def rows(
         self, name: str, on_network: Callable[[int, int], None] | None = None
     ) -> Iterator[Row]:
-        """The networks of one of its populations, to be trained.
+        """Yield the rows of a population, one for each training.
 
-        Numbers from `networks(name)` on are replicas; `network` says of which. Behind those come
-        networks of a custom space that could not be built: they have failed already.
+        Rows from the number `networks(name)` on are replicas; `network` returns the network that a
+        replica repeats. After these come the networks of a custom space that could not be built,
+        as rows that have failed.
 
         Args:
-            name: of the population.
-            on_network: called where networks are counted one by one, with how many are, and how
-                many there shall be.
+            name: name of the population.
+            on_network: called if networks are counted one by one, with the number counted so far,
+                and their total.
 
         Raises:
-            ConfigError: the space has too few.
-            FunctionError: a function that it names cannot be imported.
+            ConfigError: the space has too few networks.
+            FunctionError: a function that the space names cannot be imported.
         """
         what = self._population(name)
         failed: tuple[tuple[CustomConfig, str], ...] = ()
@@ -243,7 +246,7 @@ class Study:
         return _described(found, self.models)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, for JSON."""
+        """Return all fields as a JSON-serializable dictionary."""
         return {
             "spaces": [space.to_dict() for space in self.spaces],
             "given": [each.to_dict() for each in self.given],
@@ -263,10 +266,10 @@ class Study:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Study":
-        """The study of `to_dict`.
+        """Build a study from the result of `to_dict`.
 
         Raises:
-            ConfigError: it is not one.
+            ConfigError: the values do not describe a study.
         """
         try:
             return documents.build(cls, values)

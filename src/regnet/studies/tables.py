@@ -1,4 +1,4 @@
-"""Populations as tables: written for other tools, and read, including those of other authors."""
+"""Write populations as tables for other tools, and read tables, also those of other authors."""
 
 import csv
 import io
@@ -18,37 +18,45 @@ from regnet.studies.population import Population, Select, error_of
 from regnet.studies.store import Row
 
 SUFFIXES: Final = (".parquet", ".csv", ".json")
-"""Tables that can be read; the first two can be written."""
+"""Suffixes of tables that can be read; tables with the first two can also be written."""
 
 _TRAINED: Final = ("seconds", "host", "device", "threads", "torch", "code", "finished")
-"""What is known of the training of a network."""
+"""Columns that describe the training of a network."""
 
 _NO_METRICS: Final = frozenset(
     {"space", "number", "error", "lowest_error", "reason", "seed", "config", "epochs",
      "train_images", "val_images", *_TRAINED}
 )  # fmt: skip
-"""Columns that do not describe a network."""
+"""Columns that are not metrics of a network."""
 
 
 def write_table(populations: Mapping[str, Population], path: Path) -> int:
-    """Write a row per network that was trained or failed, as .csv or .parquet; returns how many.
+    """Write a table with a row per network that was trained or failed.
 
-    Columns are space, number, error of the last epoch and the lowest of any, or the reason of a
-    failure, all metrics, where and on what it was trained, seed, and config and epochs as JSON.
+    The columns are space, number, the error of the last epoch, the lowest error of any epoch, the
+    reason if the network failed, all metrics, the machine and the images of the training, the seed,
+    and config and epochs as JSON.
+
+    Args:
+        populations: the populations by the names of their spaces, as `load` returns them.
+        path: file that ends in .csv or .parquet.
+
+    Returns:
+        The number of rows.
 
     Raises:
-        ConfigError: the file has another ending.
-        MissingExtraError: Parquet needs pyarrow.
-        OSError: it cannot be written.
+        ConfigError: the file has another suffix.
+        MissingExtraError: Parquet needs pyarrow, which is not installed.
+        OSError: the file cannot be written.
     """
     if path.suffix not in SUFFIXES[:2]:
-        raise ConfigError(f"{path}: a table's file must end in .csv or .parquet")
+        raise ConfigError(f"{path}: the file of a table must end in .csv or .parquet")
     rows = [
         _cells(row)
         for population in populations.values()
         for row in sorted((*population.rows, *population.failed), key=lambda row: row.number)
     ]
-    # Spaces differ in their metrics: a column that one lacks is empty there.
+    # Spaces have different metrics; a metric that a space lacks is an empty cell in its rows.
     names = list(dict.fromkeys(name for row in rows for name in row))
     if path.suffix == ".csv":
         text = io.StringIO()
@@ -93,24 +101,27 @@ def _cells(row: Row) -> dict[str, Any]:
 def read_table(path: Path, select: Select = "last") -> dict[str, Population]:
     """Read the populations of a table, by the names of their spaces.
 
-    - Parquet and CSV files with a row per network: `write_table`'s, or any with a column `error`
-      in percent. `space` tells populations apart (else the file's name does); every other column
-      of numbers is a metric of the network. A row without an error has failed.
+    There are two kinds of tables:
+
+    - Parquet and CSV files with a row per network, as `write_table` writes them, or any other with
+      a column `error` in percent. The column `space` separates populations; without it the table is
+      one population with the name of the file. Every other numeric column is a metric of the
+      network. A network without an error counts as failed.
     - JSON files of NDS (Radosavovic et al. 2019, github.com/facebookresearch/nds): a list of jobs
-      with `min_test_top1` and `test_ep_top1`, which are errors; `params`, `flops` and the numbers
-      of `net` are metrics.
+      with `min_test_top1` and `test_ep_top1`, which are errors. The metrics are `params`, `flops`,
+      `acts` and the numbers in `net`.
 
     Args:
         path: the file.
-        select: which epoch's error counts, where the file has both.
+        select: the epoch whose error counts, if the table has both errors.
 
     Raises:
-        DataError: it cannot be read, or is not such a table.
-        MissingExtraError: Parquet needs pyarrow.
+        DataError: the file cannot be read, or is not such a table.
+        MissingExtraError: Parquet needs pyarrow, which is not installed.
     """
     readers = {".parquet": _read_parquet, ".csv": _read_csv, ".json": _read_nds}
     if path.suffix not in readers:
-        raise DataError(f"{path}: a table ends in {', '.join(SUFFIXES)}")
+        raise DataError(f"{path}: the file of a table must end in {', '.join(SUFFIXES)}")
     try:
         cells = readers[path.suffix](path)
     except (ConfigError, OSError, ValueError, KeyError, TypeError) as error:
@@ -139,7 +150,9 @@ def _population(
             metrics[column] = np.array(values, dtype=np.float64)
     wrong = [errors[n] for n in done if not 0 <= (errors[n] or 0) <= 100]
     if wrong:
-        raise DataError(f"{path}: errors are in percent, from 0 to 100; {name} has {wrong[0]!r}")
+        raise DataError(
+            f"{path}: errors must be in percent, from 0 to 100; {name} has {wrong[0]!r}"
+        )
     rows = [
         _row(name, number, row, metrics, failed=errors[number] is None)
         for number, row in enumerate(cells)
@@ -155,12 +168,12 @@ def _population(
 
 
 def _error(row: Mapping[str, Any], select: Select) -> float | None:
-    """The error that counts; None of a network that failed."""
+    """Return the error that counts; None if the network failed."""
     epochs = row.get("epochs")
     epochs = json.loads(epochs) if isinstance(epochs, str) else epochs
     lowest = row.get("lowest_error", row.get("error"))
     last = row.get("error", lowest)
-    if epochs and "lowest_error" not in row:  # of before there were two
+    if epochs and "lowest_error" not in row:  # Older tables have the lowest error as `error`.
         last = 100 - float(epochs[-1].get("average_top1", epochs[-1]["top1"]))
     found = lowest if select == "lowest" else last
     return float(found) if _is_number(found) else None
@@ -228,7 +241,7 @@ def _read_nds(path: Path) -> list[dict[str, Any]]:
 
 
 def _flat(net: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of a description, those of lists counted from 1."""
+    """Return the numbers of a description; those of a list get names that count from 1."""
     found = {}
     for name, value in net.items():
         values = enumerate(value, 1) if isinstance(value, list) else [("", value)]

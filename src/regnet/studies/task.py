@@ -23,10 +23,11 @@ from regnet.training.run import Run
 from regnet.training.session import Options
 
 KEPT: Final = ("epoch", "loss", "train_top1", "top1", "average_top1", "seconds", "test_seconds")
-"""What is kept of each epoch."""
+"""Values that are saved for each epoch."""
 
 _BRIEF: Final = 60.0
-"""Seconds that an objective may take for the first network to be asked a second time."""
+"""If the objective takes less than this many seconds for the first network, it is called again, to
+see whether it is deterministic."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,22 +36,24 @@ class Task:
 
     row: Row
     run: Run | None
-    """None where an objective judges networks."""
+    """None if an objective evaluates the networks."""
     objective: str = ""
     code: str | None = None
-    """Folder in which functions of the study are looked for as well."""
+    """Folder to import the study's functions from, in addition to the installed modules."""
 
     def __str__(self) -> str:
         return f"network {self.row.number} of {self.row.space}"
 
 
 def train_network(task: Task, device: str) -> dict[str, Any]:
-    """Train a network and say what came out: an error, or a reason why there is none.
+    """Train a network and return its outcome: an error, or the reason why there is none.
+
+    Errors that do not depend on the network are raised, so that they end the study.
 
     Raises:
-        DataError: the images cannot be used, which is no network's fault.
-        OSError: likewise.
-        MissingExtraError: likewise.
+        DataError: the images cannot be used.
+        OSError: a file cannot be read.
+        MissingExtraError: a package that the images need is not installed here.
         FunctionError: a function of the study cannot be imported here.
     """
     began = time.monotonic()
@@ -66,18 +69,18 @@ def train_network(task: Task, device: str) -> dict[str, Any]:
         found["reason"] = in_one_line(error)
     finally:
         if device.startswith("cuda"):
-            torch.cuda.empty_cache()  # for the other processes on this GPU
+            torch.cuda.empty_cache()  # Other processes on this GPU may need the memory.
     return found | {"seconds": round(time.monotonic() - began, 2)}
 
 
 def _trained(task: Task, run: Run, device: str) -> dict[str, Any]:
-    """The error of a network that is trained on images, and its epochs."""
+    """Train a network on images; return its error, its epochs and the facts of the training."""
     images = _images(run.train, run.val, run.train_images, run.val_images)
     build: Any = None
     if task.row.config["kind"] == KIND:
         network = CustomConfig.from_dict(task.row.config)
         build = partial(CustomNetwork, network, task.code, task.row.metrics.get("params"))
-    # Large images are decoded by as many processes as this one may use threads.
+    # Large images are decoded by one process per thread that this process may use.
     options = Options(device=device, workers=torch.get_num_threads())
     trained = start(run, None, options=options, images=images, build=build)
     assert trained.best is not None, "a study has images to test on"
@@ -88,7 +91,7 @@ def _trained(task: Task, run: Run, device: str) -> dict[str, Any]:
 
 
 def _judged(task: Task, device: str) -> dict[str, Any]:
-    """What the objective of a study gives for a network; for the first one, whether it repeats."""
+    """Call the objective for a network; for the first one, call it twice to see if it repeats."""
     config, began = task.row.config, time.monotonic()
     known: Any = dict(config["parameters"]) if config["kind"] == KIND else config_from_dict(config)
     found = objective_of(task.objective, known, task.row.seed, device, task.code)
@@ -102,18 +105,18 @@ def _judged(task: Task, device: str) -> dict[str, Any]:
 def _images(
     train: str, val: str | None, train_images: int | None, val_images: int | None
 ) -> Images:
-    """Opened, and decoded, once for all networks that a process trains."""
+    """Open images once for all networks that a process trains, since decoding them takes long."""
     return Images.open(train, val, train_images=train_images, val_images=val_images)
 
 
 def fingerprints(images: Images) -> dict[str, str]:
-    """Which images these are, by what they are for."""
+    """Return the fingerprints of the training images (`train`) and the test images (`val`)."""
     sets = {"train": images.train, "val": images.val}
     return {name: found.fingerprint for name, found in sets.items() if found is not None}
 
 
 def _facts(task: Task, images: Images | None, device: str) -> dict[str, Any]:
-    """Where and on what a network was trained."""
+    """Return the machine, the images and the code of a training."""
     functions = (task.objective, task.row.config.get("build", ""))
     return {
         **({} if images is None else {"images": fingerprints(images)}),
@@ -128,9 +131,9 @@ def _facts(task: Task, images: Images | None, device: str) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _code_fingerprint(functions: tuple[str, ...], folder: str | None) -> str:
-    """SHA-256 over the files that decide how a network is built and trained, 16 digits.
+    """Return 16 digits of the SHA-256 of all files that build and train networks.
 
-    Of a user's functions those are the files that hold them; what they import is not looked at.
+    The files of the user's functions are included, but not the modules that these import.
     """
     root = Path(__file__).parents[1]
     files = (
