@@ -52,6 +52,7 @@ def rows_of(out, part):
     return json.loads((out / f"{part}.json").read_text())["rows"]
 
 
+@pytest.mark.xdist_group("plan")  # one process runs it
 def test_every_part_of_the_plan_for_a_gpu_runs_dry(dry):
     states = {row["part"]: row["state"] for row in rows_of(dry, "plan")}
     assert set(states.values()) == {"done"}, states
@@ -86,6 +87,7 @@ def test_parts_that_are_cut_off_leave_what_they_had(tmp_path):
             assert len(rows_of(tmp_path, row["part"])) == row["rows"]
 
 
+@pytest.mark.xdist_group("plan")  # one process runs it
 def test_the_table_of_the_headline_is_made_from_any_part_of_its_rows(dry):
     spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts/write_tables.py")
     tables = importlib.util.module_from_spec(spec)

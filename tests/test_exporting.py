@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import regnet
 from regnet import exporting
@@ -246,14 +248,14 @@ class Odd(torch.nn.Module):
 
 @pytest.mark.parametrize("outputs", [7, [torch.ones(1), "text"], [], {}, [[torch.ones(1)]], None])
 def test_modules_that_give_no_tensors(tmp_path, outputs):
-    with pytest.raises(ConfigError, match="what can be run elsewhere gives"):
+    with pytest.raises(ConfigError, match="Odd returns"):
         regnet.export(Odd(outputs), tmp_path / "a.pt2", example=torch.zeros(1, 3, 8, 8))
-    with pytest.raises(ConfigError, match="Odd gives"):
+    with pytest.raises(ConfigError, match="Odd returns"):
         regnet.optimize(Odd(outputs), torch.zeros(1, 3, 8, 8), engines="eager")
 
 
 def test_a_foreign_module_needs_an_example(tmp_path):
-    with pytest.raises(ConfigError, match=r"was not made here \(Conv2d\), give an example"):
+    with pytest.raises(ConfigError, match="image size of Conv2d, which is not a network"):
         regnet.export(torch.nn.Conv2d(3, 4, 3), tmp_path / "a.pt2")
 
 
@@ -430,6 +432,17 @@ def test_what_is_not_installed_is_named(small, tmp_path, monkeypatch, package):
 
 
 @pytest.mark.long
+@given(st.integers(1, 20), st.integers(0, 50))
+def test_int8_has_images_to_calibrate_with_and_to_judge_by(batch, more):
+    model = regnet.create("regnety_cifar")
+    images, shape = torch.zeros(2 * batch + more, 3, 4, 4), (batch, 3, 4, 4)
+    found = int8.read_images(model, images, shape, min_agreement=1, fixed=True)
+    assert len(found.calibration) >= 1
+    assert len(found.judges) >= 1
+    used = sum(map(len, [*found.calibration, *found.judges]))
+    assert used > len(images) - 2 * batch
+
+
 def test_int8_of_another_image_size(model, tmp_path):
     photo = ROOT / "docs/photos/chelsea.png"
     done = regnet.export(

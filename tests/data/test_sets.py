@@ -195,8 +195,9 @@ def test_what_is_no_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("shapes").mkdir()
     refused(Path("shapes"), "is empty")  # the name as text stands for those that are drawn
-    (tmp_path / "a.tar.gz").write_bytes(b"")
-    refused(tmp_path / "a.tar.gz", "unpack it first")
+    for suffix in ("tar.gz", "TGZ", "tar.bz2", "tar.xz", "Zip"):
+        (tmp_path / f"a.{suffix}").write_bytes(b"")
+        refused(tmp_path / f"a.{suffix}", "unpack it first")
     (tmp_path / "a.tar").write_bytes(b"nonsense" * 100)
     refused(tmp_path / "a.tar", "not a readable tar file")
     (tmp_path / "a.parquet").write_bytes(b"nonsense" * 100)

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -175,5 +176,17 @@ def test_closing_ends_what_runs(tmp_path: Path) -> None:
 def test_a_pool_needs_devices_and_workers() -> None:
     with pytest.raises(ConfigError, match="no devices"):
         ProcessPool(devices=())
-    with pytest.raises(ConfigError, match="workers must be at least 1, got -1"):
-        ProcessPool(-1)
+    for count in (0, -1):
+        with pytest.raises(ConfigError, match=f"workers must be a number, at least 1, got {count}"):
+            ProcessPool(count)
+
+
+@pytest.mark.parametrize("package", ["ray", "submitit"])
+def test_a_cluster_needs_workers_too(package: str, tmp_path: Path) -> None:
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    from regnet.executors.ray import RayExecutor
+    from regnet.executors.slurm import SlurmExecutor
+
+    make = RayExecutor if package == "ray" else partial(SlurmExecutor, folder=tmp_path)
+    with pytest.raises(ConfigError, match="workers must be a number, at least 1, got 0"):
+        make(0)

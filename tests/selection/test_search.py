@@ -20,7 +20,7 @@ from regnet.selection.device import Conditions
 from regnet.selection.limits import Found, Limits, Measured
 from regnet.selection.prior import FEATURES, prior
 from regnet.selection.search import EQUAL, NEAR, flops_range, sample_candidates, search
-from regnet.spaces import latency
+from regnet.spaces import latency, paper
 from regnet.spaces.latency import LatencyModel, features_of_config
 from regnet.spaces.paper import find_space, search_space
 from regnet.spaces.sampling import sample
@@ -295,6 +295,7 @@ def test_networks_are_searched_in_int8(
         pytest.importorskip(package, reason=f"{package} is not installed")
     monkeypatch.setattr(searching, "CANDIDATES", 240)
     monkeypatch.setattr(searching, "RIVALS", 1)
+    monkeypatch.setattr(paper, "DEPTHS", (4, 6))  # each network takes seconds to quantize
     limits = Limits(latency_ms=1e4, memory_mb=2)
     with pytest.raises(ConfigError, match="int8 runs on openvino, not on folded; leave --engine"):
         search(limits, engine="folded", precision="int8")

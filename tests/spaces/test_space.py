@@ -264,6 +264,26 @@ def test_architectures_are_shared() -> None:
             ),
             "b_i must be whole numbers or one over a whole number",
         ),
+        (
+            lambda: replace(
+                SPACES["regnetx"],
+                parameters={
+                    **SPACES["regnetx"].parameters,
+                    "wm": Distribution(kind="values", values=(1, 2)),
+                },
+            ),
+            "wm must be greater than 1",
+        ),
+        (
+            lambda: replace(
+                SPACES["regnetx"],
+                parameters={
+                    **SPACES["regnetx"].parameters,
+                    "wa": Distribution(low=-1, high=2),
+                },
+            ),
+            "wa must be at least 0",
+        ),
         (lambda: find_space("regnetx", final=True), "depend on flops; say how many"),
         (lambda: find_space("regnetx", flops=1e6, tolerance=2), r"lie in \(0, 1\], got 2"),
         (lambda: constrained(SPACES["anynetx_a"], 1e6), "anynetx_a is not a RegNet space"),

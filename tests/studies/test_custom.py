@@ -19,7 +19,7 @@ from regnet.errors import ConfigError, FunctionError
 from regnet.executors.base import InProcess
 from regnet.executors.pool import ProcessPool
 from regnet.nn.model import AnyNet
-from regnet.spaces import Distribution, Space, sample
+from regnet.spaces import Distribution, Space, sample, sample_by_flops
 from regnet.spaces.custom import CustomConfig
 from regnet.studies import population
 from regnet.studies.analysis import analyze, refine
@@ -219,6 +219,8 @@ def test_many_slow_networks_are_counted_by_several_processes(
 
 
 def test_samples_are_the_same_and_none_comes_twice(own: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sample it with regnet.studies.sample_networks"):
+        sample_by_flops(space(), (1e6, 2e6), 1)
     few, many = (sample_networks(space(), n, 3, folder=str(own)) for n in (5, 40))
     for name in ("depth", "width", "flops", "params", "activations"):
         assert np.array_equal(few.metric(name), many.metric(name)[:5])

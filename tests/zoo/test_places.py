@@ -1,5 +1,7 @@
 """Models by their place: folders and files, wherever a name is taken."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -113,6 +115,27 @@ def test_what_is_not_there(name, error, words, tmp_path, monkeypatch):
 def test_a_folder_has_no_revisions(folder):
     with pytest.raises(ConfigError, match="has no revisions"):
         regnet.create(str(folder), pretrained=True, revision="main")
+
+
+def test_what_has_no_weights_has_no_revisions(tmp_path):
+    """A revision is never ignored: with these names none would be looked up."""
+    config = regnet.RegNetConfig(depth=8, w0=16, wa=16.0, wm=2.5, group_width=8)
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(config.to_dict()))
+    for name, words in (
+        (config, "a config has no revisions"),
+        (str(path), "a config has no revisions"),
+        ("regnetx_002", "stands for no weights here"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            regnet.create(name, revision="main")
+
+
+def test_a_pattern_that_names_a_variant_finds_its_weights():
+    expected = regnet.list_models("regnety_016", pretrained=True)
+    assert expected
+    for alias in ("RegNetY-1.6GF", "regnet_y_1.6gf"):
+        assert regnet.list_models(alias, pretrained=True) == expected
 
 
 def test_a_folder_without_a_model_says_so(tmp_path):

@@ -18,7 +18,15 @@ from PIL import Image
 from regnet import digest
 from regnet.data.images import IMAGE_SUFFIXES
 from regnet.data.layout import Split, is_hidden, walk
-from regnet.data.readers import IMAGE_COLUMNS, Archive, Files, Reader, Rows, open_parquet
+from regnet.data.readers import (
+    IMAGE_COLUMNS,
+    Archive,
+    Files,
+    Reader,
+    Rows,
+    open_parquet,
+    refuse_compressed,
+)
 from regnet.data.sets import fetch
 from regnet.data.sources import HUB_PREFIX
 from regnet.errors import DataError, NotFoundError
@@ -114,10 +122,7 @@ def _places(source: str, split: Split, without: Collection[Path]) -> Iterator[Pa
         return
     if not source or not path.exists():
         raise NotFoundError(f"{source!r}: there is no such file or folder")
-    if path.name.lower().endswith(COMPRESSED):
-        raise DataError(
-            f"{path}: compressed, so single images cannot be read from it; unpack it first"
-        )
+    refuse_compressed(path)
     yield path
 
 

@@ -16,6 +16,22 @@ IMAGE_COLUMNS: Final = ("image", "img", "jpg")
 """Names of the columns of Parquet files that contain images."""
 
 
+COMPRESSED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+"""Archives that would have to be read from their beginning for every image."""
+
+
+def refuse_compressed(path: Path) -> None:
+    """Refuse an archive whose images cannot be read one by one.
+
+    Raises:
+        DataError: the archive is compressed.
+    """
+    if path.name.lower().endswith(COMPRESSED):
+        raise DataError(
+            f"{path}: compressed, so single images cannot be read from it; unpack it first"
+        )
+
+
 class Reader(Protocol):
     """Reads the images of a set."""
 

@@ -43,6 +43,7 @@ from regnet.data.readers import (
     Rows,
     column_of,
     open_parquet,
+    refuse_compressed,
 )
 from regnet.data.sources import HUB_PREFIX
 from regnet.errors import DataError, NoSplitError, NotFoundError
@@ -222,14 +223,11 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
         raise NotFoundError(
             f"{path}: there is no such file or folder; pass a path, hf:owner/name, or shapes"
         )
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _open_parquet([path], str(path))
-    if path.suffix == ".tar":
+    if path.suffix.lower() == ".tar":
         return _open_tar(path, split)
-    if path.name.endswith((".tar.gz", ".tgz")):
-        raise DataError(
-            f"{path}: compressed, so single images cannot be read from it; unpack it first"
-        )
+    refuse_compressed(path)
     raise DataError(f"{path}: not a folder, .tar or .parquet file")
 
 

@@ -61,7 +61,8 @@ def wrong(error: float, target: Target) -> str | None:
     """Return the reason to reject outputs with this error; None if the target allows the error."""
     if error <= tolerance(target):
         return None
-    return f"wrong: its outputs differ by {error:.1e}"  # also if the error is nan
+    # Also if the error is nan.
+    return f"wrong: its outputs differ by {error:.1e}, more than {tolerance(target):.0e}"
 
 
 def worst_error(runner: Runner, inputs: Sequence[Tensor], reference: Sequence[Any]) -> float:

@@ -109,7 +109,9 @@ def read_images(
         raise ConfigError(f"int8 needs {2 * shape[0]} images or more, better 400; got {count}")
     # In random order, because folders are sorted by class and a part of them lacks classes.
     order = np.random.default_rng(0).permutation(count).tolist()
-    first = max(1, min(CALIBRATION_IMAGES, 3 * count // 4) // shape[0]) * shape[0]
+    # Only full batches count: at least one calibrates, and at least one judges.
+    batches = min(min(CALIBRATION_IMAGES, 3 * count // 4) // shape[0], count // shape[0] - 1)
+    first = max(1, batches) * shape[0]
     chosen = order[: first + JUDGING_IMAGES]
     if isinstance(images, Tensor):
         tensors = images[chosen].float().cpu()

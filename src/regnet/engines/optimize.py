@@ -257,7 +257,7 @@ def optimize(
         if images is not None:
             if len(form.names) > 1:
                 raise ConfigError(
-                    "int8 is judged by the classes that it gives, and this network has several "
+                    "int8 is checked by comparing classes, but this network has several "
                     "outputs; leave images out"
                 )
             ways.append(_int8(view, images, shape, min_agreement, precision, chosen, device))

@@ -132,6 +132,16 @@ class Executor(Protocol):
         ...
 
 
+def check_workers(count: int) -> int:
+    """Return a number of workers that is at least 1.
+
+    Raises:
+        ConfigError: it is less.
+    """
+    check_number("workers", count, least=1)
+    return count
+
+
 def with_threads(
     function: Callable[[Task, str], Result], task: Task, device: str, threads: int
 ) -> Result:

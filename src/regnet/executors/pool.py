@@ -23,6 +23,7 @@ from regnet.executors.base import (
     Result,
     Results,
     Task,
+    check_workers,
     with_threads,
 )
 
@@ -66,9 +67,7 @@ class ProcessPool:
         cores = core_count()
         on_cpu = all(device == "cpu" for device in devices)
         usual = cores if on_cpu else len(devices)
-        self.workers = usual if workers is None else workers
-        if self.workers < 1:
-            raise ConfigError(f"workers must be at least 1, got {workers}")
+        self.workers = check_workers(usual if workers is None else workers)
         self.devices = [devices[number % len(devices)] for number in range(self.workers)]
         self.threads = threads or max(1, cores // self.workers)
         self.time_limit = time_limit

@@ -15,6 +15,7 @@ from regnet.executors.base import (
     Result,
     Results,
     Task,
+    check_workers,
     with_threads,
 )
 
@@ -60,7 +61,8 @@ class RayExecutor:
         self._ray: Any = ray
         self.address, self.device, self.threads = address, device, threads
         self.gpus = (1.0 if device == "cuda" else 0.0) if gpus is None else gpus
-        self._most, self.time_limit = workers, time_limit
+        self._most = workers if workers is None else check_workers(workers)
+        self.time_limit = time_limit
         Clock(time_limit)  # checks the time limit
 
     def _room(self) -> int:

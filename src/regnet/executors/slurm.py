@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from regnet.errors import ExecutorError, MissingExtraError, in_one_line
-from regnet.executors.base import ATTEMPTS, Died, Result, Results, Task, with_threads
+from regnet.executors.base import (
+    ATTEMPTS,
+    Died,
+    Result,
+    Results,
+    Task,
+    check_workers,
+    with_threads,
+)
 
 _POLL_SECONDS = 1.0
 """Seconds between two checks of the jobs; submitit queries SLURM itself less often."""
@@ -54,7 +62,8 @@ class SlurmExecutor:
                 "--executor slurm needs submitit, which is not installed; "
                 "pip install 'regnet[slurm]'"
             ) from error
-        self.workers, self.device, self.threads = workers or 64, device, threads
+        self.workers = check_workers(64 if workers is None else workers)
+        self.device, self.threads = device, threads
         self._failures: Any = submitit.core.utils
         self._executor: Any = submitit.AutoExecutor(folder=folder, cluster=cluster)
         self._executor.update_parameters(

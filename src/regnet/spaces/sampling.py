@@ -155,8 +155,7 @@ def sample(space: Space, count: int, rng: np.random.Generator | int = 0) -> Samp
     """
     if count < 1:
         raise ConfigError(f"count must be at least 1, got {count}")
-    if space.custom:
-        raise ConfigError(f"{space.name} is custom; sample it with regnet.studies.sample_networks")
+    _check_built_in(space)
     draws = _Draws(space, np.random.default_rng(rng))
     kept: list[Sample] = []
     last = 0
@@ -167,6 +166,11 @@ def sample(space: Space, count: int, rng: np.random.Generator | int = 0) -> Samp
             last = draws.drawn
         kept.append(new)
     return joined(kept).take(slice(count))
+
+
+def _check_built_in(space: Space) -> None:
+    if space.custom:
+        raise ConfigError(f"{space.name} is custom; sample it with regnet.studies.sample_networks")
 
 
 def sample_by_flops(
@@ -182,8 +186,9 @@ def sample_by_flops(
         rng: the source of randomness, or a seed.
 
     Raises:
-        ConfigError: no network was found in any range.
+        ConfigError: the space is custom, or no network was found in any range.
     """
+    _check_built_in(space)
     draws = _Draws(space.restrict(flops=(edges[0], edges[-1])), np.random.default_rng(rng))
     counts = np.zeros(len(edges) - 1, dtype=np.int64)
     kept: list[Sample] = []

@@ -174,9 +174,13 @@ class Space:
 
     def _check_parameter(self, name: str, distribution: Distribution) -> None:
         """Check that a network can have the ends of a distribution, and the steps between them."""
-        if name in ("wa", "wm"):
-            return
         ends = distribution.values or (distribution.low, distribution.high)
+        if name in ("wa", "wm"):
+            least = 0 if name == "wa" else 1
+            if min(ends) < least or (name == "wm" and min(ends) == 1):
+                bound = "at least 0" if name == "wa" else "greater than 1"
+                raise ConfigError(f"{self.name}: {name} must be {bound}, got {distribution}")
+            return
         if name in ("b", "b_i"):
             good = "power2" in distribution.kind or all(is_ratio(end) for end in ends)
             needs = "whole numbers or one over a whole number"

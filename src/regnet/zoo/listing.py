@@ -12,7 +12,12 @@ from regnet.design.complexity import Complexity, complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.design.variants import VARIANTS, Variant
 from regnet.errors import ConfigError, RegNetError, WeightsError, check_number, unknown
-from regnet.weights.catalog import Checkpoint, checkpoints_of, default_checkpoint
+from regnet.weights.catalog import (
+    Checkpoint,
+    checkpoints_of,
+    default_checkpoint,
+    find_upstream,
+)
 from regnet.weights.licenses import find_license
 from regnet.zoo.resolver import find_model, find_source
 
@@ -237,9 +242,10 @@ def _fits(patterns: Iterable[str], variant: Variant) -> bool:
 
 def _fits_row(patterns: Iterable[str], row: Checkpoint, variant: Variant) -> bool:
     """Whether a pattern matches a checkpoint, by its id, its publisher's name, or its variant."""
-    # A publisher's name stands for its own checkpoint only, so aliases of the variant, which
-    # include such names, do not count.
-    names = (row.id, row.upstream or "", variant.name, variant.factory, variant.label)
+    # The aliases of a variant include publishers' names, each of which stands for its own
+    # checkpoint only.
+    aliases = (alias for alias in variant.aliases if find_upstream(alias) is None)
+    names = (row.id, row.upstream or "", variant.name, variant.factory, variant.label, *aliases)
     return _match(patterns, names)
 
 

@@ -64,6 +64,8 @@ def find_source(
                 "a config of your own has no published weights; use pretrained=False, or "
                 "checkpoint_path= with a file"
             )
+        if revision is not None:
+            raise ConfigError("a config has no revisions; leave revision out")
         return Source(config=name)
     if not isinstance(name, str):
         raise ConfigError(
@@ -71,7 +73,7 @@ def find_source(
             "for a path, use str(path)"
         )
     if is_config_file(name):
-        return find_source(_read_config(name), pretrained=pretrained)
+        return find_source(_read_config(name), pretrained=pretrained, revision=revision)
     for prefix in HUB_PREFIXES:
         if name.lower().startswith(prefix):
             return _repository(name[len(prefix) :], revision, how)
@@ -99,7 +101,12 @@ def find_source(
         return _folder(path) if path.is_dir() else _weights_file(path)
     if row is None and pretrained:
         row = find_checkpoint(variant.name)
-    if row and revision is not None:
+    if revision is not None:
+        if row is None:
+            raise ConfigError(
+                f"{name} stands for no weights here, so there is no revision; name a checkpoint, "
+                "use pretrained=True, or leave revision out"
+            )
         if row.repo is None:
             raise ConfigError(f"{row.id} is in no repository of the Hub; leave revision out")
         # The SHA-256 and the size in the table are those of the revision in the table.
