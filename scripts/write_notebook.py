@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import jupytext
+import matplotlib
 
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = ROOT / "docs/paper-by-hand.md"
@@ -42,7 +43,8 @@ def notebook(text: str) -> str:
 
 def draw(text: str) -> None:
     """Run the code of the page, which saves its figures in the current folder."""
-    os.environ["MPLBACKEND"] = "agg"
+    os.environ |= {"MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0"}
+    matplotlib.rcParams["svg.hashsalt"] = PAGE.name  # the same figure is the same file
     names: dict[str, object] = {}
     FIGURES.mkdir(exist_ok=True)
     code = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
