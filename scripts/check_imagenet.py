@@ -1,13 +1,14 @@
-"""Compare published accuracies with measured ones, for whoever has the images.
+"""Compare the published accuracies of checkpoints with those measured on your own images.
 
     python scripts/check_imagenet.py imagenet/val imagenetv2/* --real real.json --out checks.json
     python scripts/check_imagenet.py imagenet/val --models 'regnety_*.tv2_in1k' --license commercial
 
-Each checkpoint is evaluated on each set at every setting (image size and crop) for which its
-publisher gives an accuracy, and once at its usual setting where there is none. Sets are recognized
-by their classes, images and names, as `regnet evaluate` does; --dataset NAME says which one it is
-where that fails. A row is written after every evaluation. The same command resumes after any end,
-also within an evaluation, and repeats nothing. At the end a table has a verdict for each row.
+Each checkpoint is evaluated on each image set at every setting (image size and crop) for which its
+publisher states an accuracy, or once at its default setting if none is stated. Image sets are
+recognized by their classes, images and names, as in `regnet evaluate`; if that fails, name the set
+with --dataset NAME. A row is written after every evaluation. Run the same command again to resume
+after an interruption, even one in the middle of an evaluation: finished evaluations are not
+repeated, and failed ones are tried again. At the end, a table shows the verdict of each row.
 """
 
 import argparse
@@ -30,7 +31,7 @@ Setting = tuple[int | None, float | None]
 
 
 def settings(name: str) -> list[Setting]:
-    """Image size and crop of every published accuracy of a checkpoint; (None, None): its usual."""
+    """Image size and crop of each published accuracy; (None, None) is the default setting."""
     variant, _, tag = name.partition(".")
     found = {(row.image_size, row.crop_pct) for row in find_checkpoint(variant, tag).metrics}
     return sorted(found, key=str) or [(None, None)]
@@ -39,7 +40,7 @@ def settings(name: str) -> list[Setting]:
 def rows_of(
     name: str, where: Path, setting: Setting, done: Evaluation, published: Published | None
 ) -> Iterator[dict[str, Any]]:
-    """A row for the labels of the set, and one for those of ReaL where they were given."""
+    """Yield a row for the labels of the set and, if ReaL labels were used, a row for those."""
     shared = {
         "checkpoint": name,
         "weights": done.weights,
@@ -67,7 +68,7 @@ def rows_of(
 def check(
     name: str, images: ImageSet, where: Path, setting: Setting, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Evaluate a checkpoint on a set at a setting; a failure is a row with its reason."""
+    """Evaluate a checkpoint on a set at a setting; a failure becomes a row with its reason."""
     size, crop = setting
     folder = args.keep / f"{name}@{size}x{crop}" / f"{where.name}-{images.fingerprint[:8]}"
     try:
@@ -95,7 +96,7 @@ def _has_real(images: ImageSet) -> bool:
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
-    """One line per row."""
+    """Yield the lines of a table with a header and one line per row."""
     columns = ("checkpoint", "dataset", "pixels", "measured, %", "published, %", "verdict")
     cells = [columns]
     for row in rows:
@@ -118,15 +119,15 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Check, or go on."""
+    """Run the evaluations that are missing from the output file, then print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("sets", nargs="+", type=Path, help="folders or files of images")
-    parser.add_argument("--models", default="*", help="pattern of checkpoints")
-    parser.add_argument("--license", help="such as commercial")
-    parser.add_argument("--real", type=Path, help="real.json of ImageNet-ReaL")
-    parser.add_argument("--dataset", help="the name of the sets, where it is not recognized")
+    parser.add_argument("sets", nargs="+", type=Path, help="folders or files with images")
+    parser.add_argument("--models", default="*", help="pattern of checkpoint names")
+    parser.add_argument("--license", help="license of the weights, such as commercial")
+    parser.add_argument("--real", type=Path, help="the file real.json of ImageNet-ReaL")
+    parser.add_argument("--dataset", help="name of the image sets, if they are not recognized")
     parser.add_argument("--engine", default="eager")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=64)
@@ -136,11 +137,15 @@ def main() -> None:
     args = parser.parse_args()
     names = regnet.list_models(args.models, pretrained=True, license=args.license)
     if not names:
-        sys.exit(f"check_imagenet: no published checkpoint fits {args.models!r}")
+        sys.exit(
+            f"check_imagenet: no published checkpoint matches {args.models!r}; "
+            "`regnet list --pretrained` lists them all"
+        )
     document: dict[str, Any] = {"environment": environment(find_device(args.device)), "rows": []}
     if args.out.exists():
         document["rows"] = json.loads(args.out.read_text())["rows"]
-    rows = [row for row in document["rows"] if "reason" not in row]  # failures are tried again
+    # Rows with a reason are failures; dropping them makes the loop below try them again.
+    rows = [row for row in document["rows"] if "reason" not in row]
     done = {(row["checkpoint"], row["path"], *row["setting"]) for row in rows}
     for where in args.sets:
         images = open_set(where, "val")

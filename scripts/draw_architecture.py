@@ -1,10 +1,11 @@
-"""Draw the rooms of the package and who imports whom, as the code has it.
+"""Draw the rooms of the package and the imports between them, as found in the code.
 
     python scripts/draw_architecture.py [--check]
 
-Writes docs/architecture.svg from the import graph, in the layers that pyproject.toml declares. An
-arrow that follows from others is left out. --check changes nothing, and fails if the drawing is not
-that of the code.
+A room is a folder or module directly inside the package. The script writes docs/architecture.svg
+from the import graph, with one row of boxes for each layer that pyproject.toml declares. An arrow
+is left out if a longer path of arrows implies it. --check writes nothing and fails if the drawing
+does not match the code.
 """
 
 import sys
@@ -24,7 +25,7 @@ WIDTH, HEIGHT, GAP, ROW = 118, 40, 26, 96
 
 
 def layers() -> list[list[str]]:
-    """The rooms of each layer, the highest first."""
+    """Return the rooms of each layer, the highest layer first."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     contracts = settings["tool"]["importlinter"]["contracts"]
     [found] = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
@@ -32,7 +33,7 @@ def layers() -> list[list[str]]:
 
 
 def imports(rooms: Sequence[str]) -> dict[str, set[str]]:
-    """What each room imports directly, but what it calls upwards."""
+    """Return the rooms that each room imports directly, leaving out imports from higher layers."""
     graph = grimp.build_graph("regnet", exclude_type_checking_imports=True)
     for room in rooms:
         graph.squash_module(f"regnet.{room}")
@@ -48,7 +49,7 @@ def imports(rooms: Sequence[str]) -> dict[str, set[str]]:
 
 
 def reduced(edges: Mapping[str, set[str]]) -> Iterator[tuple[str, str]]:
-    """The edges that do not follow from two others."""
+    """Yield the edges that are not implied by a path of two or more other edges."""
 
     def reachable(room: str) -> set[str]:
         return edges[room].union(*(reachable(below) for below in edges[room]))
@@ -59,14 +60,14 @@ def reduced(edges: Mapping[str, set[str]]) -> Iterator[tuple[str, str]]:
 
 
 def lines(room: str) -> int:
-    """Lines of a room's Python files."""
+    """Count the lines of a room's Python files."""
     place = ROOT / "src/regnet" / room
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
     return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
 
 
 def draw() -> str:
-    """The drawing."""
+    """Return the drawing as the text of an SVG file."""
     rows = layers()
     rooms = [room for row in rows for room in row]
     across = max(len(row) for row in rows) * (WIDTH + GAP) + GAP
@@ -105,11 +106,11 @@ def draw() -> str:
 
 
 def main() -> None:
-    """Write, or check."""
+    """Write the drawing, or with --check compare it with the file."""
     drawing = draw()
     if "--check" in sys.argv[1:]:
         if not DRAWING.exists() or DRAWING.read_text(encoding="utf-8") != drawing:
-            sys.exit(f"{DRAWING.name} is not of this code; run scripts/draw_architecture.py")
+            sys.exit(f"{DRAWING.name} is out of date; run scripts/draw_architecture.py")
     else:
         DRAWING.write_text(drawing, encoding="utf-8")
 

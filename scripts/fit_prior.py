@@ -1,13 +1,15 @@
-"""Fit the prior of `regnet search` to studies, and write it with its evidence.
+"""Fit the prior of `regnet search` to finished studies, and write it together with its evidence.
 
     python scripts/fit_prior.py benchmarks/results/order
 
-Each study is a folder with study.json and results.jsonl, of networks without squeeze-excitation at
-about equal flops. The prior is ridge regression; how much it shrinks is decided by spaces that are
-left out. Rank correlations with errors are means over spaces, each weighted by its networks: once
-with each network left out, once with its whole space. Published pycls networks on ImageNet are
-ranked too, by what flops alone leave unexplained; the effects are scaled so that they spread those
-as much as that does.
+Each study is a folder with study.json and results.jsonl. Its networks have no squeeze-excitation
+and about equal flops. The prior is a ridge regression of the logarithm of the error; the strength
+of the ridge is chosen by leaving out one space at a time. The evidence holds rank correlations
+between predictions and errors, averaged over spaces in proportion to their numbers of networks:
+once with each network left out of the fit, and once with its complete space left out. The prior is
+also compared with pycls's published networks on ImageNet, by the part of their errors that flops
+alone do not explain. The weights are scaled down where necessary so that the predictions for these
+networks spread no more than that unexplained part does.
 """
 
 import argparse
@@ -36,7 +38,7 @@ Array = NDArray[np.float64]
 
 
 def rows_of(folders: list[Path]) -> tuple[Array, Array, Array, list[str], int]:
-    """Features, logarithms of errors, flops and spaces of all trained networks; image size."""
+    """Return features, log errors, flops and spaces of all trained networks, and the image size."""
     features, errors, flops, spaces, sizes = [], [], [], [], set()
     for folder in folders:
         with tempfile.TemporaryDirectory() as temporary:
@@ -58,7 +60,7 @@ def rows_of(folders: list[Path]) -> tuple[Array, Array, Array, list[str], int]:
 
 
 def fitted(x: Array, y: Array, ridge: float) -> tuple[Array, Array, float]:
-    """Weights of the features, their centers, and the mean."""
+    """Return the weights of the features, the centers of the features, and the mean of y."""
     center, scale = x.mean(0), x.std(0) + 1e-9
     z = (x - center) / scale
     weights = np.linalg.solve(z.T @ z + ridge * np.eye(z.shape[1]), z.T @ (y - y.mean()))
@@ -66,7 +68,7 @@ def fitted(x: Array, y: Array, ridge: float) -> tuple[Array, Array, float]:
 
 
 def left_out(x: Array, y: Array, groups: Array, ridge: float) -> Array:
-    """What is predicted for each group by a fit to the others."""
+    """Return the predictions for each group by a fit to all other groups."""
     found = np.empty(len(y))
     for group in np.unique(groups):
         out = groups == group
@@ -76,7 +78,7 @@ def left_out(x: Array, y: Array, groups: Array, ridge: float) -> Array:
 
 
 def by_space(found: Array, y: Array, spaces: Array) -> dict[str, float]:
-    """Rank correlation of predictions with errors within each space."""
+    """Return the rank correlation of predictions with errors within each space."""
     return {
         str(name): rank_correlation(found[spaces == name], y[spaces == name])
         for name in np.unique(spaces)
@@ -85,13 +87,13 @@ def by_space(found: Array, y: Array, spaces: Array) -> dict[str, float]:
 
 
 def mean_over(found: dict[str, float], spaces: Array) -> float:
-    """Of correlations, by how many networks each space has."""
+    """Average the correlations, weighted by the number of networks of each space."""
     counts = [int((spaces == name).sum()) for name in found]
     return round(float(np.average(list(found.values()), weights=counts)), 3)
 
 
 def published() -> dict[str, tuple[Array, float, float]]:
-    """Features, flops and logarithm of the error of pycls's networks without gates, by name."""
+    """Features, flops and log error of pycls's networks without squeeze-excitation, by name."""
     found = {}
     for row in checkpoints().values():
         config = VARIANTS[row.variant].config
@@ -103,12 +105,12 @@ def published() -> dict[str, tuple[Array, float, float]]:
 
 
 def main() -> None:
-    """Fit, judge, write."""
+    """Fit the prior, judge it on networks that were left out, and write it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("studies", type=Path, nargs="+")
-    parser.add_argument("--images", default="CIFAR-10", help="What the networks were trained on.")
+    parser.add_argument("--images", default="CIFAR-10", help="what the networks were trained on")
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     x, y, flops, names, size = rows_of(args.studies)
@@ -122,7 +124,8 @@ def main() -> None:
     regnets = {name: row for name, row in known.items() if name.startswith("regnetx")}
     logs = np.array([(np.log(f), e) for _, f, e in regnets.values()]).T
     exponent = np.polyfit(*logs, 1)[0]
-    curve = np.polyfit(*logs, 2)  # it falls ever more slowly
+    # The log error falls more slowly as log flops grow, so the reference curve is a parabola.
+    curve = np.polyfit(*logs, 2)
     unexplained = [e - np.polyval(curve, np.log(f)) for _, f, e in known.values()]
     predicted = [float((features - center) @ weights) for features, _, _ in known.values()]
     scale = min(1.0, float(np.std(unexplained) / np.std(predicted)))

@@ -1,12 +1,12 @@
-"""Run the model tests of timm, torchvision and segmentation-models against this package.
+"""Run the model tests of timm, torchvision and segmentation-models on networks of this package.
 
     python scripts/peer_suites.py --timm DIR --torchvision DIR --smp DIR --out counts.json
 
-Each DIR is a checkout of that project, of which only its tests are used; the projects themselves,
-pytest and this package must be importable. Where a suite builds one of its networks by name, it
-gets the network of that name from here, with random weights; torchvision's recorded outputs, which
-are of its own random weights, are not compared. What fails and is expected to is listed in
-EXPECTED, with the reason; docs/migration names the same.
+Each DIR is a checkout of that project; only its tests are used. The projects themselves, pytest and
+this package must be importable. When a suite builds a network by a name that this package knows, it
+gets this package's network with random weights. Torchvision's recorded outputs are not compared,
+because they belong to its own random weights. EXPECTED lists the tests that are expected to fail,
+with the reasons; docs/migration names the same differences.
 """
 
 import argparse
@@ -37,7 +37,7 @@ SELECT: Final = {
     "torchvision": "test_classification_model",
     "smp": "not WeightsWarning and not test_dpt and not test_segformer",
 }
-"""What of a suite is about networks like ours."""
+"""Expression for pytest's -k that selects the tests of a suite that apply to our networks."""
 
 EXPECTED: Final = {
     r"timm.*test_model_(load|features)_pretrained": "downloads weights",
@@ -47,20 +47,20 @@ EXPECTED: Final = {
     r"smp.*(hub_mixin|preserve_forward_output)": "downloads weights",
     r"smp.*test_timm_transformer_style": "downloads weights, of another network",
 }
-"""Tests that cannot pass, and why."""
+"""Patterns of tests that cannot pass, each with the reason."""
 
 SMALL: Final = ("regnetx_002", "regnety_002")
-"""Encoders for decoders."""
+"""Variants that serve as encoders in the tests of segmentation-models."""
 
 
 def main() -> None:
-    """Run the suites that are given, and write counts."""
+    """Run the suites whose checkouts are given, and write the counts of their outcomes."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     for name in SUITES:
-        parser.add_argument(f"--{name}", type=Path, help="a checkout")
-    parser.add_argument("--max-flops", default="1G", help="of the networks tried; default 1G")
+        parser.add_argument(f"--{name}", type=Path, help="a checkout of the project")
+    parser.add_argument("--max-flops", default="1G", help="largest networks tested; default 1G")
     parser.add_argument("--prelude", type=Path, help="Python file to run before all imports")
-    parser.add_argument("--workers", type=int, default=2, help="processes of pytest-xdist")
+    parser.add_argument("--workers", type=int, default=2, help="number of pytest-xdist processes")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     facts = environment(torch.device("cpu"))
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def run(name: str, checkout: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one suite; return how many tests passed or not, why, and which failed unexpectedly."""
+    """Run a suite; count its outcomes and the reasons of failures, and list unexpected ones."""
     environment = dict(
         os.environ,
         PEER_SUITE=name,
@@ -85,7 +85,7 @@ def run(name: str, checkout: Path, options: argparse.Namespace) -> dict[str, Any
         PEER_PRELUDE=str(options.prelude.absolute()) if options.prelude else "",
         PYTHONPATH=os.pathsep.join([str(Path(__file__).parent), str(checkout)]),
         OMP_NUM_THREADS="1",
-        HF_HUB_OFFLINE="1",  # what needs weights fails at once
+        HF_HUB_OFFLINE="1",  # tests that need to download weights fail immediately
     )
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -116,15 +116,15 @@ def run(name: str, checkout: Path, options: argparse.Namespace) -> dict[str, Any
     }
 
 
-# Below: this file as a plugin of pytest, inside a suite's process.
+# The functions below make this file a pytest plugin, which is loaded in the process of a suite.
 
 
 _kept: list[dict[str, Any]] = []
-"""What the prelude made, which must live as long as the process."""
+"""Names that the prelude defined; they must stay referenced for as long as the process runs."""
 
 
 def _swap() -> None:
-    """Put our networks in the place of the suite's, by name."""
+    """Make the suite build our networks instead of its own where the names agree."""
     if prelude := os.environ["PEER_PRELUDE"]:
         _kept.append(runpy.run_path(prelude))
     {"timm": _swap_timm, "torchvision": _swap_torchvision, "smp": _swap_smp}[
@@ -133,7 +133,7 @@ def _swap() -> None:
 
 
 def _names() -> list[str]:
-    """Our names that timm has too, of networks that are small enough."""
+    """Return the names of our networks that timm has as well and that are within --max-flops."""
     import timm
 
     import regnet
@@ -199,13 +199,14 @@ def _swap_smp() -> None:
     def create_model(name: str, **options: Any) -> Any:
         if not regnet.is_model(name):
             return theirs(name, **options)
-        return regnet.create(name, **options | {"pretrained": False})  # no weights are at hand
+        # The Hub is offline, so that no weights can be downloaded.
+        return regnet.create(name, **options | {"pretrained": False})
 
     timm.create_model = create_model
 
 
 def pytest_collectstart(collector: Any) -> None:
-    """Decoders get our encoders."""
+    """Make the decoder tests of segmentation-models use our networks as encoders."""
     if os.environ.get("PEER_SUITE") != "smp":
         return
     kind = getattr(collector, "cls", None)
@@ -218,7 +219,7 @@ def pytest_collectstart(collector: Any) -> None:
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
-    """Torchvision's recorded outputs are of its own random weights; ours are drawn otherwise."""
+    """Skip torchvision's recorded outputs: its random weights are drawn differently from ours."""
     for item in items:
         if hasattr(item.module, "_assert_expected"):
             item.module._assert_expected = lambda *_, **__: None

@@ -1,12 +1,12 @@
-"""Do what a new user would, from a fresh clone, and record the commands, their output and time.
+"""Run a new user's first commands in a fresh clone; record each command, its output and its time.
 
     python scripts/record_walk.py --photos PHOTOS --cifar10 CIFAR10 [--folder FOLDER]
 
-Clones this repository into FOLDER (a temporary one by default), sets it up there with nothing but
-Python, and writes benchmarks/results/walk.json here; scripts/write_tables.py puts it into
-docs/walk.md. PHOTOS are photos in class folders, of which two classes are made, and CIFAR10 is a
-folder with the images of that name in Parquet: what a user would have. A server on this machine
-stands in for the Hub.
+The script clones this repository into FOLDER (by default a temporary folder), sets the clone up
+with nothing but Python, and writes benchmarks/results/walk.json in this checkout, from which
+scripts/write_tables.py makes docs/walk.md. PHOTOS and CIFAR10 are data that a user would have:
+PHOTOS is a folder with photos in class folders, which are merged into two classes, and CIFAR10 is a
+folder with CIFAR-10 in Parquet files. A server on this machine stands in for the Hub.
 """
 
 import argparse
@@ -99,7 +99,7 @@ STEPS = (
 
 
 def main() -> None:
-    """Walk."""
+    """Run all steps in order, and write what they printed and how long they took."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -163,7 +163,7 @@ def _step(
     if done.returncode:
         sys.exit(f"{what} failed:\n{done.stdout}")
     lines = [line.rstrip() for line in done.stdout.replace(str(folder), ".").splitlines()]
-    # What pip says of where this machine finds its packages is of no use to others.
+    # pip's warnings about the package locations of this machine do not concern other users.
     lines = [line for line in lines if line and not line.startswith("WARNING: Location")]
     if len(lines) > LINES:
         lines = [*lines[: LINES // 2], "...", *lines[-LINES // 2 :]]

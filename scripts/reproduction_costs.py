@@ -1,12 +1,13 @@
-"""What the paper's experiments cost in GPU hours, from measured training speed: JSON.
+"""Estimate the GPU hours of the paper's experiments from measured training speed; writes JSON.
 
     python scripts/reproduction_costs.py --out benchmarks/results/reproduce.json
     python scripts/reproduction_costs.py --images-per-second 2400 --model regnetx_004
 
-The first takes the training times that the paper measured: 100 epochs of each network on 8 V100
-(figures 15 and 16, tables 3 and 4). The second scales them to a GPU of your own, on which
-`regnet train` printed that many images per second for one network. Times of networks that the
-paper did not time are those of the RegNetX with as many multiply-adds, between two by a power law.
+The first command uses the training times that the paper measured: 100 epochs of each network on 8
+V100 GPUs (figures 15 and 16, tables 3 and 4). The second command scales these times to your own
+GPU, for which you pass the images per second that `regnet train` printed for one network. A network
+that the paper did not time is taken to train as fast as a RegNetX with the same number of
+multiply-adds; between two measured sizes the time is interpolated by a power law.
 """
 
 import argparse
@@ -30,12 +31,13 @@ REGNETX: Final = (2.8, 3.9, 4.4, 5.7, 8.7, 14.3, 17.1, 23.5, 22.6, 32.9, 39.7, 7
 REGNETY: Final = (3.1, 5.1, 5.2, 6.0, 10.1, 16.5, 16.8, 26.1, 28.1, 36.0, 45.6, 76.0)
 RESNETS: Final = (12.2, 18.0, 20.4, 31.8, 29.2, 45.7)
 EFFICIENTNETS: Final = (11.7, 15.6, 18.4, 32.1, 65.1, 135.1)
-"""Hours of 8 V100 for 100 epochs: figures 15 and 16 by `GFLOPS`, and tables 3 and 4 row by row."""
+"""Hours on 8 V100 for 100 epochs: figures 15 and 16 in the order of `GFLOPS`, and the rows of
+tables 3 and 4."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experiment:
-    """Networks that are trained for a figure or table."""
+    """The networks that are trained for a figure or a table, and what that costs."""
 
     figures: str
     what: str
@@ -45,13 +47,13 @@ class Experiment:
 
 
 def hours(gflops: float, epochs: int) -> float:
-    """Hours of one V100 for a RegNetX of so many billion multiply-adds."""
+    """Hours on one V100 to train a RegNetX with `gflops` billion multiply-adds."""
     eight = np.exp(np.interp(np.log(gflops), np.log(GFLOPS), np.log(REGNETX)))
     return float(eight) * GPUS * epochs / EPOCHS
 
 
 def population(figures: str, what: str, networks: int, epochs: int, *gflops: float) -> Experiment:
-    """Populations of so many networks, one for each number of multiply-adds."""
+    """The cost of populations of `networks` networks, one population for each value of `gflops`."""
     total = sum(networks * hours(each, epochs) for each in gflops)
     return Experiment(
         figures=figures,
@@ -63,7 +65,7 @@ def population(figures: str, what: str, networks: int, epochs: int, *gflops: flo
 
 
 def final(figures: str, what: str, runs: int, *measured: float) -> Experiment:
-    """Networks that the paper timed, each trained several times."""
+    """The cost of networks that the paper timed, each trained `runs` times."""
     return Experiment(
         figures=figures,
         what=what,
@@ -74,7 +76,7 @@ def final(figures: str, what: str, runs: int, *measured: float) -> Experiment:
 
 
 def selection(figures: str, what: str, candidates: int, measured: tuple[float, ...]) -> Experiment:
-    """The best of some candidates per size, all trained to the end, and that one five times."""
+    """The cost of `candidates` full trainings per size, and five more of the best network."""
     return replace(
         final(figures, what, 1, *measured),
         networks=(candidates + 5) * len(measured),
@@ -98,15 +100,15 @@ EXPERIMENTS: Final = (
     final("table 3", "six ResNe(X)ts, five times", 5, *RESNETS),
     final("table 4", "EfficientNet-B0 to B5, five times", 5, *EFFICIENTNETS),
 )  # fmt: skip
-"""Where the paper does not say how many networks a population has (figures 10, 13, 14 and 21), it
-is 100, as in its section 4."""
+"""The paper does not state the size of the populations of figures 10, 13, 14 and 21; they are
+counted with 100 networks each, the size that its section 4 uses."""
 
 
 def factor(images_per_second: float, model: str) -> float:
-    """How much longer than a V100 a GPU takes that trains a network at this speed.
+    """Ratio of the training time on a GPU with this speed to the time on one V100.
 
     Raises:
-        ConfigError: the paper did not time that network.
+        ConfigError: the paper did not time this network.
     """
     family, _, size = model.partition("_")
     sizes = {f"{round(each * 10):03d}": at for at, each in enumerate(GFLOPS)}
@@ -118,10 +120,10 @@ def factor(images_per_second: float, model: str) -> float:
 
 
 def main() -> None:
-    """Write what every experiment costs."""
+    """Write the cost of every experiment."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--images-per-second", type=float, help="of one GPU, in training")
-    parser.add_argument("--model", default="regnetx_004", help="the network that was measured")
+    parser.add_argument("--images-per-second", type=float, help="training speed of one GPU")
+    parser.add_argument("--model", default="regnetx_004", help="network that was timed")
     parser.add_argument("--out", type=Path, help="JSON file; default: standard output")
     args = parser.parse_args()
     speed = factor(args.images_per_second, args.model) if args.images_per_second else 1.0

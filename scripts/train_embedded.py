@@ -2,10 +2,12 @@
 
     python scripts/train_embedded.py --data PATH/cifar10 --out runs/embedded
 
-reads {train,test}.parquet (columns `img`, `label`, as in the public `uoft-cs/cifar10`), goes on
-where an earlier call in --out stopped, and ends with the files in weights/: fp16 weights, table row
-and model card, with the accuracy that `regnet evaluate` finds for that file. A cycle whose model/
-lies in --out is done. On a GPU (--device cuda) all of them take minutes.
+reads {train,test}.parquet (with the columns `img` and `label`, as in the public `uoft-cs/cifar10`)
+and trains one cycle after another. If --out holds an interrupted run, the script resumes it; a
+cycle whose folder in --out already contains model/ is finished and is skipped. At the end the
+script writes the files in weights/: the fp16 weights, the table row, and the model card with the
+accuracy that `regnet evaluate` measures for that file. On a GPU (--device cuda) all cycles take
+minutes.
 """
 
 import argparse
@@ -43,9 +45,10 @@ CYCLES = (
         precision="fp32",
     ),
 )  # fmt: skip
-"""Warm restarts (Loshchilov and Hutter 2017): each begins with the weights of the one before."""
+"""Warm restarts (Loshchilov and Hutter 2017): each cycle starts from the last one's weights."""
 TESTED = 2000
-"""Images that each epoch is tested on, to see it learn; the published figure is that of all."""
+"""Test images that are evaluated after each epoch to follow the training; the published accuracy is
+measured on all test images."""
 WEIGHTS = Path(__file__).parents[1] / "weights"
 COMMAND = "python scripts/train_embedded.py --data cifar10 --out runs/embedded"
 
@@ -94,7 +97,7 @@ It knows ten classes and sees 32x32 pixels: a demonstration, not a product.
 
 
 def main() -> None:
-    """Train, or go on, and publish."""
+    """Train the cycles that are not finished yet, and publish the weights."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -102,7 +105,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--calibrate", action="store_true", help="train nothing; calibrate what is published"
+        "--calibrate", action="store_true", help="do not train; calibrate the published weights"
     )
     args = parser.parse_args()
     if args.calibrate:
@@ -124,16 +127,16 @@ def main() -> None:
                     start, args.data, out, recipe=recipe, val_images=TESTED, options=options
                 )
             if done.stopped_by is not None:
-                sys.exit(f"stopped and saved; the same command goes on in {out}")
+                sys.exit(f"stopped and saved in {out}; run the same command again to resume")
         start = f"local-dir:{out / 'model'}"
     command = COMMAND if args.device == "cpu" else f"{COMMAND} --device {args.device}"
     publish(out, args.data, command=command)
 
 
 def publish(out: Path, data: Path, *, command: str) -> None:
-    """Write fp16 weights, table row and model card, with the measured accuracy of that file.
+    """Write the fp16 weights, the table row and the model card, with the accuracy of that file.
 
-    Weights that are no better than the published ones stay in --out.
+    Weights that are not better than the published ones are not published; they stay in --out.
     """
     trained = regnet.create(f"local-dir:{out / 'model'}", pretrained=True)
     machine = runs.read(out)[1].environment
@@ -147,14 +150,14 @@ def publish(out: Path, data: Path, *, command: str) -> None:
     published = find_checkpoint(VARIANT, TAG).metrics[0].top1
     if found.top1 <= published or found.evaluated != 10_000:
         sys.exit(
-            f"{candidate}: {found.top1:.2f} % of {found.evaluated} images, not published: "
-            f"what is published has {published:.2f} %"
+            f"{candidate}: not published; top-1 is {found.top1:.2f} % on {found.evaluated} images, "
+            f"but must exceed the published {published:.2f} % on all 10,000"
         )
     write(candidate, found, calibration, command=command, last_cycle=last_cycle)
 
 
 def recalibrate(out: Path, data: Path) -> None:
-    """Calibrate the published weights; they stay as they are otherwise."""
+    """Calibrate the published weights and change nothing else in them."""
     out.mkdir(parents=True, exist_ok=True)
     card = (WEIGHTS / f"{VARIANT}.{TAG}.md").read_text(encoding="utf-8")
     last_cycle = re.search(r"^\| last cycle \| (.*) \|$", card, re.MULTILINE)
@@ -164,14 +167,17 @@ def recalibrate(out: Path, data: Path) -> None:
     trained = regnet.create(f"{VARIANT}.{TAG}", pretrained=True)
     candidate, found, calibration = calibrated(trained, out, data)
     if found.top1 != row.metrics[0].top1:
-        sys.exit(f"{candidate}: {found.top1:.2f} %, not as published; are these the images?")
+        sys.exit(
+            f"{candidate}: top-1 is {found.top1:.2f} %, not the published accuracy; check that "
+            "--data is CIFAR-10"
+        )
     write(candidate, found, calibration, command=row.command, last_cycle=last_cycle[1])
 
 
 def calibrated(
     trained: regnet.RegNet, out: Path, data: Path
 ) -> tuple[Path, Evaluation, Calibration]:
-    """Write the weights in half precision with a temperature folded in that changes no answer."""
+    """Save the weights in half precision, with a folded temperature that changes no answer."""
 
     def saved(path: Path, keep: tuple[str, ...] = ()) -> Evaluation:
         tensors = {
@@ -188,10 +194,11 @@ def calibrated(
     calibration = calibrate(trained, data, batch_size=500)
     candidate = out / f"{VARIANT}.{TAG}.safetensors"
     found = saved(candidate)
-    if found.answers != before.answers:  # rounding moved a logit past another
+    # Rounding to fp16 can exchange two almost equal logits; the classifier then stays in fp32.
+    if found.answers != before.answers:
         found = saved(candidate, keep=("head.fc",))
     if found.answers != before.answers:
-        sys.exit(f"{candidate}: the temperature changes answers, even with the classifier in fp32")
+        sys.exit(f"{candidate}: the temperature changes answers even with the classifier in fp32")
     write_bytes(out / "evaluation.json", json.dumps(asdict(found), default=str).encode())
     return candidate, found, calibration
 
@@ -199,7 +206,7 @@ def calibrated(
 def write(
     candidate: Path, found: Evaluation, calibration: Calibration, *, command: str, last_cycle: str
 ) -> None:
-    """Write weights, table row and card."""
+    """Write the weights, the table row and the model card."""
     transform = regnet.preprocess(regnet.create(f"{VARIANT}.{TAG}", pretrained=True))
     path = WEIGHTS / candidate.name
     shutil.copyfile(candidate, path)
@@ -251,7 +258,7 @@ def write(
 
 
 def rows_of_cycles() -> str:
-    """The rows of the card's table: what each cycle changes."""
+    """Return the rows of the card's table: the settings that each cycle changes in the recipe."""
     usual = find_recipe("cifar").to_dict()
     changes = [
         {name: value for name, value in recipe.to_dict().items() if value != usual[name]}

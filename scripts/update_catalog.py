@@ -1,19 +1,21 @@
-"""Bring the tables of published weights in `weights/` up to date.
+"""Update the tables of published weights in `weights/`.
 
     python scripts/update_catalog.py --pin
     python scripts/update_catalog.py --pin 'regnety_016.*' --keep
     python scripts/update_catalog.py --timm-results PATH/pytorch-image-models/results
     python scripts/update_catalog.py --check
 
---pin fetches each file of weights, and writes its commit, name, size and SHA-256 into the tables.
-Each is loaded, and its logits on a photo are compared with those of its publisher's own library,
-where that is installed (timm, torchvision, transformers). A row that differs in license, does not
-load or gives other logits stays as it was and is reported. What is done is kept in
-build/pin.jsonl: begun again after any end, it goes on. Files are removed once they are verified,
-unless they were in the cache before or --keep is given; the largest has 38 GB.
+--pin downloads each file of weights and writes its commit, name, size and SHA-256 into the tables.
+The weights are loaded, and their logits on a photo are compared with those of the publisher's own
+library (timm, torchvision or transformers) if it is installed. If the license differs, the weights
+do not load, or the logits differ, the row is left unchanged and the problem is reported. Finished
+rows are recorded in build/pin.jsonl, so that an interrupted run can be resumed with the same
+command. A file is deleted after it was verified, unless it was in the cache before or --keep is
+given; the largest file has 38 GB.
 
---timm-results takes accuracies from timm's result files. --check writes nothing and fails if the
-files are not as this script writes them. New weights are a new row, by hand, then --pin.
+--timm-results reads accuracies from timm's result files. --check writes nothing and fails if the
+tables are not formatted as this script writes them. To add weights, write a new row into a table
+and run --pin.
 """
 
 import argparse
@@ -42,7 +44,8 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 PHOTO = WEIGHTS.parent / "docs/photos/chelsea.png"
 
 SAME = 1e-4
-"""Logits that differ by less, as a part of the largest, are the same: both are float32."""
+"""Largest difference between two logits, as a fraction of the largest logit, that counts as equal;
+both sides are computed in float32."""
 
 COLLECTIONS = ("embedded", "timm", "torchvision", "pycls", "transformers", "vissl", "swag")
 
@@ -60,19 +63,19 @@ RESULTS = {
     "results-imagenet-r.csv": "imagenet-r",
     "results-sketch.csv": "imagenet-sketch",
 }
-"""timm's result files, and what we call their data sets."""
+"""timm's result files, and our names for their data sets."""
 
 Row = dict[str, Any]
 
 
 def read(collection: str) -> list[Row]:
-    """The rows of a table."""
+    """Read the rows of a table."""
     rows: list[Row] = json.loads((WEIGHTS / f"{collection}.json").read_text(encoding="utf-8"))
     return rows
 
 
 def render(rows: list[Row]) -> str:
-    """A table as text: one row per line, fields in one order, nothing that says nothing."""
+    """Format a table as JSON: one row per line, fields in the order of `FIELDS`, none empty."""
     lines = []
     for row in rows:
         if strangers := row.keys() - set(FIELDS):
@@ -87,22 +90,25 @@ def render(rows: list[Row]) -> str:
 
 
 def pinned(row: Row, api: Any) -> Row:
-    """The row with what the Hub says of its repository.
+    """Return the row with the commit, file, SHA-256 and size that the Hub reports.
 
     Raises:
-        LookupError: it has no weights, or states another license than we do.
+        LookupError: the repository has no weights, or states another license than the row.
     """
     found = api.model_info(row["repo"], files_metadata=True)
     files = {file.rfilename: file for file in found.siblings}
     name = row.get("file") or next((name for name in USUAL_NAMES if name in files), None)
     if name not in files:
-        raise LookupError(f"{row['repo']}: none of {', '.join(USUAL_NAMES)} is there")
+        raise LookupError(f"{row['repo']}: it has none of the files {', '.join(USUAL_NAMES)}")
     card: Mapping[str, Any] = found.card_data or {}
     stated = card.get("license_name") or card.get("license")
     if stated and row["license"] == "unknown":
         row = row | {"license": stated}
     elif stated and stated not in (row["license"], f"{row['license']}-license"):
-        raise LookupError(f"{row['repo']} states the license {stated!r}, we {row['license']!r}")
+        raise LookupError(
+            f"{row['repo']} states the license {stated!r}, our row {row['license']!r}; "
+            "correct the row"
+        )
     lfs = files[name].lfs
     sha256 = lfs.sha256 if lfs else None
     return row | {"revision": found.sha, "file": name, "sha256": sha256, "size": files[name].size}
@@ -113,21 +119,21 @@ def pinned(row: Row, api: Any) -> Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Pin:
-    """What came of a row."""
+    """The result of pinning a row."""
 
     id: str
     row: Row
-    """As it is pinned; as it was where there is a problem."""
+    """The pinned row, or the unchanged row if there is a problem."""
     problem: str | None = None
     library: str | None = None
-    """That the logits were compared with."""
+    """The library whose logits were compared with ours."""
     difference: float | None = None
-    """The largest between two logits, as a part of the largest logit."""
+    """The largest difference between two logits, as a fraction of the largest logit."""
     seconds: float
 
 
 def pin(row: Row, collection: str, api: Any, *, cache: Path | None, keep: bool) -> Pin:
-    """Fetch, verify, load and compare the weights of a row."""
+    """Download, verify and load the weights of a row, and compare their logits."""
     began, before = time.monotonic(), row
     fetched: list[Path] = []
     library, difference, problem = None, None, None
@@ -160,7 +166,7 @@ def pin(row: Row, collection: str, api: Any, *, cache: Path | None, keep: bool) 
 
 
 def id_of(row: Row) -> str:
-    """What we call the weights."""
+    """Return our name of the weights of a row."""
     return f"{row['variant']}.{row['tag']}"
 
 
@@ -177,7 +183,7 @@ def _logits(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 def publishers_logits(
     checkpoint: Checkpoint, path: Path, images: torch.Tensor, how: Fetch
 ) -> tuple[str | None, torch.Tensor | None]:
-    """The logits of the publisher's own library, where it is installed."""
+    """Return the name of the publisher's library and its logits, or (None, None) without it."""
     build = LIBRARIES.get(checkpoint.format)
     if build is None or not checkpoint.num_classes:
         return None, None
@@ -217,11 +223,11 @@ LIBRARIES: Mapping[str, Callable[[Checkpoint, Path, Fetch], Any]] = {
     "torchvision": _torchvision,
     "transformers": _transformers,
 }
-"""How to build the publisher's own network, by the format of its files."""
+"""Functions that build the publisher's own network, by the format of its files."""
 
 
 def pin_tables(tables: dict[str, list[Row]], args: argparse.Namespace) -> list[Pin]:
-    """Pin the rows that are asked for, and keep what came of each at once."""
+    """Pin the rows that match --pin, and record each result as soon as it is known."""
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="regnet")
@@ -245,7 +251,7 @@ def pin_tables(tables: dict[str, list[Row]], args: argparse.Namespace) -> list[P
 
 
 def report(pins: list[Pin]) -> str:
-    """What came of all rows, in lines."""
+    """Summarize the results of all rows: a line for each problem, and a line of counts."""
     compared = [p for p in pins if p.difference is not None and not p.problem]
     lines = [f"{p.id}: {p.problem}" for p in pins if p.problem]
     worst = max((p.difference or 0.0 for p in compared), default=0.0)
@@ -258,7 +264,7 @@ def report(pins: list[Pin]) -> str:
 
 
 def timm_metrics(folder: Path) -> dict[str, list[Row]]:
-    """Accuracies by timm's model name."""
+    """Read accuracies from timm's result files, by timm's model name."""
     metrics: dict[str, list[Row]] = {}
     for name, dataset in RESULTS.items():
         with (folder / name).open(encoding="utf-8", newline="") as file:
@@ -276,7 +282,10 @@ def timm_metrics(folder: Path) -> dict[str, list[Row]]:
 
 
 def measured(row: Row, metrics: Mapping[str, list[Row]]) -> Row:
-    """The row with timm's accuracies, the default image size first; as it was if timm has none."""
+    """Return the row with timm's accuracies, or the unchanged row if timm has none.
+
+    Accuracies are sorted by data set in the order of `RESULTS`, then by image size.
+    """
     found = metrics.get(f"{row['variant']}.{row['tag']}")
     if not found:
         return row
@@ -292,7 +301,7 @@ def main() -> None:
     )
     parser.add_argument("--pin", nargs="?", const="*", metavar="PATTERN")
     parser.add_argument("--keep", action="store_true")
-    parser.add_argument("--cache", type=Path, help="where the files go, the Hub client's cache")
+    parser.add_argument("--cache", type=Path, help="folder for the files; default: the Hub's cache")
     parser.add_argument("--state", type=Path, default=WEIGHTS.parent / "build/pin.jsonl")
     parser.add_argument("--timm-results", type=Path)
     parser.add_argument("--check", action="store_true")
@@ -310,7 +319,7 @@ def main() -> None:
             if not args.check:
                 path.write_text(text, encoding="utf-8")
     if args.check and stale:
-        sys.exit(f"{', '.join(stale)}: not as this script writes them; run it without --check")
+        sys.exit(f"{', '.join(stale)}: out of date; run scripts/update_catalog.py without --check")
     print(f"{sum(map(len, tables.values()))} rows, {len(stale)} files changed")
     if pins:
         print(report(pins))

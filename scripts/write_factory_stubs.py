@@ -1,4 +1,4 @@
-"""Write src/regnet/zoo/factories.pyi from the architecture table, for type checkers and editors.
+"""Write src/regnet/zoo/factories.pyi from the variant table, for type checkers and editors.
 
 python scripts/write_factory_stubs.py
 """
@@ -28,11 +28,11 @@ class _Options(TypedDict, total=False):
 
 
 def render() -> str:
-    """The text of the stub file."""
+    """Return the text of the stub file."""
     options = [
         f"    {name}: {_annotation(parameter)}"
         for name, parameter in inspect.signature(create).parameters.items()
-        # A factory builds whole networks.
+        # A factory builds complete networks: the options for feature networks are left out.
         if name not in ("name", "features_only", "out_indices", "absent")
     ]
     functions = [
@@ -44,7 +44,7 @@ def render() -> str:
 
 
 def _annotation(parameter: inspect.Parameter) -> str:
-    """The annotation in the words of the header's imports."""
+    """Return the annotation as text that is valid with the imports of the header."""
     text = inspect.formatannotation(parameter.annotation)
     for module in ("collections.abc.", "pathlib.", "typing."):
         text = text.replace(module, "")

@@ -1,9 +1,9 @@
-"""Write the notebook of docs/paper-by-hand.md, and its figures.
+"""Write the notebook version of docs/paper-by-hand.md, and the figures of the page.
 
     python scripts/write_notebook.py [--check]
 
-The page is the source: its Python blocks become code cells. --check changes nothing, and fails if
-the notebook is not that of the page. The figures are drawn again with the current results.
+The page is the source: its Python blocks become code cells. The figures are redrawn from the
+current results. --check writes nothing and fails if the notebook does not match the page.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ FIGURES: Final = ROOT / "docs/paper"
 
 def notebook(text: str) -> str:
     """Return the page as a notebook, without outputs."""
-    # A notebook shows figures itself.
+    # A notebook shows figures by itself: leave out saving them and the links to the saved files.
     text = re.sub(r"^(figure\.savefig\(.*|!\[.*\]\(paper/.*)\n", "", text, flags=re.MULTILINE)
-    # The code reads files by their paths in the clone, and the notebook is in docs/.
+    # The code reads files by paths relative to the root of the clone, but a notebook runs in docs/.
     start = "```python\nimport os\n\nos.chdir(os.pardir)  # the root of the clone\n```\n\n"
     text = text.replace("```python\n", start + "```python\n", 1)
     found = jupytext.reads(text, fmt="md")
@@ -36,15 +36,16 @@ def notebook(text: str) -> str:
     }
     for number, cell in enumerate(found.cells):
         cell.metadata = {}
-        cell["id"] = f"cell-{number}"  # random otherwise
+        cell["id"] = f"cell-{number}"  # a random id would change the file on every run
     written: str = jupytext.writes(found, fmt="ipynb")
     return written.rstrip("\n") + "\n"
 
 
 def draw(text: str) -> None:
-    """Run the code of the page, which saves its figures in the current folder."""
+    """Run the code of the page, with its figures saved in docs/paper."""
     os.environ |= {"MPLBACKEND": "agg", "SOURCE_DATE_EPOCH": "0"}
-    matplotlib.rcParams["svg.hashsalt"] = PAGE.name  # the same figure is the same file
+    # Without a fixed salt, the ids in an SVG file would change on every run.
+    matplotlib.rcParams["svg.hashsalt"] = PAGE.name
     names: dict[str, object] = {}
     FIGURES.mkdir(exist_ok=True)
     code = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
@@ -55,12 +56,12 @@ def draw(text: str) -> None:
 
 
 def main() -> None:
-    """Write, or check."""
+    """Write the notebook and the figures, or with --check compare the notebook with its file."""
     text = PAGE.read_text(encoding="utf-8")
     found = notebook(text)
     if "--check" in sys.argv[1:]:
         if not NOTEBOOK.exists() or NOTEBOOK.read_text(encoding="utf-8") != found:
-            sys.exit(f"{NOTEBOOK.name} is not that of its page; run scripts/write_notebook.py")
+            sys.exit(f"{NOTEBOOK.name} is out of date; run scripts/write_notebook.py")
         return
     NOTEBOOK.write_text(found, encoding="utf-8")
     draw(text)

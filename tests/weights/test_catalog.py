@@ -213,9 +213,9 @@ def test_pinning_fetches_verifies_loads_and_goes_on(update, published, hub, tmp_
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (lambda hub, row: row.update(license="apache-2.0"), "states the license 'mit', we"),
+        (lambda hub, row: row.update(license="apache-2.0"), "states the license 'mit', our"),
         (lambda hub, row: hub.repos.clear(), "401"),
-        (lambda hub, row: hub.repos.update({row["repo"]: {"x.bin": b"x"}}), "none of model.safe"),
+        (lambda hub, row: hub.repos.update({row["repo"]: {"x.bin": b"x"}}), "none of the files model"),
         (
             lambda hub, row: hub.repos[row["repo"]].update({"model.safetensors": b"no"}),
             "neither a safetensors file",
