@@ -1,9 +1,10 @@
-"""What `make test` and `make test-all` cost, in a fresh clone of what is committed: writes JSON.
+"""Measure what `make test` and `make test-all` cost in a fresh clone; writes JSON.
 
     python benchmarks/checks.py --out benchmarks/results/checks.json
 
-The first run of each target installs what it needs into the clone. `make test` then runs a second
-time without that. `make test-all` begins with `make test`, and its figures include it.
+The clone holds the committed files only. The first run of each target installs what it needs into
+the clone; `make test` is then run a second time, without this set-up. `make test-all` begins with
+`make test`, and its figures include that part.
 """
 
 import argparse
@@ -28,11 +29,12 @@ STEPS: Final = (("make test", "first"), ("make test", "again"), ("make test-all"
 
 
 def main() -> None:
-    """Run the targets one after another, and write the document after each."""
+    """Run the targets one after another, and write the document after each of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     out = parser.parse_args().out.absolute()
-    # Background jobs ignore Ctrl-C and hand that down, to tests of Ctrl-C too.
+    # A background job ignores Ctrl-C, and its children inherit that: the tests of Ctrl-C would
+    # fail.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     facts = environment(torch.device("cpu"))
     document: dict[str, Any] = {"environment": facts, "cores": core_count(), "rows": []}
@@ -49,7 +51,7 @@ def main() -> None:
 
 
 def run(command: list[str], folder: Path) -> dict[str, Any]:
-    """Run a command; return seconds of the clock and of all its processes, and tests passed."""
+    """Run a command; return its exit code, wall and processor seconds, and passed tests."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

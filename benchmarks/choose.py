@@ -1,11 +1,12 @@
-"""`regnet choose` as a user types it, against measuring every candidate: JSON.
+"""Compare the answers of `regnet choose` with those of measuring every candidate; writes JSON.
 
     python benchmarks/choose.py --limits 10,30,60 --out benchmarks/results/choose.json
 
-For the first limit nothing is on disk; each question is asked twice, in processes of their own that
-reach no network (where `unshare` can take it away). Then every candidate is measured on every
-engine that "auto" takes, which gives the answers that `choose` should have found, and how far off
-its predictions were for the networks that it did not measure.
+The command runs twice for each latency limit, as a user would type it, and in processes that cannot
+reach the internet (on systems where `unshare` can cut them off). For the first limit, no earlier
+measurements are on disk. Afterwards every candidate is measured on every engine that "auto" uses.
+This gives the answers that `choose` should have found, and the errors of its predictions for the
+networks that it did not measure.
 """
 
 import argparse
@@ -38,7 +39,7 @@ LICENSE = "commercial"
 
 
 def without_network() -> list[str]:
-    """What to put before a command so that it reaches no network; nothing where that fails."""
+    """Return the prefix that cuts a command off the internet; empty if that is not possible."""
     prefix = ["unshare", "--map-root-user", "--net"]
     if not shutil.which("unshare"):
         return []
@@ -46,18 +47,18 @@ def without_network() -> list[str]:
 
 
 def seconds_of(command: list[str], variables: Mapping[str, str]) -> tuple[float, str]:
-    """How long a command takes, and what it prints."""
+    """Run a command; return how long it took in seconds, and what it printed."""
     start = time.monotonic()
     ended = subprocess.run(
         command, env={**os.environ, **variables}, check=False, stdout=subprocess.PIPE, text=True
     )
-    if ended.returncode > 1:  # 1: no network is fast enough
+    if ended.returncode > 1:  # exit code 1 means that no network is fast enough
         raise RuntimeError(f"{command}: exit code {ended.returncode}")
     return time.monotonic() - start, ended.stdout
 
 
 def asked(limit: float, cache: Path) -> dict[str, Any]:
-    """The question twice, and the import of torch that any answer needs."""
+    """Run `regnet choose` twice, and time the import of torch, which every answer includes."""
     prefix, variables = without_network(), {"XDG_CACHE_HOME": str(cache)}
     ask = [*prefix, sys.executable, "-m", "regnet", "choose", "--latency-ms", str(limit)]
     ask += ["--license", LICENSE, "--json"]
@@ -78,7 +79,7 @@ def asked(limit: float, cache: Path) -> dict[str, Any]:
 
 
 def every_time(networks: Mapping[Network, Setting], cache: Path) -> Timings:
-    """Every network on every engine."""
+    """Measure every network on every engine."""
     with mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(cache)}):
         clock = Clock(timings_here(CPU, 1), CPU, 1, lambda _what, _done, _all: None)
         for engine in (REFERENCE, *OUTSIDE):
@@ -90,7 +91,7 @@ def every_time(networks: Mapping[Network, Setting], cache: Path) -> Timings:
 
 
 def prediction_errors(known: Timings, every: Timings) -> dict[str, dict[str, float]]:
-    """Relative errors of the predictions for networks that were not measured, by engine."""
+    """Return the relative errors of the predictions for networks not measured, by engine."""
     found, base = {}, None
     for engine in (REFERENCE, *OUTSIDE):
         rows = known.on(engine)
@@ -113,7 +114,7 @@ def prediction_errors(known: Timings, every: Timings) -> dict[str, dict[str, flo
 
 
 def judged(row: dict[str, Any], candidates: list[Setting], every: Timings) -> dict[str, Any]:
-    """What measuring everything would have answered, beside what was answered."""
+    """Compare an answer with the one that follows from measuring everything."""
     fastest = every.fastest()
     within = [c for c in candidates if fastest.get(c.network, 1e9) <= row["limit_ms"]]
     best = max(within, key=lambda c: (c.accuracy, -fastest[c.network]), default=None)
@@ -136,11 +137,11 @@ def judged(row: dict[str, Any], candidates: list[Setting], every: Timings) -> di
 
 
 def main() -> None:
-    """Ask, measure everything, compare."""
+    """Ask for each limit, measure all candidates, and compare the answers."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--limits", default="10,30,60", help="Milliseconds.")
+    parser.add_argument("--limits", default="10,30,60", help="latency limits in milliseconds")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     document: dict[str, Any] = {"environment": environment(CPU), "license": LICENSE}

@@ -1,9 +1,10 @@
-"""How often a network is said to differ from itself, on a quiet and on a loaded machine: JSON.
+"""Count how often a network is claimed to differ from itself, on a quiet and on a loaded machine.
 
     python benchmarks/claims.py --out benchmarks/results/claims.json
 
-Each command that compares gets the same network twice, --repeats times, half of them while as many
-other processes compute as there are cores. At most one in twenty may claim a difference.
+Each command that compares networks is given the same network twice. This is repeated --repeats
+times, half of them while other processes keep all cores busy. At most one comparison in twenty may
+claim a difference. The result is written as JSON.
 """
 
 import argparse
@@ -37,20 +38,20 @@ CPU = torch.device("cpu")
 
 
 class Again(Folded):
-    """The same engine under another name."""
+    """The engine `folded` under another name."""
 
     name = "again"
 
 
 class Plain(Eager):
-    """What the race takes for the reference."""
+    """The engine `folded` under the name of the race's reference."""
 
     name = "eager"
     build = Folded.build
 
 
 def compute() -> None:
-    """Multiply for ever."""
+    """Keep one core busy forever by multiplying matrices."""
     torch.set_num_threads(1)
     a = torch.randn(256, 256)
     while True:
@@ -59,7 +60,7 @@ def compute() -> None:
 
 @contextmanager
 def load(*, loaded: bool) -> Iterator[None]:
-    """As many processes that compute as there are cores, if asked for."""
+    """Run one busy process per core inside the context if `loaded` is true."""
     context = multiprocessing.get_context("spawn")
     count = core_count() if loaded else 0
     processes = [context.Process(target=compute, daemon=True) for _ in range(count)]
@@ -74,7 +75,7 @@ def load(*, loaded: bool) -> Iterator[None]:
 
 
 def by_optimize(name: str) -> str | None:
-    """The verdict of a race between twins."""
+    """Race two engines that are the same; return the claim of a difference, or None."""
     model = regnet.create(name).eval()
     with mock.patch.object(optimize, "ENGINES", (Plain(), Again())):
         winner = regnet.optimize(
@@ -85,7 +86,7 @@ def by_optimize(name: str) -> str | None:
 
 
 def by_choose(name: str) -> str | None:
-    """Whether of two measurements of a network one is shown as faster."""
+    """Measure a network twice; return the two times if one is reported as faster, else None."""
     [setting, *_] = settings(f"{name}.*")
     waiting, rows = Waiting(), []
     for _ in range(2):
@@ -105,7 +106,7 @@ def by_choose(name: str) -> str | None:
 
 
 def by_search(name: str) -> str | None:
-    """The verdict on a network beside its rival."""
+    """Compare a network with itself as `search` does with its rival; return a claim, or None."""
     meter = DeviceMeter(Conditions(device=CPU, engine="folded"), seconds=0.5)
     found = meter.compare(VARIANTS[name].config, VARIANTS[name].config)
     assert found
@@ -113,7 +114,7 @@ def by_search(name: str) -> str | None:
 
 
 def by_bench_compare(name: str) -> str | None:
-    """The verdict on two documents of the same case."""
+    """Compare two benchmark documents of the same case; return a claim, or None."""
     cases = [Case(model=name, engine="folded")]
     before, after = (run(cases, device=CPU, seconds=1.0) for _ in range(2))
     [change] = compare_documents(before, after)
@@ -129,7 +130,7 @@ WAYS: dict[str, Callable[[str], str | None]] = {
 
 
 def main() -> None:
-    """Compare, count, and write after each repeat."""
+    """Compare with each command, quiet and loaded, and write the counts after each command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,14 +1,15 @@
-"""`regnet.optimize` against the best that each runtime gives by hand, on this CPU: JSON.
+"""Compare `regnet.optimize` with each runtime used directly, on this CPU; writes JSON.
 
     python benchmarks/cpu_peers.py --out benchmarks/results/cpu_peers.json
 
-For each network and batch size, in one process: eager (channels last, float32), torch.compile
-(channels last, frozen), ONNX Runtime and OpenVINO, each driven as their own guides say, without
-this package's engines; bf16 too where the processor has it. `regnet.optimize` races its engines
-anew and is then timed against every one of them in turn (A B B A), in 30 pairs or, where calls are
-slow, as many as fit in --budget seconds (then without a verdict). A ratio above 1
-means that the peer takes longer. "without_openvino" is the best that needs nothing but torch.
-Rows that --out has already are kept, and not measured again.
+The peers of each network and batch size run in one process: eager PyTorch (channels last, float32),
+torch.compile (channels last, frozen weights), ONNX Runtime and OpenVINO. Each is used as its own
+guide recommends, without this package's engines; torch.compile and OpenVINO also run in bf16.
+`regnet.optimize` runs a fresh race of its engines, and its winner is then timed against each peer
+in alternation (A B B A). There are 30 pairs or, if calls are slow, as many as fit into --budget
+seconds; fewer than 30 pairs get no verdict. A ratio above 1 means that the peer takes longer.
+"without_openvino" is the fastest engine that needs only torch. Rows that are already in --out are
+not measured again.
 """
 
 import argparse
@@ -38,7 +39,7 @@ Call = Callable[[Tensor], object]
 
 
 def eager(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
-    """Channels last, as PyTorch's guide says."""
+    """Run the model eagerly in channels-last layout, as PyTorch's guide recommends."""
     model = model.to(dtype=dtype, memory_format=torch.channels_last)
 
     def call(x: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def eager(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
 
 
 def compiled(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
-    """The same, compiled with frozen weights."""
+    """Run the same model compiled by torch.compile with frozen weights."""
     call = eager(torch.compile(model, dynamic=False), x, dtype)
     with torch._inductor.config.patch(freezing=True):
         call(x)
@@ -57,7 +58,7 @@ def compiled(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
 
 
 def onnx_runtime(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
-    """The plain exporter and default session."""
+    """Export the model with `torch.onnx.export`, and run it in a session with default options."""
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
         torch.onnx.export(model, (x,), path, dynamo=True, verbose=False, external_data=False)
@@ -69,7 +70,7 @@ def onnx_runtime(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
 
 
 def open_vino(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Call:
-    """Converted, latency hint."""
+    """Convert the model, and compile it with the performance hint LATENCY."""
     with torch.no_grad():
         converted = openvino.convert_model(model, example_input=x)
     converted.reshape(list(x.shape))
@@ -93,8 +94,9 @@ PEERS = (
 
 
 def rows(name: str, batch: int, seconds: float, budget: float) -> Iterator[dict[str, object]]:
-    """One network and batch size: all precisions allowed, then fp32 alone."""
-    torch._dynamo.reset()  # once: it would also take what is frozen from the peers
+    """Yield a row with all precisions allowed, then one with fp32 only."""
+    # Only here: a later reset would also discard the peers that are compiled with frozen weights.
+    torch._dynamo.reset()
     torch.manual_seed(0)
     build = lambda: regnet.create(name).eval()  # noqa: E731 - a fresh copy each time
     model = build()
@@ -111,14 +113,14 @@ def rows(name: str, batch: int, seconds: float, budget: float) -> Iterator[dict[
             found = found if isinstance(found, Tensor) else torch.as_tensor(found[0]).clone()
             with torch.inference_mode():
                 error = relative_error(found, model(x))
-            assert error < tolerance, f"{label} gives wrong numbers: {error:.1e}"
+            assert error < tolerance, f"{label}: relative error {error:.1e} exceeds {tolerance:.1e}"
     for allowed in ("bf16", "fp32"):
         start = time.monotonic()
         ours = regnet.optimize(
             model,
             inputs[0],
             precision="auto" if allowed == "bf16" else "fp32",
-            refresh=allowed == "bf16",  # the times for fp32 are then known
+            refresh=allowed == "bf16",  # that race also times fp32, so the second one reuses it
         )
         seconds_to_choose = time.monotonic() - start
         native = min(
@@ -152,29 +154,29 @@ def rows(name: str, batch: int, seconds: float, budget: float) -> Iterator[dict[
 def in_turn(
     ours: Call, peer: Call, inputs: list[Tensor], seconds: float, budget: float
 ) -> Comparison:
-    """Thirty pairs, or fewer of slow calls; fewest where the peer is far behind."""
+    """Compare in 30 pairs, or fewer if calls are slow: at least 10, or 4 for a far slower peer."""
     mine, theirs = (min(time_call(call, x) for x in inputs) for call in (ours, peer))
     fewest = 10 if theirs < 1.3 * mine else 4
-    # Each turn has a call that does not count.
+    # The factor 2 is for the call at the beginning of each turn that is not counted.
     pairs = max(fewest, min(30, int(budget / (2 * (mine + theirs)))))
     return compare(ours, peer, inputs, pairs=pairs, seconds=seconds)
 
 
 def summary(found: Comparison) -> dict[str, object]:
-    """What a reader needs of a comparison."""
+    """Return the figures of a comparison that the document reports."""
     return {
         "ratio": found.median,
         "low": found.low,
         "high": found.high,
         "control": [found.control_low, found.control_high],
-        # Thirty pairs or more make a claim.
+        # With fewer than 30 pairs nothing is claimed.
         "verdict": found.verdict("regnet", "the peer") if len(found.ratios) >= 30 else None,
         "ratios": [round(r, 4) for r in found.ratios],
     }
 
 
 def main() -> None:
-    """Measure, print a line per row, write after each."""
+    """Measure all rows; print and write each as soon as it is known."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,11 +1,12 @@
-"""The paper's controlled comparison in miniature: families at equal flops, one recipe, three seeds.
+"""Repeat the paper's controlled comparison of families at a small scale; writes JSON.
 
     python benchmarks/families.py --data PATH/cifar10 --out benchmarks/results/families.json
 
-RegNetX, RegNetY, ResNet, ResNeXt and an EfficientNet-style network of about 12 million
-multiply-adds at 32x32, with the same stem, the same strides and the same training (the recipe
-`cifar`, shortened, without cutout), on CIFAR-10. A run that --out has is kept and not repeated;
-one that was interrupted goes on in --runs. Then the latency of all of them, in one process.
+The networks are a RegNetX, a RegNetY, a ResNet, a ResNeXt and an EfficientNet-style network of
+about 12 million multiply-adds at 32x32 pixels. All have the same stem and strides, and are trained
+on CIFAR-10 with the same recipe (`cifar`, shortened, without cutout) and three seeds. Runs that are
+already in --out are not repeated, and interrupted runs in --runs are resumed. Afterwards the
+latency of all networks is measured in one process.
 """
 
 import argparse
@@ -39,7 +40,7 @@ Config = AnyNetConfig | RegNetConfig
 def _anynet(
     width: int, *, bottleneck_ratio: float, group_width: int | None, **kind: object
 ) -> Config:
-    """Three stages of one, two and three blocks; widths double."""
+    """Three stages of one, two and three blocks, whose widths double from stage to stage."""
     stages = tuple(
         StageConfig(
             depth=number,
@@ -73,7 +74,7 @@ FAMILIES: dict[str, Config] = {
 
 
 def draw(document: Mapping[str, Any], path: Path) -> None:
-    """Accuracy of each family against flops, activations and latency, a bar for its seeds."""
+    """Plot accuracy against flops, activations and latency; bars show the range over seeds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
@@ -95,7 +96,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Train what is missing, then measure."""
+    """Train the networks that are missing, then measure all of them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -111,13 +112,13 @@ def main() -> None:
     if args.out.exists():
         document = json.loads(args.out.read_text(encoding="utf-8"))
         if document["recipe"] != RECIPE.to_dict():
-            parser.error(f"{args.out} was made with another recipe; name another file")
+            parser.error(f"{args.out} was made with another recipe; pass another file as --out")
 
     def keep() -> None:
         write_bytes(args.out, json.dumps(document, indent=1, default=str).encode())
 
     done = {(run["family"], run["seed"]) for run in document["runs"]}
-    # All families before the next seed, so that a part is a comparison too.
+    # Train all families before the next seed, so that an unfinished document is a comparison too.
     for seed in range(args.seeds):
         for family, config in FAMILIES.items():
             if (family, seed) in done:
@@ -131,7 +132,7 @@ def main() -> None:
                     config, args.data, out, recipe=RECIPE, seed=seed, options=options
                 )
             if trained.stopped_by is not None:
-                parser.exit(1, f"stopped; the same command goes on in {args.runs}\n")
+                parser.exit(1, f"stopped; run the same command to resume in {args.runs}\n")
             run = {
                 "family": family,
                 "seed": seed,

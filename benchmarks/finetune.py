@@ -1,15 +1,15 @@
-"""The recipe `finetune` against random weights and against the classifier alone: JSON.
+"""Compare the recipe `finetune` with random weights and with training the classifier only; JSON.
 
     python benchmarks/finetune.py --photos photos/ --cifar cifar10/ --out finetune.json
 
-From the weights that come with the package, on few images, with five seeds each:
+The weights that come with the package are fine-tuned on small data sets, with five seeds each:
 
-- shapes: 240 drawn shapes of six classes, 360 others to test on
-- photos: photos in class folders, sorted into two classes by their folder's number; half to test on
-- cifar: 200 images of CIFAR-10's test set, 400 others to test on (the weights saw neither)
+- shapes: 240 drawn shapes of six classes, tested on 360 others
+- photos: photos in class folders, sorted into two classes by their folder's number; tested on half
+- cifar: 200 images of CIFAR-10's test set, tested on 400 others (the weights saw neither)
 
-Every way has the same time: as many epochs of the same images at the same size, which take as long
-whatever learns. Rows that --out has already are kept.
+Every method trains for the same number of epochs on the same images at the same size, which takes
+the same time whichever weights are trained. Rows that are already in --out are not repeated.
 """
 
 import argparse
@@ -57,7 +57,7 @@ WAYS = {
 
 
 def shapes(folder: Path) -> None:
-    """240 to train on, 360 to test on."""
+    """Write 240 drawn shapes for training and 360 for testing, in class folders."""
     for split, count in (("train", 240), ("val", 360)):
         drawn = Shapes(split)
         for index in range(count):
@@ -67,7 +67,7 @@ def shapes(folder: Path) -> None:
 
 
 def photos(source: Path, folder: Path) -> None:
-    """Two classes of photos, every other one to test on."""
+    """Link photos into two classes; every second photo is for testing."""
     files = [(n, path) for n, place in enumerate(sorted(source.iterdir())) if place.is_dir()
              for path in sorted(place.iterdir())]  # fmt: skip
     last = max(number for number, _ in files)
@@ -78,7 +78,7 @@ def photos(source: Path, folder: Path) -> None:
 
 
 def cifar(source: Path, folder: Path) -> None:
-    """200 of the test images to train on, 400 others to test on."""
+    """Write 200 of CIFAR-10's test images for training and 400 others for testing."""
     [file] = sorted(source.rglob("*test*.parquet"))
     rows = pq.read_table(file).slice(0, 600).to_pylist()
     for index, row in enumerate(rows):
@@ -89,7 +89,7 @@ def cifar(source: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Train, and write after each run."""
+    """Train with every method, data set and seed, and write the document after each run."""
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -133,7 +133,7 @@ def main() -> None:
 
 
 def differences(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By how many points the recipe is better, pairs of the same seed, 95 % intervals (t)."""
+    """Return by how many points the recipe is better: means over seeds with 95 % t intervals."""
     top1 = {(row["set"], row["way"], row["seed"]): row["top1"] for row in rows}
     found = []
     for name in sorted({row["set"] for row in rows}):

@@ -1,4 +1,4 @@
-"""What `import regnet` costs beside `import torch`: prints JSON.
+"""Measure what `import regnet` costs after `import torch`; prints JSON.
 
 python benchmarks/import_time.py
 """
@@ -16,7 +16,7 @@ CODE = (
 
 
 def main() -> None:
-    """Time eleven fresh interpreters."""
+    """Time the import in eleven fresh interpreters."""
     seconds = [
         float(subprocess.run([sys.executable, "-c", CODE], capture_output=True, check=True).stdout)
         for _ in range(11)

@@ -1,11 +1,13 @@
-"""Int8 of the embedded network on images that it never saw: agreement, accuracy, speed: JSON.
+"""Measure agreement, accuracy and speed of the embedded network in int8; writes JSON.
 
     python benchmarks/int8.py --data PATH/cifar10 --out benchmarks/results/int8.json
 
-Calibrated and bounded on training images, judged on all 10,000 test images of CIFAR-10; without a
-bound ("plain"), and with one ("bounded"), for which layers are left in float. The second network is
-the same function with one channel so large that int8 leaves nothing of the others: what the bounds
-are for. Needs pyarrow beside the package, nncf for OpenVINO and torchao for PyTorch.
+The int8 networks are calibrated on training images of CIFAR-10, and judged on all 10,000 test
+images. They are exported without a bound on the agreement ("plain") and with one ("bounded"), which
+is also judged on training images; to meet the bound, the export leaves layers in float. A second
+network computes the same function, but one of its channels is so large that int8 rounds away all
+others: the bounds exist for such networks. The script needs pyarrow, nncf (for OpenVINO) and
+torchao (for PyTorch) in addition to the package.
 """
 
 import argparse
@@ -32,7 +34,7 @@ from regnet.nn.model import AnyNet
 from regnet.timing import compare
 
 CPU = Target(device=torch.device("cpu"))
-IMAGES = 1300  # 300 tell the ranges, 1,000 judge
+IMAGES = 1300  # the export calibrates the ranges on 300 and judges the agreement on 1,000
 BATCH = 100
 OUTLIER = 3000.0
 BOUNDS = {"plain": 0.0, "bounded": 0.99}
@@ -40,7 +42,7 @@ FORMS = ("openvino", "torch")
 
 
 def with_outlier(model: AnyNet) -> AnyNet:
-    """The same function, with one channel multiplied before a ReLU and divided after it."""
+    """Return the same function with one channel multiplied before a ReLU and divided after it."""
     model = copy.deepcopy(model)
     block: Any = model.get_submodule("s1.b1")
     first, second = block.conv1, block.conv2.conv
@@ -52,12 +54,12 @@ def with_outlier(model: AnyNet) -> AnyNet:
 
 
 def tensors(images: ImageSet, look: regnet.Preprocess, count: int) -> Tensor:
-    """The first images of a set, preprocessed."""
+    """Return the first `count` images of a set, preprocessed."""
     return torch.stack([look(images.open(index)) for index in range(count)])
 
 
 def answers(runner: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """The classes that it gives."""
+    """Return the predicted class of each image."""
     with torch.inference_mode():
         return torch.cat([runner(piece) for piece in images.split(BATCH)]).argmax(1)
 
@@ -65,7 +67,7 @@ def answers(runner: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
 def written(
     model: AnyNet, form: str, precision: Any, images: Tensor | None, bound: float
 ) -> tuple[dict[str, Any], Runner]:
-    """A file of the network, with the report of the export."""
+    """Export the network to a file; return the report of the export, and a runner of the file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{FORMATS[form].suffix}"
         done = regnet.export(
@@ -83,12 +85,12 @@ def written(
 
 
 def main() -> None:
-    """Export, judge, time; what is done is written after each row."""
+    """Export, judge and time each network, and write the document after each row."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=10_000, help="Test images.")
+    parser.add_argument("--images", type=int, default=10_000, help="number of test images")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     warnings.simplefilter("ignore")

@@ -1,12 +1,12 @@
-"""Seconds and memory to build a model and load its weights, ours against the usual way: JSON.
+"""Compare `create` with the usual way to build a model and load its weights; writes JSON.
 
     python benchmarks/load.py [--variant regnetx_320] [--rounds 5] [--out FILE]
 
-Each run is a process of its own, the two ways in turn. "ours" is `create(..., checkpoint_path=)`;
-"usual" builds the module with random weights, reads the file and copies (`load_state_dict`).
-"touched" reads every weight once after that, as a first prediction does. The file is in the page
-cache for both. Memory is the growth of the process's peak resident set over what it had after
-the imports.
+The document has seconds and memory of both methods, which alternate; each run is a process of its
+own. "ours" is `create(..., checkpoint_path=)`; "usual" builds the module with random weights, reads
+the file, and copies the tensors with `load_state_dict`. The times named "touched" include reading
+every weight once afterwards, as a first prediction does. For both methods, the file is in the page
+cache. Memory is the peak resident set of the process minus the peak after the imports.
 """
 
 import argparse
@@ -57,7 +57,7 @@ print(json.dumps({
 
 
 def main() -> None:
-    """Time both ways and compare."""
+    """Run both methods in alternation, and compare their medians."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -77,7 +77,7 @@ def main() -> None:
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 runs[way].append(json.loads(done.stdout))
     checksums = {run["checksum"] for way in runs.values() for run in way}
-    assert len(checksums) == 1, f"the two ways disagree: {checksums}"
+    assert len(checksums) == 1, f"the two methods loaded different weights: {checksums}"
     medians = {
         way: {key: statistics.median(run[key] for run in rows) for key in rows[0]}
         for way, rows in runs.items()

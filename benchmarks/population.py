@@ -1,10 +1,11 @@
-"""What would make populations train faster on a CPU, and whether it does: JSON.
+"""Measure whether some changes make populations train faster on a CPU; writes JSON.
 
     python benchmarks/population.py --data PATH/cifar10 --out benchmarks/results/population.json
 
-Random networks of AnyNetX_A and RegNetX (three stages, 3.6 to 4.0 million multiply-adds at 32
-pixels, one thread, as studies train them) do steps as they are and with each change, in turn (A B
-B A). A change that gives at least 1.1 times the images per second is worth its code.
+Random networks of AnyNetX_A and RegNetX are trained for some steps without and with each change, in
+alternation (A B B A). The networks have three stages and 3.6 to 4.0 million multiply-adds at 32
+pixels, and train on one thread, as in a study. A change that gives at least 1.1 times as many
+images per second is considered worth its code.
 """
 
 import argparse
@@ -33,7 +34,7 @@ Steps = Callable[[], None]
 
 
 def sessions(config: Any, data: str, **options: Any) -> Session:
-    """A training of one network as the study of the order of spaces has it."""
+    """Return a training session of one network with the recipe of the study of the space order."""
     recipe = find_recipe(
         "cifar", precision="fp32", cutout=0, clean_epochs=0, ema_alpha=0.0, label_smoothing=0.0
     )
@@ -44,7 +45,7 @@ def sessions(config: Any, data: str, **options: Any) -> Session:
 
 
 def steps_of(session: Session) -> Steps:
-    """A function that trains `STEPS` steps."""
+    """Return a function that trains `STEPS` steps."""
 
     def endless() -> Iterator[Any]:
         while True:
@@ -60,7 +61,7 @@ def steps_of(session: Session) -> Steps:
 
 
 def fused(config: Any, data: str) -> Steps:
-    """The optimizer's update of all tensors as one kernel."""
+    """Use PyTorch's fused SGD, which updates all tensors in one kernel."""
     session = sessions(config, data)
     old = session.state.optimizer
     session.state.optimizer = torch.optim.SGD(
@@ -70,7 +71,7 @@ def fused(config: Any, data: str) -> Steps:
 
 
 def denormals(config: Any, data: str) -> Steps:
-    """Numbers that are almost zero become zero."""
+    """Flush denormal numbers to zero."""
     steps = steps_of(sessions(config, data))
 
     def flushed() -> None:
@@ -84,7 +85,7 @@ def denormals(config: Any, data: str) -> Steps:
 
 
 def compiled(config: Any, data: str) -> Steps:
-    """torch.compile."""
+    """Compile the network with torch.compile."""
     return steps_of(sessions(config, data, compile=True))
 
 
@@ -97,18 +98,18 @@ CHANGES: dict[str, Callable[[Any, str], Steps]] = {
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """What a change is worth."""
+    """The gain of a change."""
 
     ratio: float
-    """How many times as fast the steps are, the median of pairs."""
+    """Time of the steps without the change over the time with it, median of the pairs."""
     first: float
-    """Seconds of its first steps."""
+    """Seconds of the first steps with the change."""
     speed: float
-    """Images per second without it, the median."""
+    """Images per second without the change, median."""
 
 
 def gain(before: Steps, after: Steps, pairs: int) -> Gain:
-    """Time steps without and with a change, in turn."""
+    """Time steps without and with a change, in alternation."""
     before()
     began = time.monotonic()
     after()
@@ -129,13 +130,13 @@ def gain(before: Steps, after: Steps, pairs: int) -> Gain:
 
 
 def main() -> None:
-    """Measure, and write after each network."""
+    """Measure all changes on each network, and write the document after each network."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", required=True)
     parser.add_argument("--networks", type=int, default=12)
-    parser.add_argument("--compiled", type=int, default=2, help="of them with torch.compile")
+    parser.add_argument("--compiled", type=int, default=2, help="number to try with torch.compile")
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

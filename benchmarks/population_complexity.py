@@ -1,4 +1,4 @@
-"""Complexity of 100,000 random RegNets as arrays, and of some one by one: prints JSON.
+"""Time the complexity of 100,000 random RegNets as arrays, and of some one by one; prints JSON.
 
 taskset -c 0 python benchmarks/population_complexity.py
 """
@@ -18,7 +18,7 @@ COUNT, ONE_BY_ONE = 100_000, 300
 
 
 def main() -> None:
-    """Time both ways on the same networks, from the paper's search space."""
+    """Time both functions on the same networks, drawn from the paper's search space."""
     rng = np.random.default_rng(0)
     parameters = {
         "depth": rng.integers(1, 64, COUNT),

@@ -1,13 +1,13 @@
-"""How fast a collection is predicted, against its decoder and its engine alone: JSON.
+"""Measure how fast a collection is predicted, compared with decoding and the engine alone; JSON.
 
     python benchmarks/predict.py --photos photos/ --cifar cifar10/ --out predict.json
 
-- throughput: images per second of decoding alone (d), of the engine alone (e) and of both (p), each
-  by as many processes as there are cores, in turn; the aim is p >= 0.9 / (1/d + 1/e)
-- streams: `optimize(goal="throughput")` against the same without streams, in turn (A B B A)
-- memory: of all processes, while 100,000 images are predicted by the embedded network
+- throughput: images per second of decoding alone (d), of the engine alone (e) and of both (p), in
+  alternation, each with one process per core; the goal is p >= 0.9 / (1/d + 1/e)
+- streams: `optimize(goal="throughput")` with and without streams, in alternation (A B B A)
+- memory: memory of all processes while the embedded network predicts 100,000 images
 
-Parts that --out has already are kept.
+Parts that are already in --out are not measured again.
 """
 
 import argparse
@@ -41,19 +41,19 @@ MODEL = "regnetx_004"
 Kind = Literal["decode", "engine", "both"]
 ROUNDS = 5
 PART = 96
-"""Images of a part here: many parts, so that both processes end at about the same time."""
+"""Images per part. The parts are small, so that all processes finish at about the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A part, and which half of the work is done."""
+    """A part of the collection, and whether to decode it, run the engine on it, or both."""
 
     kind: Kind
     part: Part
 
 
 def work(step: Step, device: str) -> tuple[float, float, int]:
-    """Do it; return when it began and ended, and of how many images."""
+    """Do a step; return its start time, its end time, and its number of images."""
     part, question = step.part, step.part.question
     runner, look, _ = parts._opened(question, part.facts.engine, part.facts.streams, device)
     start = time.monotonic()
@@ -71,7 +71,7 @@ def work(step: Step, device: str) -> tuple[float, float, int]:
 
 
 def rate(kind: Kind, work_parts: list[Part]) -> float:
-    """Images per second of all processes; what each does first does not count."""
+    """Return the images per second of all processes together, without their warm-up steps."""
     warm = [Step(kind=kind, part=part) for part in work_parts[: 2 * core_count()]]
     rest = [Step(kind=kind, part=part) for part in work_parts]
     found = [row for _, row in ProcessPool(threads=1).run(work, iter([*warm, *rest]))]
@@ -81,7 +81,7 @@ def rate(kind: Kind, work_parts: list[Part]) -> float:
 
 
 def throughput(photos: Path, folder: Path) -> dict[str, Any]:
-    """Decoder, engine and both, in turn."""
+    """Measure the throughput of decoder, engine and both, in alternation."""
     regnet.create(MODEL).save_pretrained(folder / "model")
     many, places = folder / "many", sorted(p for p in photos.rglob("*") if p.is_file())
     many.mkdir()
@@ -112,7 +112,7 @@ def throughput(photos: Path, folder: Path) -> dict[str, Any]:
 
 
 def streams() -> dict[str, Any]:
-    """What streams gain, in turn."""
+    """Compare the throughput with and without streams, in alternation."""
     model = regnet.create(MODEL).eval()
     fast = regnet.optimize(model, goal="throughput", refresh=True, progress=False)
     with mock.patch.object(optimize, "STREAMS", ()):
@@ -130,7 +130,7 @@ def streams() -> dict[str, Any]:
 
 
 def memory(cifar: Path, folder: Path) -> dict[str, Any]:
-    """Memory of all processes at each tenth of 100,000 images."""
+    """Measure the memory of all processes after each tenth of 100,000 images."""
     files = [str(path) for path in sorted(cifar.rglob("*.parquet"))]
     rows: list[dict[str, float]] = []
 
@@ -144,7 +144,7 @@ def memory(cifar: Path, folder: Path) -> dict[str, Any]:
 
 
 def _private() -> Iterator[int]:
-    """Bytes of this process and those that it started, each page counted once."""
+    """Yield the memory of this process and of each child in bytes, with shared pages divided up."""
     for place in Path("/proc").glob("[0-9]*"):
         try:
             fields = (place / "stat").read_text().rpartition(")")[2].split()
@@ -157,7 +157,7 @@ def _private() -> Iterator[int]:
 
 
 def main() -> None:
-    """Measure, and write after each part."""
+    """Measure the parts that are missing, and write the document after each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,17 +1,19 @@
-"""The paper's statements about design, beside what the populations of a study say: JSON.
+"""Compare the paper's statements about design with the populations of a study; writes JSON.
 
     python benchmarks/principles.py benchmarks/results/order/order.parquet \
         --out benchmarks/results/order/principles.json
 
-Each statement is a difference of mean errors, or the value of a parameter that the best networks
-have. Whether it is seen is decided by rules that were fixed when 55 of 384 networks were trained:
+Each statement is about a difference of mean errors, or about the value of a parameter that the best
+networks have. The rules for the verdicts were fixed when 55 of 384 networks were trained:
 
-- "lower": seen where the 95 % interval lies below 0 and the permutation test agrees after Holm's
-  correction for all differences of the table; opposite where it lies above 0 likewise.
-- "no loss": seen where the interval ends below a margin; opposite where it lies above 0.
-- "value": seen where the interval of the best networks holds the paper's value and covers at most
-  half of the values that were sampled; opposite where it does not hold it.
-- otherwise: not told apart.
+- "lower": the statement is "seen" if the 95 % interval of the difference lies below 0 and the
+  permutation test agrees after Holm's correction for all differences of the table. It is "opposite"
+  if the interval lies above 0 and the test agrees.
+- "no loss": the statement is "seen" if the interval ends below a margin, and "opposite" if it lies
+  above 0 and the test agrees.
+- "value": the statement is "seen" if the interval of the best networks contains the paper's value
+  and covers at most half of the sampled range, and "opposite" if it does not contain that value.
+- In all other cases the verdict is "not told apart".
 """
 
 import argparse
@@ -31,7 +33,8 @@ from regnet.studies.statistics import Comparison
 from regnet.studies.tables import read_table
 
 MARGIN: Final = 2.0
-"""Points of mean error that count as no loss: a third of the paper's largest step, C to D."""
+"""Largest increase of the mean error, in points, that counts as no loss: about a third of the
+paper's largest step, from C to D."""
 
 REPEATS: Final = 10_000
 
@@ -40,21 +43,21 @@ Populations = Mapping[str, Population]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A statement of the paper, its number, ours, and the verdict."""
+    """A statement of the paper, its number and ours, and the verdict."""
 
     statement: str
     source: str
-    """Section or figure."""
+    """Section or figure of the paper."""
     paper: float | None
-    """Points of mean error, or a value; None where the paper gives no number for it."""
+    """The paper's difference in points of mean error, or its value; None if it gives no number."""
     expects: Literal["lower", "no loss", "value"]
     networks: int
-    """How many ours is of."""
+    """Number of networks behind our number."""
     ours: float
     low: float
     high: float
     p_value: float | None
-    """After Holm's correction; None of values."""
+    """p-value after Holm's correction; None for statements about values."""
     verdict: Literal["seen", "not told apart", "opposite"]
 
 
@@ -66,8 +69,8 @@ STEPS: Final = (
     ("widths should follow a quantized line (RegNetX - E)", "figure 9", -1.7, "lower", "x", "e"),
     ("all steps together (RegNetX - A)", "figure 9", -8.0, "lower", "x", "a"),
 )
-"""Statement, source, the paper's difference of means (500 networks each, ImageNet), what is
-expected, and the letters of the two spaces."""
+"""Statement, source, the paper's difference of means (500 networks each, on ImageNet), the expected
+result, and the letters of the two spaces."""
 
 SPACES: Final = {letter: f"anynetx_{letter}_3" for letter in "abcde"} | {"x": "regnetx_3"}
 
@@ -75,10 +78,11 @@ SPLITS: Final = (
     ("no bottleneck is best (b = 1 against b > 1)", "section 4", "b", "bcdex"),
     ("depthwise convolutions lose (g > 1 against g = 1)", "section 4", "g", "cdex"),
 )
-"""Comparisons within populations: what, the parameter, and the spaces whose stages share it."""
+"""Comparisons within populations: statement, source, parameter, and the spaces whose stages share
+one value of it."""
 
 SAMPLED: Final = {"d": (1, 63), "wm": (1.5, 3.0)}
-"""What RegNetX with three stages was sampled from."""
+"""Ranges from which the RegNetX with three stages were sampled."""
 
 VALUES: Final = (
     ("the best networks have about 20 blocks", "figure 11", "d", 20.0),
@@ -87,7 +91,7 @@ VALUES: Final = (
 
 
 def main() -> None:
-    """Judge every statement that the tables have networks for."""
+    """Judge every statement for which the tables contain networks."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("tables", nargs="+", type=Path, help="output of regnet study export")
     parser.add_argument("--out", type=Path, help="JSON file; default: standard output")
@@ -119,7 +123,7 @@ def main() -> None:
 
 
 def judged(populations: Populations) -> list[Finding]:
-    """All findings; p-values are corrected for all differences together."""
+    """Return all findings; the p-values are corrected for all differences together."""
     found = [*_steps(populations), *_splits(populations)]
     adjusted = statistics.adjust([comparison for _, comparison in found])
     differences = [
@@ -144,7 +148,7 @@ def _verdict(expects: str, found: Comparison) -> Literal["seen", "not told apart
 
 
 def _open(statement: str, source: str, paper: float | None, expects: str, networks: int) -> Finding:
-    """A finding without a number of ours."""
+    """Return a finding whose own number and verdict are still to be filled in."""
     return Finding(
         statement=statement, source=source, paper=paper, expects=expects,  # type: ignore[arg-type]
         networks=networks, ours=0.0, low=0.0, high=0.0, p_value=None, verdict="not told apart",
@@ -169,7 +173,7 @@ def _splits(populations: Populations) -> Iterator[tuple[Finding, Comparison]]:
         found = []
         for population in strata:
             wide = population.metrics[parameter] > 1
-            # b = 1 and g > 1 are what the paper says is better.
+            # According to the paper, b = 1 and g > 1 are better.
             better = wide if parameter == "g" else ~wide
             if better.any() and not better.all():
                 found.append((population.errors[better], population.errors[~better]))
@@ -179,10 +183,11 @@ def _splits(populations: Populations) -> Iterator[tuple[Finding, Comparison]]:
 
 
 def stratified(strata: Sequence[tuple[np.ndarray, np.ndarray]]) -> Comparison:
-    """Compare two kinds of networks within each space, then average over spaces.
+    """Compare two kinds of networks within each space, then average the differences over spaces.
 
-    Spaces are weighted by how precisely they tell the kinds apart, n_a n_b / (n_a + n_b). The
-    interval resamples within each kind of each space; the test exchanges kinds within each space.
+    A space has the weight n_a n_b / (n_a + n_b), to which the precision of its difference is
+    proportional. The interval resamples networks within each kind of each space; the permutation
+    test exchanges the kinds within each space.
     """
     rng = np.random.default_rng(0)
     weights = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in strata])

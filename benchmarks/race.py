@@ -1,10 +1,11 @@
-"""The race of `regnet.optimize` against the one that builds everything, on this CPU: JSON.
+"""Compare the race of `regnet.optimize` with an exhaustive race on this CPU; writes JSON.
 
     python benchmarks/race.py --out benchmarks/results/race.json
 
-For each network and batch size: how long the race takes, how long the exhaustive one takes, and the
-time of the one's winner over the other's, in turn (A B B A). Nothing is remembered, and compilers
-begin with empty caches. Rows that --out has already are kept, and not measured again.
+An exhaustive race builds and times every candidate. A row for each network and batch size has the
+seconds of both races, and the latency of the winner of the first over that of the exhaustive race,
+timed in alternation (A B B A). Saved choices are not used, and compilers begin with empty caches.
+Rows that are already in --out are not measured again.
 """
 
 import argparse
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def raced(model: torch.nn.Module, example: torch.Tensor, **options: Any) -> tuple[Any, float]:
-    """What `optimize` gives, and the seconds that it took."""
+    """Return the result of `optimize`, and the seconds that it took."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
         start = time.monotonic()
@@ -37,7 +38,7 @@ def raced(model: torch.nn.Module, example: torch.Tensor, **options: Any) -> tupl
 
 
 def row(name: str, batch_size: int) -> dict[str, Any]:
-    """Both races for one network, and their winners in turn."""
+    """Run both races for one network, and time their winners in alternation."""
     torch.manual_seed(0)
     model = regnet.create(name).eval()
     inputs = [torch.randn(batch_size, 3, 224, 224) for _ in range(3)]
@@ -63,7 +64,7 @@ def row(name: str, batch_size: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, and write after each row."""
+    """Measure the rows that are missing, and write the document after each."""
     warnings.filterwarnings("ignore")
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter

@@ -1,9 +1,10 @@
-"""What several images at once gain on a CPU, and how large their pieces should be: JSON.
+"""Measure what streams gain on a CPU, and how many images each piece should have; writes JSON.
 
     python benchmarks/streams.py --out benchmarks/results/streams.json
 
-A batch of 16 on all threads, against a stream per thread that takes it in pieces of 1, 4 and 8
-images; by ONNX Runtime and OpenVINO, timed in turn (A B B A).
+A batch of 16 images is computed once on all threads together, and once in pieces of 1, 4 or 8
+images by one stream per thread. Both are timed in alternation (A B B A), with ONNX Runtime and
+OpenVINO.
 """
 
 import argparse
@@ -29,7 +30,7 @@ PIECES = (1, 4, 8)
 
 
 def main() -> None:
-    """Time each way against the batch."""
+    """Time each engine and piece size against the undivided batch."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -45,7 +46,7 @@ def main() -> None:
         for engine in (ONNXRuntime(), OpenVINO()):
             whole = engine.build(model, example, Target(device=CPU))
             for piece in PIECES:
-                batches.PIECE = piece  # type: ignore[misc] # what the engines cut batches into
+                batches.PIECE = piece  # type: ignore[misc] # the size of the engines' pieces
                 streams = engine.build(model, example, Target(device=CPU, streams=threads))
                 found = compare(streams, whole, inputs, pairs=20, seconds=10)
                 rows.append({"engine": engine.name, "piece": piece, "times_as_fast": found.median,

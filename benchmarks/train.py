@@ -1,11 +1,11 @@
-"""Training throughput on CIFAR-10: our loop against the one of a textbook, in turn: JSON.
+"""Compare the training throughput of our loop and of a textbook loop on CIFAR-10; writes JSON.
 
     python benchmarks/train.py --data PATH/cifar10 --out benchmarks/results/train.json
 
-The textbook's: a Dataset that crops, flips and normalizes each image, a DataLoader with a worker
-per core, float32 in the usual layout, SGD. Ours: the recipe `cifar`, and the same in float32 to
-show what precision alone gives. All train the same network on the same batch size, some steps each
-in turn, several rounds.
+The textbook loop has a Dataset that crops, flips and normalizes each image, a DataLoader with one
+worker per core, float32 in the contiguous layout, and SGD. Ours is the recipe `cifar`, and the same
+recipe in float32 to show how much of the gain comes from the precision. All loops train the same
+network with the same batch size. They alternate, for some steps each, over several rounds.
 """
 
 import argparse
@@ -37,7 +37,7 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class Textbook(Dataset[Any]):
-    """Decoded images; the rest for each when it is asked for."""
+    """Images that are decoded once; each access crops, flips and normalizes one of them."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images = [images.open(index) for index in range(len(images))]
@@ -59,7 +59,7 @@ class Textbook(Dataset[Any]):
 
 
 def textbook(images: ImageSet, batch_size: int) -> Callable[[int], None]:
-    """A function that trains some steps."""
+    """Return a function that trains a number of steps."""
     loader = DataLoader(
         Textbook(images),
         batch_size=batch_size,
@@ -89,7 +89,7 @@ def textbook(images: ImageSet, batch_size: int) -> Callable[[int], None]:
 
 
 def ours(data: str, batch_size: int, precision: Precision) -> Callable[[int], None]:
-    """A function that trains some steps."""
+    """Return a function that trains a number of steps."""
     recipe = find_recipe("cifar", batch_size=batch_size, precision=precision)
     run = Run(model=MODEL, recipe=recipe, train=data, val=None)
     session = Session(run, Group(rank=0, size=1, device=torch.device("cpu")), Options())
@@ -111,13 +111,13 @@ def ours(data: str, batch_size: int, precision: Precision) -> Callable[[int], No
 
 
 def main() -> None:
-    """Measure in turn."""
+    """Measure the loops in alternation, and print the medians."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=20, help="in a row")
+    parser.add_argument("--steps", type=int, default=20, help="steps of each turn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -131,7 +131,9 @@ def main() -> None:
     for number in range(args.rounds + 1):
         order = list(loops) if number % 2 else list(reversed(loops))
         for name in order:
-            loops[name](8)  # what the workers had ready, and what the others left behind
+            # Steps that do not count: they use up the batches that workers have prepared, and
+            # replace what the other loops left in the caches.
+            loops[name](8)
             start = time.perf_counter()
             loops[name](args.steps)
             if number:  # the first round warms up

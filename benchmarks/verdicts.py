@@ -1,9 +1,10 @@
-"""Whether the benchmark's verdicts can be trusted on this machine, by its own clock: JSON.
+"""Test whether the benchmark's verdicts can be trusted on this machine; writes JSON.
 
     python benchmarks/verdicts.py --out benchmarks/results/verdicts.json
 
-A network against itself, twenty times: at least nineteen must show no difference. Then against
-itself with 5 % of its time spent waiting behind it, ten times: how often that is shown.
+A network is compared with itself twenty times; at least nineteen comparisons must show no
+difference. Then it is compared ten times with itself followed by a wait of 5 % of its time, and the
+script counts how often that difference is shown.
 """
 
 import argparse
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def slowed(call: Runner, seconds: float) -> Runner:
-    """The call, and so many seconds of waiting."""
+    """Return the call followed by a wait of `seconds`."""
 
     def run(x: Tensor) -> Tensor:
         out = call(x)
@@ -39,7 +40,7 @@ def slowed(call: Runner, seconds: float) -> Runner:
 
 
 def main() -> None:
-    """Compare, and count."""
+    """Run both series of comparisons, and count the differences that were shown."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What the parts of the plan share: networks, their rivals, and a document that grows by rows."""
+"""Shared code of the plan's parts: networks, their rivals, and a document that grows by rows."""
 
 import argparse
 import json
@@ -28,19 +28,19 @@ TINY_SIDE: Final = 9
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """What every part takes."""
+    """Parse the arguments that every part accepts."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=200, help="that there are")
-    parser.add_argument("--dry", action="store_true", help="tiny, on the CPU")
-    parser.add_argument("--data", help="CIFAR-10")
+    parser.add_argument("--seconds", type=float, default=200, help="time budget in seconds")
+    parser.add_argument("--dry", action="store_true", help="run tiny networks on the CPU")
+    parser.add_argument("--data", help="folder with CIFAR-10")
     return parser.parse_args()
 
 
 class Rows:
-    """A document that is written after every row."""
+    """A JSON document that is written after every row."""
 
     def __init__(self, out: Path, device: torch.device, **facts: Any) -> None:
         self.out = out
@@ -54,12 +54,12 @@ class Rows:
 
 
 def device(*, dry: bool) -> torch.device:
-    """Where everything runs."""
+    """Return the device on which all networks run."""
     return torch.device("cpu" if dry else "cuda")
 
 
 def network(name: str, *, dry: bool) -> nn.Module:
-    """One of our networks, with random weights; norms as after a training."""
+    """Return one of our networks with random weights, its BatchNorm statistics as if trained."""
     torch.manual_seed(0)
     model = regnet.create(TINY if dry else name).eval()
     for module in model.modules():
@@ -70,7 +70,7 @@ def network(name: str, *, dry: bool) -> nn.Module:
 
 
 def timm_network(name: str, *, dry: bool) -> tuple[nn.Module, str]:
-    """Return timm's network of a name and its source; in a dry run perhaps a stand-in."""
+    """Return timm's network and its source; a dry run without timm gets one of our networks."""
     if dry and not _importable("timm"):
         return network(name, dry=True), "stand-in"
     import timm
@@ -83,20 +83,20 @@ def _importable(package: str) -> bool:
         return False
     try:
         __import__(package)
-    except Exception:  # noqa: BLE001 - a compiled part may be missing
+    except Exception:  # noqa: BLE001 - importing a compiled extension can fail in any manner
         return False
     return True
 
 
 @lru_cache(maxsize=4)
 def images(batch: int, side: int, where: torch.device, count: int = 3) -> list[Tensor]:
-    """Random images in float32, as users give them."""
+    """Return batches of random images in float32, the precision that users pass."""
     rng = torch.Generator(device=where).manual_seed(0)
     return [torch.randn(batch, 3, side, side, generator=rng, device=where) for _ in range(count)]
 
 
 def own_kernels(model: nn.Module, example: Tensor) -> Runner:
-    """The engine of own kernels in half precision; without a GPU, the kernels one by one."""
+    """Build the engine `fused` in fp16; without a GPU, the network of its kernels alone."""
     if example.is_cuda:
         return Fused().build(model, example, Target(device=example.device, precision="fp16"))
     from regnet.kernels.network import fused
@@ -107,11 +107,13 @@ def own_kernels(model: nn.Module, example: Tensor) -> Runner:
 def half(
     model: nn.Module, layout: torch.memory_format, mode: str | None, *, dry: bool
 ) -> Callable[[Tensor], Tensor]:
-    """A network in half precision, eager (mode None) or compiled: float32 in and out."""
+    """Return a network in fp16 with float32 inputs and outputs: eager (mode None) or compiled."""
     model = model.to(dtype=torch.float16, memory_format=layout)
     call: Callable[..., Tensor] = model
     if mode is not None:
-        torch._dynamo.reset()  # after eight compilations of the same code it would run eagerly
+        # Without the reset, torch.compile runs the code eagerly after it has compiled it eight
+        # times.
+        torch._dynamo.reset()
         backend = {"backend": "eager"} if dry else {"mode": mode}
         call = torch.compile(model, dynamic=False, **backend)
 

@@ -1,4 +1,4 @@
-"""What users do on a GPU, as they do it: optimize, choose, predict a folder, serve: JSON."""
+"""Time what users do on a GPU: optimize, choose, and predict a folder; writes JSON."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ import regnet
 
 
 def optimized(where: torch.device, *, dry: bool) -> dict[str, Any]:
-    """Race all engines that need no compiler for one network."""
+    """Race the engines that need no compiler on one network."""
     model = network("regnety_016", dry=dry).to(where)
     example = images(1 if dry else 64, 17 if dry else 224, where, 1)[0]
     engines = ["eager", "folded"] if dry else ["folded", "cuda_graph", "fused"]
@@ -32,7 +32,7 @@ def optimized(where: torch.device, *, dry: bool) -> dict[str, Any]:
 
 
 def chosen(where: torch.device, *, dry: bool) -> dict[str, Any]:
-    """Which published network fits into a latency."""
+    """Choose a published network within a latency limit."""
     found = regnet.choose(
         latency_ms=500 if dry else 1.0,
         device=where,
@@ -44,7 +44,7 @@ def chosen(where: torch.device, *, dry: bool) -> dict[str, Any]:
 
 
 def predicted(where: torch.device, *, dry: bool) -> dict[str, Any]:
-    """Classes of a folder of JPEGs, by the command."""
+    """Classify a folder of JPEG files with the command `regnet predict`."""
     count = 8 if dry else 2000
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def predicted(where: torch.device, *, dry: bool) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Do one after the other; one that fails is a row with its reason."""
+    """Run the tasks one after another; a task that fails becomes a row with its reason."""
     args = arguments(__doc__)
     end = time.monotonic() + args.seconds
     where = device(dry=args.dry)
@@ -76,7 +76,7 @@ def main() -> None:
         began = time.monotonic()
         try:
             found: dict[str, Any] = work(where, dry=args.dry)
-        except Exception as error:  # noqa: BLE001 - the others are still worth their time
+        except Exception as error:  # noqa: BLE001 - a failed task must not end the other tasks
             found = {"reason": f"{type(error).__name__}: {error}"[:300]}
         rows.add(what=name, seconds=time.monotonic() - began, **found)
 

@@ -1,11 +1,13 @@
-"""The engine of own kernels against the library's, and against the hardware floor: JSON.
+"""Compare the engine `fused` with PyTorch's kernels and with the hardware floor; writes JSON.
 
     python benchmarks/gpu/fused.py --out benchmarks/results/fused.json
 
-Each network in half precision, in a CUDA graph, with norms folded: by own kernels ("fused"), by the
-library ("cuda_graph", in the faster of both layouts), and by the library with groups widened to
-powers of two ("padded_cuda_graph"). In turn (A B B A); a ratio above 1 means that the other takes
-longer. The floor is that of fused squeeze-excitation, from ceilings measured in the same run.
+Each network runs in half precision, in a CUDA graph and with folded norms: with this package's
+kernels ("fused"), with those of PyTorch ("cuda_graph", in the faster of both layouts), and with
+those of PyTorch after groups were widened to powers of two ("padded_cuda_graph"). The engines are
+timed in alternation (A B B A). A ratio above 1 means that the other engine takes longer. The floor
+is the one for fused squeeze-excitation; it is computed from ceilings that are measured in the same
+run.
 """
 
 import argparse
@@ -32,7 +34,7 @@ MODELS = ("regnety_016", "regnety_040", "regnety_080", "regnetx_032")
 
 
 def main() -> None:
-    """Measure, and print a line per network and batch size."""
+    """Measure each network and batch size, and print and write a row for each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -61,7 +63,7 @@ def main() -> None:
             target = Target(device=device, precision=args.precision)
             ours = Fused().build(model, inputs[0], target)
             error = worst_error(ours, inputs, reference)
-            assert error < TOLERANCES[args.precision], f"wrong numbers: {error}"
+            assert error < TOLERANCES[args.precision], f"error above the tolerance: {error}"
             seconds = time_queued(ours, inputs)
             least = floor(
                 network_layers(VARIANTS[name].config.anynet(), 224), batch, ceilings,
@@ -85,7 +87,7 @@ def main() -> None:
                         )
                         for layout in LAYOUTS
                     }  # fmt: skip
-                except EngineError:  # no group width needs padding
+                except EngineError:  # the network has no group width that needs padding
                     continue
                 times = {k: time_queued(v, inputs, calls=5) for k, v in others.items()}
                 layout = min(times, key=lambda k: times[k])

@@ -1,4 +1,4 @@
-"""The tests that need a GPU, kernels first: JSON, a row for each test."""
+"""Run the tests that need a GPU, those of the kernels first; writes JSON with a row per test."""
 
 import sys
 import time
@@ -19,13 +19,13 @@ TESTS: Final = (
 
 
 class Report:
-    """Adds a row for each test that ran."""
+    """A pytest plugin that adds a row for each test that ran."""
 
     def __init__(self, rows: Rows, end: float) -> None:
         self.rows, self.end = rows, end
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add a row, when a test was called or could not be."""
+        """Add a row after a test was called, or after its setup failed or skipped it."""
         if report.when == "call" or (not report.passed and report.when == "setup"):
             reason = report.longreprtext[-500:] if report.failed else None
             self.rows.add(
@@ -33,13 +33,13 @@ class Report:
             )
 
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Begin no test when the time is over."""
+        """Skip the remaining tests once the time is over."""
         if time.monotonic() > self.end:
             pytest.skip("the time is over")
 
 
 def main() -> None:
-    """Run the tests; in a dry run one that needs no GPU."""
+    """Run the tests; in a dry run, run one test that needs no GPU."""
     args = arguments(__doc__)
     rows = Rows(args.out, device(dry=args.dry))
     tests = TESTS[:1] if args.dry else TESTS

@@ -1,10 +1,11 @@
-"""Every grouped 3x3 convolution of some RegNets alone: layouts, precisions, kernels: JSON.
+"""Time every grouped 3x3 convolution of some RegNets on its own; writes JSON.
 
     python benchmarks/gpu/grouped_convs.py --device cuda --out grouped_convs.json
 
-For each shape: milliseconds (calls queued one behind another), rate, share of the memory floor, and
-on CUDA the names and times of the kernels that ran. Buffers take turns, so that nothing waits in a
-cache. "x padded" are the same groups widened to the next power of two.
+There is a row for each shape, precision and layout, with the milliseconds per call (of calls that
+are queued one behind another), the rate, the time relative to the memory floor, and on CUDA the
+names and times of the kernels that ran. Inputs alternate between buffers, so that none is still in
+a cache. Padded rows have the same groups widened to the next power of two.
 """
 
 import argparse
@@ -28,11 +29,11 @@ from regnet.timing import synchronize, time_queued
 MODELS = ("regnety_016", "regnety_040", "regnety_080", "regnetx_032")
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 BUFFER_BYTES = 256e6
-"""Inputs take turns until they are larger than any cache."""
+"""Total size of the alternating inputs, which exceeds every cache of the device."""
 
 
 def shapes(name: str, image_size: int = 224) -> Counter[tuple[int, int, int, int]]:
-    """(width, group width, side of the input, stride) and how often the network has it."""
+    """Count the shapes (width, group width, side of the input, stride) of a network."""
     config, side, found = VARIANTS[name].config.anynet(), image_size, Counter()
     for stride in config.stem_conv_strides:
         side = (side - 1) // stride + 1
@@ -43,7 +44,7 @@ def shapes(name: str, image_size: int = 224) -> Counter[tuple[int, int, int, int
 
 
 def kernels(conv: nn.Module, x: Tensor) -> list[dict[str, object]]:
-    """What ran on the device, by name."""
+    """Return the names and times of the kernels that ran on the device."""
     if x.device.type != "cuda":
         return []
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -63,7 +64,7 @@ def rows(
     precision: str,
     bandwidth: float,
 ) -> Iterator[dict[str, object]]:
-    """One network in one precision, both layouts, as it is and padded."""
+    """Yield the rows of one network in one precision: both layouts, padded and not padded."""
     dtype = DTYPES[precision]
     for (width, group_width, side, stride), count in shapes(name, image_size).items():
         for layout, pad in product(LAYOUTS, (False, True)):
@@ -85,7 +86,7 @@ def rows(
             with torch.inference_mode():
                 seconds = time_queued(conv, inputs)
                 ran = kernels(conv, inputs[0])
-            # The floor and the rate are those of the work that the network asks for.
+            # Floor and rate count the work of the original groups, without the padding.
             moved = batch * width * (side**2 + out**2) * dtype.itemsize
             yield {
                 "model": name,
@@ -106,7 +107,7 @@ def rows(
 
 
 def main() -> None:
-    """Measure, and print a line per shape."""
+    """Measure all networks, and print and write a row per shape."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     device = torch.device(args.device)
-    torch.backends.cudnn.benchmark = True  # the best kernel that the library has
+    torch.backends.cudnn.benchmark = True  # let cuDNN choose its fastest kernel
     document: dict[str, object] = {"environment": environment(device), "rows": []}
     for precision in args.precisions:
         bandwidth = measure_ceilings(device, precision).bytes_per_second

@@ -1,13 +1,13 @@
-"""RegNets by own kernels against timm's, eager and compiled, and against EfficientNets: JSON.
+"""Compare RegNets on this package's kernels with timm's RegNets and EfficientNets; writes JSON.
 
     python benchmarks/gpu/headline.py --out benchmarks/results/gpu/headline.json --seconds 240
 
-Half precision; a row for each of our networks and batch size, with milliseconds, images per second
-and the share of the floor, and a row for each rival, timed in turn with ours (A B B A): a ratio
-above 1 means that the rival takes longer. First come rivals compiled in the default mode with
-channels last; then, as long as there is time, other layouts and modes. Rivals are compiled by
-processes in the background while our kernels are compiled, before anything is timed, so that later
-both come from the compilers' caches.
+Everything runs in half precision. There is a row for each of our networks and batch size, with
+milliseconds, images per second and the share of the floor, and a row for each rival, timed in
+alternation with ours (A B B A). A ratio above 1 means that the rival takes longer. Rivals that are
+compiled in the default mode with channels last come first; eager mode and other layouts and modes
+follow while there is time. Before anything is timed, background processes compile the rivals while
+this process compiles our kernels, so that later both come from the compilers' caches.
 """
 
 import json
@@ -48,25 +48,25 @@ EFFICIENTNETS: Final = {
     "efficientnet_b3": (300, ("regnety_016",)),
     "efficientnet_b0": (224, ("regnety_016",)),
 }
-"""Side of their images, and the RegNets to compare: those of about the same flops in the paper's
-Table 4 (B5 and Y-8.0GF, B3 and Y-1.6GF), or of about the same error there (B5 and X-3.2GF); B0 is
-the smallest of the family."""
+"""Side of the images of each EfficientNet, and the RegNets to compare it with. These have about the
+same flops in the paper's table 4 (B5 and Y-8.0GF, B3 and Y-1.6GF) or about the same error there (B5
+and X-3.2GF). B0 is the smallest network of its family."""
 
 LAYOUTS: Final = {
     "channels_last": torch.channels_last, "contiguous": torch.contiguous_format
 }  # fmt: skip
 FARM: Final = 6
-"""Processes that compile at once."""
+"""Number of processes that compile rivals at the same time."""
 
 FARM_SHARE: Final = 0.35
-"""Of the time, that they may take."""
+"""Share of the time budget that compiling rivals may take."""
 
 RIVALS_SHARE: Final = 0.3
-"""Of the time, that is kept for comparisons."""
+"""Share of the time budget that is reserved for comparisons with rivals."""
 
 
 def warm(names: list[tuple[str, int, int]], seconds: float) -> subprocess.Popen[bytes]:
-    """Start compiling rivals in the background."""
+    """Start a background process that compiles the rivals."""
     return subprocess.Popen(
         [sys.executable, __file__, "--farm", json.dumps(names), str(seconds)],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -74,7 +74,7 @@ def warm(names: list[tuple[str, int, int]], seconds: float) -> subprocess.Popen[
 
 
 def farm(names: list[tuple[str, int, int]], seconds: float) -> None:
-    """Compile rivals, some at once, until the time is over: each in a process."""
+    """Compile each rival in its own process, `FARM` at the same time, until the time is over."""
     end, running, waiting = time.monotonic() + seconds, [], list(names)
     while (waiting or running) and time.monotonic() < end:
         running = [process for process in running if process.poll() is None]
@@ -87,14 +87,14 @@ def farm(names: list[tuple[str, int, int]], seconds: float) -> None:
 
 
 def compile_one(name: str, batch: int, side: int) -> None:
-    """Compile one rival as it will be measured, into the compiler's cache."""
+    """Compile one rival exactly as it will be measured, to fill the compiler's cache."""
     model, _ = timm_network(name, dry=False)
     call = half(model.cuda(), torch.channels_last, "default", dry=False)
     call(torch.randn(batch, 3, side, side, device="cuda"))
 
 
 def compile_ahead(networks: Sequence[str], batches: Sequence[int]) -> None:
-    """Compile our kernels for all networks and batches, on the processors alone."""
+    """Compile our kernels for all networks and batch sizes; this uses only the CPU."""
     choices = []
     for name in networks:
         model = folded(network(name, dry=False))
@@ -105,7 +105,7 @@ def compile_ahead(networks: Sequence[str], batches: Sequence[int]) -> None:
 
 
 def rivals(name: str, batch: int, *, dry: bool) -> Iterator[tuple[str, str, str | None, int]]:
-    """Name, layout, mode and image side of what one of our networks is compared with, in order."""
+    """Yield name, layout, mode and image side of the first rivals of one of our networks."""
     side = TINY_SIDE if dry else 224
     yield name, "channels_last", "default", side
     for other, (size, ours) in EFFICIENTNETS.items():
@@ -114,7 +114,7 @@ def rivals(name: str, batch: int, *, dry: bool) -> Iterator[tuple[str, str, str 
 
 
 def more(name: str, batch: int, *, dry: bool) -> Iterator[tuple[str, str, str | None, int]]:
-    """What follows when there is time: eager, then other layouts and modes."""
+    """Yield the rivals that follow if there is time: eager, then other layouts and modes."""
     side = TINY_SIDE if dry else 224
     yield name, "channels_last", None, side
     if batch == 1:
@@ -124,14 +124,14 @@ def more(name: str, batch: int, *, dry: bool) -> Iterator[tuple[str, str, str | 
 
 
 class Headline:
-    """Our networks that are ready, and the document."""
+    """The document, and those of our networks whose outputs were found correct."""
 
     def __init__(self, rows: Rows, where: torch.device, ceilings: Ceilings, *, dry: bool) -> None:
         self.rows, self.where, self.ceilings, self.dry = rows, where, ceilings, dry
         self.ready: dict[tuple[str, int], tuple[Runner, list[torch.Tensor]]] = {}
 
     def ours(self, name: str, batch: int) -> None:
-        """Measure one of our networks."""
+        """Build one of our networks, check its outputs, and measure it."""
         model = network(name, dry=self.dry).to(self.where)
         config = TINY if self.dry else VARIANTS[name].config
         side = TINY_SIDE if self.dry else 224
@@ -154,7 +154,7 @@ class Headline:
     def against(
         self, name: str, batch: int, other: str, layout: str, mode: str | None, side: int
     ) -> None:
-        """Measure one of our networks in turn with a rival."""
+        """Measure one of our networks in alternation with a rival."""
         if (name, batch) not in self.ready:
             return
         ours, inputs = self.ready[name, batch]
@@ -174,7 +174,7 @@ class Headline:
                 seconds=0.1 if self.dry else 1.5,
             )  # fmt: skip
             ms = 1e3 * time_queued(call, theirs, calls=2 if self.dry else 10)
-        except Exception as error:  # noqa: BLE001 - out of memory, or whatever a compiler raises
+        except Exception as error:  # noqa: BLE001 - compilers may raise anything
             self.rows.add(**facts, reason=f"{type(error).__name__}: {error}"[:300])
             return
         self.rows.add(
@@ -185,7 +185,7 @@ class Headline:
 
 
 def main() -> None:
-    """Measure, and write after every row."""
+    """Compile everything, then measure our networks and their rivals while there is time."""
     args = arguments(__doc__)
     end = time.monotonic() + args.seconds
     where = device(dry=args.dry)
@@ -202,7 +202,7 @@ def main() -> None:
         ]
         background = warm(list(dict.fromkeys(order)), FARM_SHARE * args.seconds)
         compile_ahead(networks, batches)
-        background.wait()  # nothing is timed beside compilers, which use the GPU too
+        background.wait()  # the compilers use the GPU too, and would disturb the times
     rows = Rows(
         args.out, where, precision="fp16",
         bytes_per_second=ceilings.bytes_per_second, flops_per_second=ceilings.flops_per_second,
@@ -213,10 +213,10 @@ def main() -> None:
             if time.monotonic() < end - args.seconds * RIVALS_SHARE:
                 try:
                     work.ours(name, batch)
-                except Exception as error:  # noqa: BLE001 - out of memory, or no way that runs
+                except Exception as error:  # noqa: BLE001 - such as out of memory
                     reason = f"{type(error).__name__}: {error}"[:300]
                     rows.add(model=name, batch_size=batch, reason=reason)
-    torch.backends.cudnn.benchmark = True  # for the rivals
+    torch.backends.cudnn.benchmark = True  # let cuDNN choose its fastest kernels for the rivals
     for choice in (rivals, more):
         for batch in batches:
             for name in networks:

@@ -1,10 +1,11 @@
-"""Every kernel of some networks, in every way that it can run: JSON.
+"""Time every kernel of some networks in every way that it can run; writes JSON.
 
     python benchmarks/gpu/kernels.py --out benchmarks/results/gpu/kernels.json --seconds 60
 
-A row for each layer and way: milliseconds, those that `regnet.kernels.launch` predicts, what the
-binary needs, bytes per second and the share of the floor of that layer alone. At the end of each
-network three rows name its slowest layers.
+A way is a choice of tile sizes, warps and pipeline stages, and sometimes of another kernel (see
+`regnet.kernels.launch`). A row for each layer and way has the measured milliseconds, the predicted
+ones, the resources that the binary needs, bytes per second, and the share of the floor of that
+layer alone. After the rows of each network, three rows name its slowest layers.
 """
 
 import time
@@ -28,7 +29,7 @@ MODULES: Final = (grouped, pointwise, squeeze, stem)
 
 
 class Watch:
-    """Times every way of every layer, in place of `fastest`."""
+    """A stand-in for `regnet.kernels.launch.fastest` that times every way of every layer."""
 
     def __init__(
         self, model: str, resources: dict[Binary, Resources | None], rows: Rows, end: float
@@ -46,8 +47,8 @@ class Watch:
         made: Callable[[Any], Callable[[], object]],
         x: torch.Tensor,
     ) -> Any:
-        """Return the fastest way."""
-        if x.is_meta:  # a plan is being made
+        """Return the fastest way of a layer; time its ways when the layer is first seen."""
+        if x.is_meta:  # the network is only being planned: nothing can be timed
             return launch.fastest(key, ways, made, x)
         self.calls[key] += 1
         if key not in self.best:
@@ -94,7 +95,7 @@ def _once(call: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Measure one network after another."""
+    """Measure the kernels of one network after another."""
     args = arguments(__doc__)
     end = time.monotonic() + args.seconds
     where = device(dry=args.dry)

@@ -1,13 +1,13 @@
-"""How a quarter of an hour on a GPU is spent: parts in the order of their worth, each with a share.
+"""Spend a budget of seconds on a GPU: run parts in order of importance, each with a share of it.
 
     scripts/gpu_check.sh --budget 480
     scripts/gpu_check.sh --part headline --budget 200
     scripts/gpu_check.sh --dry
 
-Each part is a process that writes its JSON after every row, and is ended when its share of the time
-is over; what it leaves goes to the next ones. So whatever there is at any moment is a result.
-plan.json says what became of each part. `--dry` runs every part on the CPU: tiny networks, kernels
-in Triton's interpreter, and stand-ins for libraries that cannot be imported.
+Each part is a process that writes its JSON after every row, so that an unfinished part leaves valid
+results. A part is ended when its share of the time is over; time that it does not use goes to the
+next parts. plan.json records the outcome of each part. `--dry` runs every part on the CPU, with
+tiny networks, kernels in Triton's interpreter, and stand-ins for libraries that cannot be imported.
 """
 
 import argparse
@@ -26,10 +26,11 @@ from regnet.atomic import write_bytes
 
 HERE: Final = Path(__file__).parent
 GRACE: Final = 5.0
-"""Seconds that a part gets to end after it was told to."""
+"""Seconds that a part has to end after SIGTERM, before it is killed."""
 
 STARTING: Final = 15.0
-"""Seconds that a part needs to import torch and to end what it has begun; it counts from there."""
+"""Seconds that a part needs to import torch and to finish its last step; its own budget is shorter
+by this amount."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Part:
 
     name: str
     share: float
-    """Of the budget."""
+    """Share of the budget, from 0 to 1."""
     script: str
     args: tuple[str, ...] = ()
     dry_args: tuple[str, ...] = ()
@@ -59,9 +60,9 @@ PARTS: Final = (
 
 
 def command(part: Part, out: Path, seconds: float, extra: list[str], *, dry: bool) -> list[str]:
-    """What runs a part."""
+    """Return the command that runs a part."""
     own = part.dry_args if dry else part.args
-    if part.script == "grouped_convs.py":  # it knows neither a budget nor a dry run
+    if part.script == "grouped_convs.py":  # it has neither the option --seconds nor --dry
         extra = list(own)
     else:
         left = max(seconds - STARTING, 1.0)
@@ -70,7 +71,7 @@ def command(part: Part, out: Path, seconds: float, extra: list[str], *, dry: boo
 
 
 def run(part: Part, folder: Path, seconds: float, extra: list[str], *, dry: bool) -> dict[str, Any]:
-    """Run a part for so many seconds at most, and say what became of it."""
+    """Run a part for at most `seconds`, and return its outcome as a row."""
     out, log = folder / f"{part.name}.json", folder / f"{part.name}.log"
     began = time.monotonic()
     environment = {**os.environ, **({"TRITON_INTERPRET": "1"} if dry else {})}
@@ -87,7 +88,7 @@ def run(part: Part, folder: Path, seconds: float, extra: list[str], *, dry: bool
             os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
-        finally:  # also what it started
+        finally:  # end the processes that the part has started as well
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -106,8 +107,10 @@ def main() -> None:
     names = [part.name for part in PARTS]
     parser.add_argument("--out", type=Path, default=HERE.parent / "results" / "gpu")
     parser.add_argument("--budget", type=float, default=480, help="seconds for all parts")
-    parser.add_argument("--part", choices=names, action="append", help="this alone; several times")
-    parser.add_argument("--dry", action="store_true", help="on the CPU, tiny; in minutes")
+    parser.add_argument(
+        "--part", choices=names, action="append", help="run only this part; repeatable"
+    )
+    parser.add_argument("--dry", action="store_true", help="run tiny networks on the CPU")
     parser.add_argument("--data", help="CIFAR-10, for the study of populations")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
-"""Networks of 4 million multiply-adds trained per minute, by so many processes on one card: JSON.
+"""Count the networks that 1 to 16 processes on one GPU train per minute; writes JSON.
 
     python benchmarks/gpu/populations.py --out benchmarks/results/gpu/populations.json --seconds 60
 
-With `--data PATH/cifar10` the rest of the time goes to the study of the order of spaces
-(docs/study-cifar.md); the networks that it trained are written beside, as a table.
+The networks have about 4 million multiply-adds. With `--data PATH/cifar10` the rest of the time is
+spent on the study of the order of spaces (docs/study-cifar.md); the networks that it trained are
+written next to the JSON file, as a table.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ SPACES: Final = ("anynetx_a", "anynetx_b", "anynetx_c", "anynetx_d", "anynetx_e"
 def study(
     folder: Path, args: list[str], spaces: Sequence[str] = SPACES, **changes: object
 ) -> list[str]:
-    """Return the command that begins a study in a folder."""
+    """Return the command that creates a study in a folder."""
     files = []
     for name in spaces:
         space = dataclasses.replace(find_space(name), num_stages=3, name=f"{name}_3")
@@ -44,7 +45,7 @@ def study(
 
 
 def main() -> None:
-    """Train small populations, then as much of the study as there is time for."""
+    """Train small populations with each number of workers, then the study while there is time."""
     args = arguments(__doc__)
     end = time.monotonic() + args.seconds
     where = str(device(dry=args.dry))

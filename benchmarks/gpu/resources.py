@@ -1,10 +1,11 @@
-"""What kernels need, old ways and new ones, compiled for an H200; no GPU is needed: JSON.
+"""Compile kernels for an H200 and report the resources that they need; writes JSON.
 
     python benchmarks/gpu/resources.py --out benchmarks/results/gpu_resources.json
 
-For each network, the layers that take the most time: of each kind of way the one that is predicted
-to be the fastest, with its registers, shared memory, spills, places where it waits for products,
-and milliseconds as `regnet.kernels.launch.predicted` guesses them.
+No GPU is needed. For each layer of each network, and for each kind of way, old and new, there is a
+row for the way that is predicted to be the fastest. It has the registers, the shared memory, the
+spills, the number of places where the kernel waits for products, and the milliseconds that
+`regnet.kernels.launch.predicted` estimates.
 """
 
 import argparse
@@ -29,12 +30,12 @@ NEW: Final = ("_chain", "_matrix", "one image")
 
 
 def kind(launch: Launch) -> str:
-    """The kind of way of a launch."""
+    """Return the kind of the way that a launch uses."""
     return "one image" if launch.constants.get("ONE_IMAGE") else str(launch.kernel.fn.__name__)
 
 
 def layer(launch: Launch) -> str:
-    """What a kernel works on, in words."""
+    """Describe the layer that a launch computes: shapes, stride and fused operations."""
     x, out = launch.args[0], launch.args[3]
     constants = launch.constants
     options = [
@@ -84,7 +85,7 @@ def main() -> None:
         for (module, words), found in best.items():
             for what, (seconds, one) in found.items():
                 resources = needs[one.binary]
-                assert resources is not None, "it has a predicted time"
+                assert resources is not None, "a way without resources has no finite prediction"
                 document["rows"].append(
                     {
                         "model": name, "kernel": module, "layer": words, "way": what,
