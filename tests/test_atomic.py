@@ -12,7 +12,7 @@ from tests.marks import linux, posix
 
 
 @posix
-def test_new_and_replaced_files(tmp_path):
+def test_files_are_created_and_replaced(tmp_path):
     path = tmp_path / "a.json"
     write_bytes(path, b"one")
     path.chmod(0o640)
@@ -23,7 +23,7 @@ def test_new_and_replaced_files(tmp_path):
 
 
 @linux
-def test_links_and_pipes_stay_what_they_are(tmp_path):
+def test_links_and_pipes_are_written_through(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     write_bytes(tmp_path / "link", b"one")
     assert (tmp_path / "link").is_symlink()
@@ -37,7 +37,7 @@ def test_links_and_pipes_stay_what_they_are(tmp_path):
         write_bytes(Path("/dev/full"), b"three")
 
 
-def test_a_folder_that_is_not_there(tmp_path):
+def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         write_bytes(tmp_path / "none/a.json", b"")
     assert error.value.filename == str(tmp_path / "none/a.json")

@@ -21,7 +21,7 @@ def run(*command):
     )
 
 
-def test_the_profile_of_grouped_convolutions(tmp_path):
+def test_the_profile_of_grouped_convolutions_runs(tmp_path):
     out = tmp_path / "a.json"
     done = run(
         "benchmarks/gpu/grouped_convs.py", "--device", "cpu", "--models", "regnety_016",
@@ -74,7 +74,7 @@ def test_every_part_of_the_plan_for_a_gpu_runs_dry(dry):
     assert len(rows_of(dry, "grouped")) > 1
 
 
-def test_parts_that_are_cut_off_leave_what_they_had(tmp_path):
+def test_parts_that_are_cut_off_leave_their_rows(tmp_path):
     done = run(
         "benchmarks/gpu/plan.py", "--dry", "--budget", "14", "--out", tmp_path,
         "--part", "headline", "--part", "populations",
@@ -103,7 +103,7 @@ def test_the_table_of_the_headline_is_made_from_any_part_of_its_rows(dry):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU is there")
-def test_the_check_of_gpus_says_what_is_missing(tmp_path):
+def test_the_gpu_check_reports_a_missing_gpu(tmp_path):
     done = subprocess.run(
         [ROOT / "scripts/gpu_check.sh", "--out", tmp_path], capture_output=True, text=True,
         env={"PYTHON": sys.executable, "PATH": "/usr/bin:/bin"},

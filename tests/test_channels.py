@@ -30,7 +30,7 @@ def picture():
     return Image.fromarray(rng.integers(0, 256, (48, 40, 3), dtype=np.uint8))
 
 
-def test_gray_images_are_those_of_pillow(picture):
+def test_gray_images_equal_those_of_pillow(picture):
     look = Preprocess(size=(32, 32), mean=(0.4,), std=(0.2,))
     found = look(picture)
     assert found.shape == (1, 32, 32)
@@ -49,7 +49,7 @@ def test_batches_become_gray_as_single_images_do(picture):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 7])
-def test_means_follow_the_channels(channels):
+def test_the_mean_follows_the_channels(channels):
     look = Preprocess().for_channels(channels)
     assert look.channels == len(look.std) == channels
     if channels > 3:
@@ -71,7 +71,7 @@ def test_a_gray_model_has_one_mean_saves_and_opens(gray, picture, tmp_path):
 
 
 @pytest.mark.parametrize("mean", [[0.5], [0.4, 0.5, 0.6]])
-def test_gray_folders_of_timm_open_and_are_saved(tmp_path, mean, picture):
+def test_gray_models_of_timm_are_opened_and_saved(tmp_path, mean, picture):
     (tmp_path / "timm").mkdir()
     network = regnet.create("regnetx_002", num_classes=4, in_chans=1)
     network.save_pretrained(tmp_path / "timm")
@@ -89,7 +89,7 @@ def test_gray_folders_of_timm_open_and_are_saved(tmp_path, mean, picture):
     assert regnet.preprocess(AnyNet.from_pretrained(tmp_path / "ours")).mean == (0.5,)
 
 
-def test_a_gray_photo_gets_almost_the_answer_of_its_colors(gray):
+def test_a_gray_photo_gets_almost_the_answer_of_the_color_photo(gray):
     """The stem's weights are summed; only the mean is a little other."""
     color = regnet.create("regnety_cifar", pretrained=True).eval()
     photo = Image.open("docs/photos/chelsea.png").convert("L").convert("RGB")
@@ -98,7 +98,7 @@ def test_a_gray_photo_gets_almost_the_answer_of_its_colors(gray):
     assert one.classes[0].probability == pytest.approx(other.classes[0].probability, abs=0.1)
 
 
-def test_a_stem_put_in_by_hand_for_gray_images(picture):
+def test_a_replaced_stem_takes_gray_images(picture):
     model = regnet.create("regnety_cifar", pretrained=True)
     model.stem.conv = torch.nn.Conv2d(1, 32, 3, 1, 1, bias=False)
     assert regnet.preprocess(model).channels == 1

@@ -66,7 +66,7 @@ def test_known_answers_are_found_and_judged(known, tmp_path):
     assert rows(tmp_path) == [row]
 
 
-def test_a_failure_is_a_row_and_the_others_go_on(known, tmp_path, hub):
+def test_a_failure_is_a_row_and_the_other_evaluations_run(known, tmp_path, hub):
     weights = regnet.create("regnetx_002").state_dict()
     hub.repos["timm/regnetx_002.pycls_in1k"] = {"model.safetensors": save(weights)}
     images = tmp_path / "photos"

@@ -190,7 +190,7 @@ def bounded() -> Iterator[Callable[[], None]]:
 @linux
 @times(15, 500)
 @pytest.mark.parametrize("kind", KINDS)
-def test_values_that_were_changed_by_hand(
+def test_edited_values_are_refused_or_usable(
     kind: str, count: int, tmp_path: Path, bounded: Callable[[], None]
 ) -> None:
     """Also where the digest was made to fit: nothing but our own errors."""
@@ -214,7 +214,9 @@ def test_values_that_were_changed_by_hand(
 
 @pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.sealed])
 @times(30, 500)
-def test_flipped_bits_of_documents(kind: str, count: int, tmp_path: Path) -> None:
+def test_flipped_bits_of_documents_are_detected_or_harmless(
+    kind: str, count: int, tmp_path: Path
+) -> None:
     """They are refused, or say the same: white space."""
     path = tmp_path / "file.json"
     KINDS[kind].write(path)
@@ -233,7 +235,7 @@ def test_flipped_bits_of_documents(kind: str, count: int, tmp_path: Path) -> Non
 @linux
 @pytest.mark.filterwarnings("ignore::regnet.errors.LicenseWarning")
 @times(20, 500)
-def test_a_model_folder_that_was_changed_by_hand(
+def test_an_edited_model_folder_is_refused_or_usable(
     count: int, tmp_path: Path, bounded: Callable[[], None]
 ) -> None:
     folder, rng = tmp_path / "m", random.Random(0)
@@ -264,7 +266,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @times(5, 100)
-def test_kept_answers_that_were_changed_by_hand(count: int, pictures: Path, tmp_path: Path) -> None:
+def test_edited_saved_answers_are_refused_or_usable(
+    count: int, pictures: Path, tmp_path: Path
+) -> None:
     model, rng = regnet.create(SMALL).eval(), random.Random(0)
     model.card = Card(preprocess=Preprocess(size=(32, 32)), labels=("blue", "green", "red"))
     folder = tmp_path / "kept"
@@ -287,7 +291,9 @@ def test_kept_answers_that_were_changed_by_hand(count: int, pictures: Path, tmp_
 
 @linux
 @times(30, 500)
-def test_damaged_parquet_files(count: int, tmp_path: Path, bounded: Callable[[], None]) -> None:
+def test_damaged_parquet_files_are_refused_or_lose_single_images(
+    count: int, tmp_path: Path, bounded: Callable[[], None]
+) -> None:
     """Refused, or single images that cannot be read: pixels have no checksum in every format."""
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     import pyarrow.parquet as parquet

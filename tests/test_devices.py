@@ -38,7 +38,7 @@ def started(monkeypatch):
         (("1", "2"), Launched(rank=1, size=2, local_rank=1, local_size=2)),
     ],
 )
-def test_processes_of_torchrun(started, values, expected):
+def test_processes_of_torchrun_are_recognized(started, values, expected):
     started(*values)
     assert launched() == expected
     assert core_count() >= 1
@@ -55,7 +55,7 @@ def test_half_an_environment_is_refused(started, values):
         launched()
 
 
-def test_a_command_says_so_in_one_line(tmp_path):
+def test_a_command_reports_half_an_environment_in_one_line(tmp_path):
     done = regnet_process(
         "train", "shapes:12", "--model", "regnety_cifar", "--out", tmp_path / "r",
         env={"WORLD_SIZE": "2"},
@@ -65,7 +65,7 @@ def test_a_command_says_so_in_one_line(tmp_path):
 
 
 @posix
-def test_a_user_without_a_home(monkeypatch, caplog):
+def test_a_user_without_a_home_is_supported(monkeypatch, caplog):
     def nobody(_):
         raise KeyError("no entry")
 

@@ -63,7 +63,7 @@ PRINTED = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of exporters and process pools; their own tests see them
 @pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python", "sh")], ids=name_of)
-def test_what_a_page_shows_runs(path, monkeypatch, capsys, tmp_path):
+def test_the_examples_of_a_page_run(path, monkeypatch, capsys, tmp_path):
     """Examples and commands of a page, in order, where a clone would be."""
     monkeypatch.chdir(tmp_path)
     for folder in ("docs", "benchmarks"):
@@ -82,7 +82,7 @@ def test_what_a_page_shows_runs(path, monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("path", [p for p in DOCUMENTS if blocks(p, "")], ids=name_of)
-def test_commands_for_data_of_others_are_ones_that_there_are(path):
+def test_commands_that_need_the_readers_data_can_be_parsed(path):
     for _, text in blocks(path, ""):
         for arguments in commands(text):
             command, context = typer.main.get_command(app), None
@@ -169,7 +169,7 @@ def test_the_table_of_the_zoo_sorts_and_filters(built, chromium):
     page.close()
 
 
-def test_the_example_of_the_readme_runs(monkeypatch, capsys):
+def test_the_readmes_example_runs(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     [example] = code_blocks(ROOT / "README.md")
     names = {}
@@ -210,7 +210,7 @@ def test_the_weights_of_the_guide_load(monkeypatch, hub, tmp_path):
         pytest.param("write_notebook.py", marks=pytest.mark.slow),  # needs jupytext
     ],
 )
-def test_what_is_generated_is_not_stale(script):
+def test_generated_files_are_up_to_date(script):
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / script, "--check"],
         capture_output=True,
@@ -219,7 +219,7 @@ def test_what_is_generated_is_not_stale(script):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_row_of_contributing_makes_a_variant():
+def test_the_row_in_contributing_adds_a_variant():
     [row] = code_blocks(ROOT / "CONTRIBUTING.md")
     variant = eval(row.removeprefix("yield "), vars(variants))
     assert variant.name == "regnetx_001"
@@ -230,7 +230,7 @@ def test_the_row_of_contributing_makes_a_variant():
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_links_lead_somewhere(path):
+def test_links_point_to_existing_files(path):
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
         place = target.partition("#")[0]  # Sphinx checks anchors
         assert target.startswith("https://") or (path.parent / place).exists(), target

@@ -23,13 +23,13 @@ def written(tmp_path_factory):
     return path
 
 
-def test_a_document_is_read_as_it_was_written(written):
+def test_a_document_is_read_back_as_it_was_written(written):
     assert repr(documents.read(written, "a document")) == repr(VALUES)
     assert documents.sealed(VALUES)["sha256"] == json.loads(written.read_text())["sha256"]
 
 
 @given(st.data())
-def test_no_flipped_bit_gives_other_values(written, data):
+def test_no_flipped_bit_changes_the_values(written, data):
     """Every single bit: the document is refused, or says the same (white space)."""
     content = bytearray(written.read_bytes())
     bit = data.draw(st.integers(0, 8 * len(content) - 1))
@@ -88,7 +88,7 @@ class Outer:
     anything: Any = None
 
 
-def test_a_dataclass_comes_back_from_json():
+def test_a_dataclass_survives_json():
     outer = Outer(
         name="x", count=3, inner=Inner(ratio=1.0), inners=(Inner(ratio=2.5),), pair=(1, "b"),
         kind="b", flag=True, by_name={"k": 1}, anything=[1],
@@ -113,12 +113,12 @@ def test_a_dataclass_comes_back_from_json():
         ("text", "must be a JSON object, got 'text'"),
     ],
 )
-def test_what_does_not_fit_is_named(values, message):
+def test_values_that_do_not_fit_are_named(values, message):
     with pytest.raises(ConfigError, match=message):
         build(Outer, values)
 
 
-def test_digests_are_those_of_sha256(tmp_path):
+def test_digests_equal_those_of_the_sha256_standard(tmp_path):
     """Golden values: FIPS 180-2, appendix B.1, and the empty message."""
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     (tmp_path / "abc").write_bytes(b"abc")
@@ -127,7 +127,7 @@ def test_digests_are_those_of_sha256(tmp_path):
     assert digest.of_json({"b": 1, "a": [2]}) == digest.of_json({"a": [2], "b": 1})
 
 
-def test_paths_and_devices_have_a_form():
+def test_paths_and_devices_have_a_json_form():
     import torch
 
     assert documents.sealed({"p": Path("a/b"), "d": torch.device("cpu")})["p"] == "a/b"

@@ -24,13 +24,13 @@ BELL = "\x1b]0;owned\x07\x9b31m"
 
 
 @given(st.text())
-def test_nothing_that_is_shown_moves_the_cursor(text):
+def test_no_printed_text_moves_the_cursor(text):
     shown = printable(text)
     assert all(c.isprintable() or c in "\n\t" for c in shown)
     assert str(ConfigError(text)) == shown
 
 
-def test_texts_from_outside_are_not_obeyed(tmp_path):
+def test_control_characters_in_text_from_outside_are_removed(tmp_path):
     error = refused(command("info", f"nothing{BELL}"), 2, "nothing")
     assert "\x1b" not in "".join(error)
     assert "\x07" not in "".join(error)
@@ -40,7 +40,7 @@ def test_texts_from_outside_are_not_obeyed(tmp_path):
 
 
 @pytest.mark.parametrize("value", [nan, inf, -inf, "1", None, True, 1j])
-def test_what_is_no_number_is_refused(value):
+def test_values_that_are_not_numbers_are_refused(value):
     with pytest.raises(ConfigError, match="x must be a number"):
         check_number("x", value)
 
@@ -68,12 +68,12 @@ def test_what_is_no_number_is_refused(value):
         lambda x: documents.build(Limits, {"flops": x}),
     ],
 )
-def test_options_are_finite(use, value):
+def test_options_must_be_finite(use, value):
     with pytest.raises(ConfigError):
         use(value)
 
 
-def test_a_limit_that_is_not_a_number_limits_nothing_and_is_refused():
+def test_a_limit_that_is_not_a_number_is_refused():
     with pytest.raises(ConfigError, match="max_flops must be a number"):
         regnet.list_models(max_flops=nan)
     assert regnet.list_models("regnetx_002", max_flops=inf) == ["regnetx_002"]
@@ -81,7 +81,7 @@ def test_a_limit_that_is_not_a_number_limits_nothing_and_is_refused():
 
 
 @pytest.mark.parametrize("value", [nan, inf, -inf])
-def test_weights_are_finite(tmp_path, value):
+def test_weights_must_be_finite(tmp_path, value):
     state = regnet.create("regnety_cifar").state_dict()
     name = next(iter(state))
     state[name].view(-1)[3] = value
@@ -90,7 +90,7 @@ def test_weights_are_finite(tmp_path, value):
         regnet.create("regnety_cifar", checkpoint_path=tmp_path / "model.safetensors")
 
 
-def test_a_config_that_is_not_finite_predicts_nothing(tmp_path):
+def test_a_config_that_is_not_finite_is_refused(tmp_path):
     regnet.create("regnety_cifar", pretrained=True).save_pretrained(tmp_path / "m")
     path = tmp_path / "m/config.json"
     values = json.loads(path.read_text())

@@ -104,7 +104,7 @@ def test_a_file_gives_the_models_answers_at_any_size(model, brief, tmp_path, for
 
 
 @pytest.mark.slow
-def test_onnx_by_its_own_runtime(model, tmp_path):
+def test_onnx_files_run_in_onnx_runtime(model, tmp_path):
     import onnx
     import onnxruntime
 
@@ -205,7 +205,7 @@ def test_any_module_is_optimized(module, names):
 
 
 @pytest.mark.parametrize("outputs", ["dictionary", "list"])
-def test_a_head_put_in_by_hand_may_give_several_outputs(tmp_path, outputs):
+def test_a_replaced_head_may_give_several_outputs(tmp_path, outputs):
     class Two(torch.nn.Module):
         def forward(self, x):
             means = x.mean((2, 3))
@@ -221,7 +221,7 @@ def test_a_head_put_in_by_hand_may_give_several_outputs(tmp_path, outputs):
 
 
 @pytest.mark.long
-def test_int8_of_a_dictionary(tmp_path):
+def test_a_network_that_returns_a_dictionary_is_exported_in_int8(tmp_path):
     class Named(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -247,7 +247,7 @@ class Odd(torch.nn.Module):
 
 
 @pytest.mark.parametrize("outputs", [7, [torch.ones(1), "text"], [], {}, [[torch.ones(1)]], None])
-def test_modules_that_give_no_tensors(tmp_path, outputs):
+def test_modules_that_do_not_return_tensors_are_refused(tmp_path, outputs):
     with pytest.raises(ConfigError, match="Odd returns"):
         regnet.export(Odd(outputs), tmp_path / "a.pt2", example=torch.zeros(1, 3, 8, 8))
     with pytest.raises(ConfigError, match="Odd returns"):
@@ -290,7 +290,7 @@ def test_openvino_with_a_free_batch_of_one_size(small, tmp_path):
 @pytest.mark.parametrize(
     "dynamic", [{0: "batch"}, {"images": {0: "n"}}, ["channels"], "all", 1, None, ["batch", 3]]
 )
-def test_other_ways_to_say_what_is_free_are_refused(small, tmp_path, dynamic):
+def test_other_values_of_dynamic_are_refused(small, tmp_path, dynamic):
     """A dictionary, as `torch.onnx.export` takes, was taken for True."""
     with pytest.raises(
         ConfigError, match="dynamic must be True, False, or names of axes among batch"
@@ -330,7 +330,7 @@ def photos(count=48):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INT8)
-def test_int8(brief, tmp_path, name):
+def test_int8_files_agree_with_the_model(brief, tmp_path, name):
     path = tmp_path / f"model{FORMATS[name].suffix}"
     options = {"format": name, "precision": "int8", "images": photos()}
     done = regnet.export(brief, path, **options)
@@ -345,7 +345,7 @@ def test_int8(brief, tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", *long("torch")])
-def test_int8_leaves_in_float_what_it_would_spoil(model, tmp_path, name):
+def test_int8_leaves_sensitive_layers_in_float(model, tmp_path, name):
     spoilt = runpy.run_path(str(ROOT / "benchmarks/int8.py"))["with_outlier"](model)
     images = photos(80)
     torch.testing.assert_close(spoilt(images[:4]), model(images[:4]), rtol=1e-3, atol=1e-3)
@@ -360,7 +360,7 @@ def test_int8_leaves_in_float_what_it_would_spoil(model, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_int8_is_bound_by_accuracy_on_own_images(brief, tmp_path, monkeypatch):
+def test_int8_can_be_bounded_by_accuracy_on_the_users_images(brief, tmp_path, monkeypatch):
     monkeypatch.setattr(int8, "SHARES", ())  # all of them take a minute
 
     def top1(network):
@@ -391,7 +391,7 @@ def test_int8_is_refused_where_classes_change(brief, tmp_path, monkeypatch):
     assert path.read_bytes() == b"earlier"
 
 
-def test_what_differs_is_not_written(small, tmp_path, monkeypatch):
+def test_a_file_whose_outputs_differ_is_not_written(small, tmp_path, monkeypatch):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"earlier")
     monkeypatch.setitem(TOLERANCES, "fp32", 1e-12)
@@ -401,7 +401,7 @@ def test_what_differs_is_not_written(small, tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_what_cannot_be_exported_says_why(small, tmp_path, monkeypatch):
+def test_a_network_that_cannot_be_exported_says_why(small, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no\nsuch operator")
 
@@ -424,7 +424,7 @@ def test_families_are_exported(name, tmp_path):
 
 
 @pytest.mark.parametrize("package", ["openvino", "onnxscript"])
-def test_what_is_not_installed_is_named(small, tmp_path, monkeypatch, package):
+def test_a_missing_package_is_named(small, tmp_path, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     path = tmp_path / ("a.xml" if package == "openvino" else "a.onnx")
     with pytest.raises(MissingExtraError, match="not installed: pip install 'regnet"):
@@ -443,7 +443,7 @@ def test_int8_has_images_to_calibrate_with_and_to_judge_by(batch, more):
     assert used > len(images) - 2 * batch
 
 
-def test_int8_of_another_image_size(model, tmp_path):
+def test_int8_takes_another_image_size(model, tmp_path):
     photo = ROOT / "docs/photos/chelsea.png"
     done = regnet.export(
         model, tmp_path / "a.xml", precision="int8", images=[photo] * 8, dynamic=False,
@@ -454,7 +454,7 @@ def test_int8_of_another_image_size(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_halo_attention_has_one_size(tmp_path):
+def test_halo_attention_is_exported_at_one_size(tmp_path):
     halo = regnet.create("haloregnetz_b")
     with pytest.raises(ConfigError, match=r"halo attention fixes .* dynamic=False"):
         regnet.export(halo, tmp_path / "halo.pt2")
@@ -479,14 +479,14 @@ def test_halo_attention_has_one_size(tmp_path):
         ("no/a.onnx", {}, "there is no folder"),
     ],
 )
-def test_bad_requests(small, tmp_path, path, options, words):
+def test_bad_requests_are_refused(small, tmp_path, path, options, words):
     with pytest.raises(ConfigError, match=words):
         regnet.export(small, tmp_path / path, **options)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_full_disk_keeps_the_earlier_file(tmp_path):
+def test_a_full_disk_leaves_the_earlier_file(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"earlier")
     script = f"""
@@ -503,7 +503,7 @@ regnet.export(regnet.create("regnety_cifar"), {str(path)!r})
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path):
+def test_the_command_exports(tmp_path):
     path = tmp_path / "model.onnx"
     done = command("export", "regnety_cifar", path, "--json")
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_environment_of_a_cpu():
+def test_the_environment_describes_the_cpu():
     facts = environment(CPU)
     assert facts["threads"] == torch.get_num_threads()
     assert facts["packages"]["torch"] == torch.__version__
@@ -24,7 +24,7 @@ def test_the_environment_of_a_cpu():
     assert what_decides_speed(CPU).items() <= facts.items()
 
 
-def test_paths_of_this_machine_stay_here(monkeypatch):
+def test_the_recorded_command_has_no_folders(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/a/b", "--out=/c/d=1/e.json", "/e=1/f", "--set", "lr=0.1"])
     assert environment(CPU)["command"] == ["b", "--out=e.json", "f", "--set", "lr=0.1"]
 
@@ -55,7 +55,7 @@ WAITED = {"1": (10**9, 0)}
         (None, 0, 0.0, None),
     ],
 )
-def test_what_a_process_did_not_get(monkeypatch, after, waited, throttled, told):
+def test_time_that_a_process_had_to_wait_is_reported(monkeypatch, after, waited, throttled, told):
     monkeypatch.setattr(machine, "_processors", lambda: QUIET)
     monkeypatch.setattr(machine, "_waited", lambda: WAITED)
     monkeypatch.setattr(machine, "_throttled", lambda: 0.0)
@@ -76,7 +76,7 @@ def test_what_a_process_did_not_get(monkeypatch, after, waited, throttled, told)
         ("exit 9", None),
     ],
 )
-def test_the_state_of_a_gpu(tmp_path, monkeypatch, script, expected):
+def test_the_state_of_a_gpu_is_reported(tmp_path, monkeypatch, script, expected):
     program = tmp_path / "nvidia-smi"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)

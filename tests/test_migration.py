@@ -36,17 +36,17 @@ TIMM = {
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_methods_of_timm_have_its_parameters_in_its_order(name):
+def test_methods_of_timm_have_the_same_parameters_in_the_same_order(name):
     assert signature(getattr(AnyNet, name)) == TIMM[name]
 
 
-def test_the_page_names_each_of_them():
+def test_the_page_names_each_method():
     page = (ROOT / "docs/migration/timm.md").read_text(encoding="utf-8")
     for name in TIMM:
         assert f"`{name}`" in page or f"`model.{name}`" in page
 
 
-def test_patterns_of_timm():
+def test_patterns_of_timm_select_the_same_models():
     found = regnet.list_models(
         ["regnetx_00*", "regnety_00*"], exclude_filters="*_tv", pretrained=True, include_tags=False
     )
@@ -63,7 +63,7 @@ def test_patterns_of_timm():
     }
 
 
-def test_default_cfg_is_that_of_the_weights():
+def test_default_cfg_belongs_to_the_weights():
     model = regnet.create("regnety_cifar", pretrained=True)
     assert dict(model.default_cfg) == dict(model.pretrained_cfg)
     with pytest.raises(TypeError):
@@ -71,13 +71,13 @@ def test_default_cfg_is_that_of_the_weights():
 
 
 @pytest.mark.parametrize("option", ["feature_cls", "feature_cfg", "scriptable", "exportable"])
-def test_options_that_are_not_here_raise_unless_they_are_none(option):
+def test_unsupported_options_are_refused_unless_they_are_none(option):
     regnet.create("regnetx_002", device="meta", **{option: None})
     with pytest.raises(TypeError, match=f"unexpected option {option}='x'"):
         regnet.create("regnetx_002", device="meta", **{option: "x"})
 
 
-def test_scripts_of_all_but_halo_attention():
+def test_all_networks_but_halo_attention_can_be_scripted():
     page = (ROOT / "docs/migration/timm.md").read_text(encoding="utf-8")
     assert "`torch.jit.script` fails for halo attention" in page
     with pytest.warns(DeprecationWarning, match=r"torch\.jit\.script"):
@@ -92,11 +92,11 @@ HUB = {
 
 
 @pytest.mark.parametrize("method", HUB)
-def test_methods_of_the_hub_have_its_parameters(method):
+def test_methods_of_the_hub_have_the_same_parameters(method):
     assert signature(method)[: len(HUB[method])] == HUB[method]
 
 
-def test_options_of_the_hub():
+def test_options_of_the_hub_are_accepted():
     from regnet.zoo import publish
 
     known = set(inspect.signature(publish.push_to_hub).parameters)
@@ -118,7 +118,7 @@ def test_preprocess_takes_names_of_other_libraries(name):
 
 
 @pytest.mark.parametrize("name", [Path("x"), None, 7])
-def test_preprocess_says_what_it_was_given(name):
+def test_preprocess_names_what_it_was_given(name):
     with pytest.raises(ConfigError, match="takes a model or the name of one, got ") as refusal:
         regnet.preprocess(name)
     assert type(name).__name__ in str(refusal.value)

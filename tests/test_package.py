@@ -25,7 +25,7 @@ def python(code, interpreter=sys.executable, cwd=None):
     return result.stdout.strip()
 
 
-def test_importing_brings_in_nothing_heavy():
+def test_importing_loads_no_heavy_package():
     code = f"import sys; from regnet import *; print([m for m in {HEAVY} if m in sys.modules])"
     assert python(code) == "[]"
 
@@ -40,7 +40,7 @@ def test_importing_brings_in_nothing_heavy():
         "from regnet.cli.main import main",
     ],
 )
-def test_torch_comes_when_it_is_needed(code):
+def test_torch_is_imported_when_it_is_needed(code):
     assert python(f"import sys; {code}; print('torch' in sys.modules)") == "False"
     needing = "regnet.create('regnetx_002', device='meta')"
     assert python(f"import sys, regnet; {code}; {needing}; print('torch' in sys.modules)") == "True"
@@ -80,7 +80,7 @@ def test_python_m_is_the_command():
     assert done.stdout == f"regnet {regnet.__version__}\n"
 
 
-def test_names_that_are_not_there():
+def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="module 'regnet' has no attribute 'creat'"):
         regnet.creat  # type: ignore[attr-defined]  # noqa: B018
     assert {"create", "regnet_y_16gf", "errors", "__version__"} <= set(dir(regnet))
@@ -97,7 +97,7 @@ def test_importing_changes_no_global_state():
     assert python(code) == "True True"
 
 
-def test_public_names():
+def test_the_public_names_are_these():
     assert sorted(set(regnet.__all__) - set(regnet.zoo.factories.__all__)) == [
         "AnyNet",
         "AnyNetConfig",
@@ -188,7 +188,7 @@ def test_a_wheel_made_from_the_sdist_installs_and_predicts(archives, tmp_path):
 
 
 @pytest.mark.slow
-def test_archives_hold_what_they_need(archives):
+def test_archives_contain_what_they_need(archives):
     wheel, sdist = archives
     row = next(iter(checkpoints().values()))
     with zipfile.ZipFile(wheel) as file:
@@ -210,6 +210,6 @@ def test_an_editable_install_finds_its_data():
     assert data_dir() == ROOT / "weights"
 
 
-def test_the_citation_names_this_version():
+def test_the_citation_has_this_version():
     citation = (Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {regnet.__version__}\n" in citation

@@ -52,7 +52,7 @@ print(seen)
 
 
 @pytest.mark.slow
-def test_openvino_and_nncf_report_nothing(tmp_path):
+def test_openvino_and_nncf_send_no_reports(tmp_path):
     """Each report is a process that is started; without the precaution there are several."""
     environment = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_CURRENT_TEST")}
     command = [sys.executable, "-c", REPORTS, str(tmp_path / "a.xml")]

@@ -49,7 +49,7 @@ def holder(tmp_path):
 
 @posix
 @pytest.mark.parametrize("options", [(), ("fork",)])
-def test_a_second_comer_learns_who_owns_the_folder_and_gets_it_after_a_kill(
+def test_a_second_process_learns_the_owner_and_gets_the_folder_after_a_kill(
     tmp_path, holder, options
 ):
     process, folder = holder(*options), tmp_path / "run"
@@ -64,7 +64,7 @@ def test_a_second_comer_learns_who_owns_the_folder_and_gets_it_after_a_kill(
         assert folder.is_dir()
 
 
-def test_an_owner_of_the_same_process_counts_too(tmp_path):
+def test_an_owner_in_the_same_process_counts_too(tmp_path):
     with runfolder.owned(tmp_path, "training"):
         with pytest.raises(ConfigError, match="is in use"), runfolder.owned(tmp_path, "training"):
             pass
@@ -73,7 +73,7 @@ def test_an_owner_of_the_same_process_counts_too(tmp_path):
         assert runfolder.contents(tmp_path) == ["result"]
 
 
-def test_nothing_is_left_where_nothing_came_of_it(tmp_path):
+def test_a_run_that_fails_to_begin_leaves_no_files(tmp_path):
     with (
         pytest.raises(ZeroDivisionError),
         runfolder.owned(tmp_path / "new" / "run", "training"),
@@ -85,7 +85,7 @@ def test_nothing_is_left_where_nothing_came_of_it(tmp_path):
         pass
 
 
-def test_what_was_begun_is_read_from_the_folder_or_its_document(tmp_path):
+def test_a_begun_run_is_read_from_its_folder_or_document(tmp_path):
     runfolder.begin(tmp_path, "run.json", {"seed": 3})
     for path in (tmp_path, tmp_path / "run.json"):
         assert runfolder.begun(path, "run.json", "a run") == {"seed": 3}

@@ -18,7 +18,7 @@ from tests.pictures import pictures, write_folder
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.long)])
-def test_predictions_from_eight_threads(count, training):
+def test_eight_threads_predict_the_same(count, training):
     """In either mode, while another thread uses the model otherwise."""
     model = regnet.create("regnety_cifar", pretrained=True).train(training)
     modes = [module.training for module in model.modules()]
@@ -51,7 +51,7 @@ def states_of_loggers():
     }
 
 
-def test_evaluation_and_a_race_leave_a_model_as_it_is(tmp_path):
+def test_evaluation_and_a_race_leave_a_model_unchanged(tmp_path):
     data = open_set(write_folder(tmp_path, 24, names=("cat", "dog", "frog")))
     model = regnet.create("regnety_cifar", pretrained=True).train()
     expected = evaluate(model, data).top1
@@ -69,7 +69,7 @@ def test_evaluation_and_a_race_leave_a_model_as_it_is(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_view_shares_the_tensors_and_has_a_mode_of_its_own():
+def test_a_view_shares_the_tensors_but_has_its_own_mode():
     model = regnet.create("regnety_cifar").train()
     view = evaluation_view(model)
     assert view is not model

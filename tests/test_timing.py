@@ -68,7 +68,7 @@ def test_a_call_against_itself_shows_no_difference(clock):
     assert sum(found.differs for found in verdicts) <= 1
 
 
-def test_five_percent_are_seen(clock):
+def test_a_difference_of_five_percent_is_detected(clock):
     rng = np.random.default_rng(1)
     fast, slow = Busy(clock, 1e-3, rng), Busy(clock, 1.05e-3, rng)
     found = compare(fast, slow, INPUTS, seconds=0.5, rng=rng)
@@ -79,7 +79,7 @@ def test_five_percent_are_seen(clock):
     assert back.verdict("new", "old").startswith("old is 1.0")
 
 
-def test_what_a_call_differs_from_itself_is_no_claim():
+def test_a_difference_as_large_as_that_of_the_control_is_not_claimed():
     same = {"ratios": (1.04,), "median": 1.04, "low": 1.02, "high": 1.06}
     assert Comparison(**same, control_low=0.99, control_high=1.01).differs
     noisy = Comparison(**same, control_low=0.95, control_high=1.05)
@@ -87,7 +87,7 @@ def test_what_a_call_differs_from_itself_is_no_claim():
     assert noisy.verdict() == "no difference shown"
 
 
-def test_a_busy_machine_is_no_claim(clock, monkeypatch):
+def test_no_difference_is_claimed_on_a_busy_machine(clock, monkeypatch):
     busy = types.SimpleNamespace(problem="the machine is busy")
     monkeypatch.setattr("regnet.timing.Waiting", lambda: busy)
     rng = np.random.default_rng(1)
@@ -99,14 +99,14 @@ def test_a_busy_machine_is_no_claim(clock, monkeypatch):
 
 
 @pytest.mark.parametrize(("times", "pairs"), [(0.5, 4), (2.0, 4), (1.05, 8), (1.0, 20)])
-def test_what_is_plain_is_settled_early(clock, times, pairs):
+def test_a_clear_difference_is_settled_early(clock, times, pairs):
     rng = np.random.default_rng(5)
     found = settle(Busy(clock, 1e-3, rng), Busy(clock, times * 1e-3, rng), INPUTS, seconds=9.0)
     assert found.median == pytest.approx(times, rel=0.03)
     assert len(found.ratios) == pairs
 
 
-def test_slow_calls_are_settled_in_four_pairs(clock):
+def test_slow_calls_are_settled_with_four_pairs(clock):
     rng = np.random.default_rng(6)
     call = Busy(clock, 3.0, rng)
     assert len(settle(call, call, INPUTS, seconds=1.0).ratios) == 4
@@ -122,7 +122,7 @@ def test_rounds_are_pooled():
     )
 
 
-def test_samples(clock):
+def test_samples_have_the_requested_count_and_consistent_summaries(clock):
     rng = np.random.default_rng(2)
     found = measure(Busy(clock, 1e-3, rng), INPUTS, calls=30, seconds=1, warmup_seconds=0.5)
     assert len(found.seconds) == 30
@@ -131,14 +131,14 @@ def test_samples(clock):
     assert found.warmup_calls > 20
 
 
-def test_slow_calls_end_in_time():
+def test_slow_calls_are_measured_within_the_time():
     start = time.perf_counter()
     found = measure(lambda _x: time.sleep(0.05), INPUTS, seconds=0.2, warmup_seconds=0.2)
     assert time.perf_counter() - start < 3
     assert len(found.seconds) >= 5
 
 
-def test_inputs_take_turns():
+def test_inputs_alternate():
     seen = []
     inputs = [torch.full((1,), float(n)) for n in range(3)]
     measure(lambda x: seen.append(x.item()), inputs, calls=6, warmup_seconds=0.01)
@@ -146,7 +146,7 @@ def test_inputs_take_turns():
 
 
 @pytest.mark.parametrize("spread", [0.01, 0.3])
-def test_bootstrap_intervals_hold_the_median_of_what_was_drawn_from(spread):
+def test_bootstrap_intervals_contain_the_true_median(spread):
     rng = np.random.default_rng(3)
     held = []
     for _ in range(100):
@@ -155,13 +155,13 @@ def test_bootstrap_intervals_hold_the_median_of_what_was_drawn_from(spread):
     assert statistics.mean(held) > 0.85
 
 
-def test_queued_calls(clock):
+def test_queued_calls_are_timed_together(clock):
     rng = np.random.default_rng(4)
     found = time_queued(Busy(clock, 1e-3, rng), INPUTS)
     assert found == pytest.approx(1.016e-3, rel=0.02)
 
 
-def test_sides_have_their_own_inputs():
+def test_each_side_of_a_comparison_has_its_own_inputs():
     seen = {"a": set(), "b": set()}
     others = [torch.ones(1) for _ in range(3)]
     compare(
@@ -186,7 +186,7 @@ with peak_memory(torch.device("cpu")) as grown:
 
 @pytest.mark.slow
 @linux
-def test_peak_memory():
+def test_peak_memory_of_a_call_is_measured():
     # A process of its own: one that has freed as much before takes that again and does not grow.
     run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     assert 250e6 < int(run.stdout) < 400e6

@@ -112,7 +112,7 @@ def test_moving_a_slider_changes_plot_and_numbers(page):
 
 
 @pytest.mark.browser
-def test_the_config_can_be_taken_along(page):
+def test_the_config_can_be_downloaded(page):
     page.get_by_text("Config, usable").click()
     with page.expect_download() as download:
         page.locator("#download").click()
@@ -121,7 +121,7 @@ def test_the_config_can_be_taken_along(page):
 
 
 @pytest.mark.browser
-def test_parameters_that_fit_no_network_say_why(page):
+def test_impossible_parameters_show_the_reason(page):
     field = page.get_by_label("number input for w0", exact=True)
     field.fill("50")
     field.press("Tab")
@@ -132,7 +132,7 @@ def test_parameters_that_fit_no_network_say_why(page):
 
 @pytest.mark.browser
 @pytest.mark.long
-def test_a_learned_device_predicts(page):
+def test_latency_is_predicted_for_a_learned_device(page):
     size = page.get_by_label("number input for image", exact=True)
     size.fill("64")
     size.press("Tab")
@@ -156,7 +156,7 @@ def test_a_photo_gets_its_label_and_a_wrong_file_a_reason(page, tmp_path):
 
 
 @pytest.mark.browser
-def test_a_large_file_is_not_taken(page, tmp_path):
+def test_a_file_above_the_size_limit_is_refused(page, tmp_path):
     tab(page, "Classify")
     large = tmp_path / "large.png"
     large.write_bytes(bytes(2_000_000))
@@ -165,7 +165,7 @@ def test_a_large_file_is_not_taken(page, tmp_path):
 
 
 @pytest.mark.browser
-def test_a_report_opens_apart_from_the_page(page, bench_document, tmp_path):
+def test_a_report_opens_in_a_sandbox(page, bench_document, tmp_path):
     report = tmp_path / "report.html"
     report.write_text(render(bench_document))
     tab(page, "Reports")
@@ -195,14 +195,14 @@ def test_documents_become_reports(bench_document, tmp_path):
         ("other.json", b"{}", "not a document of `regnet bench --out`"),
     ],
 )
-def test_other_files_are_no_reports(tmp_path, name, content, reason):
+def test_other_files_are_refused_as_reports(tmp_path, name, content, reason):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=reason):
         reports.page(path)
 
 
-def test_a_taken_port_is_told():
+def test_a_port_in_use_is_reported():
     with socket.socket() as taken:
         taken.bind((app.HOST, 0))
         taken.listen()
@@ -313,7 +313,7 @@ def test_a_report_reaches_no_server(explorer, chromium, beacon, tmp_path, attack
 
 
 @pytest.mark.browser
-def test_a_message_is_text_and_no_page(page, beacon, tmp_path):
+def test_a_message_is_shown_as_text_and_not_as_html(page, beacon, tmp_path):
     address, asked = beacon
     path = tmp_path / "r.json"
     path.write_text(json.dumps(documents.sealed({f"<img src='{address}/x'>": 1, "schema": 3})))
@@ -325,7 +325,7 @@ def test_a_message_is_text_and_no_page(page, beacon, tmp_path):
 
 
 @posix
-def test_what_it_keeps_is_removed_on_sigterm(tmp_path):
+def test_temporary_files_are_removed_on_sigterm(tmp_path):
     port = free_port()
     command = [sys.executable, "-m", "regnet", "app", "--no-open", "--port", str(port)]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
@@ -341,7 +341,7 @@ def test_what_it_keeps_is_removed_on_sigterm(tmp_path):
 
 
 @linux
-def test_only_this_machine_is_served():
+def test_only_this_machine_can_connect():
     port = free_port()
     command = [sys.executable, "-m", "regnet", "app", "--no-open", "--port", str(port)]
     with subprocess.Popen(

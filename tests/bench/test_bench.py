@@ -43,7 +43,7 @@ FLOORS = {
 
 
 @pytest.mark.parametrize("name", FLOORS)
-def test_floors(name):
+def test_floors_equal_those_computed_independently(name):
     ceilings = Ceilings(bytes_per_second=4.3e12, flops_per_second=790e12)
     found = floor(
         network_layers(VARIANTS[name].config.anynet(), 224), 256, ceilings, element_bytes=2
@@ -104,7 +104,7 @@ def test_a_network_of_few_classes_and_other_channels_can_be_timed(tmp_path):
     assert [row.reason for row in rows] == [None, None]
 
 
-def test_cases_can_be_measured_in_turn(config_file):
+def test_cases_can_be_measured_in_alternation(config_file):
     todo = [*cases(config_file), Case(model="no/such.json"), *cases(config_file, train=True)]
     order = []
     done = run(
@@ -119,7 +119,7 @@ def test_cases_can_be_measured_in_turn(config_file):
         assert 25 <= len(row.seconds) <= 50, "five calls or more in each of five rounds"
 
 
-def test_what_there_is_can_be_kept_after_each_case(config_file):
+def test_an_unfinished_document_is_passed_on_after_each_case(config_file):
     kept = []
     run(cases(config_file) * 2, device=CPU, seconds=0.05, on_document=kept.append)
     assert [(len(d.rows), d.complete) for d in kept] == [(1, False), (2, False)]
@@ -128,7 +128,7 @@ def test_what_there_is_can_be_kept_after_each_case(config_file):
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler uses what torch deprecates
 @pytest.mark.parametrize("engine", ["auto", "cuda_graph", "compiled"])
-def test_rows_and_pairs_of_a_gpu(engine):
+def test_rows_and_pairs_on_a_gpu(engine):
     todo = [
         Case(model=name, image_size=64, batch_size=2, engine=engine, precision="fp16")
         for name in ("efficientnet_b0", "regnety_004")
@@ -141,7 +141,7 @@ def test_rows_and_pairs_of_a_gpu(engine):
 
 
 @pytest.mark.slow
-def test_what_fails_is_a_row_and_the_rest_goes_on(config_file, monkeypatch):
+def test_a_failed_case_is_a_row_and_the_others_are_measured(config_file, monkeypatch):
     monkeypatch.setattr(optimize, "ENGINES", (Wrong(), *optimize.ENGINES))
     todo = [
         *cases("none.json"),
@@ -179,7 +179,7 @@ def test_a_p99_needs_a_thousand_calls(config_file):
 
 
 @pytest.mark.slow
-def test_auto_and_best_take_what_is_fastest(config_file, monkeypatch):
+def test_auto_and_best_use_the_fastest_engine(config_file, monkeypatch):
     ready = [e for e in optimize.ENGINES if e.name in ("eager", "folded", "compiled")]
     tried = []
     for engine in ready:
@@ -200,7 +200,7 @@ def test_auto_and_best_take_what_is_fastest(config_file, monkeypatch):
 
 
 @pytest.mark.slow
-def test_pairs_run_in_turn():
+def test_pairs_run_in_alternation():
     todo = [
         Case(model=name, image_size=32, engine="folded")
         for name in ("efficientnet_b0", "regnety_004", "regnetx_004")
@@ -266,7 +266,7 @@ def test_weights_of_efficientnets_come_from_the_hub(hub, tmp_path):
 
 
 @pytest.mark.slow
-def test_peers_stand_beside_ours(monkeypatch):
+def test_networks_of_other_libraries_are_measured_next_to_ours(monkeypatch):
     """Neither library need be there: what is asked of them is small."""
     timm = types.ModuleType("timm")
     timm.is_model = lambda name: name == "regnetx_002"
@@ -347,7 +347,7 @@ def test_documents_of_another_shape_are_refused(tmp_path, config_file, change, m
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": 3}'])
-def test_other_files_are_no_documents(tmp_path, text):
+def test_other_files_are_refused_as_documents(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"a\.json: not a document of `regnet bench --out`"):
@@ -358,7 +358,7 @@ def test_other_files_are_no_documents(tmp_path, text):
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path, config_file):
+def test_the_command_measures_and_compares(tmp_path, config_file):
     out, page = tmp_path / "a.json", tmp_path / "a.html"
     args = ("--models", config_file, "--image-size", "32", "--seconds", "0.1", "--engine", "eager")
     drawn = tmp_path / "a.svg"
@@ -411,7 +411,7 @@ def test_python_m_is_the_same_command(config_file):
         (["compare", "none.json", "none.json"], ["none.json: No such file or directory"]),
     ],
 )
-def test_wrong_usage(args, words, tmp_path):
+def test_wrong_usage_is_refused(args, words, tmp_path):
     refused(regnet("bench", *args, cwd=tmp_path), 2, *words)
 
 

@@ -70,7 +70,7 @@ def test_the_plots_are_there(page):
     assert page.locator("svg#accuracy text", has_text="regnety_004").is_visible()
 
 
-def test_pairs_and_reasons_are_told(page):
+def test_pairs_and_reasons_are_shown(page):
     assert page.locator("table.pairs tbody tr").count() == 1
     assert "none.json" in page.locator("table >> nth=0 >> tbody").inner_text()
     assert any("FileNotFoundError" in note for note in column(page, "note"))

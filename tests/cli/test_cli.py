@@ -75,7 +75,7 @@ def test_paths_come_from_stdin(folder):
     assert len(json.loads(result.stdout)) == 2
 
 
-def test_a_folder_without_images_is_said(tmp_path):
+def test_a_folder_without_images_is_reported(tmp_path):
     result = regnet("predict", tmp_path)
     refused(result, 2, f"{tmp_path}: no image files in this folder")
 
@@ -97,7 +97,7 @@ def test_a_folder_without_images_is_said(tmp_path):
         (["list", "--family", "vit"], 2, ["there is no family 'vit'"]),
     ],
 )
-def test_what_fails_says_why_in_one_line(args, code, words, tmp_path):
+def test_a_failure_is_explained_in_one_line(args, code, words, tmp_path):
     lines = refused(regnet(*args, cwd=tmp_path), code, *words)
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
@@ -129,7 +129,7 @@ def test_debug_shows_the_traceback():
 
 
 @posix
-def test_a_full_disk_is_said_and_leaves_no_half_file(tmp_path):
+def test_a_full_disk_is_reported_and_leaves_no_partial_file(tmp_path):
     result = regnet_process(
         "info", "regnety_016", "--plot", tmp_path / "x.svg",
         preexec_fn=lambda: limit_file_size(100),
@@ -185,7 +185,7 @@ def test_version():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", *long(">&-", "<&-", "2>&-")])
-def test_closed_streams_are_no_crash(closed):
+def test_closed_streams_do_not_crash_the_command(closed):
     command = f"{sys.executable} -m regnet predict {PHOTO} {closed}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert result.returncode == 0
@@ -193,7 +193,7 @@ def test_closed_streams_are_no_crash(closed):
 
 
 @pytest.mark.slow
-def test_names_that_the_terminal_cannot_show(tmp_path):
+def test_characters_that_the_terminal_cannot_show_are_escaped(tmp_path):
     path = tmp_path / "ünï\x1b[31m.png"
     shutil.copy(PHOTO, path)
     result = regnet_process("predict", path, env={"PYTHONIOENCODING": "ascii"})
@@ -201,7 +201,7 @@ def test_names_that_the_terminal_cannot_show(tmp_path):
     assert "\\xfcn\\xef\\x1b[31m.png" in result.stdout
 
 
-def test_a_closed_pipe_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     command = f"{sys.executable} -m regnet list --json | head -1"
     result = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, check=False
@@ -221,7 +221,7 @@ def test_examples_in_the_help_run(module, folder):
 
 @posix
 @pytest.mark.parametrize("words", ["list --json", "list", "info regnety_016 --json"])
-def test_a_reader_that_leaves_is_no_failure(words):
+def test_a_reader_that_closes_the_pipe_early_is_not_a_failure(words):
     """As `head -1` does."""
     command = f"set -o pipefail; {sys.executable} -m regnet {words} | head -c 1 > /dev/null"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
@@ -240,7 +240,7 @@ regnet.cli.run()
 @posix
 @pytest.mark.long
 @pytest.mark.parametrize("count", [60])
-def test_ctrl_c_in_the_first_seconds_is_one_line(count):
+def test_ctrl_c_in_the_first_seconds_prints_one_line(count):
     """Also while Python imports: what it interrupts there would print a traceback."""
     rng = random.Random(0)
     for _ in range(count):
@@ -257,7 +257,7 @@ def test_ctrl_c_in_the_first_seconds_is_one_line(count):
         assert told in ("", "error: interrupted\n")
 
 
-def test_errors_after_a_ctrl_c_that_was_handled_are_news():
+def test_errors_after_a_handled_ctrl_c_are_reported():
     """As where the document of a benchmark cannot be written after it was stopped."""
     code = SWALLOWED.replace("    raise", "    regnet.cli.interrupt.handled()\n    raise")
     done = subprocess.run(
@@ -287,7 +287,7 @@ regnet.cli.run()
 
 @posix
 @pytest.mark.parametrize("error", ["ConfigError", "AttributeError", "OSError", "MemoryError"])
-def test_ctrl_c_that_another_library_swallowed_is_still_one_line(error):
+def test_ctrl_c_that_another_library_swallowed_is_reported_in_one_line(error):
     """Where an import is interrupted, what it left half made fails later, with other words."""
     done = subprocess.run(
         [sys.executable, "-c", SWALLOWED.format(error=error)],
@@ -299,7 +299,7 @@ def test_ctrl_c_that_another_library_swallowed_is_still_one_line(error):
 @linux
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, *long(0)])
-def test_too_little_memory_is_one_line(tmp_path, workers):
+def test_too_little_memory_is_reported_in_one_line(tmp_path, workers):
     import resource  # which Windows lacks
 
     write_folder(tmp_path, 48, names=("cat", "dog", "frog"))

@@ -109,7 +109,7 @@ def test_every_command_on_every_kind_of_model_is_as_the_table_says() -> None:
     assert table() == written, "python -m tests.cli.test_kinds writes it"
 
 
-def test_the_table_tells_only_of_kinds_that_there_are() -> None:
+def test_the_table_names_only_existing_kinds() -> None:
     page = PAGE.read_text("utf-8")
     assert set(re.findall(r"`mine(\.\w+)`", page)) == {
         ".safetensors", ".json", ".onnx", ".xml", ".pt2",

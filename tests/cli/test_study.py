@@ -60,7 +60,7 @@ def test_files_that_list_no_networks_are_refused(tmp_path, text, message):
     assert not (tmp_path / "s").exists()
 
 
-def test_a_study_says_beforehand_how_long_it_takes(tmp_path):
+def test_init_estimates_how_long_a_study_takes(tmp_path):
     """From multiply-adds, images and epochs: counted here by hand."""
     done = regnet(
         "study", "init", tmp_path / "s", "--space", "regnetx", "--models", 2, "--flops", "4M",
@@ -72,7 +72,7 @@ def test_a_study_says_beforehand_how_long_it_takes(tmp_path):
     assert float(said) == pytest.approx(seconds, rel=0.06)
 
 
-def test_networks_have_as_many_stages_as_are_asked_for(tmp_path):
+def test_the_number_of_stages_can_be_chosen(tmp_path):
     words = ("--models", 3, "--flops", "4M", "--stem", "cifar", "--recipe", "cifar", "--stages", 3)
     spaces = ("--space", "anynetx_a", "--space", "regnetx", "--restrict", "d3=1:4")
     regnet("study", "init", tmp_path / "s", *spaces, *words, code=0)
@@ -92,7 +92,7 @@ def test_a_study_needs_something_to_train(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_says_how_far_it_is(study):
+def test_status_reports_the_progress_of_a_study(study):
     done = regnet("study", "status", study, "--json")
     assert json.loads(done.stdout) == {"anynetx_a": {"done": 2}, "regnetx": {"done": 2}}
     assert "regnetx" in regnet("study", "run", study).stdout  # there is nothing to do
@@ -129,7 +129,7 @@ def test_a_refined_space_is_added_and_trained(study):
 
 
 @pytest.mark.slow
-def test_networks_that_fail_are_told_and_all_of_them_is_a_failure(data, tmp_path):
+def test_failed_networks_are_reported_and_only_failures_are_an_error(data, tmp_path):
     done = regnet(
         "study", "init", tmp_path / "s", "--data", data, "--space", "regnetx", "--models", "2",
         *SMALL, "--set", "lr=1e30", "--workers", "1", "--run", code=1,
@@ -138,7 +138,7 @@ def test_networks_that_fail_are_told_and_all_of_them_is_a_failure(data, tmp_path
     assert "--retry-failed" in done.stderr
 
 
-def test_ranges_are_for_the_spaces_that_have_them(data, tmp_path):
+def test_a_restriction_applies_to_the_spaces_that_have_the_parameter(data, tmp_path):
     regnet(
         "study", "init", tmp_path / "s", "--data", data, "--space", "anynetx_a", "--space",
         "regnetx", "--models", "1", *SMALL, "--restrict", "wm=2:", "--restrict", "wm=:2.5",
@@ -169,14 +169,14 @@ def test_a_space_may_be_a_file(data, tmp_path):
         (("--space", "regnetx", "--device", "cuda", "--run"), 2, "no CUDA GPU"),
     ],
 )
-def test_wrong_usage_is_one_line(data, tmp_path, arguments, code, message):
+def test_wrong_usage_is_explained_in_one_line(data, tmp_path, arguments, code, message):
     done = regnet("study", "init", tmp_path / "s", "--data", data, *arguments, code=code)
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "s").exists()
 
 
-def test_a_folder_without_a_study(tmp_path):
+def test_a_folder_without_a_study_is_refused(tmp_path):
     for command in ("run", "status", "analyze", "report", "recover"):
         done = regnet("study", command, tmp_path, code=2)
         assert "there is no study.json; name the folder of a study" in done.stderr
@@ -207,7 +207,7 @@ def test_a_search_needs_a_limit_and_a_place_for_its_answer(tmp_path):
         assert "--out must name a .json file in a folder that exists" in done.stderr
 
 
-def test_latency_is_a_limit_of_a_study_and_its_model_is_judged(monkeypatch, data, tmp_path):
+def test_a_study_can_limit_latency_and_reports_the_error_of_its_model(monkeypatch, data, tmp_path):
     def learn(space, **_):
         networks = sample(space, 12)
         return LatencyModel.fit(networks.latency_features, 1 + networks.metric("d"), of="a law")

@@ -87,7 +87,7 @@ def test_replay_and_resume(run, tmp_path):
         (("evaluate", "DATA", "--model", "regnety_015"), 2, "did you mean"),
     ],
 )
-def test_bad_usage(data, tmp_path, arguments, code, message):
+def test_wrong_usage_is_explained(data, tmp_path, arguments, code, message):
     places = {"DATA": data, "OUT": tmp_path / "out"}
     done = regnet(*(places.get(a, a) for a in arguments), code=code)
     [line] = done.stderr.strip().splitlines()
@@ -125,7 +125,7 @@ def test_fine_tuning_works_the_first_time(tmp_path):
     assert str(tmp_path) not in card
 
 
-def test_random_weights_are_said_and_how_to_get_others(tmp_path):
+def test_random_weights_are_announced_with_the_name_of_trained_ones(tmp_path):
     write_folder(tmp_path / "train", 8, names=("a", "b"))
     done = regnet(
         "train", tmp_path, "--model", "regnety_004", "--out", tmp_path / "x", "--set", "epochs=1",
@@ -146,7 +146,7 @@ def test_random_weights_are_said_and_how_to_get_others(tmp_path):
          "images of 48x48 pixels in training, of 64x64 in tests and in use"),
     ],
 )  # fmt: skip
-def test_sizes_of_images_are_said_and_saved(tmp_path, recipe, options, sizes):
+def test_image_sizes_are_printed_and_saved(tmp_path, recipe, options, sizes):
     import regnet as package
 
     write_folder(tmp_path / "train", 8, names=("a", "b"), size=(40, 50))

@@ -17,7 +17,7 @@ from tests.command import refused, regnet
 FILE = data_dir() / "regnety_cifar.cifar10.safetensors"
 
 
-def test_convert_there_and_back_and_verify(tmp_path):
+def test_converted_weights_can_be_converted_back_and_verified(tmp_path):
     there, back = tmp_path / "pycls.safetensors", tmp_path / "back.safetensors"
     done = regnet("weights", "convert", FILE, there, "--to", "pycls")
     assert done.returncode == 0, done.stderr
@@ -81,7 +81,7 @@ def test_a_training_checkpoint_with_objects_becomes_safetensors(tmp_path):
         (["fetch", "regnety_1280"], 1, ["all weights of regnety_1280 have a restricted license"]),
     ],
 )
-def test_what_fails_says_why(tmp_path, args, code, words):
+def test_a_failure_is_explained(tmp_path, args, code, words):
     refused(regnet("weights", *args, cwd=tmp_path), code, *words)
     assert not list(tmp_path.iterdir())
 

@@ -60,7 +60,7 @@ def apply(operation, batch, part=0.5, sign=1.0, *, wide=False):
         ),
     ],
 )
-def test_operations_are_pillows(batch, operation, part, reference):
+def test_operations_equal_those_of_pillow(batch, operation, part, reference):
     found, expected = apply(operation, batch, part), pillow(batch, reference)
     # Pillow rounds to bytes within; a turned pixel may fall on the other side of an edge.
     different = ((found - expected).abs() > 1.5).float().mean()
@@ -77,7 +77,7 @@ def test_shears_keep_the_center(batch):
 
 
 @pytest.mark.parametrize("policy", ["rand", "trivial"])
-def test_policies_draw_from_their_generator_alone(policy):
+def test_policies_draw_only_from_their_generator(policy):
     images = torch.from_numpy(pictures(40, (32, 32))[0]).permute(0, 3, 1, 2).float()
 
     def run(seed):
@@ -108,7 +108,7 @@ def test_crops_are_moved_images():
         assert any(torch.equal(image, window) for window in windows)
 
 
-def test_all_offsets_come(batch):
+def test_crops_use_every_offset_equally_often(batch):
     image = torch.zeros(4000, 1, 3, 3)
     image[:, :, 1, 1] = 1
     moved = augment.pad_and_crop(image, rng())
@@ -123,7 +123,7 @@ def test_lighting_has_the_colors_of_alexnet():
     assert noise.mean().abs() < 3e-4
 
 
-def test_flips():
+def test_flips_mirror_about_half_of_the_images():
     images = torch.arange(1000 * 3 * 2 * 4).float().view(1000, 3, 2, 4)
     found = augment.flip(images, rng())
     mirrored = (found == images.flip(3)).flatten(1).all(1)
@@ -143,7 +143,7 @@ def test_cutout_and_erasing_hide_rectangles():
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (0.0, 1.0), (0.2, 1.0)])
-def test_mixing_says_what_it_did(mixup, cutmix):
+def test_mixing_returns_partners_and_shares(mixup, cutmix):
     images = torch.arange(8.0)[:, None, None, None].expand(8, 3, 16, 16).contiguous()
     for seed in range(20):
         mixed, partner, own = augment.mix(images, mixup=mixup, cutmix=cutmix, rng=rng(seed))
@@ -152,7 +152,7 @@ def test_mixing_says_what_it_did(mixup, cutmix):
         torch.testing.assert_close(mixed.mean((1, 2, 3)), expected)
 
 
-def test_draws_of_beta():
+def test_beta_draws_have_the_mean_and_variance_of_their_law():
     generator = rng()
     for alpha in (0.2, 1.0):
         draws = torch.tensor([augment._beta(alpha, generator) for _ in range(4000)])

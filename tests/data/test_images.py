@@ -45,7 +45,7 @@ def test_exif_orientation_is_applied(tmp_path):
         ("I;16", 257 * 100, (100, 100, 100)),
     ],
 )
-def test_png_modes(tmp_path, mode, colour, expected):
+def test_png_files_of_every_mode_become_rgb(tmp_path, mode, colour, expected):
     path = save(tmp_path / "a.png", Image.new(mode, (4, 4), colour))
     assert pixel(path) == expected
 
@@ -57,7 +57,7 @@ def test_palette_and_its_transparency(tmp_path):
     assert pixel(save(tmp_path / "b.png", image, transparency=1)) == (255, 255, 255)
 
 
-def test_cmyk(tmp_path):
+def test_cmyk_images_become_rgb(tmp_path):
     assert pixel(save(tmp_path / "a.jpg", Image.new("CMYK", (8, 8), (0, 0, 0, 0)))) == (255,) * 3
 
 
@@ -77,7 +77,7 @@ def test_32_bit_grayscale(tmp_path, dtype, value, expected):
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(np.float32, 80), (np.int32, 65535), (np.int32, 9)])
-def test_32_bits_without_a_range_are_refused_and_with_one_taken(tmp_path, dtype, value):
+def test_32_bit_images_need_a_range(tmp_path, dtype, value):
     image = Image.fromarray(np.full((4, 4), value, dtype=dtype))
     with pytest.raises(
         ImageError, match="does not say which value is white; save it with 8 or 16 bits"
@@ -113,12 +113,12 @@ def test_transparent_gray_of_16_bits(tmp_path):
         (Image.fromarray(np.full((4, 4), 1e9, dtype=np.float32)), "gray values run from 1e"),
     ],
 )
-def test_what_cannot_be_used_is_refused(source, message):
+def test_unusable_images_are_refused(source, message):
     with pytest.raises(ImageError, match=message):
         open_image(source)
 
 
-def test_a_pillow_image_that_breaks_while_it_loads(tmp_path):
+def test_a_pillow_image_that_fails_to_load_is_refused(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     path = save(tmp_path / "a.png", Image.fromarray(noise))
     path.write_bytes(path.read_bytes()[:2000])
@@ -200,7 +200,7 @@ def test_a_truncated_file_is_refused(tmp_path, suffix):
         (b"\xff\xd8\xff\xe0" + b"\0" * 100, "a.jpg: "),
     ],
 )
-def test_what_is_no_image_is_refused(tmp_path, content, message):
+def test_other_objects_are_refused(tmp_path, content, message):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     with pytest.raises(ImageError) as error:
@@ -217,7 +217,7 @@ def test_missing_files_and_folders_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "gif", "bmp"])
-def test_damage_of_any_byte_is_refused_in_our_words_or_harmless(tmp_path, suffix):
+def test_damage_of_any_byte_raises_our_own_error_or_is_harmless(tmp_path, suffix):
     image = Image.new("RGB", (3, 3), "red")
     exif = image.getexif()
     exif[0x0112] = 6

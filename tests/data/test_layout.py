@@ -38,7 +38,7 @@ def opened(request, tmp_path):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("around", ["", "archive", "a/b"])
-def test_splits_are_known_by_their_names(tmp_path, opened, train, val, around):
+def test_splits_are_recognized_by_their_names(tmp_path, opened, train, val, around):
     folder = tmp_path / "photos"
     write_folder(folder / around / train, 6)
     write_folder(folder / around / val, 3)
@@ -59,7 +59,7 @@ def test_the_usual_name_comes_first(tmp_path, opened):
         opened(tmp_path / "other", "train")
 
 
-def test_a_flat_test_folder_is_told(tmp_path, opened):
+def test_a_test_folder_without_class_folders_is_reported(tmp_path, opened):
     folder = tmp_path / "photos"
     write_folder(folder / "train", 6)
     (folder / "test").mkdir()
@@ -91,7 +91,7 @@ def test_folders_inside_classes_are_allowed(tmp_path, opened):
     assert len(images) == 7
 
 
-def test_what_systems_leave_is_skipped_at_any_depth_and_told(tmp_path, opened):
+def test_files_of_operating_systems_are_skipped_and_counted(tmp_path, opened):
     folder = write_folder(tmp_path / "photos", 6)
     image = (folder / "red/0000.png").read_bytes()
     left = ("__MACOSX/red/._0.png", ".ipynb_checkpoints/a.png", "red/.ipynb_checkpoints/0.png",
@@ -113,7 +113,7 @@ def test_what_systems_leave_is_skipped_at_any_depth_and_told(tmp_path, opened):
         assert part in told
 
 
-def test_classes_without_images_are_told(tmp_path, opened):
+def test_classes_without_images_are_reported(tmp_path, opened):
     folder = write_folder(tmp_path / "photos", 6)
     (folder / "yellow").mkdir()
     images = opened(folder)
@@ -122,7 +122,7 @@ def test_classes_without_images_are_told(tmp_path, opened):
 
 
 @posix
-def test_links_to_folders_are_followed_and_circles_end(tmp_path):
+def test_links_to_folders_are_followed_and_cycles_end(tmp_path):
     write_folder(tmp_path / "elsewhere", 4, names=("more",))
     folder = write_folder(tmp_path / "photos", 6)
     (folder / "red/linked").symlink_to(tmp_path / "elsewhere/more")
@@ -147,7 +147,7 @@ def test_a_folder_that_two_classes_link_to_belongs_to_both(tmp_path):
     }  # fmt: skip
 
 
-def test_accents_are_one_name_however_they_are_written(tmp_path, opened):
+def test_accents_in_either_unicode_form_are_the_same_name(tmp_path, opened):
     name = "café"
     write_folder(tmp_path / "photos/train", 4, names=(unicodedata.normalize("NFD", name), "bar"))
     write_folder(tmp_path / "photos/val", 4, names=(unicodedata.normalize("NFC", name), "bar"))
@@ -155,7 +155,7 @@ def test_accents_are_one_name_however_they_are_written(tmp_path, opened):
     assert train.classes == val.classes == ("bar", unicodedata.normalize("NFC", name))
 
 
-def test_a_class_may_have_no_test_images_but_no_other_may_be_there(tmp_path):
+def test_a_split_may_lack_classes_but_not_have_new_ones(tmp_path):
     write_folder(tmp_path / "train", 9)
     write_folder(tmp_path / "val", 4, names=("blue", "red"))
     images = Images.open(str(tmp_path / "train"), str(tmp_path / "val"))
@@ -169,5 +169,5 @@ def test_a_class_may_have_no_test_images_but_no_other_may_be_there(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cat", "trainer", "latest", "contest", "devil", "evaluation"])
-def test_names_that_only_look_alike(name):
+def test_names_that_only_resemble_splits_are_not_splits(name):
     assert split_of(name) is None

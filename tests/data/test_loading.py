@@ -33,7 +33,7 @@ def read(images, workers):
 
 
 @linux
-def test_workers_that_do_not_fit_into_shared_memory_are_left_out(images, monkeypatch, caplog):
+def test_no_workers_are_used_if_shared_memory_is_too_small(images, monkeypatch, caplog):
     here = read(images, 0)
     batch = 4 * LOOK(images.open(0)).nbytes
     for free, count in ((0, 0), (3 * batch, 1), (7 * batch, 2), (100 * batch, 2)):
@@ -53,7 +53,7 @@ exec "$@"
 
 @linux
 @pytest.mark.slow
-def test_a_container_with_little_shared_memory_evaluates(tmp_path):
+def test_evaluation_works_with_little_shared_memory(tmp_path):
     """Mounted for one process and its children, where this user may."""
     inside = ["unshare", "--mount", "sh", "-c", SMALL_SHM, "sh"]
     with contextlib.suppress(FileNotFoundError):
@@ -91,7 +91,7 @@ def command(pid: int) -> bytes:
 
 
 @linux
-def test_a_worker_that_is_killed_is_told(images):
+def test_a_killed_worker_is_reported(images):
     batches, _, workers = begun(images)
     for worker in workers:
         os.kill(worker, signal.SIGKILL)
@@ -100,7 +100,7 @@ def test_a_worker_that_is_killed_is_told(images):
 
 
 @linux
-def test_a_worker_that_hangs_is_not_waited_for(images, monkeypatch):
+def test_a_hung_worker_does_not_block(images, monkeypatch):
     monkeypatch.setattr(loading, "PATIENCE", 2.0)
     batches, _, workers = begun(images)
     for worker in workers:
@@ -136,7 +136,7 @@ def test_a_process_that_fails_does_not_wait_for_its_workers(images):
 
 @linux
 @pytest.mark.slow
-def test_a_group_that_is_asked_to_end_keeps_its_workers(images):
+def test_workers_ignore_signals_to_the_process_group(images):
     """As SLURM asks all processes of a job: the first one ends well, and needs its workers."""
     batches, first, workers = begun(images)
     for worker in workers:

@@ -15,7 +15,7 @@ REFERENCE = np.load(golden.DATA / "preprocess_torchvision.npz")
 
 
 @pytest.mark.parametrize("case", REFERENCE.files)
-def test_pixels_are_those_of_torchvision(case):
+def test_pixels_equal_those_of_torchvision(case):
     shape, size, crop_pct, interpolation = case.split("-")
     side = int(size)
     transform = Preprocess(
@@ -82,12 +82,12 @@ def test_impossible_transforms_are_refused(options, message):
         Preprocess(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5]),
     ],
 )
-def test_transforms_survive_timms_words(transform):
+def test_transforms_survive_conversion_to_timm_and_back(transform):
     assert Preprocess.from_timm(transform.to_timm()) == transform
     assert hash(transform) == hash(Preprocess.from_timm(transform.to_timm()))
 
 
-def test_a_models_own_transform():
+def test_preprocess_returns_the_transform_of_a_model():
     transform = regnet.preprocess(regnet.create("regnety_cifar", pretrained=True))
     assert transform.size == (32, 32)
     assert transform.crop_pct == 1.0
@@ -95,6 +95,6 @@ def test_a_models_own_transform():
     assert transform == Preprocess()
 
 
-def test_a_model_that_does_not_say():
+def test_a_model_without_a_card_is_refused():
     with pytest.raises(ConfigError, match="no card that specifies its preprocessing"):
         regnet.preprocess(torch.nn.Identity())

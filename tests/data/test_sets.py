@@ -37,7 +37,7 @@ def write_parquet(
     return path
 
 
-def test_class_folders(tmp_path):
+def test_class_folders_are_a_set(tmp_path):
     folder = write_folder(tmp_path / "set", 7)
     (folder / ".cache").mkdir()
     (folder / "red/notes.txt").write_text("not an image")
@@ -52,7 +52,7 @@ def test_class_folders(tmp_path):
         assert np.array_equal(np.asarray(images.open(index)), expected[number])
 
 
-def test_splits(tmp_path):
+def test_splits_are_opened_by_name(tmp_path):
     write_folder(tmp_path / "train", 6)
     write_folder(tmp_path / "validation", 3)
     assert len(open_set(tmp_path, "train")) == 6
@@ -95,7 +95,7 @@ def test_sets_can_be_sent_to_other_processes(tmp_path, kind):
     assert again.fingerprint == images.fingerprint
 
 
-def test_a_class_may_be_called_as_a_split_is(tmp_path):
+def test_a_class_may_have_the_name_of_a_split(tmp_path):
     write_folder(tmp_path / "a", 9, names=("bus", "train", "car"))
     for split in ("train", "val"):
         assert open_set(tmp_path / "a", split).classes == ("bus", "car", "train")
@@ -104,7 +104,7 @@ def test_a_class_may_be_called_as_a_split_is(tmp_path):
         open_set(tmp_path / "b")
 
 
-def test_splits_in_a_tar(tmp_path):
+def test_a_tar_file_may_contain_splits(tmp_path):
     write_folder(tmp_path / "set/train", 6)
     write_folder(tmp_path / "set/test", 3)
     (tmp_path / "set/test/red/._0000.png").write_bytes(b"not an image")
@@ -121,7 +121,7 @@ def test_splits_in_a_tar(tmp_path):
         open_set(tmp_path / "flat.tar")
 
 
-def test_layouts_of_the_hub(tmp_path):
+def test_parquet_layouts_of_the_hub_are_understood(tmp_path):
     for path in ("default/train/0000.parquet", "default/validation/0000.parquet"):
         (tmp_path / "a" / path).parent.mkdir(parents=True)
         write_parquet(tmp_path / "a" / path, 4 if "train" in path else 3)
@@ -137,7 +137,7 @@ def test_layouts_of_the_hub(tmp_path):
         open_set(tmp_path / "b", "train")
 
 
-def test_labels_that_are_names(tmp_path):
+def test_labels_may_be_names(tmp_path):
     images = [{"bytes": encoded(i), "path": f"x/ILSVRC2012_val_{n:08d}.JPEG"} for n, i in
               enumerate(pictures(3)[0])]  # fmt: skip
     table = pyarrow.table({"image": images, "wnid": ["n02", "n01", "n02"]})
@@ -148,14 +148,14 @@ def test_labels_that_are_names(tmp_path):
     assert held.names[2] == "x/ILSVRC2012_val_00000002.JPEG"
 
 
-def test_fingerprints_know_labels_and_names(tmp_path):
+def test_fingerprints_depend_on_labels_and_names(tmp_path):
     a = open_set(write_parquet(tmp_path / "a.parquet", 6))
     b = open_set(write_parquet(tmp_path / "b.parquet", 6, labels=[0, 1, 2, 0, 1, 1]))
     c = open_set(write_parquet(tmp_path / "c.parquet", 6, names=("red", "green", "yellow")))
     assert len({images.fingerprint for images in (a, b, c)}) == 3
 
 
-def test_the_format_of_the_file_is_known(tmp_path):
+def test_images_keep_the_format_of_their_file(tmp_path):
     folder = write_folder(tmp_path / "set", 1, suffix=".jpg")
     assert open_set(folder).open(0).format == "JPEG"
 
@@ -180,7 +180,7 @@ def test_a_damaged_image_is_named(tmp_path):
         held.open(1)
 
 
-def test_what_is_no_set(tmp_path, monkeypatch):
+def test_other_files_and_folders_are_refused(tmp_path, monkeypatch):
     def refused(source, message):
         with pytest.raises(DataError, match=message):
             open_set(source)
@@ -210,7 +210,7 @@ def test_what_is_no_set(tmp_path, monkeypatch):
     refused(write_parquet(tmp_path / "f.parquet", 0, labels=[]), "has no rows")
 
 
-def test_a_data_set_of_the_hub(tmp_path, hub):
+def test_a_data_set_is_downloaded_from_the_hub(tmp_path, hub):
     held = write_parquet(tmp_path / "x.parquet", 5, image="image").read_bytes()
     hub.repos["datasets/owner/set"] = {"data/train-00000-of-00001.parquet": held,
                                        "data/test-00000-of-00001.parquet": held,
@@ -263,7 +263,7 @@ def test_a_label_beyond_the_rows_is_refused(tmp_path, label):
 @pytest.mark.parametrize(
     "described", ["[" * 100_000, '{"info": []}', '{"info": {"features": {"label": {"names": 3}}}}']
 )
-def test_descriptions_that_are_none_are_left_out(tmp_path, described):
+def test_invalid_descriptions_are_ignored(tmp_path, described):
     path = write_parquet(tmp_path / "a.parquet", 4, names=())
     table = parquet.read_table(path).replace_schema_metadata({"huggingface": described})
     parquet.write_table(table, path)

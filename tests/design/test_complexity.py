@@ -37,7 +37,7 @@ def empty(config):
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_published_complexity(name):
+def test_complexity_equals_published_figures(name):
     row = reference(name)
     size = row.get("complexity_input_size", row.get("input_size"))[1]
     found = complexity(VARIANTS[name].config, size)
@@ -46,14 +46,14 @@ def test_published_complexity(name):
 
 
 @pytest.mark.parametrize("name", golden.load("variants.json"))
-def test_published_complexity_at_other_sizes(name):
+def test_complexity_at_other_image_sizes_equals_published_figures(name):
     for size, row in reference(name)["complexity_by_input_size"].items():
         found = complexity(VARIANTS[name].config, int(size))
         assert (found.flops, found.activations) == (row["flops"], row["activations"])
 
 
 @pytest.mark.parametrize("name", one_per_family(MEASURED))
-def test_parameters_of_the_module(name):
+def test_the_module_has_as_many_parameters_as_counted(name):
     with torch.device("meta"):
         model = AnyNet(VARIANTS[name].config)
     assert sum(p.numel() for p in model.parameters()) == reference(name)["params"]
@@ -139,7 +139,7 @@ def test_arithmetic_equals_what_fvcore_recorded(name):
 # fvcore runs a network to count it, which takes minutes for all of them.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", one_per_family(COUNTED_BY_FVCORE, rest=pytest.mark.long))
-def test_fvcore_counts_are_those_recorded(name):
+def test_fvcore_still_counts_what_was_recorded(name):
     config = VARIANTS[name].config
     flops, activations, size = recorded_by_fvcore(name)
     counted = count(empty(config), size)
@@ -188,19 +188,19 @@ def test_population_equals_one_network_after_another(rows, rounding, shared):
         assert counted.activations[i] == one.activations
 
 
-def test_population_takes_numbers_for_what_is_shared():
+def test_a_parameter_of_a_population_may_be_a_single_number():
     population = regnet_population(w0=24, wa=36.44, wm=2.49, depth=[12, 13], group_width=8)
     config = VARIANTS["regnetx_002"].config
     assert population_complexity(population, config).flops[1] == complexity(config).flops
 
 
-def test_population_of_none():
+def test_a_population_may_be_empty():
     population = regnet_population(w0=[], wa=[], wm=[], depth=[])
     assert len(population) == 0
     assert population_complexity(population, ArchitectureConfig()).flops.shape == (0,)
 
 
-def test_population_of_extremes_is_neither_slow_nor_wrong():
+def test_a_population_of_extremes_is_counted_quickly_and_correctly():
     rows = {"w0": [8, 2000, 24], "wa": [2000.0, 1.0, 36.44], "wm": [1.05, 10.0, 1 + 1e-9]}
     population = regnet_population(**rows, depth=[200, 200, 13])
     for i, depth in enumerate((200, 200, 13)):

@@ -129,7 +129,7 @@ def test_anynet_needs_a_stage():
             AnyNetConfig(stages=stages)
 
 
-def test_numbers_of_numpy_become_pythons():
+def test_numpy_numbers_become_python_numbers():
     stage = StageConfig(depth=np.int64(2), width=np.int32(64), bottleneck_ratio=np.float32(0.5))
     assert stage == StageConfig(depth=2, width=64, bottleneck_ratio=0.5)
     config = RegNetConfig(depth=np.int64(13), w0=np.int64(24), wa=np.float32(36), wm=np.float64(2))

@@ -56,7 +56,7 @@ def test_random_stages_are_recovered(config):
         ([32, 144, 256, 448], [1, 1, 3, 5], (48, 61, 2.2), 0.078),
     ],
 )
-def test_paper_fits(widths, depths, parameters, e_fit):
+def test_fits_equal_those_of_the_paper(widths, depths, parameters, e_fit):
     fit = RegNetConfig.fit(widths, depths)
     assert fit.e_fit == pytest.approx(e_fit, abs=0.001)
     w0, wa, wm = parameters
@@ -75,7 +75,7 @@ def test_paper_fits(widths, depths, parameters, e_fit):
         ([64, 960, 64, 64], [1, 1, 9, 9], 1.4, 0.1),
     ],
 )
-def test_paper_fitting_errors(widths, depths, e_fit, tolerance):
+def test_fitting_errors_equal_those_of_the_paper(widths, depths, e_fit, tolerance):
     fit = RegNetConfig.fit(widths, depths)
     assert not fit.exact
     assert fit.e_fit == pytest.approx(e_fit, abs=tolerance)
@@ -95,7 +95,7 @@ def test_arrays_can_be_fitted():
         ([64, 32, 16, 8, 8, 8], [1] * 6, "no RegNet has 6 stages in 6 blocks"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused(widths, depths, message):
+def test_widths_that_cannot_be_fitted_are_refused(widths, depths, message):
     with pytest.raises(ConfigError) as error:
         RegNetConfig.fit(widths, depths)
     assert message in str(error.value)

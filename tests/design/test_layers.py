@@ -67,7 +67,7 @@ def test_halo_attention_has_a_floor_of_its_own():
         assert layer.params == positions
 
 
-def test_a_floor_by_hand():
+def test_a_floor_equals_one_worked_out_by_hand():
     """RegNetX's first block: bytes of each map and weight, and what a fused shortcut adds."""
     config = VARIANTS["regnetx_002"].config.anynet()
     layers = [layer for layer in network_layers(config, 224) if layer.kind == "conv"]

@@ -39,7 +39,7 @@ def test_costs_grow_as_the_papers_table_says(strategy: Any) -> None:
     assert after.activations / before.activations == pytest.approx(s**activations, rel=0.08)
 
 
-def test_rounding_by_hand() -> None:
+def test_rounding_equals_an_example_worked_out_by_hand() -> None:
     """RegNetY-400MF by 4: depths s^0.1 = 1.149, widths s^0.4 = 1.741, image s^0.05 = 1.072."""
     found = scale(regnet.info("regnety_004").config, 4)
     assert found.image_size == 240  # 240.08
@@ -73,6 +73,6 @@ def test_any_factor_gives_a_network(factor: float, name: str) -> None:
         (2, 1.5, "must lie from 0 to 1, got 1.5"),
     ],
 )
-def test_what_cannot_be_is_refused(factor: float, strategy: Any, message: str) -> None:
+def test_impossible_factors_are_refused(factor: float, strategy: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         scale(LARGE, factor, strategy=strategy)

@@ -48,7 +48,7 @@ def test_group_rounding_moves_a_bottleneck_by_half_a_unit_at_most(width, group, 
 
 
 @pytest.mark.parametrize("name", golden.load("variants.json"))
-def test_published_stages(name):
+def test_stages_equal_the_published_ones(name):
     row = golden.load("variants.json")[name]
     config = VARIANTS[name].config.anynet()
     assert list(config.widths) == row["stage_widths"]
@@ -59,7 +59,7 @@ def test_published_stages(name):
 
 
 @pytest.mark.parametrize("name", golden.load("variants.json"))
-def test_published_blocks(name):
+def test_blocks_equal_the_published_ones(name):
     blocks = VARIANTS[name].config.blocks()
     for number, stage in enumerate(golden.load("variants.json")[name]["stages"], 1):
         found = [block for block in blocks if block.stage == number]
@@ -99,7 +99,7 @@ def test_the_two_rounding_rules_differ_where_published_models_do(
     assert VARIANTS[f"{name}_tv"].config.widths[last_or_first] == divisible
 
 
-def test_any_number_of_stages():
+def test_a_regnet_may_have_any_number_of_stages():
     counts = [
         len(RegNetConfig(depth=depth, w0=16, wa=wa, wm=2.0).stages)
         for depth, wa in ((1, 0.0), (4, 8.0), (12, 16.0), (30, 60.0), (60, 200.0))

@@ -45,7 +45,7 @@ def test_batches_of_any_size_give_what_the_runner_gives(
             assert torch.equal(second, batch.sum(1))
 
 
-def test_streams_run_at_the_same_time_and_each_alone_on_its_runner() -> None:
+def test_streams_run_concurrently_each_on_its_own_runner() -> None:
     together, busy = threading.Barrier(3, timeout=10), [False] * 3
 
     def of(number: int) -> Runner:
@@ -63,7 +63,7 @@ def test_streams_run_at_the_same_time_and_each_alone_on_its_runner() -> None:
     assert torch.equal(streams(x), x)
 
 
-def test_a_piece_is_never_larger_than_what_each_stream_gets() -> None:
+def test_a_piece_is_never_larger_than_a_streams_share() -> None:
     assert piece_of(16, 2) == 4
     assert piece_of(7, 2) == 3
     assert piece_of(2, 4) == 1
@@ -82,7 +82,7 @@ def test_streams_give_their_runners_pieces_of_one_size() -> None:
     assert sizes == [4, 4, 4]
 
 
-def test_streams_ask_for_a_few_batches_ahead_and_no_more() -> None:
+def test_streams_fetch_only_a_few_batches_ahead() -> None:
     asked = 0
 
     def batches() -> Iterator[Tensor]:
@@ -97,7 +97,7 @@ def test_streams_ask_for_a_few_batches_ahead_and_no_more() -> None:
         assert asked == number + AHEAD
 
 
-def test_an_error_in_a_stream_is_raised_where_its_batch_is_asked_for() -> None:
+def test_an_error_in_a_stream_is_raised_with_its_batch() -> None:
     def failing(x: Tensor) -> Tensor:
         if x.item() == 5:
             raise ValueError("on purpose")
@@ -115,7 +115,7 @@ SMALL = RegNetConfig(depth=3, w0=16, wa=16.0, wm=2.0, se_ratio=0.25, stem="cifar
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["onnx_runtime", "openvino"])
-def test_throughput_may_be_had_by_streams(engine: str) -> None:
+def test_streams_can_win_a_race_for_throughput(engine: str) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -95,7 +95,7 @@ def test_transforms_keep_the_function(name):
     assert pays_to_pad(network) == (name in ("regnetx_006",))
 
 
-def test_optimize_chooses_the_fastest_that_is_right(model):
+def test_optimize_chooses_the_fastest_correct_engine(model):
     fast = regnet.optimize(model, images(), engines=["eager", "folded", "padded"], seconds=0.2)
     rows = {(c.engine, c.precision): c for c in fast.report.candidates}
     assert rows["eager", "bf16"].reason == "the reference is fp32"
@@ -113,7 +113,7 @@ def test_optimize_chooses_the_fastest_that_is_right(model):
 
 
 @pytest.mark.slow
-def test_a_race_is_remembered(model, tmp_path, monkeypatch):
+def test_the_result_of_a_race_is_saved(model, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options = {"engines": ["eager", "folded"], "seconds": 0.1}
     first = regnet.optimize(model, images(), **options).report
@@ -137,7 +137,7 @@ def test_a_race_is_remembered(model, tmp_path, monkeypatch):
     assert not regnet.optimize(model, images(), **options).report.remembered
 
 
-def test_what_is_remembered_is_checked_again(model, monkeypatch, tmp_path):
+def test_a_saved_winner_is_checked_again(model, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     options = {"engines": ["folded", "eager"], "precision": "fp32", "seconds": 0.1}
     regnet.optimize(model, images(), **options)
@@ -147,7 +147,7 @@ def test_what_is_remembered_is_checked_again(model, monkeypatch, tmp_path):
     assert found.report.winner.engine == "eager"
 
 
-def test_a_cache_that_cannot_be_written_is_no_failure(model, monkeypatch, tmp_path, caplog):
+def test_a_cache_that_cannot_be_written_is_not_an_error(model, monkeypatch, tmp_path, caplog):
     file = tmp_path / "no folder"
     file.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
@@ -166,7 +166,7 @@ def test_any_module_can_be_optimized():
         regnet.optimize(other)
 
 
-def test_a_model_in_training_stays_so_and_its_answers_are_those_of_evaluation(model):
+def test_a_model_in_training_mode_keeps_it_and_is_run_in_evaluation_mode(model):
     training = copy.deepcopy(model).train()
     before = {name: value.clone() for name, value in training.state_dict().items()}
     fast = regnet.optimize(training, images(), engines=["eager"], seconds=0.1)
@@ -179,7 +179,7 @@ def test_a_model_in_training_stays_so_and_its_answers_are_those_of_evaluation(mo
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("engine", ["folded", "padded", "cuda_graph", "padded_cuda_graph"])
-def test_what_was_optimized_on_a_gpu_is_called_plainly(model, engine):
+def test_results_on_a_gpu_are_not_overwritten_by_the_next_call(model, engine):
     on_gpu = copy.deepcopy(model).cuda()
     fast = regnet.optimize(on_gpu, images().cuda(), engines=[engine], seconds=0.1)
     x, y = images().cuda(), images().cuda()
@@ -190,7 +190,7 @@ def test_what_was_optimized_on_a_gpu_is_called_plainly(model, engine):
 
 
 @pytest.mark.long
-def test_more_networks_than_torch_compile_keeps_for_one_function(model):
+def test_nine_networks_can_be_compiled_in_one_process(model):
     target = Target(device=CPU)
     runners = [Compiled().build(regnet.create(CONFIG), images(1), target) for _ in range(9)]
     assert all(runner(images(1)).shape == (1, 7) for runner in runners)
@@ -227,7 +227,7 @@ class Broken(Wrong):
         raise RuntimeError("no\nsuch thing")
 
 
-def test_what_is_wrong_gets_no_time(model, monkeypatch):
+def test_an_engine_with_wrong_outputs_is_not_timed(model, monkeypatch):
     monkeypatch.setattr(module, "ENGINES", (Wrong(), SameMemory(), Broken(), ENGINES[0]))
     report = regnet.optimize(model, images(), precision="fp32", seconds=0.1).report
     reasons = {c.engine: c.reason for c in report.candidates}
@@ -243,7 +243,7 @@ def test_what_is_wrong_gets_no_time(model, monkeypatch):
         regnet.optimize(model, images())
 
 
-def test_bad_requests(model):
+def test_bad_requests_are_refused(model):
     with pytest.raises(ConfigError, match="there is no engine 'tvm'; there are eager, folded, p"):
         regnet.optimize(model, engines=["tvm"])
     with pytest.raises(ConfigError, match="no precision 'int3'; there are auto, fp32, bf16, fp16"):

@@ -36,7 +36,7 @@ def photos(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("photos"), 12, names=("cat", "dog", "frog"))
 
 
-def test_it_gives_the_models_answers_and_knows_what_it_is(model, onnx_file):
+def test_a_file_gives_the_models_answers_and_describes_itself(model, onnx_file):
     file = open_model(str(onnx_file))
     assert isinstance(file, FileNetwork)
     with torch.inference_mode():
@@ -49,7 +49,7 @@ def test_it_gives_the_models_answers_and_knows_what_it_is(model, onnx_file):
     assert file.num_classes == 10
 
 
-def test_commands_open_it(model, onnx_file, photos):
+def test_commands_open_a_file(model, onnx_file, photos):
     lines = command("info", onnx_file, code=0).stdout
     assert "onnx, fp32; it takes images of any batch, channels 3, any height, any width" in lines
     ours = command("predict", photos / "cat", "--model", "regnety_cifar", "--json", code=0).stdout
@@ -68,14 +68,14 @@ def test_commands_open_it(model, onnx_file, photos):
     assert done.stderr.count("onnx fp32") == 1, "it runs one way"
 
 
-def test_two_files_are_not_taken_for_one(model, onnx_file, tmp_path):
+def test_two_files_have_different_digests(model, onnx_file, tmp_path):
     other = tmp_path / "other.onnx"
     regnet.export(regnet.create("regnety_cifar"), other)
     digests = {digest_of(open_model(str(path))) for path in (onnx_file, onnx_file, other)}
     assert len(digests) == 2
 
 
-def test_a_fixed_size_is_said(model, tmp_path):
+def test_an_error_names_the_fixed_image_size(model, tmp_path):
     path = tmp_path / "fixed.onnx"
     regnet.export(model, path, example=torch.zeros(2, 3, 32, 32), dynamic=False)
     file = open_model(str(path))
@@ -85,7 +85,7 @@ def test_a_fixed_size_is_said(model, tmp_path):
         file(torch.zeros(1, 3, 64, 64))
 
 
-def test_what_cannot_be_opened_says_why(onnx_file, tmp_path):
+def test_a_file_that_cannot_be_opened_says_why(onnx_file, tmp_path):
     import onnx
 
     with pytest.raises(NotFoundError, match="there is no file"):
@@ -152,7 +152,7 @@ def test_a_file_that_can_run_code_is_not_opened_unless_trusted(tmp_path):
 
 
 @pytest.mark.slow
-def test_trusted_files_open(model, tmp_path):
+def test_trusted_files_are_opened(model, tmp_path):
     path = tmp_path / "model.pt2"
     regnet.export(model, path)
     with pytest.raises(ConfigError, match="--trust"):
@@ -163,7 +163,7 @@ def test_trusted_files_open(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_openvino_files_open(model, tmp_path, photos):
+def test_openvino_files_are_opened(model, tmp_path, photos):
     path = tmp_path / "model.xml"
     regnet.export(model, path)
     file = open_model(str(path))
@@ -175,7 +175,7 @@ def test_openvino_files_open(model, tmp_path, photos):
         open_model(str(path))
 
 
-def test_names_of_files():
+def test_exported_files_are_recognized_by_their_suffixes():
     assert is_exported("a/b.onnx")
     assert is_exported("C:\\b.XML")
     assert not is_exported("hf-hub:owner/name.onnx")

@@ -36,7 +36,7 @@ print("alive", sum(told))
 
 
 @posix
-def test_signals_arrive_after_networks_are_gone() -> None:
+def test_signals_arrive_after_networks_are_deleted() -> None:
     """Ctrl-C too is a signal, and the end of each process that a loader began."""
     done = subprocess.run([sys.executable, "-c", LETS_GO], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "alive 2\n"), done.stderr

@@ -109,7 +109,7 @@ def test_a_precision_that_lost_on_two_engines_is_not_built_again(monkeypatch, mo
     assert engines[3].built == ["fp32", "fp32", "bf16"]
 
 
-def test_fp32_is_left_out_where_a_half_won(monkeypatch, model):
+def test_fp32_is_left_out_if_half_precision_won(monkeypatch, model):
     engines = [
         Known("eager", fp32=10.0),
         Known("b", fp32=9.0, bf16=5.0),
@@ -120,7 +120,7 @@ def test_fp32_is_left_out_where_a_half_won(monkeypatch, model):
     assert engines[3].built == ["bf16"]
 
 
-def test_what_runs_the_same_kernels_is_built_once(monkeypatch, model):
+def test_engines_with_the_same_kernels_are_built_once(monkeypatch, model):
     engines = [
         Known("eager", fp32=10.0),
         Known("compiled", compiles=True, fp32=6.0),
@@ -151,7 +151,7 @@ def test_compilers_whose_convolutions_alone_take_longer_are_left_out(
         )
 
 
-def test_a_budget_leaves_out_what_it_has_no_time_for(monkeypatch, model):
+def test_a_budget_leaves_out_candidates_that_take_too_long(monkeypatch, model):
     engines = [
         Known("eager", fp32=10.0),
         Known("b", fp32=5.0),
@@ -171,7 +171,7 @@ def test_a_budget_leaves_out_what_it_has_no_time_for(monkeypatch, model):
             run(monkeypatch, model, engines, budget_seconds=number)
 
 
-def test_a_busy_machine_is_no_claim(monkeypatch, model):
+def test_no_difference_is_claimed_on_a_busy_machine(monkeypatch, model):
     def busy(a, b, *_args, **_options):
         found = compared(a, b)
         return Comparison(
@@ -184,7 +184,7 @@ def test_a_busy_machine_is_no_claim(monkeypatch, model):
     assert report.winner.verdict == "no claim: the machine is busy"
 
 
-def test_images_need_an_engine_for_int8(model):
+def test_images_are_refused_without_an_engine_for_int8(model):
     images = torch.zeros(4, 3, 32, 32)
     for options, words in (
         ({"engines": ["eager"]}, "runs on openvino; add it to engines"),
@@ -202,13 +202,13 @@ def test_images_need_an_engine_for_int8(model):
         (torch.zeros(4, 3, 16, 16), "do not fit"),
     ],
 )
-def test_images_must_fit(model, images, words):
+def test_unsuitable_images_are_refused(model, images, words):
     with pytest.raises(ConfigError, match=words):
         regnet.optimize(model, EXAMPLE, images=images, progress=False)
 
 
 @pytest.mark.parametrize("package", ["openvino", "nncf"])
-def test_what_int8_needs_and_lacks_is_named(model, monkeypatch, package):
+def test_a_missing_package_for_int8_is_named(model, monkeypatch, package):
     monkeypatch.setattr(int8.OpenVINO, "obstacle", lambda *_: None)
     monkeypatch.setattr(int8.util, "find_spec", lambda _: None)
     if package == "openvino":
@@ -218,7 +218,7 @@ def test_what_int8_needs_and_lacks_is_named(model, monkeypatch, package):
 
 
 @pytest.mark.slow
-def test_int8_races_and_is_judged(monkeypatch):
+def test_int8_takes_part_in_the_race_and_is_judged(monkeypatch):
     monkeypatch.undo()
     network = regnet.create("regnety_cifar", pretrained=True).eval()
     images = torch.from_numpy(pictures(24, (32, 32))[0]).permute(0, 3, 1, 2) / 255

@@ -38,7 +38,7 @@ def file(model: regnet.AnyNet, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @given(st.integers(0, 2**31))
 @settings(deadline=None, max_examples=20)
-def test_pixels_survive_normalization(seed: int) -> None:
+def test_normalization_in_the_file_keeps_every_pixel(seed: int) -> None:
     look = regnet.Preprocess(size=(9, 7))
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (2, 9, 7, 3), dtype=np.uint8)
@@ -47,7 +47,9 @@ def test_pixels_survive_normalization(seed: int) -> None:
     assert np.array_equal(pixels_of(torch.from_numpy(images), look).numpy(), pixels)
 
 
-def test_bytes_in_probabilities_out_as_by_way_of_pillow(model: regnet.AnyNet, file: Path) -> None:
+def test_a_file_of_pixels_gives_the_same_probabilities_as_predict(
+    model: regnet.AnyNet, file: Path
+) -> None:
     session = onnxruntime.InferenceSession(file)
     [images], [answers] = session.get_inputs(), session.get_outputs()
     assert (images.name, images.type, images.shape) == ("images", "tensor(uint8)",
@@ -76,7 +78,7 @@ def test_openvino_takes_pixels_too(model: regnet.AnyNet, tmp_path: Path) -> None
         assert ours.probability == pytest.approx(theirs.probability, abs=1e-3)
 
 
-def test_such_a_file_is_a_model_for_every_command(model: regnet.AnyNet, file: Path) -> None:
+def test_a_file_of_pixels_is_a_model_for_every_command(model: regnet.AnyNet, file: Path) -> None:
     network = open_model(str(file))
     with torch.inference_mode():
         x = regnet.preprocess(model)(PHOTO)[None]
@@ -103,7 +105,7 @@ def test_free_axes_have_readable_names(
 
 
 @pytest.mark.parametrize("input", ["uint8", pytest.param("float32", marks=pytest.mark.slow)])
-def test_a_file_of_another_size_says_so_to_who_prepares_images(
+def test_a_file_of_another_size_sets_the_size_of_preprocessing(
     model: regnet.AnyNet, tmp_path: Path, input: Input
 ) -> None:
     path = tmp_path / "model.onnx"
@@ -141,7 +143,7 @@ def test_the_command_writes_file_and_script(tmp_path: Path) -> None:
     refused(other, 2, "add --input uint8")
 
 
-def test_what_cannot_take_pixels(model: regnet.AnyNet, tmp_path: Path) -> None:
+def test_models_that_cannot_take_pixels_are_refused(model: regnet.AnyNet, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="torch files take float32; onnx and openvino"):
         regnet.export(model, tmp_path / "m.pt2", input="uint8")
     maps = regnet.create("regnety_cifar", features_only=True)

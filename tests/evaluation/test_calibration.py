@@ -36,7 +36,7 @@ def drawn(seed, count=400, classes=7, sharpness=2.0):
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**31), st.floats(0.2, 5))
-def test_it_is_the_most_likely_one(seed, sharpness):
+def test_the_temperature_is_the_most_likely_one(seed, sharpness):
     logits, labels = drawn(seed, sharpness=sharpness)
 
     def loss(log):
@@ -54,7 +54,7 @@ def test_logits_times_a_number_need_that_many_times_the_temperature(factor):
     assert fit_temperature(factor * logits, labels) == pytest.approx(expected, rel=1e-4)
 
 
-def test_where_every_answer_is_right_it_stays_in_its_range():
+def test_the_temperature_stays_in_its_range_if_every_answer_is_right():
     logits, _ = drawn(2)
     assert fit_temperature(logits, logits.argmax(1)) == pytest.approx(RANGE[0], rel=1e-3)
 
@@ -69,7 +69,7 @@ def test_no_image_is_judged_by_a_temperature_that_it_chose():
         judge(logits[:99], labels[:99])
 
 
-def test_folded_it_changes_confidences_and_no_answer():
+def test_a_folded_temperature_changes_confidences_and_no_answer():
     model = regnet.create("regnety_002", num_classes=5).eval()
     x = torch.randn(3, 3, 64, 64)
     with torch.inference_mode():
@@ -101,7 +101,7 @@ def test_images_of_few_classes_are_refused(tmp_path):
         (["--larger"], "--calibrate uses the checkpoint's own setting"),
     ],
 )
-def test_what_would_be_ignored_is_refused(options, message, tmp_path):
+def test_options_that_would_be_ignored_are_refused(options, message, tmp_path):
     command = ["evaluate", "shapes", "--calibrate", str(tmp_path / "new"), *options]
     with pytest.raises(ConfigError, match=message):
         CliRunner().invoke(app, command, catch_exceptions=False)
@@ -143,7 +143,7 @@ def labelled(*counts):
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.data())
-def test_held_out_images_are_a_part_in_proportion(counts, data):
+def test_held_out_images_keep_the_proportions_of_the_classes(counts, data):
     images = labelled(*counts)
     free = len(images) - len(counts)
     count = data.draw(st.integers(0, len(images)))
@@ -162,7 +162,7 @@ def test_held_out_images_are_a_part_in_proportion(counts, data):
     assert again.fingerprint == held.fingerprint
 
 
-def test_how_many_are_held_out():
+def test_the_number_of_held_out_images_follows_from_the_size_of_the_set():
     for images, expected in ((300, 100), (999, 100), (5000, 500), (80_000, 5000)):
         held, rest = hold_out(labelled(images // 2, images - images // 2))
         assert (len(held), len(rest)) == (expected, images - expected)

@@ -53,7 +53,7 @@ def model():
     return network
 
 
-def test_all_right(model, tmp_path):
+def test_a_perfect_model_has_full_accuracy(model, tmp_path):
     write_folder(tmp_path, 25, names=NAMES)
     seen = []
     done = evaluate(model, tmp_path, dataset="colors", on_images=lambda *at: seen.append(at))
@@ -68,7 +68,7 @@ def test_all_right(model, tmp_path):
     json.dumps(done.confusion_matrix)
 
 
-def test_wrong_labels_are_counted_and_told(model, tmp_path):
+def test_wrong_labels_are_counted_and_reported(model, tmp_path):
     write_folder(tmp_path, 25, names=NAMES)
     for number in ("0000", "0005"):
         shutil.move(tmp_path / f"red/{number}.png", tmp_path / f"blue/{number}.png")
@@ -99,7 +99,7 @@ def test_folders_without_known_names_are_taken_in_order(model, tmp_path):
     assert done.top1 == 100
 
 
-def test_a_missing_folder_shifts_nothing(model, tmp_path):
+def test_a_missing_folder_does_not_shift_the_classes(model, tmp_path):
     write_folder(tmp_path, 25, names=NAMES)
     shutil.rmtree(tmp_path / "green")
     done = evaluate(model, tmp_path)
@@ -124,7 +124,7 @@ def folders(tmp_path, names, count):
     return tmp_path
 
 
-def test_wordnet_names_and_subsets(tmp_path):
+def test_wordnet_names_and_subsets_are_recognized(tmp_path):
     synsets, subsets = imagenet()["synsets"], imagenet()["subsets"]
     # From the papers of ImageNet-A and -R: 200 classes each, 113 of them shared; from the WordNet
     # list: tench first, toilet tissue last.
@@ -143,7 +143,7 @@ def test_wordnet_names_and_subsets(tmp_path):
     assert list(match.outputs) == sorted(a)
 
 
-def test_a_name_that_says_several_things_and_one_that_is_strange(tmp_path):
+def test_a_folder_may_list_several_names_but_must_not_be_unknown(tmp_path):
     labels = label_sets()["imagenet-1k"]
     some = open_set(folders(tmp_path / "a", ["tench, Tinca tinca", "goldfish"], 4))
     assert match_classes(some, labels, 1000).outputs == (1, 0)
@@ -162,7 +162,7 @@ def test_classes_without_images_do_not_matter(tmp_path):
     assert match.missing == ()
 
 
-def test_the_names_that_a_model_has_come_first(model, tmp_path):
+def test_the_class_names_of_the_model_come_first(model, tmp_path):
     """A network trained on folders 0 to 11 has them in the order of text."""
     names = tuple(sorted(str(number) for number in range(12)))
     images = open_set(folders(tmp_path, [str(number) for number in range(12)], 12))
@@ -170,7 +170,7 @@ def test_the_names_that_a_model_has_come_first(model, tmp_path):
     assert (match.outputs, match.how) == (tuple(range(12)), "names")
 
 
-def test_classes_that_the_model_does_not_have(model, tmp_path):
+def test_classes_that_the_model_does_not_have_are_refused(model, tmp_path):
     write_folder(tmp_path / "a", 10, names=("red", "pink", "green", "blue", "cyan"))
     with pytest.raises(DataError, match=r"1 of 5 classes are not outputs .* names: pink"):
         evaluate(model, tmp_path / "a")
@@ -179,7 +179,7 @@ def test_classes_that_the_model_does_not_have(model, tmp_path):
         evaluate(model, tmp_path / "b")
 
 
-def test_restricted_classes_compete_alone():
+def test_restricted_classes_compete_only_with_each_other():
     from regnet.evaluation.evaluate import _records
 
     logits = torch.tensor([[5.0, 1.0, 3.0, 2.0]])
@@ -190,7 +190,7 @@ def test_restricted_classes_compete_alone():
     assert few["confidence"] == pytest.approx(logits[0, 1:].softmax(0)[1].item())
 
 
-def test_known_sets(tmp_path):
+def test_known_sets_are_recognized(tmp_path):
     names = [f"{n:04d}" for n in range(1000)]
     v2 = open_set(folders(tmp_path / "imagenetv2-matched-frequency-format-val", names, 10_000))
     assert identify(v2, match_classes(v2, (), 1000)) == "imagenet-v2-matched-frequency"
@@ -234,7 +234,7 @@ def test_images_that_cannot_be_read_are_listed(model, damaged):
     assert kept.published.verdict == "not comparable: 5 images cannot be read"
 
 
-def test_nothing_that_can_be_read(model, tmp_path):
+def test_a_set_without_readable_images_is_refused(model, tmp_path):
     write_folder(tmp_path, 5, names=NAMES)
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(b"no image")
@@ -283,7 +283,7 @@ def test_any_number_of_processes_counts_the_same(tmp_path, count):
     assert sorted(images) == list(range(31))
 
 
-def test_an_interrupted_evaluation_goes_on(model, tmp_path):
+def test_an_interrupted_evaluation_is_resumed(model, tmp_path):
     write_folder(tmp_path / "set", 20, names=NAMES)
     kept = tmp_path / "kept"
 
@@ -313,7 +313,7 @@ def test_an_interrupted_evaluation_goes_on(model, tmp_path):
         evaluate(model, tmp_path / "set", keep=kept, crop_pct=0.5)
 
 
-def test_published_figures_are_those_of_the_same_setting(model, tmp_path):
+def test_published_figures_are_compared_at_the_same_setting(model, tmp_path):
     write_folder(tmp_path, 5, names=NAMES)
     model.card = replace(
         model.card,
@@ -335,21 +335,21 @@ def test_published_figures_are_those_of_the_same_setting(model, tmp_path):
     assert published(image_size=32, crop_pct=0.9) == 99.0
 
 
-def test_answers_that_are_no_numbers(model, tmp_path):
+def test_answers_that_are_nan_are_refused(model, tmp_path):
     write_folder(tmp_path, 5, names=NAMES)
     model.forward = lambda x: torch.full((len(x), 5), float("nan"))
     with pytest.raises(EngineError, match="outputs for images 0 to 4 are not finite"):
         evaluate(model, tmp_path)
 
 
-def test_precisions_are_what_they_say(model, tmp_path):
+def test_a_reported_precision_is_the_one_that_was_used(model, tmp_path):
     write_folder(tmp_path, 5, names=NAMES)
     with pytest.raises(ConfigError, match="eager computes in the precision of the weights, fp32"):
         evaluate(model, tmp_path, precision="bf16")
     assert evaluate(model.bfloat16(), tmp_path).precision == "bf16"
 
 
-def test_real_labels(model, tmp_path):
+def test_real_labels_count_any_of_their_classes(model, tmp_path):
     folder = tmp_path / "set"
     for number, name in enumerate(("red", "green", "blue", "red"), 1):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -377,7 +377,7 @@ def test_other_engines_give_the_same(tmp_path):
     assert folded.calibration_error == pytest.approx(eager.calibration_error, abs=1e-3)
 
 
-def test_calibration_error():
+def test_calibration_error_equals_one_worked_out_by_hand():
     # Two bins: ten answers at 0.95 of which eight are right, ten at 0.55 of which six are.
     answers = Answers(
         indices=np.arange(20),
@@ -388,7 +388,7 @@ def test_calibration_error():
     assert scores.calibration_error(answers, labels) == pytest.approx(100 * (0.15 + 0.05) / 2)
 
 
-def test_top_k():
+def test_top_k_accuracy_counts_the_first_k_classes():
     answers = Answers(
         indices=np.array([0, 1, 3]),
         top=np.array([[3, 1, 0, 2, 4], [4, 3, 2, 1, 0], [5, 6, 7, 8, 9]]),
@@ -399,7 +399,7 @@ def test_top_k():
     assert scores.top_k(answers, labels, 5) == pytest.approx(200 / 3)
 
 
-def test_a_model_that_mixes_up_two_of_many_classes_is_no_shuffle():
+def test_two_confused_classes_of_many_are_not_taken_for_shuffled_folders():
     labels = np.repeat(np.arange(200), 5)
     top = labels.copy()
     top[labels == 3] = 7

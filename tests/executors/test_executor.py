@@ -65,7 +65,7 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
     return SlurmExecutor(2, cluster="local", folder=tmp_path / "jobs")
 
 
-def test_every_task_gives_one_result_and_is_taken_when_there_is_room(executor: Executor) -> None:
+def test_every_task_gives_one_result_and_starts_when_a_worker_is_free(executor: Executor) -> None:
     taken: list[int] = []
 
     def tasks() -> Iterator[int]:
@@ -82,7 +82,7 @@ def test_every_task_gives_one_result_and_is_taken_when_there_is_room(executor: E
 
 @posix
 @pytest.mark.parametrize("executor", ["pool", *OTHERS], indirect=True)
-def test_a_task_whose_process_is_killed_is_done_again(executor: Executor, tmp_path: Path) -> None:
+def test_a_task_whose_process_is_killed_is_repeated(executor: Executor, tmp_path: Path) -> None:
     tasks = [(tmp_path / "died", number) for number in range(3)]
     found = dict(executor.run(die_at_first, iter(tasks)))
     assert found == {task: task[1] for task in tasks}
@@ -91,25 +91,27 @@ def test_a_task_whose_process_is_killed_is_done_again(executor: Executor, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["pool", *long("ray", "slurm")], indirect=True)
-def test_a_task_that_kills_every_process_ends_alone(executor: Executor) -> None:
+def test_a_task_that_kills_every_process_fails_without_the_others(executor: Executor) -> None:
     found = dict(executor.run(die_always, iter(range(3))))
     assert isinstance(found[1], Died)
     assert {found[0], found[2]} == {0, 2}
 
 
-def test_what_the_function_raises_is_raised(executor: Executor) -> None:
+def test_an_error_of_the_function_is_raised(executor: Executor) -> None:
     with pytest.raises(Exception, match="task 7 is no good"):
         list(executor.run(fail, iter([7])))
 
 
-def test_a_process_that_does_not_come_up_is_no_tasks_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_start_is_not_blamed_on_a_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("regnet.executors.pool._work", None)  # which nobody can call
     with pytest.raises(ExecutorError, match=r"ended with code \d before it could begin"):
         list(ProcessPool(1).run(square, iter([1])))
 
 
 @pytest.mark.slow
-def test_the_pool_says_how_a_process_died() -> None:
+def test_the_pool_reports_how_a_process_died() -> None:
     [(_, result)] = ProcessPool(1).run(die_always, iter([1]))
     assert isinstance(result, Died)
     assert f"SIGKILL (out of memory?), {ATTEMPTS} times" in result.reason
@@ -134,7 +136,7 @@ def test_a_task_that_takes_too_long_is_ended(make: str, request: pytest.FixtureR
     assert found == {seconds: seconds for seconds in (0.1, 0.2, 0.3)}
 
 
-def test_a_task_that_is_overdue_is_named_once(
+def test_an_overdue_task_is_reported_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 0.0
@@ -158,7 +160,7 @@ def test_a_task_that_is_overdue_is_named_once(
 
 
 @posix
-def test_closing_ends_what_runs(tmp_path: Path) -> None:
+def test_closing_an_executor_ends_running_tasks(tmp_path: Path) -> None:
     files = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
 
     def tasks() -> Iterator[Path]:

@@ -33,7 +33,7 @@ def cluster() -> Iterator[Any]:
         nodes.shutdown()
 
 
-def test_a_study_ends_complete_though_a_node_is_killed(cluster: Any, tmp_path: Path) -> None:
+def test_a_study_is_complete_even_if_a_node_is_killed(cluster: Any, tmp_path: Path) -> None:
     from regnet.executors.ray import RayExecutor
 
     write_folder(tmp_path / "data/train", 48)
@@ -59,7 +59,7 @@ def test_a_study_ends_complete_though_a_node_is_killed(cluster: Any, tmp_path: P
     assert len(set(told)) == len(told) == 8
 
 
-def test_predictions_are_complete_though_a_node_is_killed(
+def test_predictions_are_complete_even_if_a_node_is_killed(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pyarrow.parquet as parquet

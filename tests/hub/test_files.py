@@ -57,7 +57,7 @@ def test_no_commit_becomes_a_path(served, cache, text):
     assert not cache.exists() or not inside(cache)
 
 
-def test_an_answer_that_turns_hostile_is_not_asked_again(served, cache):
+def test_a_later_hostile_answer_is_not_used(served, cache):
     """The first is judged, and is the one that decides; what later ones say is not used."""
     good: dict[str, str] = {}
     hostile = {"ETag": "../../../../x", "X-Linked-Etag": "../../x", "X-Repo-Commit": "../../y"}
@@ -67,7 +67,7 @@ def test_an_answer_that_turns_hostile_is_not_asked_again(served, cache):
     inside(cache)
 
 
-def test_small_files_and_data_sets_come_the_same_way(served, cache, monkeypatch):
+def test_small_files_and_data_sets_are_fetched_as_safely(served, cache, monkeypatch):
     hostile = {"ETag": "../../../../x", "X-Linked-Etag": "../../../../x"}
     served.metadata = [dict(hostile) for _ in range(4)]
     assert fetch_file(REPO, NAME, None, Fetch(cache_dir=cache)).read_bytes() == b"{}"
@@ -85,7 +85,7 @@ def test_small_files_and_data_sets_come_the_same_way(served, cache, monkeypatch)
 
 
 @pytest.mark.parametrize("name", OUT)
-def test_no_name_leads_out(cache, name):
+def test_no_file_name_leads_out_of_the_cache(cache, name):
     with pytest.raises(WeightsError, match="a file cannot have the name"):
         check_name(name, "file")
     with pytest.raises(WeightsError, match="a revision cannot have the name"):
@@ -93,7 +93,7 @@ def test_no_name_leads_out(cache, name):
 
 
 @pytest.mark.parametrize("revision", ["../../x", "/x"])
-def test_no_revision_leads_out(served, cache, revision):
+def test_no_revision_leads_out_of_the_cache(served, cache, revision):
     with pytest.raises(RegNetError):
         find_source(
             f"hf-hub:{REPO}", revision=revision, pretrained=True, how=Fetch(cache_dir=cache)
@@ -111,7 +111,7 @@ def test_the_hub_client_finds_what_was_fetched(served, cache):
     assert len(served.requests) == before
 
 
-def test_a_small_file_is_small(served, cache):
+def test_a_file_above_the_size_limit_is_refused(served, cache):
     with pytest.raises(WeightsError, match="has 5,000 bytes; the limit is 100"):
         Repository(name=REPO, cache=cache).fetch("data.bin", most=100)
 
@@ -130,7 +130,7 @@ def test_a_link_in_a_shared_cache_overwrites_nothing(served, tmp_path, link):
     assert target.read_bytes() == b"x" * 5000
 
 
-def test_locks_that_mean_nothing_do_not_let_two_share_a_file(served, tmp_path, monkeypatch):
+def test_two_downloads_never_share_a_file_where_locks_do_not_work(served, tmp_path, monkeypatch):
     parts = []
     monkeypatch.setattr(transfer, "_lock_holds", lambda _: False)
     for _ in range(2):
@@ -141,12 +141,12 @@ def test_locks_that_mean_nothing_do_not_let_two_share_a_file(served, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
-def test_a_lock_is_known_to_hold(tmp_path):
+def test_a_working_lock_is_recognized(tmp_path):
     with transfer.locked(tmp_path / "file"):
         assert transfer._lock_holds(tmp_path / "file")
 
 
-def test_a_download_that_is_always_cut_ends(served, tmp_path, monkeypatch):
+def test_a_download_that_is_cut_off_every_time_ends(served, tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "BACKOFF", 0.001)
     served.files["file"] = b"x" * 500_000
     served.faults = ["truncate"] * 100
@@ -155,7 +155,7 @@ def test_a_download_that_is_always_cut_ends(served, tmp_path, monkeypatch):
     assert len(served.faults) > 80
 
 
-def test_a_slow_drip_ends(served, tmp_path, monkeypatch):
+def test_a_download_that_only_drips_ends(served, tmp_path, monkeypatch):
     for name, value in {"PATIENCE": 0.2, "BACKOFF": 0.001, "LEAST_SPEED": 10**7}.items():
         monkeypatch.setattr(transfer, name, value)
     served.files["file"] = b"x" * 5_000_000
@@ -164,7 +164,7 @@ def test_a_slow_drip_ends(served, tmp_path, monkeypatch):
         transfer.transfer(served.url("file"), tmp_path / "file", sha256="0" * 64)
 
 
-def test_a_body_without_end_ends(served, tmp_path):
+def test_a_body_of_infinite_length_ends(served, tmp_path):
     served.files["file"] = b"x" * 5000
     served.faults = ["endless"] * 3
     with pytest.raises(transfer.Damaged, match="sends more than"):
@@ -172,7 +172,7 @@ def test_a_body_without_end_ends(served, tmp_path):
     assert not list(tmp_path.glob(".*.part"))
 
 
-def test_offline_takes_what_is_there(served, cache):
+def test_offline_mode_uses_the_cache(served, cache):
     fetch_file(REPO, NAME, None, Fetch(cache_dir=cache))
     offline = Fetch(cache_dir=cache, local_files_only=True)
     assert fetch_file(REPO, NAME, None, offline).read_bytes() == b"{}"
@@ -183,7 +183,7 @@ def test_offline_takes_what_is_there(served, cache):
 
 
 @pytest.mark.parametrize("fault", [(500, {}), (429, {"Retry-After": "3600"})])
-def test_a_server_that_does_not_answer_leaves_what_the_cache_has(served, cache, monkeypatch, fault):
+def test_the_cache_is_used_if_the_server_does_not_answer(served, cache, monkeypatch, fault):
     monkeypatch.setattr(transfer, "BACKOFF", 0.001)
     fetch_file(REPO, NAME, None, Fetch(cache_dir=cache))
     served.head_faults = [fault] * 9
@@ -193,7 +193,7 @@ def test_a_server_that_does_not_answer_leaves_what_the_cache_has(served, cache, 
         fetch_file(REPO, "other.json", None, Fetch(cache_dir=cache))
 
 
-def test_a_repository_that_is_gone_is_not_taken_from_the_cache(served, cache):
+def test_a_deleted_repository_is_not_read_from_the_cache(served, cache):
     fetch_file(REPO, NAME, None, Fetch(cache_dir=cache))
     del served.repos[REPO]
     with pytest.raises(WeightsError, match="does not exist, or is private"):

@@ -35,7 +35,7 @@ def network(name, **options):
 
 
 @pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed")
-def test_kernels_in_tritons_interpreter():
+def test_kernels_are_correct_in_tritons_interpreter():
     done = subprocess.run(
         [sys.executable, "-m", "tests.kernels.cases"],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"},
@@ -50,7 +50,7 @@ def test_kernels_in_tritons_interpreter():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", cases.BOUNDS)
 @pytest.mark.parametrize("widths", [[], *([g] for g in cases.GROUP_WIDTHS)], ids=str)
-def test_kernels_on_a_gpu(dtype, widths):
+def test_kernels_are_correct_on_a_gpu(dtype, widths):
     """In the first way of each kind: compiling all of them one by one would take minutes."""
     checked = cases.check("cuda", dtype, thin=True, widths=widths or None, sides=cases.SIDES)
     errors = dict(checked)
@@ -60,7 +60,7 @@ def test_kernels_on_a_gpu(dtype, widths):
 @pytest.mark.parametrize(
     "name", ["regnetx_002", "regnety_002", "regnetx_006", "regnety_006", "regnety_cifar.cifar10"]
 )
-def test_networks_of_kernels_are_the_same_function(name):
+def test_a_network_of_kernels_computes_the_same_function(name):
     model = network(name)
     side = 32 if "cifar" in name else 75
     x = torch.randn(2, 3, side, side - 3)
@@ -70,7 +70,7 @@ def test_networks_of_kernels_are_the_same_function(name):
         assert relative_error(found, model(x)) < 2e-3
 
 
-def test_a_trunk_gives_features():
+def test_a_network_of_kernels_without_a_classifier_gives_features():
     model = network("regnety_002", num_classes=0)
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():

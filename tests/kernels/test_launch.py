@@ -51,7 +51,7 @@ def launch(number, cache=1e9):
         st.tuples(st.booleans(), st.floats(1e6, 1e12), st.sampled_from([0, 8, None])), min_size=1
     )
 )
-def test_what_is_timed_has_the_best_of_each_kind_and_nothing_that_spills(ways):
+def test_the_best_of_each_kind_is_timed_and_nothing_that_spills(ways):
     kinds = [(Kind if first else OtherKind)(n) for n, (first, _, _) in enumerate(ways)]
     launches = [launch(n, cache) for n, (_, cache, _) in enumerate(ways)]
     known = {
@@ -76,12 +76,12 @@ def test_what_is_timed_has_the_best_of_each_kind_and_nothing_that_spills(ways):
         assert kinds[best] in kept
 
 
-def test_ways_of_which_nothing_is_known_are_all_timed():
+def test_ways_without_a_prediction_are_all_timed():
     ways = [Kind(0), Kind(1), OtherKind(2)]
     assert promising(ways, [launch(n, 10.0**n) for n in range(3)], 132) == ways
 
 
-def test_what_was_packed_only_to_be_timed_is_forgotten(monkeypatch):
+def test_weights_packed_only_for_timing_are_released(monkeypatch):
     layer = Grouped.of(nn.Conv2d(48, 48, 3, 1, 1, groups=2), torch.float16)
 
     def fastest(_key, ways, launch, _x):
@@ -99,7 +99,7 @@ def test_what_was_packed_only_to_be_timed_is_forgotten(monkeypatch):
         first = set(layer._packed)
 
 
-def test_a_plan_names_what_a_network_chooses_among_without_a_gpu():
+def test_a_plan_lists_all_ways_of_a_network_without_a_gpu():
     model = folded(regnet.create("regnety_002").eval())
     choices = plan(model, torch.float16, (4, 3, 64, 64))
     kernels = [{one.kernel.fn.__name__ for one in ways} for ways in choices]
@@ -111,7 +111,7 @@ def test_a_plan_names_what_a_network_chooses_among_without_a_gpu():
 
 
 @pytest.mark.slow
-def test_what_kernels_need_when_they_are_compiled_for_an_h200():
+def test_kernels_compiled_for_an_h200_stay_within_their_resources():
     """Registers, shared memory and waits at most; a spill would cost more than any of them."""
     model = folded(regnet.create("regnety_016").eval())
     choices = plan(model, torch.float16, (256, 3, 224, 224))
@@ -145,7 +145,7 @@ def test_what_kernels_need_when_they_are_compiled_for_an_h200():
 
 
 @pytest.mark.slow
-def test_a_kernel_that_cannot_be_compiled_is_told_and_the_others_are():
+def test_a_kernel_that_cannot_be_compiled_is_reported_and_the_others_compile():
     model = folded(regnet.create("regnetx_002").eval())
     [stem, *_] = plan(model, torch.float16, (1, 3, 32, 32))
     good = stem[0].binary

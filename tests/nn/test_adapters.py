@@ -46,7 +46,7 @@ class LayerGetter(nn.ModuleDict):
 
 
 @pytest.mark.parametrize("name", ["regnetx_002", "regnety_002", "regnetz_005", "regnetv_040"])
-def test_torchvisions_detection_networks(name):
+def test_torchvisions_detection_networks_can_use_ours(name):
     model = regnet.create(name).eval()
     layers = {f"s{number}": str(number - 1) for number in (1, 2, 3, 4)}
     found = LayerGetter(model, layers)(IMAGES)
@@ -59,7 +59,7 @@ def test_torchvisions_detection_networks(name):
 
 @pytest.mark.parametrize("depth", [1, 3, 5])
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_the_encoder_of_segmentation_models(depth, channels):
+def test_the_encoder_of_segmentation_models_can_use_ours(depth, channels):
     """Its universal encoder asks for a pyramid, and puts the images in front of it."""
     with torch.device("meta"):
         probe = regnet.create("regnety_002", features_only=True)
@@ -75,7 +75,7 @@ def test_the_encoder_of_segmentation_models(depth, channels):
     assert getattr(model, "output_fmt", None) != "NHWC"
 
 
-def test_the_wrapper_of_transformers(network):
+def test_the_wrapper_of_transformers_can_use_ours(network):
     """`TimmWrapperModel`: no classifier, hidden states, pooled features."""
     model = regnet.create("regnety_002", pretrained=False, num_classes=0).eval()
     model.load_state_dict(network.state_dict(), strict=False)
@@ -90,7 +90,7 @@ def test_the_wrapper_of_transformers(network):
     assert classifier(IMAGES).shape == (2, 7)
 
 
-def test_the_backbone_of_transformers():
+def test_the_backbone_of_transformers_can_use_ours():
     """`TimmBackbone` asks for more layers at times, by what it finds in `feature_info`."""
     model = regnet.create(
         "regnety_002", features_only=True, in_chans=3, out_indices=[1, 3], output_stride=None

@@ -18,7 +18,7 @@ PYCLS = {
 
 
 @pytest.mark.parametrize("name", PYCLS)
-def test_complexity_is_that_of_pycls(name):
+def test_complexity_equals_that_of_pycls(name):
     size, flops, params, activations = PYCLS[name]
     assert EFFICIENTNETS[name].image_size == size
     found = total(EFFICIENTNETS[name].layers(size))
@@ -26,7 +26,7 @@ def test_complexity_is_that_of_pycls(name):
 
 
 @pytest.mark.parametrize("name", EFFICIENTNETS)
-def test_the_module_is_what_was_counted(name):
+def test_the_module_has_the_counted_parameters(name):
     with torch.device("meta"):
         model = EfficientNet(EFFICIENTNETS[name])
         logits = model(torch.empty(2, 3, 64, 64))
@@ -35,7 +35,7 @@ def test_the_module_is_what_was_counted(name):
     assert sum(p.numel() for p in model.parameters()) == counted.params
 
 
-def test_names_are_timms():
+def test_names_equal_those_of_timm():
     with torch.device("meta"):
         names = EfficientNet(EFFICIENTNETS["efficientnet_b0"]).state_dict()
     for name in (

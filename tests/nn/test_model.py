@@ -77,7 +77,7 @@ def test_meta_device_allocates_nothing(config):
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
-def test_the_largest_network_is_built_on_meta_in_no_memory():
+def test_the_largest_network_needs_no_memory_on_the_meta_device():
     model = regnet.create("regnety_2560", device="meta")
     assert sum(p.numel() for p in model.parameters()) == 1_282_601_138
 
@@ -128,7 +128,7 @@ def test_output_stride_limits_the_reduction_and_keeps_the_parameters(name, strid
         name for name, row in golden.load("variants.json").items() if "feature_info" in row
     ),
 )
-def test_feature_info_is_that_of_timm(name):
+def test_feature_info_equals_that_of_timm(name):
     model = regnet.create(name, device="meta")
     recorded = golden.load("variants.json")[name]["feature_info"]
     assert model.feature_info.channels() == [row["num_chs"] for row in recorded]
@@ -138,7 +138,7 @@ def test_feature_info_is_that_of_timm(name):
 
 
 @EACH_KIND
-def test_feature_maps_have_the_shapes_announced(config):
+def test_feature_maps_have_the_announced_shapes(config):
     model = AnyNet(config).eval()
     maps = FeatureNet(model)(images(64, 128))
     assert len(maps) == len(model.feature_info)
@@ -148,7 +148,7 @@ def test_feature_maps_have_the_shapes_announced(config):
 
 
 @EACH_KIND
-def test_feature_maps_are_those_of_the_whole_network(config):
+def test_feature_maps_equal_those_of_the_complete_network(config):
     model = AnyNet(config).eval()
     x = images()
     last, maps = model.forward_intermediates(x)
@@ -157,19 +157,19 @@ def test_feature_maps_are_those_of_the_whole_network(config):
         torch.testing.assert_close(alone, inside)
 
 
-def test_chosen_feature_maps():
+def test_feature_maps_can_be_chosen():
     model = regnet.create("regnety_cifar", features_only=True, out_indices=(1, -1)).eval()
     assert model.feature_info.module_name() == ["s1", "s3"]
     assert [tuple(m.shape) for m in model(images(32, 32))] == [(2, 64, 16, 16), (2, 320, 4, 4)]
 
 
-def test_feature_net_leaves_out_what_is_behind_the_deepest_map():
+def test_a_feature_network_ends_after_its_deepest_map():
     model = regnet.create("regnetx_002", features_only=True, out_indices=(2,))
     names = {name.partition(".")[0] for name, _ in model.named_parameters()}
     assert names == {"stem", "s1", "s2"}
 
 
-def test_feature_net_takes_the_state_dict_of_the_whole_network():
+def test_a_feature_network_loads_the_state_dict_of_the_complete_network():
     whole = AnyNet(SMALL)
     backbone = FeatureNet(AnyNet(SMALL))
     result = backbone.load_state_dict(whole.state_dict(), strict=False)
@@ -177,18 +177,18 @@ def test_feature_net_takes_the_state_dict_of_the_whole_network():
     assert result.unexpected_keys == ["head.fc.weight", "head.fc.bias"]
 
 
-def test_a_feature_map_that_is_not_there():
+def test_a_feature_map_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="there is no feature map 7; the network has 5"):
         regnet.create("regnetx_002", features_only=True, out_indices=(7,))
 
 
 @pytest.mark.parametrize("indices", [(), (4, -1), (0, 0)])
-def test_feature_maps_must_be_different_ones(indices):
+def test_feature_maps_must_differ(indices):
     with pytest.raises(ConfigError, match="at least one index of a feature map, and each once"):
         regnet.create("regnetx_002", features_only=True, out_indices=indices)
 
 
-def test_modules_that_users_attach_are_not_in_the_path_of_the_data():
+def test_attached_modules_do_not_change_the_output():
     model = AnyNet(SMALL).eval()
     x = images()
     before = model(x)
@@ -225,7 +225,7 @@ def test_a_number_of_feature_maps_means_the_last_ones(number):
 
 
 @pytest.mark.parametrize("number", [0, -1, 6])
-def test_so_many_feature_maps_there_are_not(number):
+def test_more_feature_maps_than_there_are_is_refused(number):
     with pytest.raises(ConfigError, match="feature maps; the network has 5"):
         regnet.create("regnetx_002", features_only=True, out_indices=number)
 
@@ -269,7 +269,7 @@ def test_intermediates_end_as_in_timm():
           for n, f in (("regnety_002", False), ("nf_regnet_b0", False), ("nf_regnet_b0", True))),
     ],
 )  # fmt: skip
-def test_scripted_networks_give_the_same(name, features_only):
+def test_scripted_networks_give_the_same_outputs(name, features_only):
     model = regnet.create(name, features_only=features_only, drop_path_rate=0.2).eval()
     scripted = torch.jit.script(model)
     assert list(scripted.state_dict()) == list(model.state_dict())
@@ -292,14 +292,14 @@ def test_a_script_that_cannot_give_every_map_says_so():
 
 
 @pytest.mark.parametrize("name", one_per_family(VARIANTS, rest=pytest.mark.long))
-def test_torch_fx_traces(name):
+def test_torch_fx_can_trace_a_network(name):
     model = regnet.create(name, device="meta").eval()
     traced = torch.fx.symbolic_trace(model)
     assert traced(torch.empty(2, 3, 224, 224, device="meta")).shape == (2, model.num_classes)
     torch.fx.symbolic_trace(FeatureNet(model))
 
 
-def test_a_classifier_put_in_by_hand_is_what_config_and_card_speak_of(caplog):
+def test_config_and_card_follow_a_replaced_classifier(caplog):
     model = AnyNet(SMALL)
     model.card = Card(labels=tuple("abcde"), metrics=(Metric(dataset="x", top1=9.0),))
     assert model.card.labels == tuple("abcde")
@@ -322,7 +322,7 @@ def test_a_classifier_put_in_by_hand_is_what_config_and_card_speak_of(caplog):
         lambda width, n: nn.Sequential(nn.Linear(width, 9), nn.ReLU(), nn.Linear(9, n)),
     ],
 )
-def test_labels_never_outlive_their_classifier(build, outputs):
+def test_labels_are_removed_with_their_classifier(build, outputs):
     model = AnyNet(SMALL)
     model.card = Card(labels=tuple("abcde"))
     model.head.fc = build(model.num_features, outputs)
@@ -340,7 +340,7 @@ def test_copies_keep_labels(copied):
     assert copied(model).card == model.card
 
 
-def test_a_stem_put_in_by_hand_is_what_the_config_speaks_of():
+def test_the_config_follows_a_replaced_stem():
     model = AnyNet(SMALL)
     model.stem.conv = conv2d(4, 32, 3, stride=2)
     assert model.config == replace(SMALL, in_chans=4)
@@ -361,7 +361,7 @@ def test_a_classifier_in_the_wrong_place_is_refused(name):
     assert model(images()).shape == (2, 5)
 
 
-def test_intermediates_by_number_and_alone():
+def test_intermediates_can_be_chosen_by_number_and_returned_alone():
     model = AnyNet(SMALL).eval()
     x = images()
     maps = model.forward_intermediates(x, 2, intermediates_only=True)
@@ -372,7 +372,7 @@ def test_intermediates_by_number_and_alone():
     torch.testing.assert_close(last, everything[0])
 
 
-def test_head_gives_features_before_the_classifier():
+def test_the_head_can_return_the_features_before_the_classifier():
     model = AnyNet(SMALL).eval()
     features = model.forward_features(images())
     pooled = model.forward_head(features, pre_logits=True)
@@ -386,7 +386,7 @@ def test_no_classes_give_pooled_features():
     assert isinstance(model.get_classifier(), nn.Identity)
 
 
-def test_global_pool_choices():
+def test_global_pool_selects_the_pooling():
     config = replace(SMALL, num_classes=0)
     model = AnyNet(config, global_pool="max").eval()
     features = model.forward_features(images())
@@ -398,7 +398,7 @@ def test_global_pool_choices():
         AnyNet(SMALL, global_pool="mean")  # type: ignore[arg-type]
 
 
-def test_reset_classifier_changes_the_head_alone():
+def test_reset_classifier_changes_only_the_head():
     model = AnyNet(SMALL, drop_rate=0.25).double().eval()
     x = images().double()
     before = model.forward_features(x)
@@ -440,7 +440,7 @@ def test_rates_outside_their_range_are_refused():
         AnyNet(SMALL, drop_path_rate=1.5)
 
 
-def test_initialization_is_the_papers():
+def test_initialization_equals_that_of_the_paper():
     model = AnyNet(replace(VARIANTS["regnetx_016"].config, num_classes=1000))
     conv = model.s3.b2.conv2.conv  # fan-out counts all outputs, whatever the number of groups
     expected = (2 / (9 * conv.out_channels)) ** 0.5
@@ -510,7 +510,7 @@ def test_evonorm_survives_half_precision(dtype):
     torch.testing.assert_close(found, expected, rtol=0.1, atol=0.1 * expected.std().item())
 
 
-def test_evaluation_gives_each_module_its_mode_back():
+def test_evaluation_restores_the_mode_of_each_module():
     model = AnyNet(SMALL).train()
     model.stem.eval()  # frozen
     with evaluating(model):
@@ -521,11 +521,11 @@ def test_evaluation_gives_each_module_its_mode_back():
 
 @pytest.mark.filterwarnings("ignore:var")  # torch's variance warns of empty batches
 @EACH_KIND
-def test_an_empty_batch(config):
+def test_an_empty_batch_gives_empty_outputs(config):
     assert AnyNet(config).eval()(torch.empty(0, 3, 64, 64)).shape == (0, 5)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_other_numbers_of_channels(channels):
+def test_networks_can_have_other_numbers_of_channels(channels):
     model = regnet.create("regnetx_002", in_chans=channels).eval()
     assert model(torch.randn(1, channels, 32, 32)).shape == (1, 1000)

@@ -100,7 +100,7 @@ def worst_difference(model: AnyNet, record: dict[str, Any], names: dict[str, str
 
 
 @pytest.mark.parametrize(("name", "record"), cases("golden_timm.json"))
-def test_outputs_equal_timms(name, record):
+def test_outputs_equal_those_of_timm(name, record):
     config = with_overrides(VARIANTS[name].config, record.get("overrides") or {})
     model = filled(config, record["conv_gain"], keys_of(name).to_theirs)
     assert worst_difference(model, record, {}) < 1e-9
@@ -112,7 +112,7 @@ def pycls_keys(name: str) -> KeyTable:
 
 
 @pytest.mark.parametrize(("name", "record"), cases("golden_pycls.json"))
-def test_outputs_equal_pyclss(name, record):
+def test_outputs_equal_those_of_pycls(name, record):
     config = VARIANTS[name].config
     model = filled(config, record["conv_gain"], pycls_keys(name).to_theirs)
     # The max pool is part of pycls's ResNet stem.
@@ -122,7 +122,7 @@ def test_outputs_equal_pyclss(name, record):
 
 
 @pytest.mark.parametrize("name", one_per_family(golden.load("state_dicts_timm.json.gz")))
-def test_state_dict_is_that_of_timm(name):
+def test_the_state_dict_equals_that_of_timm(name):
     with torch.device("meta"):
         state_dict = AnyNet(VARIANTS[name].config).state_dict()
     ours = [[keys_of(name).to_theirs(key), list(value.shape)] for key, value in state_dict.items()]
@@ -130,7 +130,7 @@ def test_state_dict_is_that_of_timm(name):
 
 
 @pytest.mark.parametrize("name", one_per_family(golden.load("state_dicts_pycls.json.gz")))
-def test_state_dict_has_the_tensors_of_pycls(name):
+def test_the_state_dict_has_the_tensors_of_pycls(name):
     with torch.device("meta"):
         state_dict = AnyNet(VARIANTS[name].config).state_dict()
     recorded = dict(golden.load("state_dicts_pycls.json.gz")[name])

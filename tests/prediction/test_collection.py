@@ -86,7 +86,7 @@ def said(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_rows_are_what_single_images_get(photos: Path, tmp_path: Path) -> None:
+def test_rows_equal_the_predictions_of_single_images(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     found = predict_collection(photos, out, topk=3, executor=HERE)
     assert (found.images, found.unreadable, found.resumed) == (12, 0, 0)
@@ -171,7 +171,7 @@ def test_images_that_cannot_be_read_are_rows_with_a_reason(photos: Path, tmp_pat
     assert said(out)["unreadable"] == 3
 
 
-def test_nothing_but_unreadable_images_is_a_file_too(tmp_path: Path) -> None:
+def test_a_file_is_written_even_if_no_image_is_readable(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_text("no image")
     for features in (False, True):
@@ -181,7 +181,7 @@ def test_nothing_but_unreadable_images_is_a_file_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_what_is_done_is_not_repeated(
+def test_finished_parts_are_not_repeated(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, worked = tmp_path / "out.parquet", []
@@ -212,7 +212,7 @@ def test_what_is_done_is_not_repeated(
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_images_that_changed_meanwhile_are_predicted_again(photos: Path, tmp_path: Path) -> None:
+def test_changed_images_are_predicted_again(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     unfinished(photos, out)
     (photos / "class 0/00.png").write_bytes(encoded(99))
@@ -247,7 +247,7 @@ def test_other_predictions_are_neither_mixed_nor_overwritten(photos: Path, tmp_p
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"text", None])
-def test_a_file_that_holds_no_predictions_stays(
+def test_a_file_without_predictions_is_not_overwritten(
     photos: Path, tmp_path: Path, content: bytes | None
 ) -> None:
     out = tmp_path / "out.parquet"
@@ -263,7 +263,7 @@ def test_a_file_that_holds_no_predictions_stays(
     assert out.read_bytes() == before
 
 
-def test_what_cannot_be_asked(photos: Path, tmp_path: Path) -> None:
+def test_impossible_requests_are_refused(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     for options, error, words in (
         ({"out": tmp_path / "out.csv"}, ConfigError, r"name a file \*.parquet"),
@@ -283,13 +283,13 @@ def test_what_cannot_be_asked(photos: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "out.parquet.parts").exists(), "nothing is left of what never began"
 
 
-def test_a_file_without_rows_holds_no_images(tmp_path: Path) -> None:
+def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "none.parquet")
     with pytest.raises(DataError, match=r"none\.parquet: there are no images"):
         predict_collection(tmp_path / "none.parquet", tmp_path / "out.parquet", executor=HERE)
 
 
-def test_an_exported_file_computes_as_it_does(photos: Path, tmp_path: Path) -> None:
+def test_an_exported_file_runs_only_on_its_own_engine(photos: Path, tmp_path: Path) -> None:
     file, out = tmp_path / "model.onnx", tmp_path / "out.parquet"
     regnet.export(regnet.create("regnety_cifar", pretrained=True), file, input="uint8")
     for options in ({"engine": "folded"}, {"precision": "bf16"}):
@@ -302,13 +302,13 @@ def test_an_exported_file_computes_as_it_does(photos: Path, tmp_path: Path) -> N
     assert rows(out)[0]["labels"] == [score.label for score in alone.classes]
 
 
-def test_the_result_is_not_among_the_images(photos: Path) -> None:
+def test_the_result_is_not_read_as_an_image(photos: Path) -> None:
     out = photos / "out.parquet"
     assert predict_collection(photos, out, executor=HERE).images == 12
     assert predict_collection(photos, photos / "again.parquet", executor=HERE).images == 12
 
 
-def test_answers_that_are_no_numbers(photos: Path, tmp_path: Path) -> None:
+def test_answers_that_are_nan_are_refused(photos: Path, tmp_path: Path) -> None:
     broken = regnet.create("regnety_cifar", pretrained=True)
     with torch.no_grad():
         broken.head.fc.weight.fill_(3e38)
@@ -321,7 +321,7 @@ def test_answers_that_are_no_numbers(photos: Path, tmp_path: Path) -> None:
 
 
 @posix
-def test_a_full_disk_is_said_and_loses_no_part(photos: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_loses_no_part(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     with file_sizes_restored():
         limit_file_size(1000)
@@ -334,7 +334,7 @@ def test_a_full_disk_is_said_and_loses_no_part(photos: Path, tmp_path: Path) -> 
 
 @given(counts=st.lists(st.integers(1, 9), min_size=1, max_size=4), size=st.integers(1, 6))
 @settings(max_examples=20, deadline=None)
-def test_chunks_hold_every_image_once(counts: list[int], size: int) -> None:
+def test_chunks_contain_every_image_once(counts: list[int], size: int) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as name:
@@ -382,7 +382,7 @@ if __name__ == "__main__":
     ],
 )
 @posix
-def test_kills_lose_and_repeat_nothing(tmp_path: Path, kills: int, count: int) -> None:
+def test_killed_processes_lose_and_repeat_nothing(tmp_path: Path, kills: int, count: int) -> None:
     images = [{"bytes": encoded(number), "path": f"{number}.png"} for number in range(count)]
     source, out = tmp_path / "images.parquet", tmp_path / "out.parquet"
     parquet.write_table(pa.table({"image": images}), source, row_group_size=200)
@@ -415,7 +415,7 @@ def test_kills_lose_and_repeat_nothing(tmp_path: Path, kills: int, count: int) -
 
 @pytest.mark.slow
 @posix
-def test_a_part_whose_processes_die_is_said_and_the_others_stay(
+def test_a_part_whose_processes_die_is_reported_and_the_others_are_saved(
     photos: Path, tmp_path: Path
 ) -> None:
     script = tmp_path / "dying.py"

@@ -11,7 +11,7 @@ from regnet.prediction.images import BATCH_SIZE, predict_each
 PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
 
 
-def test_a_photo_of_a_cat():
+def test_a_photo_of_a_cat_is_classified():
     [result] = regnet.predict(PHOTO, topk=10)
     assert result.classes[0].label == "cat"
     assert sum(score.probability for score in result.classes) == pytest.approx(1)
@@ -50,7 +50,7 @@ def test_models_without_names_of_classes_number_them():
     assert regnet.predict(PHOTO, model) == [result]
 
 
-def test_models_that_cannot_classify_photos():
+def test_models_that_cannot_classify_photos_are_refused():
     with pytest.raises(ConfigError, match="takes images of 2 channels, but image files have"):
         regnet.predict(PHOTO, regnet.create("regnetx_002", in_chans=2))
     with pytest.raises(ConfigError, match="no classifier"):
@@ -59,12 +59,12 @@ def test_models_that_cannot_classify_photos():
         regnet.predict(PHOTO, regnet.create("regnetx_002", num_classes=0))
 
 
-def test_other_dtypes():
+def test_models_of_other_dtypes_can_predict():
     model = regnet.create("regnety_cifar", pretrained=True, dtype=torch.bfloat16)
     assert regnet.predict(PHOTO, model)[0].classes[0].label == "cat"
 
 
 @pytest.mark.parametrize("topk", [0, 11])
-def test_topk_outside_its_range(topk):
+def test_topk_outside_its_range_is_refused(topk):
     with pytest.raises(ConfigError, match=f"between 1 and the number of classes, 10; got {topk}"):
         regnet.predict(PHOTO, topk=topk)

@@ -91,7 +91,7 @@ def best(limit, **options):
 
 @pytest.mark.parametrize("limit", [3, 6, 10, 15, 22, 40, 80])
 @pytest.mark.parametrize("license", ["commercial", None, "bsd-3-clause"])
-def test_the_pick_is_that_of_measuring_everything(limit, license):
+def test_the_pick_equals_that_of_measuring_everything(limit, license):
     found = regnet.choose(limit, license=license)
     if found.pick is None:
         assert best(limit, license=license) is None
@@ -122,7 +122,7 @@ def test_a_second_question_is_answered_from_disk(limits):
     assert len(Meter.asked) > count, "of another batch size nothing is known"
 
 
-def test_what_more_would_cost_and_what_the_license_leaves_out():
+def test_the_answer_names_slower_and_restricted_alternatives():
     found = regnet.choose(12)
     assert found.pick is not None
     assert found.next_better is not None
@@ -139,7 +139,7 @@ def test_what_more_would_cost_and_what_the_license_leaves_out():
     assert all(row.setting.allowed for row in found.front)
 
 
-def test_an_engine_by_name():
+def test_an_engine_can_be_named():
     found = regnet.choose(30, engine="openvino")
     assert found.pick.engine == "openvino"
     assert regnet.choose(60, engine="folded").pick.engine == "folded"
@@ -155,7 +155,7 @@ def test_the_best_engine_may_be_a_compiler(monkeypatch):
     assert regnet.choose(20).pick.engine == "onnx_runtime", "that one needs no compiler"
 
 
-def test_an_engine_that_is_not_there(monkeypatch):
+def test_an_unavailable_engine_is_refused(monkeypatch):
     def refuse(conditions):
         if conditions.engine != choosing.REFERENCE:
             raise EngineError("not installed")
@@ -182,7 +182,7 @@ def test_a_network_that_an_engine_cannot_run_is_never_its_pick(monkeypatch):
         Meter.asked.clear()
 
 
-def test_what_to_do_is_for_the_size_and_the_crop_that_were_chosen():
+def test_the_printed_code_uses_the_chosen_size_and_crop():
     lines = regnet.choose(80, models="regnetv_040*").lines
     assert (
         "image = dataclasses.replace(regnet.preprocess(model), size=(288, 288), crop_pct=1.0)"
@@ -204,12 +204,12 @@ def test_what_to_do_is_for_the_size_and_the_crop_that_were_chosen():
         ({"models": "*seer*", "license": "mit"}, "no published weights"),
     ],
 )
-def test_bad_questions(options, words):
+def test_bad_options_are_refused(options, words):
     with pytest.raises(ConfigError, match=words):
         regnet.choose(**{"latency_ms": 10, **options})
 
 
-def test_the_command(tmp_path):
+def test_the_command_prints_and_writes_the_answer(tmp_path):
     done = command("choose", "--latency-ms", 20, code=0)
     out = done.stdout
     pick = best(20, license="commercial")
@@ -225,12 +225,12 @@ def test_the_command(tmp_path):
     assert picture.read_text().startswith("<?xml")
 
 
-def test_a_limit_that_nothing_meets():
+def test_a_limit_that_nothing_meets_is_reported():
     done = command("choose", "--latency-ms", 0.1)
     refused(done, 1, "no network takes 0.1 ms or less on this machine; the fastest, ")
 
 
-def test_a_busy_machine_is_said_first(monkeypatch):
+def test_a_busy_machine_is_reported_first(monkeypatch):
     class Busy:
         problem = "the machine is busy: 40% of the time others had the processors"
 
@@ -239,7 +239,7 @@ def test_a_busy_machine_is_said_first(monkeypatch):
     assert done.stdout.startswith("no claim: the machine is busy: 40%")
 
 
-def test_a_time_that_was_taken_while_others_computed_is_taken_again_and_not_kept(monkeypatch):
+def test_a_time_taken_on_a_busy_machine_is_taken_again_and_not_saved(monkeypatch):
     class Disturbed(Meter):
         calls: list[str] = []  # noqa: RUF012 - of this test alone
         lasting = False
@@ -262,7 +262,7 @@ def test_a_time_that_was_taken_while_others_computed_is_taken_again_and_not_kept
     assert regnet.choose(60, engine="folded", batch_size=3).measured == found.measured
 
 
-def test_a_race_on_a_busy_machine_is_said_and_not_kept(monkeypatch):
+def test_a_race_on_a_busy_machine_is_reported_and_not_saved(monkeypatch):
     def busy(*args, **options):
         report = race(*args, **options)
         return replace(report, winner=replace(report.winner, problem="the machine is busy"))
@@ -299,7 +299,7 @@ def efficientnets(monkeypatch):
     monkeypatch.setattr(clock_module, "DeviceMeter", WithRows)
 
 
-def test_efficientnets_stand_beside_the_answer(efficientnets, tmp_path):
+def test_efficientnets_are_listed_next_to_the_answer(efficientnets, tmp_path):
     page = tmp_path / "a.html"
     done = command("choose", "--latency-ms", 20, "--peers", "--html", page, code=0)
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("efficientnet_b")]
@@ -314,13 +314,13 @@ def test_efficientnets_stand_beside_the_answer(efficientnets, tmp_path):
     assert "regnet weights fetch" in text
 
 
-def test_a_report_of_a_limit_that_nothing_meets(tmp_path):
+def test_a_limit_that_nothing_meets_has_a_report(tmp_path):
     page = tmp_path / "a.html"
     command("choose", "--latency-ms", 0.1, "--html", page, code=1)
     assert "No network is that fast here" in page.read_text()
 
 
-def test_what_was_measured_limits_the_lists():
+def test_lists_can_be_limited_by_measured_latency():
     none = command("list", "regnety_*", "--max-latency-ms", 10)
     refused(
         none, 2, "no network has been measured on this machine", "`regnet choose --latency-ms 10`"
@@ -341,7 +341,7 @@ def test_what_was_measured_limits_the_lists():
     )
 
 
-def test_a_prediction_that_is_far_off_is_said_first():
+def test_a_large_prediction_error_is_reported_first():
     found = replace(regnet.choose(20), prediction_error=0.5)
     assert found.doubts == ("the times marked ~ are predicted, with a median error of 50%",)
 
@@ -382,7 +382,7 @@ def test_wrong_predictions_cost_accuracy_at_most(monkeypatch, limit):
         assert other.setting.accuracy > found.pick.setting.accuracy
 
 
-def test_a_pick_that_is_improved_is_what_the_others_are_compared_with(monkeypatch):
+def test_an_improved_pick_is_the_one_that_the_others_are_compared_with(monkeypatch):
     worse = {}
 
     def first(self, candidates, margin=choosing.MARGIN):

@@ -79,7 +79,7 @@ def quick(limits: Limits, **options: Any) -> Found:
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
 )
-def test_under_a_limit_of_flops_it_is_among_the_best_and_fast(seed: int) -> None:
+def test_under_a_limit_of_flops_the_answer_is_among_the_best_and_fast(seed: int) -> None:
     found = quick(Limits(flops=400e6), seed=seed)
     assert (1 - EQUAL) * 400e6 <= found.best.flops <= 400e6
     others = sample(search_space().restrict(flops=(0.9 * 400e6, 400e6)), 400, seed + 9)
@@ -99,7 +99,7 @@ def test_under_a_limit_of_flops_it_is_among_the_best_and_fast(seed: int) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("latency_ms", [25.0, *long(6.0, 120.0)])
-def test_under_a_limit_of_latency_it_is_as_large_as_that_allows(latency_ms: float) -> None:
+def test_under_a_limit_of_latency_the_answer_is_as_large_as_possible(latency_ms: float) -> None:
     found = quick(Limits(latency_ms=latency_ms))
     assert found.best.latency_ms <= latency_ms
     # By the law, a network of twice the flops would take too long, whatever its shape.
@@ -111,7 +111,7 @@ def test_under_a_limit_of_latency_it_is_as_large_as_that_allows(latency_ms: floa
     assert near == sorted(near)
 
 
-def test_where_latency_is_the_tighter_limit_it_is_met() -> None:
+def test_the_limit_of_latency_is_met_if_it_is_the_tighter_one() -> None:
     found = quick(Limits(flops=4e9, latency_ms=12.0))
     assert found.best.latency_ms <= 12.0
     assert found.best.flops < 1e9
@@ -123,20 +123,22 @@ def test_a_published_network_that_is_faster_is_the_answer() -> None:
     assert found.best.name.endswith("_004")
 
 
-def test_the_pareto_set_is_one() -> None:
+def test_no_network_of_the_pareto_set_dominates_another() -> None:
     found = quick(Limits(flops=1e9, latency_ms=30.0))
     for faster, slower in zip(found.pareto[:-1], found.pareto[1:], strict=True):
         assert slower.latency_ms >= faster.latency_ms
         assert (slower.worth or 0) > (faster.worth or 0)
 
 
-def test_arithmetic_limits_hold() -> None:
+def test_limits_known_by_arithmetic_are_met() -> None:
     few = quick(Limits(params=3e6, activations=2e6, memory_mb=20)).best
     assert few.params <= 3e6
     assert few.activations <= 2e6
 
 
-def test_limits_that_nothing_meets_say_what_came_closest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_nothing_meets_the_limits_the_closest_network_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(ConfigError, match=r"the fastest network of this space takes \d+\.\d\d ms"):
         quick(Limits(flops=400e6, latency_ms=1e-3))
     monkeypatch.setattr("regnet.spaces.sampling.PATIENCE", 20_000)
@@ -144,7 +146,7 @@ def test_limits_that_nothing_meets_say_what_came_closest(monkeypatch: pytest.Mon
         quick(Limits(flops=400e6, activations=10))
 
 
-def test_memory_by_hand() -> None:
+def test_memory_equals_a_value_worked_out_by_hand() -> None:
     """Weights, and the input, the bottleneck before and after the stride, of the first block."""
     networks = sample(search_space(), 1)
     config = networks.config(0)
@@ -168,7 +170,7 @@ def test_memory_by_hand() -> None:
     assert many.tolist() == [expected]
 
 
-def test_memory_is_a_limit_of_the_sample() -> None:
+def test_memory_limits_the_sample() -> None:
     conditions = Conditions(device=CPU, engine="folded", batch_size=2)
     found = sample_candidates(
         Limits(memory_mb=40, flops=1e9), search_space(), conditions, np.random.default_rng(0)
@@ -179,13 +181,13 @@ def test_memory_is_a_limit_of_the_sample() -> None:
     assert 20e6 < max(needed) <= 40e6
 
 
-def test_a_published_network_must_keep_all_limits_too() -> None:
+def test_a_published_network_must_meet_all_limits_too() -> None:
     found = quick(Limits(flops=402e6, params=3e6), meter=Planted(rivals_take=0.5))
     assert found.best.params <= 3e6
     assert not found.best.name, "the rival has more parameters"
 
 
-def test_flops_are_a_target_only_where_nothing_else_limits() -> None:
+def test_flops_are_a_target_only_if_there_is_no_other_limit() -> None:
     assert flops_range(Limits(flops=4e9), search_space()) == (3.6e9, 4e9)
     low, high = flops_range(Limits(flops=4e9, params=5e6), search_space())
     assert low < 30e6, "no bound but that of the space"
@@ -194,7 +196,7 @@ def test_flops_are_a_target_only_where_nothing_else_limits() -> None:
         flops_range(Limits(flops=1e6, params=5e6), search_space())
 
 
-def test_any_stages_classes_channels_and_stem() -> None:
+def test_a_search_takes_any_stages_classes_channels_and_stem() -> None:
     space = search_space("regnetx")
     shape = replace(space.architecture, stem="cifar", num_classes=10, in_chans=1)
     found = quick(
@@ -209,7 +211,7 @@ def test_any_stages_classes_channels_and_stem() -> None:
     assert len(found.best.config.depths) == 3
 
 
-def test_the_prior_is_what_its_script_wrote_and_says_how_good_it_is() -> None:
+def test_the_prior_is_unchanged_and_carries_its_evidence() -> None:
     known = prior()
     assert len(known.weights) == len(known.center) == len(FEATURES)
     assert known.flops_exponent < 0
@@ -239,7 +241,7 @@ def test_the_model_of_latency_recovers_a_law_of_its_kind() -> None:
     assert np.median(np.abs(few.predict(features[30:]) / other[30:] - 1)) < 0.1
 
 
-def test_costs_are_those_of_nonnegative_least_squares() -> None:
+def test_costs_equal_those_of_nonnegative_least_squares() -> None:
     optimize = pytest.importorskip("scipy.optimize", reason="scipy is not installed")
     features = sample(search_space(), 25).latency_features
     times = np.random.default_rng(0).uniform(1, 30, 25)
@@ -252,7 +254,7 @@ def test_costs_are_those_of_nonnegative_least_squares() -> None:
     assert min(found.costs) >= 0
 
 
-def test_one_network_has_the_features_that_it_has_among_others() -> None:
+def test_the_features_of_a_network_do_not_depend_on_the_others() -> None:
     networks = sample(search_space(), 5)
     for at in range(5):
         alone = features_of_config(networks.config(at), 224)
@@ -273,7 +275,7 @@ def real() -> Found:
         )  # fmt: skip
 
 
-def test_for_real_it_ends_with_a_network_and_what_was_measured(real: Found) -> None:
+def test_a_real_search_ends_with_a_network_and_its_measurements(real: Found) -> None:
     assert real.best.flops <= 8e6
     assert real.best in real.pareto or real.best.name
     assert len(real.published) == 6
@@ -288,7 +290,7 @@ def test_for_real_it_ends_with_a_network_and_what_was_measured(real: Found) -> N
 
 
 @pytest.mark.slow
-def test_networks_are_searched_in_int8(
+def test_networks_can_be_searched_in_int8(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for package in ("openvino", "nncf"):
@@ -309,7 +311,7 @@ def test_networks_are_searched_in_int8(
     assert capsys.readouterr().out == ""  # NNCF draws progress bars where commands write JSON
 
 
-def test_the_config_of_the_best_is_a_models_name(tmp_path: Path) -> None:
+def test_the_file_of_the_best_config_is_a_name_of_a_model(tmp_path: Path) -> None:
     config = sample(search_space(), 1).config(0)
     assert isinstance(config, RegNetConfig)
     path = tmp_path / "Best.JSON"
@@ -335,7 +337,7 @@ def test_the_config_of_the_best_is_a_models_name(tmp_path: Path) -> None:
         ({"seed": -1}, ConfigError, "seed must be at least 0, got -1"),
     ],
 )
-def test_what_cannot_run_is_refused(
+def test_a_device_or_engine_that_cannot_run_is_refused(
     options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

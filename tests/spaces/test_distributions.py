@@ -61,7 +61,7 @@ def test_values_are_as_likely_as_defined(distribution: Distribution) -> None:
     assert test.pvalue > 1e-3
 
 
-def test_powers_of_two_or_log_uniform() -> None:
+def test_powers_of_two_or_log_uniform_has_worked_shares() -> None:
     """Worked shares of [1, 32] with quantum 8, from the same source."""
     d = Distribution(kind="power2_or_log_uniform", low=1, high=32, quantum=8)
     share = {1: 1 / 6, 2: 1 / 6, 4: 1 / 6, 8: 1 / 6, 16: 1 / 6, 24: 0.0975, 32: 0.0692}
@@ -73,7 +73,7 @@ def test_powers_of_two_or_log_uniform() -> None:
 
 
 @pytest.mark.parametrize("kind", ["normal", "log_normal"])
-def test_normal_ones_are_cut_off_at_three_deviations(kind: Any) -> None:
+def test_normal_distributions_are_cut_off_at_three_deviations(kind: Any) -> None:
     d = Distribution(kind=kind, low=16, high=256, quantum=1e-6)
     drawn = d.draw(np.random.default_rng(0), DRAWS)
     low, high = (16.0, 256.0) if kind == "normal" else (math.log(16), math.log(256))
@@ -81,14 +81,14 @@ def test_normal_ones_are_cut_off_at_three_deviations(kind: Any) -> None:
     assert stats.kstest(drawn if kind == "normal" else np.log(drawn), cut.cdf).pvalue > 1e-3
 
 
-def test_a_fine_log_uniform_is_log_uniform() -> None:
+def test_a_log_uniform_distribution_with_fine_steps_is_log_uniform() -> None:
     d = Distribution(kind="log_uniform", low=8, high=256, quantum=0.001)
     found = np.log(d.draw(np.random.default_rng(0), DRAWS))
     assert stats.kstest(found, stats.uniform(math.log(8), math.log(32)).cdf).pvalue > 1e-3
 
 
 @given(st.sampled_from(DISCRETE), st.floats(0, 1), st.floats(0, 1))
-def test_a_narrower_one_is_the_same_without_the_others(
+def test_a_narrowed_distribution_is_the_conditional_one(
     distribution: Distribution, a: float, b: float
 ) -> None:
     """Of the same probabilities, conditioned on the range."""
@@ -109,7 +109,7 @@ def test_a_narrower_one_is_the_same_without_the_others(
 
 
 @given(st.sampled_from(DISCRETE))
-def test_json(distribution: Distribution) -> None:
+def test_distributions_survive_json(distribution: Distribution) -> None:
     assert Distribution.from_dict(distribution.to_dict()) == distribution
 
 
@@ -125,6 +125,6 @@ def test_json(distribution: Distribution) -> None:
         ({"low": 1, "high": 2, "quantum": 0}, "quantum must be positive, got 0"),
     ],
 )
-def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_impossible_distributions_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Distribution(**changes)

@@ -34,14 +34,14 @@ MF400 = 400e6
         ("regnetx", 6, 3.0e8),
     ],
 )
-def test_sizes_are_those_of_the_papers_table_1(name: str, dimensions: int, size: float) -> None:
+def test_sizes_equal_those_of_the_papers_table_1(name: str, dimensions: int, size: float) -> None:
     """Radosavovic et al. 2020, table 1."""
     assert SPACES[name].dimensions == dimensions
     assert float(f"{SPACES[name].size:.1e}") == size
 
 
 @pytest.mark.parametrize("name", SPACES)
-def test_networks_are_what_arithmetic_says_and_lie_in_the_window(name: str) -> None:
+def test_metrics_equal_the_arithmetic_and_lie_in_the_window(name: str) -> None:
     found = sample(find_space(name, flops=MF400), 20, 3)
     for at, config in enumerate(found.configs):
         cost = complexity(config, int(found.image_sizes[at]))
@@ -54,7 +54,7 @@ def test_networks_are_what_arithmetic_says_and_lie_in_the_window(name: str) -> N
     assert set(found.metrics) == set(found.space.metric_names)
 
 
-def test_relations_hold() -> None:
+def test_relations_hold_for_every_network() -> None:
     for letter in "abcde":
         drawn = draw(SPACES[f"anynetx_{letter}"], 2000, np.random.default_rng(0)).parameters
         equal = {n for n in drawn if (np.diff(drawn[n], axis=1) == 0).all()}
@@ -68,7 +68,7 @@ def test_relations_hold() -> None:
     assert falling.name == "falling"
 
 
-def test_increasing_values_are_those_of_the_larger_space_that_increase() -> None:
+def test_increasing_values_are_the_increasing_ones_of_the_larger_space() -> None:
     """And sorting, the other reading of the paper, makes ties rarer."""
     rng = np.random.default_rng(0)
     depths = Distribution(kind="log_uniform", low=1, high=16).draw(rng, (200_000, 4))
@@ -101,7 +101,7 @@ def test_anynets_are_drawn_log_uniformly_over_the_papers_values(name: str) -> No
         assert stats.chisquare(counts, 20_000 * share).pvalue > 1e-4
 
 
-def test_regnets_that_count_have_the_conditional_distribution() -> None:
+def test_drawn_regnets_have_the_conditional_distribution() -> None:
     """Group width and bottleneck ratio do not decide the stages: they stay as they are drawn."""
     drawn = draw(SPACES["regnetx"], 60_000, np.random.default_rng(5)).parameters
     for name, values in (("b", (1, 2, 4)), ("g", (1, 2, 4, 8, 16, 32))):
@@ -113,7 +113,7 @@ def test_regnets_that_count_have_the_conditional_distribution() -> None:
     assert 1.5 <= drawn["wm"].min() <= drawn["wm"].max() <= 3
 
 
-def test_a_narrow_space_may_leave_nothing_of_a_chunk() -> None:
+def test_a_narrow_space_may_reject_a_complete_chunk() -> None:
     """Where no draw has four stages, or all have fewer."""
     few = SPACES["regnetx"].restrict(d=(4, 5), wa=(33.5, None))
     assert len(sample(few, 3)) == 3
@@ -150,7 +150,7 @@ def test_the_first_networks_of_a_seed_are_the_same_for_any_count() -> None:
     assert sample(space, 3, 7).configs != sample(space, 3, 8).configs
 
 
-def test_no_network_comes_twice() -> None:
+def test_no_network_is_sampled_twice() -> None:
     few = {
         "d": Distribution(kind="values", values=(12.0, 13.0)),
         "w0": Distribution(kind="values", values=(24.0,)),
@@ -167,7 +167,9 @@ def test_no_network_comes_twice() -> None:
             sample(space, 5)
 
 
-def test_an_empty_space_says_what_excludes_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_space_reports_how_many_draws_each_condition_excludes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sampling, "PATIENCE", 30_000)
     space = find_space("anynetx_a", flops=MF400).restrict(params=(None, 1000))
     space = space.where("an odd depth", lambda networks: networks.metric("d") % 2 == 1)
@@ -183,7 +185,7 @@ def test_an_empty_space_says_what_excludes_how_many(monkeypatch: pytest.MonkeyPa
     assert "fail an odd depth" in message
 
 
-def test_restricting_narrows_what_is_drawn_or_limits_what_counts() -> None:
+def test_restrict_narrows_a_parameter_or_limits_a_metric() -> None:
     space = SPACES["regnetx"].restrict(d=(12, 28), b=1, w4=(None, 900), wm=(2, None))
     assert (space.parameters["d"].low, space.parameters["d"].high) == (12, 28)
     assert space.parameters["b"].count == 1
@@ -231,13 +233,13 @@ def test_json_gives_the_same_networks(name: str, seed: int) -> None:
     assert sample(again, 2, seed).configs == sample(space, 2, seed).configs
 
 
-def test_images_of_several_sizes_are_each_counted_at_their_own() -> None:
+def test_networks_of_several_image_sizes_are_counted_at_their_own_size() -> None:
     found = sample(find_space("regnetz", flops=MF400), 30)
     assert len(set(found.image_sizes.tolist())) > 3
     assert found.image_sizes.tolist() == found.metric("r").tolist()
 
 
-def test_architectures_are_shared() -> None:
+def test_networks_share_the_architecture_of_the_space() -> None:
     space = replace(
         SPACES["anynetx_a"],
         architecture=ArchitectureConfig(stem="cifar", stem_width=16, num_classes=10),
@@ -297,7 +299,7 @@ def test_architectures_are_shared() -> None:
         (lambda: sample(SPACES["regnetx"], 0), "count must be at least 1, got 0"),
     ],
 )
-def test_what_cannot_be_is_refused(make: Any, message: str) -> None:
+def test_impossible_spaces_are_refused(make: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
 
@@ -322,7 +324,7 @@ def test_latency_is_a_metric_of_a_space_with_a_model_of_a_device() -> None:
     assert np.array_equal(sample(again, 40, 1).metric("latency_ms"), found.metric("latency_ms"))
 
 
-def test_latency_of_anynets_too() -> None:
+def test_anynets_have_a_latency_too() -> None:
     space = find_space("anynetx_a")
     drawn = sample(space, 30)
     model = LatencyModel.fit(drawn.latency_features, drawn.metric("flops") / 1e8)

@@ -148,7 +148,7 @@ def study(own: Path, *, objective: str = "", **changes: Any) -> Study:
     return Study(**{**values, **changes})
 
 
-def test_networks_are_counted_as_the_arithmetic_counts_them(
+def test_modules_and_arithmetic_give_the_same_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = RegNetConfig(depth=4, w0=16, wa=16.0, wm=2.0, group_width=8, num_classes=10)
@@ -166,7 +166,7 @@ def test_networks_are_counted_as_the_arithmetic_counts_them(
     assert cost == replace(known, flops=known.flops - 10)  # of biases, additions do not count
 
 
-def test_a_transformer_is_counted() -> None:
+def test_a_transformer_is_counted_correctly() -> None:
     """Against the products of matrices, written down by hand."""
     width, tokens = 32, 16
     network = CustomConfig(
@@ -218,7 +218,7 @@ def test_many_slow_networks_are_counted_by_several_processes(
     assert used
 
 
-def test_samples_are_the_same_and_none_comes_twice(own: Path) -> None:
+def test_samples_are_reproducible_and_have_no_duplicates(own: Path) -> None:
     with pytest.raises(ConfigError, match=r"sample it with regnet.studies.sample_networks"):
         sample_by_flops(space(), (1e6, 2e6), 1)
     few, many = (sample_networks(space(), n, 3, folder=str(own)) for n in (5, 40))
@@ -262,7 +262,7 @@ def test_a_space_that_has_too_few_networks_says_why(
         ("no_module", "", "must return a torch.nn.Module, got str"),
     ],
 )
-def test_what_cannot_be_counted_has_a_reason(
+def test_a_network_that_cannot_be_counted_has_a_reason(
     own: Path, monkeypatch: pytest.MonkeyPatch, build: str, count: str, reason: str
 ) -> None:
     monkeypatch.setattr("regnet.spaces.custom.MOST_FAILURES", 5)
@@ -271,7 +271,7 @@ def test_what_cannot_be_counted_has_a_reason(
 
 
 @pytest.mark.parametrize("name", ["nowhere_at_all:build", f"{MODULE}:nothing_here"])
-def test_functions_that_are_not_there_are_named(own: Path, name: str) -> None:
+def test_missing_functions_are_named(own: Path, name: str) -> None:
     with pytest.raises(FunctionError, match=f"{name} cannot be imported: "):
         sample_networks(replace(space(), build=name), 2, folder=str(own))
 
@@ -360,7 +360,7 @@ def test_an_objective_judges_networks(own: Path, tmp_path: Path) -> None:
     assert '"unit": ""' in render(population.read(tmp_path / "s"), found)
 
 
-def test_the_record_of_an_objective_is_kept(own: Path, tmp_path: Path) -> None:
+def test_the_record_of_an_objective_is_saved(own: Path, tmp_path: Path) -> None:
     population.init(tmp_path / "s", study(own, objective="record", models=2))
     population.resume(tmp_path / "s", executor=InProcess())
     for row in population.load(tmp_path / "s")["mine"].rows:
@@ -395,7 +395,7 @@ def test_an_objective_without_an_error_has_a_reason(
         assert reason in row.outcome["reason"]
 
 
-def test_an_objective_that_is_not_deterministic_is_found_out(own: Path, tmp_path: Path) -> None:
+def test_an_objective_that_is_not_deterministic_is_detected(own: Path, tmp_path: Path) -> None:
     for objective, count in (("error", 0), ("unsteady", 1)):
         folder = tmp_path / objective
         population.init(folder, study(own, objective=objective, models=16))
@@ -417,7 +417,7 @@ def test_an_objective_that_hangs_is_ended(own: Path, tmp_path: Path) -> None:
         assert "time limit of 20 s" in row.outcome["reason"]
 
 
-def test_what_names_code_runs_only_when_it_is_trusted(own: Path, tmp_path: Path) -> None:
+def test_a_file_that_names_code_runs_only_when_it_is_trusted(own: Path, tmp_path: Path) -> None:
     (own / "mine.json").write_text(json.dumps(space().to_dict()))
     words = ("study", "init", tmp_path / "s", "--space", "mine.json", "--models", 2,
              "--data", "pictures", "--recipe", "cifar", "--set", "epochs=1")  # fmt: skip
@@ -431,7 +431,7 @@ def test_what_names_code_runs_only_when_it_is_trusted(own: Path, tmp_path: Path)
     regnet("study", "status", tmp_path / "s", code=0)  # runs nothing
 
 
-def test_a_function_that_is_not_there_is_one_line(own: Path, tmp_path: Path) -> None:
+def test_a_missing_function_is_reported_in_one_line(own: Path, tmp_path: Path) -> None:
     done = regnet("study", "init", tmp_path / "s", "--space", "regnetx", "--models", 2,
                   "--objective", "nowhere_at_all:error", "--trust", cwd=own)  # fmt: skip
     refused(done, 2, "nowhere_at_all:error cannot be imported: ModuleNotFoundError")
@@ -443,7 +443,9 @@ def test_a_function_that_is_not_there_is_one_line(own: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "executor", ["local", pytest.param("ray", marks=pytest.mark.xdist_group("ray"))]
 )
-def test_from_a_clean_folder_on_any_executor(own: Path, tmp_path: Path, executor: str) -> None:
+def test_a_study_of_own_functions_runs_on_any_executor(
+    own: Path, tmp_path: Path, executor: str
+) -> None:
     """Workers find the functions though they run elsewhere."""
     if executor == "ray":
         pytest.importorskip("ray", reason="ray is not installed")

@@ -78,7 +78,7 @@ def done(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
 NAMES = ("anynetx_a", "regnetx")
 
 
-def test_the_last_epoch_counts_unless_the_lowest_is_asked_for(done: Path) -> None:
+def test_the_last_epoch_counts_unless_the_lowest_is_requested(done: Path) -> None:
     last, lowest = population.load(done), population.load(done, "lowest")
     for name in NAMES:
         assert (last[name].select, lowest[name].select) == ("last", "lowest")
@@ -137,7 +137,7 @@ def test_given_networks_are_trained_and_compared_in_pairs(study: Study, tmp_path
     assert '"size": "given"' in render(began, found)
 
 
-def test_errors_are_those_of_averaged_weights_where_there_are(done: Path) -> None:
+def test_errors_are_those_of_averaged_weights_if_there_are_any(done: Path) -> None:
     row = population.load(done)["regnetx"].rows[0]
     epochs = [{"top1": 50.0, "average_top1": 61.0}, {"top1": 40.0, "average_top1": 60.0}]
     row = replace(row, outcome={"error": 39.0, "epochs": epochs})
@@ -158,7 +158,7 @@ class Stopping:
             yield task, function(task, "cpu")
 
 
-def test_every_network_is_a_row_with_what_made_it(done: Path, study: Study) -> None:
+def test_every_network_is_a_row_with_its_results_and_origin(done: Path, study: Study) -> None:
     assert population.counts(done) == {"anynetx_a": {"done": 4}, "regnetx": {"done": 4}}
     found = population.load(done)
     for name, of_space in found.items():
@@ -187,7 +187,7 @@ def test_the_same_study_gives_the_same_errors(done: Path, study: Study, tmp_path
         assert of_space.errors.tolist() == population.load(done)[name].errors.tolist()
 
 
-def test_spaces_take_turns(study: Study, tmp_path: Path) -> None:
+def test_networks_of_all_spaces_are_trained_in_alternation(study: Study, tmp_path: Path) -> None:
     population.init(tmp_path / "s", study)
     with Store(tmp_path / "s") as store:
         order = [store.claim(NAMES) for _ in range(4)]
@@ -196,7 +196,7 @@ def test_spaces_take_turns(study: Study, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_two_at_once_share_the_work(study: Study, tmp_path: Path) -> None:
+def test_two_drivers_share_the_work(study: Study, tmp_path: Path) -> None:
     """What one holds the other leaves alone, and takes over once the first is gone."""
     population.init(tmp_path / "s", study)
     with Store(tmp_path / "s") as first, Store(tmp_path / "s") as second:
@@ -210,7 +210,7 @@ def test_two_at_once_share_the_work(study: Study, tmp_path: Path) -> None:
         assert second.claim(NAMES) is not None
 
 
-def test_a_result_of_one_that_was_taken_over_is_refused(study: Study, tmp_path: Path) -> None:
+def test_a_result_is_refused_after_its_network_was_taken_over(study: Study, tmp_path: Path) -> None:
     population.init(tmp_path / "s", study)
     with Store(tmp_path / "s") as first, Store(tmp_path / "s") as second:
         row = first.claim(NAMES)
@@ -235,7 +235,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wanted", [2, pytest.param(10, marks=pytest.mark.long)])
-def test_drivers_and_workers_killed_at_random_lose_and_repeat_nothing(
+def test_randomly_killed_drivers_and_workers_lose_and_repeat_nothing(
     study: Study, tmp_path: Path, wanted: int
 ) -> None:
     """Kill -9 of the driver, or of one of its workers, until the study is done; then count."""
@@ -348,7 +348,7 @@ def test_a_network_that_kills_its_process_is_a_row_too(study: Study, tmp_path: P
 
 
 @pytest.mark.parametrize("where", ["middle", "header", "content"])
-def test_a_damaged_store_is_noticed_and_the_rest_recovered(
+def test_a_damaged_store_is_detected_and_the_rest_is_recovered(
     done: Path, tmp_path: Path, where: str
 ) -> None:
     folder = copied(done, tmp_path / "s")
@@ -376,7 +376,7 @@ def test_a_damaged_store_is_noticed_and_the_rest_recovered(
         assert of_space.errors.tolist() == population.load(done)[name].errors.tolist()
 
 
-def test_results_that_lie_in_the_log_alone_are_kept_beside(done: Path, tmp_path: Path) -> None:
+def test_the_log_of_a_damaged_store_is_saved_next_to_it(done: Path, tmp_path: Path) -> None:
     """What a killed driver leaves: its last results are in SQLite's log, not yet in the file."""
     folder = copied(done, tmp_path / "s")
     (folder / "study.db-wal").write_bytes(b"log")
@@ -386,7 +386,7 @@ def test_results_that_lie_in_the_log_alone_are_kept_beside(done: Path, tmp_path:
     assert damaged.with_name(damaged.name + "-wal").read_bytes() == b"log"
 
 
-def test_a_full_disk_loses_nothing_that_was_kept(study: Study, tmp_path: Path) -> None:
+def test_a_full_disk_loses_no_saved_result(study: Study, tmp_path: Path) -> None:
     """SQLite is given no more pages than it has."""
     population.init(tmp_path / "s", study)
     with Store(tmp_path / "s") as store:
@@ -406,7 +406,7 @@ def copied(done: Path, folder: Path) -> Path:
     return folder
 
 
-def test_a_lost_store_is_made_again_from_the_journal(done: Path, tmp_path: Path) -> None:
+def test_a_lost_store_is_rebuilt_from_the_journal(done: Path, tmp_path: Path) -> None:
     folder = copied(done, tmp_path / "s")
     (folder / "study.db").unlink()
     with pytest.raises(StudyError, match=r"study\.db is missing; `regnet study recover"):
@@ -433,7 +433,9 @@ def rewritten(folder: Path, statement: str, *, with_digest: bool) -> None:
 
 
 @pytest.mark.parametrize("status", ["dome", "failed", "pending", ""])
-def test_a_status_that_was_not_written_is_noticed(done: Path, tmp_path: Path, status: str) -> None:
+def test_a_status_that_the_study_did_not_write_is_detected(
+    done: Path, tmp_path: Path, status: str
+) -> None:
     """Otherwise a finished network would vanish from every result."""
     folder = copied(done, tmp_path / "s")
     rewritten(folder, f"UPDATE networks SET status = '{status}' WHERE id = 3", with_digest=False)
@@ -443,7 +445,7 @@ def test_a_status_that_was_not_written_is_noticed(done: Path, tmp_path: Path, st
     assert population.recover(folder)[0] == 8
 
 
-def test_results_that_a_store_has_lost_whole_are_missed(done: Path, tmp_path: Path) -> None:
+def test_results_that_vanished_from_a_store_are_detected(done: Path, tmp_path: Path) -> None:
     """As when SQLite drops a damaged log: each row that is left is as it was written."""
     folder = copied(done, tmp_path / "s")
     lost = "UPDATE networks SET status = 'pending', outcome = NULL WHERE id IN (2, 5)"
@@ -477,7 +479,7 @@ def test_flipped_bits_of_a_store_give_no_other_results(
 
 
 @times(10, 1000)
-def test_a_damaged_log_loses_nothing_without_a_word(
+def test_a_damaged_log_never_loses_results_silently(
     study: Study, tmp_path: Path, count: int
 ) -> None:
     """The log of a driver that was killed is damaged: SQLite drops it, the journal does not."""
@@ -506,7 +508,7 @@ def test_a_damaged_log_loses_nothing_without_a_word(
         shutil.rmtree(folder)
 
 
-def test_a_damaged_journal_is_noticed_and_written_again(done: Path, tmp_path: Path) -> None:
+def test_a_damaged_journal_is_detected_and_rewritten(done: Path, tmp_path: Path) -> None:
     folder = copied(done, tmp_path / "s")
     path = folder / "results.jsonl"
     data = bytearray(path.read_bytes())
@@ -520,7 +522,7 @@ def test_a_damaged_journal_is_noticed_and_written_again(done: Path, tmp_path: Pa
     assert population.counts(folder) == population.counts(done)
 
 
-def test_a_study_that_is_trained_is_not_recovered(study: Study, tmp_path: Path) -> None:
+def test_a_running_study_is_not_recovered(study: Study, tmp_path: Path) -> None:
     population.init(tmp_path / "s", study)
     with Store(tmp_path / "s") as store:
         store.claim(NAMES)
@@ -528,7 +530,7 @@ def test_a_study_that_is_trained_is_not_recovered(study: Study, tmp_path: Path) 
             population.recover(tmp_path / "s")
 
 
-def test_an_interrupted_beginning_is_finished_by_resuming(study: Study, tmp_path: Path) -> None:
+def test_an_interrupted_init_is_completed_by_resuming(study: Study, tmp_path: Path) -> None:
     """Killed after study.json was written, before the networks were."""
     population.init(tmp_path / "s", study)
     with Store(tmp_path / "s") as store:
@@ -551,7 +553,7 @@ def test_networks_of_large_images_train_in_a_pool(tmp_path: Path) -> None:
     assert population.counts(tmp_path / "s") == {"regnetx": {"done": 1}}
 
 
-def test_images_that_are_gone_end_the_study_and_no_network(study: Study, tmp_path: Path) -> None:
+def test_missing_images_end_the_study_but_fail_no_network(study: Study, tmp_path: Path) -> None:
     images = tmp_path / "data"
     shutil.copytree(study.train, images)
     population.init(tmp_path / "s", replace(study, train=str(images), val=str(images)))
@@ -577,7 +579,7 @@ def test_other_images_are_refused(done: Path, tmp_path: Path) -> None:
         population.resume(folder, executor=InProcess())
 
 
-def test_analysis_and_refinement(done: Path, study: Study) -> None:
+def test_a_study_is_analyzed_and_refined(done: Path, study: Study) -> None:
     found = population.load(done)
     analysis = analyze(found, seed=1)
     assert analysis == analyze(found, seed=1)
@@ -601,7 +603,7 @@ def test_analysis_and_refinement(done: Path, study: Study) -> None:
         refine(found["regnetx"].space, result, "depth")
 
 
-def test_a_refinement_says_which_parameter_brings_its_gain(done: Path) -> None:
+def test_a_refinement_names_the_parameter_that_brings_its_gain(done: Path) -> None:
     """Of errors that depth alone decides."""
     base = population.load(done)["regnetx"]
     rng = np.random.default_rng(0)
@@ -651,7 +653,7 @@ def test_a_space_can_be_added(done: Path, tmp_path: Path, study: Study) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_tables_hold_every_network(done: Path, tmp_path: Path, suffix: str) -> None:
+def test_tables_contain_every_network(done: Path, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"table{suffix}"
     found = population.load(done)
     assert write_table(found, path) == 8

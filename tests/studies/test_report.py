@@ -92,7 +92,7 @@ def test_curves_points_and_intervals_are_drawn(page: Any) -> None:
 
 
 @pytest.mark.browser
-def test_the_best_networks_stand_beside_published_ones_of_their_size(page: Any) -> None:
+def test_the_best_networks_are_shown_next_to_published_ones_of_their_size(page: Any) -> None:
     rows = page.locator("#structures tbody tr")
     names = [row.locator("td").first.inner_text() for row in rows.all()]
     assert [name.split()[0] for name in names[:6]] == 3 * ["anynetx_a"] + 3 * ["regnetx"]
@@ -105,7 +105,7 @@ def test_the_best_networks_stand_beside_published_ones_of_their_size(page: Any) 
 
 
 @pytest.mark.browser
-def test_a_space_can_be_hidden_and_another_looked_at(page: Any) -> None:
+def test_a_space_can_be_hidden_and_another_shown(page: Any) -> None:
     page.locator("#legend input").first.uncheck()
     assert page.locator("#edf path.edf").count() == 1
     assert page.locator("#complexity circle").count() == 3 * 12
@@ -151,9 +151,7 @@ def test_a_table_of_another_tool_has_a_report(tmp_path: Path, chromium: Any) -> 
     page.close()
 
 
-def test_the_report_holds_what_the_analysis_says(
-    study: Study, populations: dict[str, Population]
-) -> None:
+def test_the_report_contains_the_analysis(study: Study, populations: dict[str, Population]) -> None:
     text = render(study, populations, seed=3)
     assert text == render(study, populations, seed=3)
     result = analyze(populations, seed=3).spaces["regnetx"]

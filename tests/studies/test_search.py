@@ -94,7 +94,7 @@ def searched(folder: Path, data: Path, limits: Limits = LIMITS, **options: Any) 
     return search_with_data(folder, limits, **{**values, **options})
 
 
-def test_it_trains_by_halves_and_compares_on_fresh_seeds(data: Path, tmp_path: Path) -> None:
+def test_candidates_are_halved_and_compared_on_fresh_seeds(data: Path, tmp_path: Path) -> None:
     rounds: list[str] = []
 
     def begins(name: str, _: Path) -> Any:
@@ -123,7 +123,7 @@ def test_it_trains_by_halves_and_compares_on_fresh_seeds(data: Path, tmp_path: P
     assert found.against_rival.verdict in page
 
 
-def test_killed_anywhere_it_goes_on_and_repeats_nothing(data: Path, tmp_path: Path) -> None:
+def test_a_killed_search_is_resumed_and_repeats_nothing(data: Path, tmp_path: Path) -> None:
     whole = searched(tmp_path / "whole", data)
     told: list[str] = []
 
@@ -167,7 +167,7 @@ def test_another_search_in_the_folder_is_refused(data: Path, tmp_path: Path) -> 
         ({"budget": 1e-6}, r"a budget of 0 minutes is too short: 4 candidates take about"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(
+def test_impossible_searches_are_refused(
     data: Path, tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -175,7 +175,7 @@ def test_what_cannot_be_searched_is_refused(
     assert not (tmp_path / "s").exists()
 
 
-def test_a_budget_takes_fewer_candidates(data: Path, tmp_path: Path) -> None:
+def test_a_budget_reduces_the_number_of_candidates(data: Path, tmp_path: Path) -> None:
     searched(tmp_path / "s", data, candidates=7, replicas=2)
     rows = json.loads((tmp_path / "s/search.json").read_text())
     flops = np.mean([row["flops"] for row in rows["candidates"]])
@@ -187,7 +187,7 @@ def test_a_budget_takes_fewer_candidates(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(RECIPES))
 @pytest.mark.parametrize("share", SHARES)
-def test_recipes_grow_shorter_and_stay_recipes(name: str, share: float) -> None:
+def test_shortened_recipes_are_valid(name: str, share: float) -> None:
     recipe = RECIPES[name]
     epochs = max(1, round(share * recipe.epochs))
     found = shortened(recipe, epochs)
@@ -202,7 +202,7 @@ def test_recipes_grow_shorter_and_stay_recipes(name: str, share: float) -> None:
     by=st.floats(-20, 20),
     spread=st.floats(0.01, 5),
 )
-def test_the_interval_is_that_of_students_test(
+def test_the_interval_equals_that_of_students_t_test(
     errors: list[float], by: float, spread: float
 ) -> None:
     stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
@@ -219,7 +219,7 @@ def test_the_interval_is_that_of_students_test(
 
 
 @given(st.lists(st.tuples(st.floats(1, 99), st.floats(0.1, 50)), min_size=1, max_size=12))
-def test_nothing_beats_the_front_in_both(rows: list[tuple[float, float]]) -> None:
+def test_no_network_beats_the_front_in_both_error_and_cost(rows: list[tuple[float, float]]) -> None:
     config = space_config()
     trained = [
         Trained(name=str(n), config=config, error=error, flops=1, params=1, latency_ms=ms,

@@ -26,7 +26,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def test_edf_by_hand() -> None:
+def test_the_edf_equals_an_example_worked_out_by_hand() -> None:
     """Radosavovic et al. 2020, equation 1: the share of errors strictly below e."""
     curve = s.edf(ERRORS)
     assert curve.errors.tolist() == [39, 40, 41, 41, 50]
@@ -36,12 +36,12 @@ def test_edf_by_hand() -> None:
 
 
 @given(lists, st.integers(200, 900).map(lambda n: n / 10))
-def test_edf_is_the_mean_of_the_indicator(errors: list[float], at: float) -> None:
+def test_the_edf_is_the_mean_of_the_indicator(errors: list[float], at: float) -> None:
     below = sum(e < at for e in errors) / len(errors)
     assert s.edf_at(at, errors) == pytest.approx(below)
 
 
-def test_weights_of_uniform_complexity_by_hand() -> None:
+def test_weights_of_uniform_complexity_equal_those_worked_out_by_hand() -> None:
     """NDS, section 3.4: 1 / (bins * networks of the bin), the open range only."""
     weights = s.uniform_weights([0, 1, 2, 3, 6, 7, 9, 10], bins=2, low=0, high=10)
     assert weights.tolist() == pytest.approx([0, 1 / 6, 1 / 6, 1 / 6, 1 / 6, 1 / 6, 1 / 6, 0])
@@ -51,7 +51,7 @@ def test_weights_of_uniform_complexity_by_hand() -> None:
 
 
 @given(lists, st.floats(1, 100))
-def test_area_is_the_integral(errors: list[float], limit: float) -> None:
+def test_the_area_is_the_integral_of_the_edf(errors: list[float], limit: float) -> None:
     """(1 / limit) * integral of F from 0 to the limit (NDS)."""
     steps = np.linspace(0, limit, 20_001)
     middles = (steps[1:] + steps[:-1]) / 2
@@ -61,19 +61,19 @@ def test_area_is_the_integral(errors: list[float], limit: float) -> None:
 
 
 @given(lists, lists)
-def test_ks_distance_is_scipys(a: list[float], b: list[float]) -> None:
+def test_the_ks_distance_equals_that_of_scipy(a: list[float], b: list[float]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its p-value has its troubles with few
         theirs = stats.ks_2samp(a, b, method="asymp").statistic
     assert s.ks_distance(a, b) == pytest.approx(theirs)
 
 
-def test_weighted_ks_distance_by_hand() -> None:
+def test_the_weighted_ks_distance_equals_one_worked_out_by_hand() -> None:
     assert s.ks_distance([1, 2], [1, 2], [1, 3], [1, 1]) == pytest.approx(0.25)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=30))
-def test_rank_correlation_is_scipys(pairs: list[tuple[int, int]]) -> None:
+def test_the_rank_correlation_equals_that_of_scipy(pairs: list[tuple[int, int]]) -> None:
     a, b = zip(*pairs, strict=True)
     if len(set(a)) == 1 or len(set(b)) == 1:
         assert s.rank_correlation(a, b) == 0
@@ -81,7 +81,7 @@ def test_rank_correlation_is_scipys(pairs: list[tuple[int, int]]) -> None:
         assert s.rank_correlation(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
 
 
-def test_best_values_are_those_of_the_best_of_a_quarter() -> None:
+def test_best_values_follow_the_best_of_a_quarter() -> None:
     """With distinct errors, the rank of the best of k draws has a known law."""
     n, k = 40, 10
     ranks = np.arange(n)
@@ -99,7 +99,7 @@ def test_best_values_are_those_of_the_best_of_a_quarter() -> None:
     assert (found["minus"].low, found["minus"].high) == (-rank.high, -rank.low)
 
 
-def test_best_values_as_a_loop_over_draws() -> None:
+def test_best_values_equal_those_of_a_loop_over_draws() -> None:
     """Line by line after footnote 4 of the paper, with the same generator."""
     values, errors = rng().uniform(0, 1, 30), rng().normal(50, 5, 30)
     generator, best = np.random.default_rng(3), []
@@ -125,7 +125,7 @@ def test_a_seed_gives_the_same_numbers(repeats: int) -> None:
     .filter(lambda rows: any(weight for _, weight in rows)),
     st.sampled_from([0.5, 0.9, 0.95]),
 )  # fmt: skip
-def test_a_search_curve_is_what_counting_every_search_gives(
+def test_a_search_curve_equals_that_of_counting_every_search(
     rows: list[tuple[int, int]], level: float
 ) -> None:
     """All n^m draws of m networks, each as likely as the product of its weights."""
@@ -157,7 +157,7 @@ def test_more_networks_never_find_worse(errors: list[float]) -> None:
     assert min(errors) <= points[-1].mean + 1e-9
 
 
-def test_the_search_curve_of_a_published_population() -> None:
+def test_the_search_curve_of_the_shipped_study_equals_the_formula() -> None:
     """Of the shipped study's AnyNetX_D, computed elsewhere from the formula."""
     table = Path(__file__).parents[2] / "benchmarks/results/study.parquet"
     errors = read_table(table, "lowest")["anynetx_d"].errors
@@ -179,7 +179,7 @@ def test_seed_noise_is_that_of_an_analysis_of_variance() -> None:
 
 
 @pytest.mark.parametrize(("networks", "seeds"), [(0.0, 2.0), (3.0, 1.0), (4.0, 0.0)])
-def test_seed_noise_finds_what_was_put_in(networks: float, seeds: float) -> None:
+def test_seed_noise_recovers_known_deviations(networks: float, seeds: float) -> None:
     generator = rng()
     groups = [
         50 + generator.normal(0, networks) + generator.normal(0, seeds, int(n))
@@ -214,7 +214,7 @@ def test_pairs_agree_with_scipys_permutation_test_of_pairs() -> None:
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.95])
-def test_bands_hold_the_truth_as_often_as_they_say(share: float) -> None:
+def test_bands_contain_the_truth_as_often_as_they_claim(share: float) -> None:
     """Coverage of the 95 % band, over many populations of a known law; at its ends too."""
     generator, hits = rng(), 0
     at = stats.norm(50, 5).ppf(share)
@@ -237,7 +237,7 @@ def test_a_comparison_agrees_with_scipys_permutation_test() -> None:
     assert (found.low, found.high) == pytest.approx((welch.low, welch.high), abs=0.4)
 
 
-def test_a_weighted_comparison_by_hand() -> None:
+def test_a_weighted_comparison_equals_one_worked_out_by_hand() -> None:
     found = s.compare([30, 40], [50, 60], rng(), first_weights=[1, 3], second_weights=[1, 0])
     assert found.difference == pytest.approx(37.5 - 50)
     assert found.ks == 1
@@ -257,7 +257,7 @@ def test_the_same_space_is_seldom_told_apart_from_itself() -> None:
     assert small <= 0.08 * 300
 
 
-def test_many_comparisons_are_adjusted_after_holm() -> None:
+def test_many_comparisons_are_adjusted_by_holms_method() -> None:
     """Worked by hand: 0.01, 0.02 and 0.04 of three become 0.03, 0.04 and 0.04."""
     base = s.compare([30.0, 31.0], [40.0, 41.0], rng())
     three = [replace(base, p_value=p) for p in (0.04, 0.01, 0.02)]
@@ -267,7 +267,7 @@ def test_many_comparisons_are_adjusted_after_holm() -> None:
     assert {c.verdict for c in s.adjust(ten)} == {"not told apart"}
 
 
-def test_verdicts() -> None:
+def test_a_comparison_ends_in_one_of_three_verdicts() -> None:
     low, high = np.linspace(30, 40, 50), np.linspace(45, 55, 50)
     assert s.compare(low, high, rng()).verdict == "better"
     assert s.compare(high, low, rng()).verdict == "worse"
@@ -285,6 +285,6 @@ def test_verdicts() -> None:
         (lambda: s.uniform_weights([1], 0, 0, 1), "weights need at least one bin"),
     ],
 )
-def test_what_cannot_be_is_refused(call: Any, message: str) -> None:
+def test_impossible_inputs_are_refused(call: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         call()

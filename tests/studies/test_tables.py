@@ -34,14 +34,14 @@ def test_a_plain_table_is_a_population_of_each_space(tmp_path: Path) -> None:
     assert (analysis.machines, analysis.finished) == ((), "")
 
 
-def test_without_spaces_the_file_gives_the_name(tmp_path: Path) -> None:
+def test_a_table_without_spaces_is_named_after_its_file(tmp_path: Path) -> None:
     path = tmp_path / "resnets.csv"
     path.write_text("error\n50\n60\n")
     assert list(read_table(path)) == ["resnets"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_what_is_written_is_read_again(tmp_path: Path, suffix: str) -> None:
+def test_a_written_table_is_read_back(tmp_path: Path, suffix: str) -> None:
     before = read_table(STUDY)
     path = tmp_path / f"table{suffix}"
     assert write_table(before, path) == 320
@@ -54,14 +54,14 @@ def test_what_is_written_is_read_again(tmp_path: Path, suffix: str) -> None:
     assert analyze(after).spaces.keys() == before.keys()
 
 
-def test_last_and_lowest_errors_are_told_apart() -> None:
+def test_last_and_lowest_errors_are_distinguished() -> None:
     last, lowest = read_table(STUDY), read_table(STUDY, "lowest")
     for name, population in last.items():
         assert (population.errors >= lowest[name].errors - 1e-9).all()
     assert (last["anynetx_a"].errors > lowest["anynetx_a"].errors).any()
 
 
-def test_nds_files_are_read(tmp_path: Path) -> None:
+def test_files_of_nds_are_read(tmp_path: Path) -> None:
     """With the fields of the published ones (github.com/facebookresearch/nds)."""
     jobs = [
         {
@@ -98,7 +98,7 @@ def test_nds_files_are_read(tmp_path: Path) -> None:
         ("a.txt", "x", "the file of a table must end in .parquet, .csv, .json"),
     ],
 )
-def test_other_files_are_refused_in_a_line(
+def test_other_files_are_refused_in_one_line(
     tmp_path: Path, name: str, text: str, message: str
 ) -> None:
     path = tmp_path / name
@@ -110,7 +110,7 @@ def test_other_files_are_refused_in_a_line(
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(-1e9, 1e9)), min_size=1, max_size=20))
-def test_any_numbers_survive_a_csv_file(
+def test_any_number_survives_a_csv_file(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[float, float]]
 ) -> None:
     path = tmp_path_factory.mktemp("csv") / "x.csv"

@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.long, linux]
 __all__ = ["data"]
 
 
-def test_two_trainings_in_one_folder(data, tmp_path):
+def test_two_killed_trainings_in_one_folder_give_the_same_bits(data, tmp_path):
     """Both are killed 20 times, at any moment; one of them has been refused by then."""
     recipe, rng = replace(SHORT, epochs=150), random.Random(0)
     run = Run(model=TINY, recipe=recipe, train=str(data), val=str(data), save_steps=1)
@@ -65,7 +65,7 @@ def next_step(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
-def test_two_processes_of_torchrun(data, tmp_path):
+def test_two_killed_processes_of_torchrun_give_the_same_bits(data, tmp_path):
     """All of them are killed 10 times."""
     recipe, rng = replace(SHORT, epochs=20, micro_batch_size=6), random.Random(0)
     run = Run(model=TINY, recipe=recipe, train=str(data), val=str(data), save_steps=1)
@@ -88,7 +88,7 @@ def test_two_processes_of_torchrun(data, tmp_path):
     assert same(out, tmp_path / "whole")
 
 
-def test_workers_that_read_images(tmp_path):
+def test_a_killed_worker_ends_the_run_which_resumes_with_the_same_bits(tmp_path):
     """One is killed 5 times: the run says so and ends, and goes on where it was."""
     write_folder(tmp_path / "data/train", 96, size=(70, 70))
     recipe = replace(STREAMED, epochs=6)

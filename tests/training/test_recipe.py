@@ -31,7 +31,7 @@ def pycls_rate(recipe: Recipe, epoch: float) -> float:
     return rate
 
 
-def test_the_papers_recipe():
+def test_the_recipe_of_the_paper_has_its_settings():
     recipe = RECIPES["dds"]
     # Configs of pycls: 0.8, 0.4 and 0.2 for batches of 1024, 512 and 256.
     assert recipe.peak_lr == pytest.approx(0.8)
@@ -58,21 +58,21 @@ def test_the_papers_recipe():
         (99, 0.8 * 0.5 * (1 + math.cos(math.pi * 0.99))),  # above 0 in the last epoch
     ],
 )
-def test_learning_rate_per_epoch(epoch, expected):
+def test_the_learning_rate_per_epoch_equals_that_of_pycls(epoch, expected):
     recipe = RECIPES["dds"]
     for step in (0, 7, 9):
         assert recipe.learning_rate(epoch, step, 10) == pytest.approx(expected)
     assert recipe.learning_rate(epoch) == pytest.approx(pycls_rate(recipe, epoch))
 
 
-def test_learning_rate_per_step():
+def test_the_learning_rate_per_step_uses_fractional_epochs():
     recipe = replace(RECIPES["dds"], lr_per="step")
     for epoch, step in ((0, 0), (3, 5), (4, 9), (5, 0), (70, 3), (99, 9)):
         expected = pycls_rate(recipe, epoch + step / 10)
         assert recipe.learning_rate(epoch, step, 10) == pytest.approx(expected)
 
 
-def test_weight_of_the_average():
+def test_the_weight_of_the_average_equals_that_of_its_sources():
     # pycls's CIFAR sweeps: alpha 2.5e-4, batch 1024, 50 epochs, period 32: 0.164 (METHOD, 6.5).
     sweeps = Recipe(epochs=50, batch_size=1024, ema_alpha=2.5e-4, warmup_epochs=5)
     assert sweeps.ema_steps(50_000 // 1024) == 32
@@ -86,7 +86,7 @@ def test_weight_of_the_average():
 @given(
     images=st.integers(32, 2_000_000), epochs=st.integers(10, 600), recipe=st.sampled_from(AVERAGED)
 )
-def test_an_average_follows_the_training_however_few_the_images(images, epochs, recipe):
+def test_an_average_follows_the_training_even_with_few_images(images, epochs, recipe):
     recipe = find_recipe(recipe, epochs=epochs)
     steps = max(1, images // recipe.batch_size)
     every, left = recipe.ema_steps(steps), 1.0
@@ -96,7 +96,7 @@ def test_an_average_follows_the_training_however_few_the_images(images, epochs, 
     assert left < 0.01, "what the training began with has left the average"
 
 
-def test_the_average_has_buffers_too():
+def test_the_average_includes_buffers():
     model = AnyNet(TINY)
     average = Average(model)
     before = {name: tensor.clone() for name, tensor in average.tensors.items()}
@@ -115,7 +115,7 @@ def test_the_average_has_buffers_too():
         assert torch.equal(tensor, mine[name])
 
 
-def test_groups_of_weight_decay():
+def test_weight_decay_depends_on_the_kind_of_parameter():
     model = AnyNet(TINY)
     for recipe, expected in (
         (RECIPES["dds"], {5e-5: 2}),  # pycls decays norms and biases too
@@ -169,14 +169,14 @@ def test_recipes_survive_json(name):
         ({"epoch": 3}, "no field of a recipe 'epoch'; did you mean 'epochs'"),
     ],
 )
-def test_bad_recipes(change, message):
+def test_bad_recipes_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         find_recipe("dds", **change)
     with pytest.raises(ConfigError, match=message):
         Recipe.from_dict(change)
 
 
-def test_unknown_recipes_and_bad_json():
+def test_unknown_recipes_and_bad_json_are_refused():
     with pytest.raises(ConfigError, match="no recipe 'ddz'; did you mean 'dds'"):
         find_recipe("ddz")
     with pytest.raises(ConfigError, match="must be JSON"):
@@ -189,7 +189,7 @@ def test_unknown_recipes_and_bad_json():
 
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("epochs", [1, 2, 3, 10, 1000])
-def test_what_is_not_given_follows_from_the_epochs(name, epochs):
+def test_omitted_settings_follow_from_the_epochs(name, epochs):
     """One epoch of any recipe was refused for its warm-up."""
     base, found = RECIPES[name], find_recipe(name, epochs=epochs)
     assert found.epochs == epochs
@@ -202,7 +202,7 @@ def test_what_is_not_given_follows_from_the_epochs(name, epochs):
 
 
 @pytest.mark.parametrize("batch", [1, 8, 96, 100, 128, 1000, 1024])
-def test_the_images_of_a_pass_follow_from_the_batch(batch):
+def test_the_images_of_a_pass_follow_from_the_batch_size(batch):
     found = find_recipe("tv2", batch_size=batch)
     assert found.micro_batch_size is not None
     assert batch % found.micro_batch_size == 0

@@ -59,7 +59,7 @@ def teachers(names, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.1)):
 
 
 @pytest.mark.slow
-def test_a_teacher_sees_its_own_colors(taught):
+def test_a_teacher_gets_images_in_its_own_normalization(taught):
     """The learner's images, whatever it subtracted and divided by, look to it as its own do."""
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)
     pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
@@ -72,7 +72,7 @@ def test_a_teacher_sees_its_own_colors(taught):
 
 
 @pytest.mark.slow
-def test_each_teacher_has_its_turn_the_same_way_each_time(taught):
+def test_teachers_alternate_in_a_reproducible_order(taught):
     images = torch.randn(2, 3, 32, 32)
     turns = []
     for _ in "ab":
@@ -83,7 +83,7 @@ def test_each_teacher_has_its_turn_the_same_way_each_time(taught):
 
 
 @pytest.mark.slow
-def test_what_is_learned_is_what_the_teachers_know(data, taught, tmp_path):
+def test_a_network_can_learn_from_teachers_alone(data, taught, tmp_path):
     """With the whole loss a teacher's, labels do not matter: the answers become the teacher's."""
     recipe = replace(SHORT, epochs=12, distill=1.0, lr=2.0, drop_path_rate=0.0, drop_rate=0.0)
     good = train(TINY, data, tmp_path / "good", recipe=recipe, teachers=taught[:1])
@@ -94,7 +94,7 @@ def test_what_is_learned_is_what_the_teachers_know(data, taught, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_with_teachers_goes_on_bit_by_bit_and_repeats(data, taught, tmp_path):
+def test_a_run_with_teachers_resumes_and_repeats_bit_by_bit(data, taught, tmp_path):
     recipe = replace(SHORT, distill=0.5, temperature=2.0)
     train(TINY, data, tmp_path / "whole", recipe=recipe, teachers=taught, save_steps=1)
     run, facts = read(tmp_path / "whole")
@@ -116,7 +116,7 @@ def test_a_run_with_teachers_goes_on_bit_by_bit_and_repeats(data, taught, tmp_pa
         start(run, tmp_path / "changed", facts=facts)
 
 
-def test_bad_input(data, taught, tmp_path):
+def test_bad_teachers_are_refused(data, taught, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(ConfigError, match="distill, the teachers' share of the loss, must be"):
         train(TINY, data, out, recipe=SHORT, teachers=taught)

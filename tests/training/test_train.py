@@ -62,7 +62,7 @@ def same(a: Path, b: Path) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-def test_a_run_learns_and_its_model_opens(data, tmp_path):
+def test_a_run_learns_and_its_model_can_be_opened(data, tmp_path):
     recipe = replace(
         SHORT, epochs=6, mixup=0.0, cutmix=0.0, drop_path_rate=0.0, ema_alpha=0.0, lr=2.0
     )
@@ -92,7 +92,7 @@ def test_a_run_document_repeats_it(data, tmp_path):
         start(run, tmp_path / "b")
 
 
-def test_other_images_are_noticed(data, tmp_path):
+def test_other_images_are_detected(data, tmp_path):
     train(TINY, data, tmp_path / "a", recipe=replace(SHORT, epochs=1))
     run, facts = read(tmp_path / "a")
     write_folder(tmp_path / "more/train", 60)
@@ -128,7 +128,7 @@ def steps(process: subprocess.Popen[str]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])
-def test_killed_at_random_steps_and_resumed_bit_by_bit(data, tmp_path, kills):
+def test_a_run_killed_at_random_steps_resumes_bit_by_bit(data, tmp_path, kills):
     """By SIGKILL, some of them between checkpoints."""
     recipe = replace(SHORT, epochs=4)
     run = Run(model=TINY, recipe=recipe, train=str(data), val=str(data), seed=1, save_steps=1)
@@ -164,7 +164,7 @@ def test_killed_at_random_steps_and_resumed_bit_by_bit(data, tmp_path, kills):
 
 @pytest.mark.slow
 @posix
-def test_sigterm_saves_and_ends_well(data, tmp_path):
+def test_sigterm_saves_a_checkpoint_and_ends_cleanly(data, tmp_path):
     recipe = replace(SHORT, epochs=40)
     run = Run(model=TINY, recipe=recipe, train=str(data), val=None)
     document = tmp_path / "document"
@@ -224,7 +224,7 @@ def stopping(data, tmp_path, seconds, prefix=()):
 @posix
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
-def test_other_signals_save_too(data, tmp_path, name):
+def test_other_signals_save_a_checkpoint_too(data, tmp_path, name):
     number = getattr(signal, name)
     process = stopping(data, tmp_path, 0.5)
     process.send_signal(number)
@@ -235,7 +235,7 @@ def test_other_signals_save_too(data, tmp_path, name):
 
 @posix
 @pytest.mark.slow
-def test_a_second_signal_ends_at_once_and_an_ignored_one_does_nothing(data, tmp_path):
+def test_a_second_signal_ends_the_run_and_an_ignored_one_does_not(data, tmp_path):
     process = stopping(data, tmp_path, 600, prefix=("nohup",))
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGHUP)
@@ -248,7 +248,7 @@ def test_a_second_signal_ends_at_once_and_an_ignored_one_does_nothing(data, tmp_
     assert process.returncode == -signal.SIGTERM
 
 
-def test_a_half_written_checkpoint_is_not_loaded(data, tmp_path, caplog):
+def test_a_partly_written_checkpoint_is_not_loaded(data, tmp_path, caplog):
     out = tmp_path / "run"
     train(TINY, data, out, recipe=SHORT)
     last, before = reversed(checkpoint.saved_paths(out))
@@ -279,7 +279,7 @@ def interrupted(data, tmp_path_factory):
 
 
 @times(50, 1000)
-def test_a_checkpoint_with_a_flipped_bit_is_named_and_the_one_before_taken(
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(
     interrupted, tmp_path, caplog, count
 ):
     out = tmp_path / "run"
@@ -295,7 +295,7 @@ def test_a_checkpoint_with_a_flipped_bit_is_named_and_the_one_before_taken(
         assert f"{last} cannot be used" in caplog.text
 
 
-def test_a_resumed_run_says_what_is_not_as_it_was(interrupted, tmp_path, caplog):
+def test_a_resumed_run_reports_what_has_changed(interrupted, tmp_path, caplog):
     threads = torch.get_num_threads()
     out = tmp_path / "threads"
     shutil.copytree(interrupted, out)
@@ -345,7 +345,7 @@ def test_flipped_bits_of_a_run_are_refused(interrupted, tmp_path, name, count):
 
 
 @pytest.mark.slow
-def test_two_trainings_in_one_folder_are_one(data, tmp_path):
+def test_only_one_training_at_a_time_uses_a_folder(data, tmp_path):
     """The second one says who owns the folder, whichever comes first."""
     recipe = replace(SHORT, epochs=20)
     runs.write(tmp_path, Run(model=TINY, recipe=recipe, train=str(data), val=None), FACTS)
@@ -357,7 +357,7 @@ def test_two_trainings_in_one_folder_are_one(data, tmp_path):
 
 
 @posix
-def test_a_full_disk_loses_nothing(data, tmp_path):
+def test_a_full_disk_loses_no_progress(data, tmp_path):
     out = tmp_path / "run"
     rows = []
 
@@ -383,7 +383,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path):
     assert len(batch["indices"]) == 12
 
 
-def test_memory_that_is_not_enough(data, tmp_path, monkeypatch):
+def test_too_little_memory_is_reported(data, tmp_path, monkeypatch):
     def forward(self, x):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -392,7 +392,7 @@ def test_memory_that_is_not_enough(data, tmp_path, monkeypatch):
         train(TINY, data, tmp_path / "run", recipe=SHORT)
 
 
-def test_bad_input(data, tmp_path):
+def test_bad_input_is_refused(data, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="is empty; it must contain one folder of images per class"):
@@ -416,7 +416,7 @@ def test_bad_input(data, tmp_path):
     assert not out.exists()
 
 
-def test_an_out_folder_that_cannot_be_written(data, tmp_path):
+def test_an_out_folder_that_cannot_be_written_is_refused(data, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="Errno"):
         train(TINY, data, tmp_path / "file/out", recipe=SHORT)
@@ -533,7 +533,7 @@ def test_large_images_are_streamed(tmp_path):
     assert same(tmp_path / "a", tmp_path / "b")
 
 
-def test_images_that_cannot_be_read_are_replaced_and_told(tmp_path):
+def test_unreadable_images_are_replaced_and_reported(tmp_path):
     folder = write_folder(tmp_path / "train", 24, size=(70, 70))
     (folder / "red/0003.png").write_bytes(b"no image")
     recipe = replace(STREAMED, repeats=1)
@@ -547,7 +547,7 @@ def test_images_that_cannot_be_read_are_replaced_and_told(tmp_path):
         train(TINY, tmp_path, tmp_path / "out2", recipe=recipe, options=Options(workers=1))
 
 
-def test_small_images_of_other_sizes(tmp_path):
+def test_small_images_may_differ_in_size(tmp_path):
     write_folder(tmp_path / "train", 15, size=(70, 70))
     with pytest.raises(DataError, match="70 x 70 pixels are too large for the crop 'pad'"):
         train(TINY, tmp_path, tmp_path / "out", recipe=SHORT)
@@ -577,14 +577,14 @@ def test_fine_tuning_begins_with_the_weights_that_a_name_stands_for(data, tmp_pa
     assert not read(tmp_path / "new")[0].pretrained  # a dot in a name is no tag
 
 
-def test_the_caller_keeps_its_random_numbers(data, tmp_path):
+def test_training_does_not_change_the_callers_random_state(data, tmp_path):
     torch.manual_seed(5)
     state = torch.random.get_rng_state()
     train(TINY, data, tmp_path / "run", recipe=replace(SHORT, epochs=1))
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_every_image_once_an_epoch():
+def test_every_image_is_used_once_an_epoch():
     from regnet.process_group import Group
     from regnet.training.input import Plan
 
@@ -628,7 +628,7 @@ def test_precise_batch_norm_is_the_average_over_its_images(data, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_on_a_gpu(data, tmp_path, precision):
+def test_training_works_on_a_gpu(data, tmp_path, precision):
     recipe = replace(
         SHORT, epochs=6, mixup=0.0, cutmix=0.0, drop_path_rate=0.0, ema_alpha=0.0, lr=2.0,
         clip_norm=5.0, precision=precision,
@@ -639,7 +639,7 @@ def test_on_a_gpu(data, tmp_path, precision):
     assert resume(tmp_path / "run").top1 == done.top1
 
 
-def test_images_that_have_moved_are_found_and_known_again(interrupted, data, tmp_path):
+def test_images_that_have_moved_are_found_and_verified(interrupted, data, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(interrupted, out)
     shutil.copytree(data, tmp_path / "moved")

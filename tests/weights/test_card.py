@@ -39,13 +39,13 @@ cards = st.builds(
 
 
 @given(cards)
-def test_a_card_survives_timms_words(card):
+def test_a_card_survives_conversion_to_timm_and_back(card):
     config = VARIANTS[card.architecture].config
     assert Card.from_timm(card.to_timm(config)) == card
 
 
 @pytest.mark.parametrize("name", ["regnety_016", "regnetz_d8", "regnetv_040", "nf_regnet_b1"])
-def test_what_the_network_says_of_itself_is_true(name):
+def test_the_entries_of_pretrained_cfg_match_the_network(name):
     """Names of layers are those of the module; sizes are those of its feature maps."""
     model = regnet.create(name, device="meta", num_classes=7, in_chans=1)
     cfg = model.pretrained_cfg
@@ -58,7 +58,7 @@ def test_what_the_network_says_of_itself_is_true(name):
     assert cfg["pool_size"] == tuple(-(-side // reduction) for side in cfg["input_size"][1:])
 
 
-def test_timms_words_are_a_view():
+def test_pretrained_cfg_is_a_view_of_the_card():
     model = regnet.create("regnety_cifar", pretrained=True)
     with pytest.raises(TypeError):
         model.pretrained_cfg["mean"] = (0, 0, 0)

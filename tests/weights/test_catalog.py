@@ -33,7 +33,7 @@ ROWS = list(checkpoints().values())
 EMBEDDED = [row for row in ROWS if row.collection == "embedded"]
 
 
-def test_all_published_checkpoints_are_there():
+def test_the_table_has_all_published_checkpoints():
     counts = {name: sum(row.collection == name for row in ROWS) for name in COLLECTIONS}
     assert counts == {
         "embedded": 1, "timm": 74, "torchvision": 34, "pycls": 24, "transformers": 32, "vissl": 14,
@@ -41,7 +41,7 @@ def test_all_published_checkpoints_are_there():
     }  # fmt: skip
 
 
-def test_the_documents_count_as_the_table_does():
+def test_the_documents_have_the_counts_of_the_table():
     counts = {name: sum(row.collection == name for row in ROWS) for name in COLLECTIONS}
     text = " ".join((ROOT / "docs/weights.md").read_text(encoding="utf-8").split())
     for name in ("timm", "torchvision", "pycls", "transformers"):
@@ -68,7 +68,7 @@ def test_rows_are_complete(row):
         assert row.sha256 == named[1]
 
 
-def test_the_default_is_the_best_that_may_be_used_freely():
+def test_the_default_weights_are_the_best_with_a_free_license():
     for variant in VARIANTS:
         chosen = default_checkpoint(variant)
         rivals = [
@@ -99,18 +99,18 @@ def test_the_default_is_the_best_that_may_be_used_freely():
         ),
     ],
 )
-def test_weights_that_are_not_there(variant, tag, message):
+def test_unknown_weights_are_refused(variant, tag, message):
     with pytest.raises(WeightsError, match=message):
         find_checkpoint(variant, tag)
 
 
-def test_labels():
+def test_label_sets_have_the_names_of_their_classes():
     assert label_sets()["imagenet-1k"][281] == "tabby"
     assert len(label_sets()["imagenet-1k"]) == 1000
 
 
 @pytest.mark.parametrize("row", EMBEDDED, ids=lambda r: r.id)
-def test_embedded_files_are_those_of_the_table(row):
+def test_embedded_files_match_the_table(row):
     path = data_dir() / row.file
     verify(path, row.sha256)
     assert path.stat().st_size == row.size
@@ -155,7 +155,7 @@ def update(tmp_path, monkeypatch):
     return run
 
 
-def test_the_files_are_as_the_script_writes_them(update, capsys):
+def test_the_tables_are_formatted_as_the_script_writes_them(update, capsys):
     update("--check")
     assert capsys.readouterr().out == "185 rows, 0 files changed\n"
 
@@ -190,7 +190,7 @@ def published(hub, tmp_path, monkeypatch):
     return tables
 
 
-def test_pinning_fetches_verifies_loads_and_goes_on(update, published, hub, tmp_path, capsys):
+def test_pinning_fetches_verifies_loads_and_resumes(update, published, hub, tmp_path, capsys):
     args = ["--pin", "--state", str(tmp_path / "pin.jsonl"), "--cache", str(tmp_path / "cache")]
     hub.faults = ["truncate", (503, {})]
     rows = update(*args)
@@ -215,7 +215,10 @@ def test_pinning_fetches_verifies_loads_and_goes_on(update, published, hub, tmp_
     [
         (lambda hub, row: row.update(license="apache-2.0"), "states the license 'mit', our"),
         (lambda hub, row: hub.repos.clear(), "401"),
-        (lambda hub, row: hub.repos.update({row["repo"]: {"x.bin": b"x"}}), "none of the files model"),
+        (
+            lambda hub, row: hub.repos.update({row["repo"]: {"x.bin": b"x"}}),
+            "none of the files model",
+        ),
         (
             lambda hub, row: hub.repos[row["repo"]].update({"model.safetensors": b"no"}),
             "neither a safetensors file",
@@ -224,7 +227,7 @@ def test_pinning_fetches_verifies_loads_and_goes_on(update, published, hub, tmp_
     ],
     ids=["license", "gone", "no weights", "no tensors", "another network"],
 )
-def test_a_row_that_cannot_be_pinned_stays_as_it_was(
+def test_a_row_that_cannot_be_pinned_is_unchanged(
     update, published, hub, tmp_path, capsys, damage, problem
 ):
     [row] = published["timm"]
@@ -261,7 +264,7 @@ def load(row, path):
     return regnet.create(row.variant, checkpoint_path=path)
 
 
-def test_results_of_timm(update, tmp_path):
+def test_accuracies_are_read_from_timms_result_files(update, tmp_path):
     header = "model,img_size,top1,top1_err,top5,top5_err,param_count,crop_pct,interpolation\n"
     for name in runpy.run_path(str(ROOT / "scripts/update_catalog.py"))["RESULTS"]:
         line = "regnety_016.tv2_in1k,224,81.5,18.5,95.5,4.5,11.20,0.965,bicubic\n"
@@ -270,7 +273,7 @@ def test_results_of_timm(update, tmp_path):
     assert [metric["top1"] for metric in row["metrics"]] == [81.5] * 6
 
 
-def test_torch_hub_entry_points():
+def test_torch_hub_can_use_the_entry_points():
     model = torch.hub.load(str(ROOT), "regnet_x_200mf", source="local", device="meta")
     assert model.num_features == 368
     names = runpy.run_path(str(ROOT / "hubconf.py"))

@@ -50,7 +50,7 @@ def url_row(hub: Hub, data: bytes = DATA, *, sha256: bool = True) -> Checkpoint:
     return replace(ROW, repo=None, file=None, url=url, sha256=digest if sha256 else None)
 
 
-def test_a_pretrained_model_is_that_of_the_hub(hub, cache):
+def test_a_pretrained_model_equals_that_of_the_hub(hub, cache):
     torch.manual_seed(1)
     original = AnyNet(regnet.info("regnetx_002").config)
     hub.repos[REPO] = {"model.safetensors": save(original.state_dict())}
@@ -99,7 +99,7 @@ FAULTS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["hub", "url"])
 @pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
-def test_faults_that_pass_end_in_the_right_bytes(served, cache, faults, source):
+def test_temporary_faults_end_in_the_right_bytes(served, cache, faults, source):
     row = ROW if source == "hub" else url_row(served)
     served.faults = list(faults)
     assert get(cache, row) == DATA
@@ -108,7 +108,7 @@ def test_faults_that_pass_end_in_the_right_bytes(served, cache, faults, source):
         assert served.ranges(), "it goes on where it stopped"
 
 
-def test_faults_of_the_metadata_pass_too(served, cache):
+def test_temporary_faults_of_the_metadata_are_retried_too(served, cache):
     served.head_faults = [(503, {}), (429, {"Retry-After": "0"}), (500, {})]
     assert get(cache) == DATA
 
@@ -126,7 +126,7 @@ def test_faults_of_the_metadata_pass_too(served, cache):
         ([(403, {})], "the server answers 403"),
     ],
 )
-def test_faults_that_stay_are_one_clear_error(served, cache, source, faults, message):
+def test_permanent_faults_are_one_clear_error(served, cache, source, faults, message):
     row = ROW if source == "hub" else url_row(served)
     served.faults = list(faults)
     with pytest.raises(WeightsError, match=message) as caught:
@@ -146,12 +146,12 @@ def test_a_server_that_stops_sending_is_one_clear_error(served, cache, monkeypat
         get(cache)
 
 
-def test_a_repository_that_is_not_there(hub, cache):
+def test_a_missing_repository_is_one_clear_error(hub, cache):
     with pytest.raises(WeightsError, match=f"{REPO} does not exist, or is private and needs"):
         get(cache)
 
 
-def test_a_file_that_is_not_there(hub, cache):
+def test_a_missing_file_is_one_clear_error(hub, cache):
     hub.repos[REPO] = {}
     with pytest.raises(WeightsError, match=r"has none of model\.safetensors"):
         get(cache)
@@ -159,7 +159,7 @@ def test_a_file_that_is_not_there(hub, cache):
         get(cache, replace(ROW, repo=None, url=hub.url("none.pth")))
 
 
-def test_a_gated_repository(served, cache):
+def test_a_gated_repository_is_one_clear_error(served, cache):
     served.gated.add(REPO)
     with pytest.raises(
         WeightsError, match="is gated; request access there, then run `hf auth login`"
@@ -167,13 +167,13 @@ def test_a_gated_repository(served, cache):
         get(cache)
 
 
-def test_a_revision_that_is_not_there(served, cache):
+def test_a_missing_revision_is_one_clear_error(served, cache):
     with pytest.raises(WeightsError, match="has no revision v9"):
         get(cache, replace(ROW, revision="v9"))
     assert get(cache, replace(ROW, revision=COMMIT)) == DATA
 
 
-def test_a_token_stays_with_the_hub(served, cache):
+def test_a_token_is_sent_only_to_the_hub(served, cache):
     served.tokens[REPO] = "hf_secret"
     with pytest.raises(WeightsError, match="needs a token"):
         get(cache)
@@ -183,7 +183,7 @@ def test_a_token_stays_with_the_hub(served, cache):
     assert not [path for path in with_token if path.startswith("/cdn/")]
 
 
-def test_offline_without_the_file(served, cache):
+def test_a_missing_file_in_offline_mode_is_one_clear_error(served, cache):
     with pytest.raises(WeightsError, match=r"not in the cache .* network access is disabled; al"):
         get(cache, local_files_only=True)
     with pytest.raises(WeightsError, match="not in the cache"):
@@ -191,7 +191,7 @@ def test_offline_without_the_file(served, cache):
     assert not served.requests
 
 
-def test_no_server_at_all(hub, cache):
+def test_an_unreachable_server_is_one_clear_error(hub, cache):
     row = replace(ROW, repo=None, url="http://127.0.0.1:9/weights.pth")
     with pytest.raises(WeightsError, match="the connection failed"):
         get(cache, row)
@@ -213,7 +213,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(served, cache, caplog, sou
     assert verify_cached(row, Fetch(cache_dir=cache))[0].whole
 
 
-def test_bytes_that_were_never_published_are_told_by_what_they_first_were(served, cache):
+def test_damage_of_a_file_without_a_published_hash_is_detected(served, cache):
     row = url_row(served, sha256=False)
     path = fetch(row, Fetch(cache_dir=cache))
     path.write_bytes(DATA[:-1] + b"x")
@@ -221,7 +221,7 @@ def test_bytes_that_were_never_published_are_told_by_what_they_first_were(served
         get(cache, row, local_files_only=True)
 
 
-def test_what_no_one_has_published_a_hash_of_must_look_like_weights(served, cache):
+def test_a_file_without_a_published_hash_must_look_like_weights(served, cache):
     row = url_row(served, b"<html>Log in to this network</html>", sha256=False)
     with pytest.raises(WeightsError, match="sent no file of weights: a web page"):
         get(cache, row)
@@ -244,18 +244,18 @@ def test_two_versions_of_a_file_are_not_joined(served, cache, sha256):
 
 
 @pytest.mark.parametrize("wait", ["-1", "Thu, 01 Jan 1970 00:00:00 GMT", "soon"])
-def test_odd_times_to_wait(served, cache, wait):
+def test_odd_values_of_retry_after_are_tolerated(served, cache, wait):
     served.faults = [(503, {"Retry-After": wait})]
     assert get(cache) == DATA
 
 
-def test_a_file_that_is_not_the_tables_is_not_downloaded(served, cache):
+def test_a_file_that_does_not_match_the_table_is_not_downloaded(served, cache):
     with pytest.raises(WeightsError, match="is not the file that was published"):
         get(cache, replace(ROW, sha256="0" * 64))
     assert not [path for _, path, _ in served.requests if path.startswith("/cdn/")]
 
 
-def test_whole_files_are_read_once(served, cache, monkeypatch):
+def test_a_verified_file_is_not_hashed_again(served, cache, monkeypatch):
     path = fetch(ROW, Fetch(cache_dir=cache))
     monkeypatch.setattr("regnet.weights.integrity.sha256_of", lambda _: pytest.fail("read again"))
     assert fetch(ROW, Fetch(cache_dir=cache)) == path
@@ -273,7 +273,7 @@ def test_a_download_can_be_forced(served, cache):
         fetch(row, Fetch(cache_dir=cache, force_download=True, local_files_only=True))
 
 
-def test_an_interrupted_download_goes_on_in_the_next_process(served, cache):
+def test_an_interrupted_download_is_resumed_by_the_next_process(served, cache):
     served.faults = ["truncate", (403, {})]
     with pytest.raises(WeightsError, match="403"):
         get(cache)
@@ -282,7 +282,7 @@ def test_an_interrupted_download_goes_on_in_the_next_process(served, cache):
     assert set(served.ranges()) == {f"bytes={len(DATA) // 2}-"}
 
 
-def test_shards_come_with_their_index(hub, cache):
+def test_shards_are_downloaded_with_their_index(hub, cache):
     torch.manual_seed(0)
     config = RegNetConfig(depth=2, w0=16, wa=0.0, wm=2.0, num_classes=4)
     tensors = AnyNet(config).state_dict()
@@ -376,7 +376,7 @@ print(round)
 
 
 @pytest.mark.slow
-def test_kill_at_any_moment_leaves_a_cache_that_works(served, cache):
+def test_a_kill_at_any_moment_leaves_a_working_cache(served, cache):
     served.seconds_per_chunk = 0.01  # 46 chunks: half a second
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(cache), str(len(DATA))],
@@ -414,7 +414,7 @@ def test_a_full_disk_is_one_clear_error(served, cache):
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_meanwhile_is_one_clear_error(served, cache):
+def test_a_disk_that_fills_up_during_a_download_is_one_clear_error(served, cache):
     # The size is unknown until the file is here: no check of the free space helps.
     mount = f"mount -t tmpfs -o size=4m tmpfs {cache} && head -c 2000000 /dev/zero > {cache}/other"
     process = start(cache, *in_mount(cache, mount))
@@ -424,7 +424,7 @@ def test_a_disk_that_fills_up_meanwhile_is_one_clear_error(served, cache):
 
 
 @pytest.mark.slow
-def test_a_read_only_cache_is_one_clear_error_or_serves_what_it_has(served, cache):
+def test_a_read_only_cache_serves_its_files_or_is_one_clear_error(served, cache):
     read_only = f"mount --bind {cache} {cache} && mount -o remount,bind,ro {cache}"
     process = start(cache, *in_mount(cache, read_only))
     _, error = process.communicate(timeout=60)

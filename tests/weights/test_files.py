@@ -78,7 +78,7 @@ def test_files_without_a_state_dict_are_refused(tmp_path, saved):
         read_tensors(path)
 
 
-def test_safetensors_in_a_folder_or_alone(tmp_path):
+def test_safetensors_are_read_from_a_folder_or_a_file(tmp_path):
     save_file(STATE, tmp_path / "model.safetensors")
     assert same(read_tensors(tmp_path / "model.safetensors"))
     assert same(read_tensors(tmp_path))
@@ -128,7 +128,7 @@ def test_other_files_are_refused(tmp_path, content):
         read_tensors(tmp_path / "none")
 
 
-def test_verification_sees_a_single_flipped_bit(tmp_path):
+def test_verification_detects_a_single_flipped_bit(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(STATE, path)
     digest = sha256_of(path)
@@ -206,7 +206,7 @@ class Rewriter(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_scripted_program_is_not_started(tmp_path):
+def test_a_scripted_program_is_not_run(tmp_path):
     path, target = tmp_path / "model.pth", tmp_path / "victim"
     target.write_bytes(b"precious")
     torch.jit.script(Rewriter(str(target))).save(path)
@@ -231,7 +231,7 @@ def test_a_pickle_cannot_change_torchs_functions(tmp_path):
     assert torch._utils._rebuild_tensor_v2.__defaults__ == before
 
 
-def test_a_pickle_cannot_make_memory_of_a_number(tmp_path):
+def test_a_pickle_cannot_allocate_memory_by_naming_a_size(tmp_path):
     path = tmp_path / "model.pth"
     claims = (10**10).to_bytes(8, "little")
     for made in (b"\x96", b"\x8e", b"\x8d"):  # BYTEARRAY8, BINBYTES8, BINUNICODE8
@@ -255,7 +255,7 @@ def test_names_of_a_million_characters_are_refused_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [[0, 2**63], [2**63], [-1], [1.5], [2**32, 2**32]])
-def test_shapes_that_cannot_be_are_refused(tmp_path, shape):
+def test_impossible_shapes_are_refused(tmp_path, shape):
     header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header)
@@ -264,7 +264,7 @@ def test_shapes_that_cannot_be_are_refused(tmp_path, shape):
             read(path)
 
 
-def test_zips_that_are_odd_are_refused(tmp_path):
+def test_unusual_zip_files_are_refused(tmp_path):
     """Encrypted, of a later version, with names in no encoding: by every way to open one."""
     torch.save(STATE, tmp_path / "plain.pth")
     whole = (tmp_path / "plain.pth").read_bytes()
@@ -282,7 +282,7 @@ def test_zips_that_are_odd_are_refused(tmp_path):
             assert same(read_tensors(path)), "what is not refused is whole"
 
 
-def test_a_tensor_of_nothing_but_claims_is_refused(tmp_path):
+def test_a_tensor_that_claims_more_values_than_its_file_has_is_refused(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"a": torch.zeros(1).expand(10_000_000)}, path)
     with pytest.raises(WeightsError, match="a claims more values than the file has"):
@@ -292,7 +292,7 @@ def test_a_tensor_of_nothing_but_claims_is_refused(tmp_path):
         read_tensors(path)
 
 
-def test_objects_that_hold_tensors_are_left_out_whole(tmp_path):
+def test_objects_that_contain_tensors_are_left_out_completely(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"model": STATE, "options": Options(a=STATE, b=[1])}, path)
     with pytest.raises(WeightsError, match="contains Python objects besides its tensors"):
@@ -358,7 +358,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", SEEDS)
-def test_damaged_files(tmp_path, kind):
+def test_damaged_files_are_refused_or_read_the_same_names(tmp_path, kind):
     rng = random.Random(1)
     for _ in range(60):
         attempt(tmp_path / "model.bin", damaged(SEEDS[kind], rng), kind)
@@ -368,7 +368,7 @@ def test_damaged_files(tmp_path, kind):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", SEEDS)
 @pytest.mark.parametrize("seed", range(8))
-def test_damaged_files_at_length(tmp_path, kind, seed):
+def test_damaged_files_are_refused_in_many_tries(tmp_path, kind, seed):
     rng = random.Random(1000 + seed)
     for _ in range(250):
         attempt(tmp_path / "model.bin", damaged(SEEDS[kind], rng), kind)
@@ -377,5 +377,5 @@ def test_damaged_files_at_length(tmp_path, kind, seed):
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=300), st.sampled_from(sorted(SEEDS)), st.integers(0, 2000))
-def test_any_bytes(tmp_path, data, kind, keep):
+def test_arbitrary_bytes_are_refused_or_read(tmp_path, data, kind, keep):
     attempt(tmp_path / "model.bin", SEEDS[kind][:keep] + data, kind)

@@ -164,14 +164,14 @@ def test_every_state_dict_is_recognized_and_renamed_both_ways(format, name):
 
 # The parts of SEER 10B's stages are in its own names only; see vissl_back.
 @pytest.mark.parametrize(("format", "name"), [row for row in LISTED if "10b" not in row.values[1]])
-def test_the_table_for_the_way_back_is_found_from_our_names(format, name):
+def test_the_format_to_convert_back_to_is_found_from_our_names(format, name):
     theirs = meta(STATE_DICTS[format][name]["entries"])
     ours, found = to_native(theirs)
     assert from_native(ours, found).keys() == theirs.keys()
 
 
 @pytest.mark.parametrize("variant", one_per_family(VARIANTS))
-def test_timms_names_come_back_for_every_variant(variant):
+def test_conversion_to_timm_and_back_keeps_the_names_of_every_variant(variant):
     ours = state_dict(VARIANTS[variant].config)
     theirs = from_native(ours, FORMATS["timm"])
     assert any(key.startswith("stages.") for key in theirs) == (
@@ -180,7 +180,7 @@ def test_timms_names_come_back_for_every_variant(variant):
     assert to_native(theirs)[0].keys() == ours.keys()
 
 
-def test_pycls_stems_take_blue_first():
+def test_stems_of_pycls_take_blue_first():
     name = next(iter(STATE_DICTS["pycls"]))
     weight = torch.arange(3.0).reshape(1, 3, 1, 1)
     theirs = meta(STATE_DICTS["pycls"][name]["entries"]) | {"stem.conv.weight": weight}
@@ -228,7 +228,7 @@ def test_a_format_that_cannot_hold_the_network_is_refused():
 
 
 @pytest.mark.parametrize("variant", one_per_family(VARIANTS))
-def test_shapes_tell_every_variant_apart(variant):
+def test_shapes_distinguish_every_variant(variant):
     state = state_dict(VARIANTS[variant].config)
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     assert [row.name for row in identify(shapes)] == [variant]

@@ -18,7 +18,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("table", "ours", "theirs"), PAIRS)
-def test_keys_are_renamed_both_ways(table, ours, theirs):
+def test_keys_are_renamed_in_both_directions(table, ours, theirs):
     assert table.to_theirs(ours) == theirs
     assert table.to_ours(theirs) == ours
 
@@ -26,7 +26,7 @@ def test_keys_are_renamed_both_ways(table, ours, theirs):
 @pytest.mark.parametrize(
     "name", [n for n, r in golden.load("variants.json").items() if r["defined_in"] == "byobnet.py"]
 )
-def test_whole_state_dicts_survive_the_way_there_and_back(name):
+def test_state_dicts_survive_conversion_to_a_format_and_back(name):
     theirs = dict(golden.load("state_dicts_timm.json.gz")[name])
     ours = BYOBNET.state_dict_to_ours(theirs)
     assert BYOBNET.state_dict_to_theirs(ours) == theirs

@@ -98,7 +98,7 @@ SAVED = {
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("saved", SAVED.values(), ids=SAVED)
-def test_checkpoints_of_trainings_load(tmp_path, saved, zipped):
+def test_checkpoints_of_training_scripts_load(tmp_path, saved, zipped):
     path = tmp_path / "checkpoint.pth"
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
     found = regnet.create(CONFIG, checkpoint_path=path).state_dict()
@@ -126,7 +126,7 @@ BOTH = {
 
 
 @pytest.mark.parametrize(("saved", "other"), BOTH.values(), ids=BOTH)
-def test_of_several_networks_the_average_is_taken_and_a_word_says_how_to_choose(
+def test_of_several_networks_the_average_is_used_and_a_message_says_how_to_choose(
     tmp_path, caplog, saved, other
 ):
     path = tmp_path / "checkpoint.pth"
@@ -142,7 +142,7 @@ def test_of_several_networks_the_average_is_taken_and_a_word_says_how_to_choose(
         regnet.create(CONFIG, checkpoint_path=path, checkpoint_key="x")
 
 
-def test_the_network_that_fits_the_architecture_is_taken(tmp_path):
+def test_the_network_that_fits_the_architecture_is_used(tmp_path):
     """A teacher, or its average, may lie beside it."""
     path = tmp_path / "checkpoint.pth"
     torch.save(
@@ -155,7 +155,7 @@ def test_the_network_that_fits_the_architecture_is_taken(tmp_path):
 
 
 @pytest.mark.slow
-def test_which_network_is_taken_is_the_same_in_every_process(tmp_path):
+def test_the_choice_of_network_is_the_same_in_every_process(tmp_path):
     path = tmp_path / "checkpoint.pth"
     both = {f"encoder_q.{n}": v for n, v in STATE.items()}
     both |= {f"encoder_k.{n}": v for n, v in AVERAGE.state_dict().items()}
@@ -201,7 +201,7 @@ NOT_WEIGHTS = {
 
 
 @pytest.mark.parametrize("saved", NOT_WEIGHTS.values(), ids=NOT_WEIGHTS)
-def test_what_only_looks_like_weights_comes_last(tmp_path, saved):
+def test_entries_that_only_look_like_weights_are_the_last_choice(tmp_path, saved):
     path, out = tmp_path / "checkpoint.pth", tmp_path / "out.safetensors"
     torch.save(saved, path)
     assert command("weights", "convert", path, out).returncode == 0
@@ -210,7 +210,7 @@ def test_what_only_looks_like_weights_comes_last(tmp_path, saved):
         assert all(torch.equal(found[name], value) for name, value in STATE.items())
 
 
-def test_containers_that_hold_themselves_end(tmp_path):
+def test_containers_that_contain_themselves_are_handled(tmp_path):
     path = tmp_path / "checkpoint.pth"
     loop: dict = {}
     loop["trunk"] = loop
@@ -225,13 +225,13 @@ def test_containers_that_hold_themselves_end(tmp_path):
                 read_tensors(path)
 
 
-def test_types_of_torch_are_settings(tmp_path):
+def test_types_of_torch_are_allowed_as_settings(tmp_path):
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": STATE, "args": argparse.Namespace(dtype=torch.float16)}, path)
     assert regnet.create(CONFIG, checkpoint_path=path).num_classes == 4
 
 
-def test_schemas_and_cinemas_are_no_averages(tmp_path):
+def test_names_that_merely_contain_ema_are_not_averages(tmp_path):
     path = tmp_path / "checkpoint.pth"
     torch.save({"model": STATE, "schema": AVERAGE.state_dict()}, path)
     taken = regnet.create(CONFIG, checkpoint_path=path)
@@ -262,7 +262,7 @@ def test_tensors_beside_the_network_are_named(tmp_path, caplog):
     ],
 )
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
-def test_a_classifier_behind_dropout_is_the_classifier(tmp_path, layers, library):
+def test_a_classifier_after_dropout_is_found(tmp_path, layers, library):
     model = copy.deepcopy(PLAIN)
     model.head.fc = nn.Sequential(*layers)
     path = tmp_path / "checkpoint.pth"
@@ -277,7 +277,7 @@ def test_a_classifier_behind_dropout_is_the_classifier(tmp_path, layers, library
     torch.testing.assert_close(found(x), model.eval()(x))
 
 
-def test_a_classifier_of_two_layers_is_refused_with_a_way_out(tmp_path):
+def test_a_classifier_of_two_layers_is_refused_with_advice(tmp_path):
     model = copy.deepcopy(PLAIN)
     model.head.fc = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
     path = tmp_path / "checkpoint.pth"
@@ -293,7 +293,7 @@ def test_a_classifier_of_two_layers_is_refused_with_a_way_out(tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_a_model_saved_whole_becomes_safetensors_as_the_error_says(tmp_path, wrapped, zipped):
+def test_a_pickled_model_becomes_safetensors_as_the_error_advises(tmp_path, wrapped, zipped):
     path, out = tmp_path / "model.pt", tmp_path / "model.safetensors"
     saved = {"model": PLAIN, "epoch": 1} if wrapped else nn.DataParallel(PLAIN)
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
@@ -306,7 +306,7 @@ def test_a_model_saved_whole_becomes_safetensors_as_the_error_says(tmp_path, wra
     assert all(torch.equal(found[name], value) for name, value in STATE.items())
 
 
-def test_a_file_that_is_not_there_yet_says_how_to_get_it(tmp_path):
+def test_a_missing_file_says_how_to_get_it(tmp_path):
     pointer = tmp_path / "model.safetensors"
     pointer.write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 44\n"
@@ -319,7 +319,7 @@ def test_a_file_that_is_not_there_yet_says_how_to_get_it(tmp_path):
         regnet.create(CONFIG, checkpoint_path=page)
 
 
-def test_objects_that_are_no_settings_are_still_refused(tmp_path):
+def test_objects_other_than_settings_are_still_refused(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"model": STATE, "args": argparse.Namespace(x=Fraction(1, 2))}, path)
     with pytest.raises(WeightsError, match=r"\(fractions\.Fraction\), which could run"):
@@ -337,7 +337,7 @@ def test_objects_that_are_no_settings_are_still_refused(tmp_path):
                                  num_classes=0)).state_dict()),
     ],
 )  # fmt: skip
-def test_what_an_error_says_to_pass_helps(tmp_path, options, state):
+def test_passing_what_an_error_advises_helps(tmp_path, options, state):
     path = tmp_path / "model.pth"
     torch.save(OrderedDict(state), path)
     with pytest.raises(WeightsError) as refusal:

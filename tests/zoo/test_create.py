@@ -41,7 +41,7 @@ def test_every_variant_can_be_built(name):
 
 
 @pytest.mark.parametrize(("alias", "name"), ALIASES)
-def test_names_of_other_libraries(alias, name):
+def test_names_of_other_libraries_are_aliases(alias, name):
     for spelling in (alias, alias.lower(), alias.upper(), alias.replace("-", "_")):
         assert find_variant(spelling)[0].name == name
 
@@ -66,7 +66,7 @@ def test_names_of_other_libraries(alias, name):
         ("X-101", "resnext101_32x4d", None),
     ],
 )
-def test_spellings(spelling, name, tag):
+def test_names_may_be_spelled_in_several_forms(spelling, name, tag):
     variant, found = find_variant(spelling)
     assert (variant.name, found) == (name, tag)
     assert regnet.is_model(spelling)
@@ -93,7 +93,7 @@ def test_unknown_names_get_a_hint(name, hint):
     assert hint in str(error.value)
 
 
-def test_a_path_is_no_name(tmp_path):
+def test_a_path_object_is_refused_as_a_name(tmp_path):
     with pytest.raises(ConfigError, match="use str"):
         regnet.create(tmp_path / "mine.json")  # type: ignore[call-overload]
 
@@ -107,7 +107,7 @@ def test_unknown_options_are_type_errors():
         regnet.create("regnetx_002", scriptable=True)  # type: ignore[call-overload]
 
 
-def test_what_is_none_is_absent():
+def test_options_that_are_none_count_as_absent():
     """Scripts for timm pass every option that they know, and "" or None for what is not set."""
     model = regnet.create(
         "regnetx_002", pretrained=False, checkpoint_path="", num_classes=None, in_chans=None,
@@ -118,12 +118,12 @@ def test_what_is_none_is_absent():
     assert model.config == regnet.info("regnetx_002").config
 
 
-def test_options_that_need_each_other():
+def test_out_indices_need_features_only():
     with pytest.raises(ConfigError, match="it needs features_only=True"):
         regnet.create("regnetx_002", out_indices=(1,))  # type: ignore[call-overload]
 
 
-def test_dtype_and_device():
+def test_dtype_and_device_can_be_chosen():
     model = regnet.create("regnetx_002", dtype=torch.bfloat16, device="cpu", num_classes=3)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.num_classes == 3
@@ -136,7 +136,7 @@ def test_models_without_numbers_need_no_symbolic_algebra():
     assert "sympy" not in done.stdout.split()
 
 
-def test_labels_come_with_the_weights_alone():
+def test_labels_come_only_with_the_weights():
     assert "label_names" not in regnet.create("regnety_cifar.cifar10").pretrained_cfg
     assert not regnet.create(VARIANTS["regnety_cifar"].config).pretrained_cfg
 
@@ -148,7 +148,7 @@ def test_a_config_can_stand_for_a_name():
     assert (model.num_classes, model.config.in_chans, model.config.output_stride) == (3, 1, 4)
 
 
-def test_pretrained_weights_load_without_network():
+def test_pretrained_weights_load_without_internet_access():
     model = regnet.create("regnety_cifar", pretrained=True).eval()
     again = regnet.create("regnety_cifar.cifar10", pretrained=True).eval()
     x = torch.randn(1, 3, 32, 32)
@@ -157,7 +157,7 @@ def test_pretrained_weights_load_without_network():
     assert model.pretrained_cfg["tag"] == "cifar10"
 
 
-def test_pretrained_trunk_under_a_new_classifier():
+def test_a_pretrained_trunk_can_have_a_new_classifier():
     model = regnet.create("regnety_cifar", pretrained=True).eval()
     other = regnet.create("regnety_cifar", pretrained=True, num_classes=3).eval()
     backbone = regnet.create("regnety_cifar", pretrained=True, features_only=True).eval()
@@ -171,7 +171,7 @@ def test_pretrained_trunk_under_a_new_classifier():
     assert "label_names" not in model.pretrained_cfg
 
 
-def test_weights_that_are_not_there_are_not_replaced_by_random_ones(hub):
+def test_missing_weights_are_not_replaced_by_random_ones(hub):
     with pytest.raises(
         WeightsError, match=r"timm/regnety_016\.tv2_in1k does not exist, or is priv"
     ):
@@ -186,7 +186,7 @@ def test_weights_that_are_not_there_are_not_replaced_by_random_ones(hub):
         regnet.create(VARIANTS["regnety_cifar"].config, pretrained=True)
 
 
-def test_listing():
+def test_models_are_listed_by_pattern_family_and_size():
     names = regnet.list_models("regnetx_*")
     assert names[0] == "regnetx_002"
     assert names[-1] == "regnetx_320"
@@ -201,14 +201,14 @@ def test_listing():
         regnet.list_models(family="vit")
 
 
-def test_every_weight_that_is_listed_has_a_name_that_is_known():
+def test_every_listed_checkpoint_has_a_known_name():
     names = regnet.list_pretrained()
     assert len(names) > 180
     for name in (*names, *map(str.upper, names)):
         assert regnet.info(name).checkpoint, name
 
 
-def test_listing_of_weights():
+def test_weights_are_listed_by_pattern_and_license():
     every = regnet.list_pretrained()
     assert len(every) == 185
     assert set(every) == set(regnet.list_models(pretrained=True))
@@ -235,12 +235,12 @@ def find_checkpoint_by_id(name):
     return checkpoints()[name]
 
 
-def test_natural_order():
+def test_names_are_listed_in_natural_order():
     names = regnet.list_models("regnety_*")
     assert names.index("regnety_640") < names.index("regnety_1280") < names.index("regnety_2560")
 
 
-def test_info_says_what_is_known():
+def test_info_describes_variants_and_checkpoints():
     info = regnet.info("regnet_y_1_6gf")
     assert info.name == "regnety_016"
     assert info.complexity.flops == 1_612_087_326
@@ -266,7 +266,7 @@ def test_every_variant_has_a_factory(name):
     assert model.config == replace(variant.config, num_classes=7)
 
 
-def test_stubs_of_the_factories_are_in_step_with_the_table():
+def test_the_stubs_of_the_factories_match_the_table():
     script = runpy.run_path(str(ROOT / "scripts/write_factory_stubs.py"))
     stub = script["STUB"].read_text(encoding="utf-8")
     assert stub == script["render"](), "run python scripts/write_factory_stubs.py"

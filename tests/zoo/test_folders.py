@@ -24,7 +24,7 @@ def opened(folder):
 
 @times(40, 500)
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_every_flipped_bit_is_noticed(folder, tmp_path, name, count):
+def test_every_flipped_bit_is_detected(folder, tmp_path, name, count):
     """Or harmless: white space between the values of a JSON file."""
     expected = opened(folder)
     copy = tmp_path / "m"
@@ -54,7 +54,7 @@ def test_weights_of_another_model_are_refused(folder, tmp_path):
         opened(copy)
 
 
-def test_a_config_that_was_changed_by_hand_is_refused(folder, tmp_path):
+def test_an_edited_config_is_refused(folder, tmp_path):
     copy = tmp_path / "m"
     shutil.copytree(folder, copy)
     path = copy / "config.json"

@@ -38,7 +38,7 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_a_folder_is_a_name(folder, monkeypatch):
+def test_a_folder_can_be_given_as_a_name(folder, monkeypatch):
     expected = regnet.create(f"local-dir:{folder}", pretrained=True).eval()(X)
     monkeypatch.chdir(folder.parent)
     for name in (str(folder), "mine", "./mine", "mine/"):
@@ -57,7 +57,7 @@ def test_names_of_the_zoo_come_before_folders(folder, monkeypatch, tmp_path):
     assert regnet.create("./regnetx_002", device="meta").num_classes == 3
 
 
-def test_a_file_of_weights_is_a_name(weights, caplog):
+def test_a_file_of_weights_can_be_given_as_a_name(weights, caplog):
     model = regnet.create(str(weights), pretrained=True)
     assert model.num_classes == 7
     assert model.card.architecture == "regnetx_002"
@@ -69,7 +69,7 @@ def test_a_file_of_weights_is_a_name(weights, caplog):
     assert regnet.info(str(weights)).checkpoint.file == str(weights)
 
 
-def test_other_wrappers_and_gray_images(tmp_path):
+def test_files_with_other_wrappers_or_gray_stems_load(tmp_path):
     model = regnet.create("regnety_002", num_classes=2, in_chans=1)
     path = tmp_path / "run.pth"
     torch.save(
@@ -106,7 +106,7 @@ def test_a_file_of_another_network_says_what_to_do(tmp_path):
         ("regnet_zz", ConfigError, "there is no variant 'regnet_zz'"),
     ],
 )  # fmt: skip
-def test_what_is_not_there(name, error, words, tmp_path, monkeypatch):
+def test_missing_folders_and_files_are_refused(name, error, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=words):
         regnet.create(name, pretrained=True)
@@ -138,12 +138,12 @@ def test_a_pattern_that_names_a_variant_finds_its_weights():
         assert regnet.list_models(alias, pretrained=True) == expected
 
 
-def test_a_folder_without_a_model_says_so(tmp_path):
+def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"config.json: no network can be built from it"):
         regnet.create(str(tmp_path), pretrained=True)
 
 
-def test_commands_take_folders_and_files(folder, weights, tmp_path):
+def test_commands_accept_folders_and_files(folder, weights, tmp_path):
     photos = write_folder(tmp_path / "photos", 12, names=("cat", "dog", "frog"))
     assert "3 classes" in command("info", folder, code=0).stdout
     assert "7 classes" in command("info", weights, code=0).stdout
@@ -158,7 +158,7 @@ def test_commands_take_folders_and_files(folder, weights, tmp_path):
     refused(command("predict", photos, "--model", "no/such"), 2, "there is no folder or file")
 
 
-def test_preprocessing_of_a_name():
+def test_preprocessing_can_be_looked_up_by_name():
     assert regnet.preprocess("regnety_016.tv2_in1k").size == (224, 224)
     assert regnet.preprocess("regnety_cifar").size == (32, 32)
     with pytest.raises(ConfigError, match="takes a model or the name of one, got int 3"):

@@ -32,7 +32,7 @@ def equal(a, b):
     torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
-def test_what_is_written_is_read_back(tmp_path, model):
+def test_a_saved_model_is_read_back(tmp_path, model):
     model.save_pretrained(tmp_path / "a")
     for name in (str(tmp_path / "a"), f"local-dir:{tmp_path / 'a'}"):
         again = AnyNet.from_pretrained(name)
@@ -58,7 +58,7 @@ def test_the_card_states_license_source_and_figures(tmp_path, model):
     assert "(of the published weights cifar10 that training began with)" in card
 
 
-def test_timms_layout(tmp_path):
+def test_files_have_the_layout_of_timm(tmp_path):
     for name in ("regnetx_002", "regnetz_b16"):
         model = regnet.create(name, num_classes=7)
         model.save_pretrained(tmp_path / name, license="mit")
@@ -74,7 +74,7 @@ def test_timms_layout(tmp_path):
         assert sorted(load_file(tmp_path / name / "model.safetensors")) == sorted(names)
 
 
-def test_networks_that_timm_does_not_have(tmp_path):
+def test_networks_that_timm_does_not_have_are_saved(tmp_path):
     config = RegNetConfig(depth=3, w0=16, wa=8.0, wm=2.0, num_classes=4, activation="silu")
     torch.manual_seed(0)
     model = regnet.create(config).eval()
@@ -90,7 +90,7 @@ def write_config(path, **values):
     return path / "config.json"
 
 
-def test_configs_of_timm(tmp_path):
+def test_configs_of_timm_are_read(tmp_path):
     path = write_config(
         tmp_path,
         architecture="regnety_004",
@@ -111,7 +111,7 @@ def test_configs_of_timm(tmp_path):
     assert found.checkpoint.license == "mit"
 
 
-def test_configs_of_transformers(tmp_path):
+def test_configs_of_transformers_are_read(tmp_path):
     path = write_config(
         tmp_path, model_type="regnet", architectures=["RegNetForImageClassification"],
         depths=[1, 3, 6, 6], hidden_sizes=[48, 104, 208, 440], groups_width=8, layer_type="y",
@@ -146,12 +146,12 @@ def test_configs_of_transformers(tmp_path):
         {"architecture": "regnet", "regnet_config": {"kind": "x"}},
     ],
 )
-def test_configs_that_no_network_can_be_built_from(tmp_path, values):
+def test_configs_that_describe_no_network_are_refused(tmp_path, values):
     with pytest.raises(WeightsError, match="no network can be built from it"):
         read_repository(write_config(tmp_path, **values))
 
 
-def test_folders_and_names_that_are_not_there(tmp_path, hub):
+def test_missing_folders_and_repositories_are_refused(tmp_path, hub):
     with pytest.raises(WeightsError, match="there is no folder"):
         regnet.create(f"local-dir:{tmp_path / 'none'}")
     with pytest.raises(WeightsError, match="no network can be built"):
@@ -162,7 +162,7 @@ def test_folders_and_names_that_are_not_there(tmp_path, hub):
         AnyNet.from_pretrained("o/none")
 
 
-def test_a_restricted_license_stays(tmp_path, model):
+def test_a_restricted_license_is_inherited(tmp_path, model):
     model.card = replace(model.card, license="cc-by-nc-4.0", tag="swag_ft_in1k")
     model.reset_classifier(5)
     model.save_pretrained(tmp_path)
@@ -180,14 +180,14 @@ def test_a_restricted_license_stays(tmp_path, model):
         again.save_pretrained(tmp_path, license="apache-2.0")
 
 
-def test_figures_and_text_of_ones_own(tmp_path, model):
+def test_a_card_can_have_the_users_own_metrics_and_text(tmp_path, model):
     save_pretrained(model, tmp_path, metrics={"flowers": 98.5}, readme="# Mine")
     card = (tmp_path / "README.md").read_text()
     assert '"value": 98.5' in card
     assert card.endswith("---\n# Mine\n")
 
 
-def test_a_push_arrives_and_opens(hub, cache, model):
+def test_a_pushed_model_arrives_and_can_be_opened(hub, cache, model):
     url = model.push_to_hub("me/mine", token="hf_x", commit_message="First")
     assert url.startswith(hub.endpoint)
     assert set(hub.uploads) == {"config.json", "model.safetensors", "README.md"}
@@ -201,7 +201,7 @@ def test_a_push_arrives_and_opens(hub, cache, model):
     assert offline.pretrained_cfg["license"] == "apache-2.0"
 
 
-def test_a_push_that_is_refused_is_one_clear_error(hub, model):
+def test_a_refused_push_is_one_clear_error(hub, model):
     hub.server.RequestHandlerClass.do_POST, keep = (
         lambda handler: handler.fail(403),
         hub.server.RequestHandlerClass.do_POST,
@@ -213,7 +213,7 @@ def test_a_push_that_is_refused_is_one_clear_error(hub, model):
         hub.server.RequestHandlerClass.do_POST = keep
 
 
-def test_words_of_the_hubs_own_mixin(tmp_path, hub, cache, model, monkeypatch):
+def test_methods_of_the_hubs_mixin_work(tmp_path, hub, cache, model, monkeypatch):
     """As `PyTorchModelHubMixin` and transformers have them."""
     monkeypatch.setenv("HOME", str(tmp_path))
     model.save_pretrained(save_directory="~/mine", push_to_hub=True, repo_id="me/mine", token="x")
@@ -233,20 +233,20 @@ def test_words_of_the_hubs_own_mixin(tmp_path, hub, cache, model, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["auto", "int8", torch.int8, 16])
-def test_types_that_weights_cannot_have(model, tmp_path, dtype):
+def test_dtypes_that_weights_cannot_have_are_refused(model, tmp_path, dtype):
     model.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="dtype must be a floating-point type of torch"):
         AnyNet.from_pretrained(tmp_path, torch_dtype=dtype)
 
 
-def test_options_of_an_upload_need_one(tmp_path, model):
+def test_options_of_an_upload_are_refused_without_one(tmp_path, model):
     with pytest.raises(ConfigError, match="repo_id, private: only for uploads; add push_to_hub"):
         model.save_pretrained(tmp_path / "x", repo_id="me/mine", private=True)
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("layers", [[], [nn.Dropout(0.5)], [nn.Identity(), nn.Dropout()]])
-def test_a_classifier_put_in_by_hand_comes_back(tmp_path, layers):
+def test_a_replaced_classifier_is_saved_and_read_back(tmp_path, layers):
     model = regnet.create("regnety_cifar", pretrained=True).eval()
     model.head.fc = nn.Sequential(*layers, nn.Linear(320, 3)) if layers else nn.Linear(320, 3)
     model.save_pretrained(tmp_path)
@@ -281,7 +281,7 @@ def _pruned(model):
 
 
 @pytest.mark.parametrize("change", [_mlp, _activated, _head, _activation, _kernel, _pruned])
-def test_what_no_config_describes_is_not_written(tmp_path, change):
+def test_a_network_that_no_config_describes_is_not_saved(tmp_path, change):
     """A folder would load as another network, or not at all."""
     model = regnet.create("regnety_cifar", pretrained=True)
     change(model)
@@ -290,7 +290,7 @@ def test_what_no_config_describes_is_not_written(tmp_path, change):
     assert not (tmp_path / "x").exists()
 
 
-def test_what_only_training_sees_may_differ(tmp_path, model):
+def test_settings_that_only_affect_training_may_differ(tmp_path, model):
     model = regnet.create("regnety_cifar", pretrained=True, drop_rate=0.1, drop_path_rate=0.1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -300,7 +300,7 @@ def test_what_only_training_sees_may_differ(tmp_path, model):
     equal(AnyNet.from_pretrained(tmp_path)(IMAGES), model(IMAGES))
 
 
-def test_a_stem_for_other_channels_put_in_by_hand_comes_back(tmp_path):
+def test_a_replaced_stem_for_other_channels_is_saved_and_read_back(tmp_path):
     model = regnet.create("regnety_cifar").eval()
     model.stem.conv = nn.Conv2d(5, 32, 3, 1, 1, bias=False)
     model.save_pretrained(tmp_path)
@@ -308,7 +308,7 @@ def test_a_stem_for_other_channels_put_in_by_hand_comes_back(tmp_path):
     equal(AnyNet.from_pretrained(tmp_path)(images), model(images))
 
 
-def test_repositories_of_others(hub, cache):
+def test_repositories_of_timm_are_read(hub, cache):
     torch.manual_seed(0)
     config = VARIANTS["regnetx_002"].config
     original = AnyNet(config)
@@ -321,7 +321,7 @@ def test_repositories_of_others(hub, cache):
     assert torch.equal(model.head.fc.weight, original.head.fc.weight)
 
 
-def test_strictness(tmp_path, model):
+def test_unexpected_tensors_are_refused(tmp_path, model):
     model.save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     values["regnet_config"]["se_ratio"] = 0.0
@@ -330,7 +330,7 @@ def test_strictness(tmp_path, model):
         AnyNet.from_pretrained(str(tmp_path))
 
 
-def test_pooling_comes_back(tmp_path):
+def test_the_pooling_is_saved_and_read_back(tmp_path):
     model = regnet.create("regnety_cifar", pretrained=True, global_pool="max").eval()
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_args"] == {
@@ -339,7 +339,7 @@ def test_pooling_comes_back(tmp_path):
     equal(AnyNet.from_pretrained(str(tmp_path))(IMAGES), model(IMAGES))
 
 
-def test_feature_maps_come_back_and_a_classifier_pools(tmp_path):
+def test_feature_networks_are_read_back_and_a_classifier_needs_pooling(tmp_path):
     model = regnet.create("regnety_cifar", num_classes=0, global_pool="").eval()
     model.save_pretrained(tmp_path)
     equal(AnyNet.from_pretrained(str(tmp_path))(IMAGES), model(IMAGES))
@@ -347,7 +347,7 @@ def test_feature_maps_come_back_and_a_classifier_pools(tmp_path):
     assert tuned(IMAGES).shape == (len(IMAGES), 5)
 
 
-def test_a_network_of_known_widths_but_other_activations_is_itself(tmp_path):
+def test_a_config_with_other_activations_is_not_taken_for_a_known_variant(tmp_path):
     path = write_config(
         tmp_path, model_type="regnet", architectures=["RegNetModel"], hidden_act="silu",
         depths=[1, 3, 6, 6], hidden_sizes=[48, 104, 208, 440], groups_width=8, layer_type="y",
@@ -418,21 +418,21 @@ def test_options_of_timms_generator_are_used(tmp_path):
 @pytest.mark.parametrize(
     "step", [{"do_rescale": False}, {"do_flip_channel_order": True}, {"do_pad": True}]
 )
-def test_steps_of_a_processor_that_are_not_made_here_are_refused(tmp_path, step):
+def test_unsupported_steps_of_a_processor_are_refused(tmp_path, step):
     path = write_config(tmp_path, **FOREIGN["transformers"])
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(step))
     with pytest.raises(WeightsError, match="has no counterpart here"):
         read_repository(path)
 
 
-def test_ones_own_weights_can_get_a_license_later(tmp_path):
+def test_a_license_can_be_set_for_the_users_own_weights(tmp_path):
     regnet.create("regnetx_002", num_classes=3).save_pretrained(tmp_path / "a")
     model = AnyNet.from_pretrained(str(tmp_path / "a"))
     model.save_pretrained(tmp_path / "b", license="MIT")
     assert 'license: "mit"' in (tmp_path / "b/README.md").read_text()
 
 
-def test_a_repository_of_restricted_weights_does_not_talk_itself_free(hub, cache):
+def test_a_repository_of_restricted_weights_cannot_claim_a_free_license(hub, cache):
     config = {"architecture": "regnety_1280", "pretrained_cfg": {"license": "mit"}}
     hub.repos["timm/regnety_1280.seer"] = {"config.json": json.dumps(config).encode()}
     for name in ("timm/regnety_1280.seer", "Timm/regnety_1280.seer"):
@@ -452,13 +452,13 @@ def test_a_repository_of_restricted_weights_does_not_talk_itself_free(hub, cache
          "id2label": [1], "architectures": ["RegNetForImageClassification"]},
     ],
 )  # fmt: skip
-def test_configs_of_nonsense(tmp_path, values):
+def test_nonsensical_configs_are_refused(tmp_path, values):
     with pytest.raises(WeightsError, match="no network can be built from it"):
         read_repository(write_config(tmp_path, **values))
 
 
 @pytest.mark.parametrize("pool", ["avgmax", "catavgmax", "fastavgmax", "lse", 3])
-def test_ways_to_pool_that_are_not_here_are_refused(tmp_path, pool):
+def test_unsupported_poolings_are_refused(tmp_path, pool):
     path = write_config(tmp_path, architecture="regnety_002", global_pool=pool)
     with pytest.raises(WeightsError, match=r"global_pool=.* has no counterpart"):
         read_repository(path)
@@ -467,7 +467,7 @@ def test_ways_to_pool_that_are_not_here_are_refused(tmp_path, pool):
 @pytest.mark.parametrize(
     ("pool", "ours"), [("fast", "avg"), ("fastavg", "avg"), ("fastmax", "max")]
 )
-def test_timms_fast_ways_to_pool_are_the_same(tmp_path, pool, ours):
+def test_timms_fast_poolings_are_the_same(tmp_path, pool, ours):
     path = write_config(tmp_path, architecture="regnety_002", model_args={"global_pool": pool})
     assert read_repository(path).global_pool == ours
 
@@ -498,7 +498,7 @@ def test_transformers_squeeze_with_relu_whatever_the_other_layers_have(tmp_path)
         ),
     ],
 )
-def test_transformers_says_how_images_look(tmp_path, values, expected):
+def test_the_preprocessing_of_transformers_is_read(tmp_path, values, expected):
     path = write_config(tmp_path, **TRANSFORMERS_Y)
     more = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 2}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values | more))
@@ -510,7 +510,7 @@ def test_transformers_says_how_images_look(tmp_path, values, expected):
 @pytest.mark.parametrize(
     "values", [{"do_resize": False}, {"rescale_factor": 1.0}, {"resample": 9}, []]
 )
-def test_what_a_processor_does_otherwise_is_refused(tmp_path, values):
+def test_unsupported_settings_of_a_processor_are_refused(tmp_path, values):
     path = write_config(tmp_path, **TRANSFORMERS_Y)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
     with pytest.raises(WeightsError, match="no network can be built from it"):

@@ -35,7 +35,7 @@ def equal(a, b):
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("suffix", ["safetensors", pytest.param("pth", marks=pytest.mark.slow)])
-def test_any_format_gives_the_same_model(tmp_path, original, format, suffix):
+def test_files_of_any_format_give_the_same_model(tmp_path, original, format, suffix):
     theirs = from_native(original.state_dict(), FORMATS[format])
     path = tmp_path / f"model.{suffix}"
     if suffix == "pth":
@@ -50,7 +50,7 @@ def test_any_format_gives_the_same_model(tmp_path, original, format, suffix):
 
 
 @linux
-def test_what_a_model_holds_is_no_copy(tmp_path):
+def test_the_tensors_of_a_model_are_not_copied(tmp_path):
     config = RegNetConfig(depth=4, w0=256, wa=0.0, wm=2.0, group_width=256)
     save_file(AnyNet(config).state_dict(), tmp_path / "model.safetensors")
     model = regnet.create(config, checkpoint_path=tmp_path / "model.safetensors")
@@ -64,14 +64,14 @@ def test_what_a_model_holds_is_no_copy(tmp_path):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_dtype_on_load():
+def test_weights_are_loaded_in_the_chosen_dtype():
     model = regnet.create(NAME, pretrained=True, dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert {b.dtype for b in model.buffers()} == {torch.bfloat16, torch.int64}
     assert {p.dtype for p in regnet.create(NAME, pretrained=True).parameters()} == {torch.float32}
 
 
-def test_a_new_classifier_and_the_plan_in_one_line(original, caplog):
+def test_a_new_classifier_is_announced_in_one_line(original, caplog):
     with caplog.at_level(logging.INFO, "regnet"):
         torch.manual_seed(3)
         model = regnet.create(NAME, pretrained=True, num_classes=37, in_chans=1).eval()
@@ -90,7 +90,7 @@ def test_a_new_classifier_and_the_plan_in_one_line(original, caplog):
     equal(pooled(IMAGES), original.forward_head(original.forward_features(IMAGES), pre_logits=True))
 
 
-def test_chosen_classes(original):
+def test_classes_can_be_chosen(original):
     model = regnet.create(NAME, pretrained=True, classes=[5, 3]).eval()
     torch.testing.assert_close(model(IMAGES), original(IMAGES)[:, [5, 3]])
     assert model.pretrained_cfg["label_names"] == ("dog", "cat")
@@ -113,7 +113,7 @@ def test_gray_images_give_the_answer_of_their_rgb_copies(original):
     )
 
 
-def test_more_channels_take_the_three_in_turn():
+def test_more_channels_repeat_the_weights_of_the_three():
     weight = torch.arange(3.0).reshape(1, 3, 1, 1)
     assert adapt_stem(weight, 5).flatten().tolist() == pytest.approx(
         [0, 0.6, 1.2, 0, 0.6]
@@ -131,7 +131,7 @@ def mismatch(config_of, file_of, tmp_path, **options):
     return str(error.value)
 
 
-def test_the_likely_cause_of_a_mismatch_is_named(tmp_path):
+def test_the_likely_cause_of_a_mismatch_is_reported(tmp_path):
     config = VARIANTS["regnetx_002"].config
     tv = VARIANTS["regnetx_004_tv"].config
     text = mismatch("regnetx_004", tv, tmp_path)
@@ -149,7 +149,7 @@ def test_the_likely_cause_of_a_mismatch_is_named(tmp_path):
     assert " more" in text
 
 
-def test_a_mismatch_does_not_change_what_was_asked_for(tmp_path):
+def test_a_custom_number_of_classes_is_loaded_unchanged(tmp_path):
     config = replace(VARIANTS["regnetx_002"].config, num_classes=10)
     save_file(AnyNet(config).state_dict(), tmp_path / "model.safetensors")
     model = regnet.create(
@@ -158,7 +158,7 @@ def test_a_mismatch_does_not_change_what_was_asked_for(tmp_path):
     assert model.num_classes == 10
 
 
-def test_files_that_are_no_networks(tmp_path):
+def test_files_without_a_network_are_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file({"layer1.weight": torch.ones(1)}, path)
     with pytest.raises(WeightsError, match="its tensor names match no known format"):
@@ -171,7 +171,7 @@ def test_files_that_are_no_networks(tmp_path):
         regnet.create(NAME, checkpoint_path=path)
 
 
-def test_converters_that_drop_batch_counters_are_forgiven(tmp_path, original):
+def test_missing_batch_counters_are_tolerated(tmp_path, original):
     path = tmp_path / "model.safetensors"
     state = {k: v for k, v in original.state_dict().items() if "num_batches" not in k}
     save_file(state, path)
@@ -179,7 +179,7 @@ def test_converters_that_drop_batch_counters_are_forgiven(tmp_path, original):
 
 
 @pytest.mark.parametrize("row", checkpoints().values(), ids=checkpoints())
-def test_every_checkpoint_can_be_named(row):
+def test_every_checkpoint_can_be_created_by_name(row):
     for name in {row.id, row.upstream or row.id}:
         assert find_source(name, pretrained=True).checkpoint == row
 
@@ -223,7 +223,7 @@ def test_checkpoints_of_the_hub_in_their_own_formats(hub, cache, id, format, hub
     assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
 
 
-def test_a_url_and_its_channel_order(hub, cache, tmp_path, monkeypatch):
+def test_weights_from_a_url_have_their_channel_order(hub, cache, tmp_path, monkeypatch):
     row = find_checkpoint("regnetx_002", "pycls")
     assert row.bgr
     torch.manual_seed(0)
@@ -240,7 +240,7 @@ def test_a_url_and_its_channel_order(hub, cache, tmp_path, monkeypatch):
     assert loaded.pretrained_cfg["tag"] == "pycls"
 
 
-def test_a_file_named_instead_of_a_checkpoints_own_is_taken_as_it_is(tmp_path, monkeypatch):
+def test_a_file_given_in_place_of_the_checkpoints_own_is_used_as_it_is(tmp_path, monkeypatch):
     """What the table knows of pycls's file, blue first, does not hold for a converted one."""
     state = AnyNet(VARIANTS["regnetx_002"].config).state_dict()
     save_file(state, tmp_path / "x.safetensors")
@@ -262,7 +262,7 @@ def test_figures_are_not_claimed_for_another_network():
         assert "metrics" not in regnet.create(NAME, pretrained=True, **options).pretrained_cfg
 
 
-def test_revisions(hub, cache):
+def test_revisions_can_be_chosen(hub, cache):
     torch.manual_seed(0)
     state = AnyNet(VARIANTS["regnetx_002"].config).state_dict()
     hub.repos["timm/regnetx_002.pycls_in1k"] = {"model.safetensors": save(state)}
@@ -276,7 +276,7 @@ def test_revisions(hub, cache):
 
 
 @pytest.mark.slow
-def test_overlay():
+def test_an_overlay_changes_entries_of_pretrained_cfg():
     model = regnet.create(NAME, pretrained_cfg_overlay={"crop_pct": 0.5})
     assert regnet.preprocess(model).crop_pct == model.card.preprocess.crop_pct == 0.5
     assert model.pretrained_cfg["crop_pct"] == 0.5
