@@ -1,4 +1,4 @@
-"""The `regnet` command, as tests call it."""
+"""Functions that run the `regnet` command in tests."""
 
 import contextlib
 import io
@@ -19,13 +19,13 @@ Done = subprocess.CompletedProcess[str]
 def regnet(
     *arguments: Any, code: int | None = None, stdin: str = "", cwd: Path | None = None
 ) -> Done:
-    """Run the command in this process; a process of its own takes seconds to import torch.
+    """Run the command in this process, because a new process takes seconds to import torch.
 
     Args:
-        arguments: of the command.
-        code: the exit code that is expected; None: any.
-        stdin: its input.
-        cwd: the folder to run it in.
+        arguments: the arguments of the command.
+        code: the expected exit code, or None for any.
+        stdin: the text of standard input.
+        cwd: the folder in which the command runs.
     """
     out, err = io.StringIO(), io.StringIO()
     words = list(map(str, arguments))
@@ -45,7 +45,7 @@ def regnet(
 
 
 def regnet_process(*arguments: Any, **options: Any) -> Done:
-    """Run the command in a process of its own; options are those of `subprocess.run`."""
+    """Run the command in a new process; options are those of `subprocess.run`."""
     command = [sys.executable, "-m", "regnet", *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": "160", **options.pop("env", {})}
     return subprocess.run(
@@ -55,7 +55,7 @@ def regnet_process(*arguments: Any, **options: Any) -> Done:
 
 
 def refused(result: Done, code: int, *words: str) -> list[str]:
-    """Check that the command failed with lines on stderr that hold these words; return them."""
+    """Check that the command failed and that stderr contains these words; return its lines."""
     assert result.returncode == code, result.stderr
     assert "Traceback" not in result.stderr
     for word in words:

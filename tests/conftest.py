@@ -1,4 +1,4 @@
-"""Settings of all tests, and the local Hub that stands between them and the network."""
+"""Settings of all tests, and the local Hub that they use instead of the internet."""
 
 import logging
 import os
@@ -14,14 +14,16 @@ from hypothesis import settings
 from tests.hub_server import Hub
 from tests.marks import is_slow, slow_fixture
 
-# A time limit would judge the machine, not the code; in CI the same examples are drawn every time.
+# No time limit, which would test the machine instead of the code. In CI, the examples are always
+# the same.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 ROOT = Path(__file__).parent
 
-# The Hub client reads its environment when it is imported, which no test has done yet.
+# The Hub client reads the environment when it is imported, so this must be set before any test
+# runs.
 _HUB = Hub()
 _HOME = tempfile.TemporaryDirectory(prefix="regnet-tests-")
 os.environ |= {
@@ -41,7 +43,7 @@ for _name in ("HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
 @pytest.fixture(scope="session")
 @slow_fixture
 def chromium():
-    """Debian's browser; in CI it is there."""
+    """Debian's chromium; if it is missing, tests are skipped, but fail in CI."""
     path = shutil.which("chromium")
     if path is None and not os.environ.get("CI"):
         pytest.skip("Debian's chromium is not installed")
@@ -55,12 +57,12 @@ def chromium():
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests too")
-    parser.addoption("--slow", action="store_true", help="run the slow tests alone")
-    parser.addoption("--long", action="store_true", help="run the tests that take long as well")
+    parser.addoption("--slow", action="store_true", help="run only the slow tests")
+    parser.addoption("--long", action="store_true", help="also run the tests that take long")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Do not even import the tests of rooms that are slow as a whole."""
+    """Do not import the tests of rooms all of whose tests are slow."""
     slow = {ROOT / "app", ROOT / "kernels"}
     return True if collection_path in slow and not with_slow(config) else None
 
@@ -78,9 +80,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if is_slow(item) == wanted]
     skipped = {}
     if not config.getoption("--long"):
-        skipped["long"] = "takes long; pytest --long runs it"
+        skipped["long"] = "takes long; run pytest --long"
     if not torch.cuda.is_available():
-        skipped["gpu"] = "needs a CUDA GPU; scripts/gpu_check.sh runs it where there is one"
+        skipped["gpu"] = "needs a CUDA GPU; run scripts/gpu_check.sh on a machine with one"
     for item in items:
         if "chromium" in getattr(item, "fixturenames", ()):  # one process starts the browser
             item.add_marker(pytest.mark.xdist_group("browser"))
@@ -91,7 +93,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _our_loggers_speak() -> None:
-    """Libraries that a test imports may silence the loggers that were there before."""
+    """Enable our loggers again, which a library that a test imports may have silenced."""
     logging.disable(logging.NOTSET)
     for name, logger in logging.root.manager.loggerDict.items():
         if name.partition(".")[0] == "regnet" and isinstance(logger, logging.Logger):

@@ -1,4 +1,4 @@
-"""Faults of the machine, as tests bring them about."""
+"""Faults of the machine and of files, as tests cause them."""
 
 import contextlib
 import json
@@ -9,8 +9,8 @@ from typing import Any, Final
 
 
 def limit_file_size(size: int) -> None:
-    """Let no file of this process grow beyond so many bytes, as on a disk that is full."""
-    import resource  # which Windows lacks
+    """Let no file of this process grow beyond `size` bytes, as on a full disk."""
+    import resource  # not available on Windows
 
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
@@ -18,7 +18,7 @@ def limit_file_size(size: int) -> None:
 
 @contextlib.contextmanager
 def file_sizes_restored() -> Iterator[None]:
-    """Take back, at the end, what `limit_file_size` limits inside."""
+    """Restore the limit at the end, after `limit_file_size` was called inside."""
     import resource
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -29,7 +29,7 @@ def file_sizes_restored() -> Iterator[None]:
 
 
 def flipped_bits(path: Path, count: int) -> Iterator[int]:
-    """Flip a single bit of a file, `count` times, each time another of the whole file."""
+    """Flip one random bit of the original file, `count` times; restore the file at the end."""
     whole, rng = path.read_bytes(), random.Random(0)
     try:
         for number in range(count):
@@ -48,7 +48,7 @@ ODD_VALUES: Final = (
 
 
 def changed_by_hand(values: Any, rng: random.Random) -> Any:
-    """Return a JSON value with one place changed, taken away or added, as a person might."""
+    """Return a JSON value with one entry changed, removed or added, as a person might edit it."""
     values = json.loads(json.dumps(values))
     places = list(_places(values))
     inside, key = rng.choice(places)
@@ -63,7 +63,7 @@ def changed_by_hand(values: Any, rng: random.Random) -> Any:
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every object or list inside a JSON value, with each of its keys."""
+    """Yield every object or list inside a JSON value, with each of its keys."""
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield value, key

@@ -1,9 +1,9 @@
-"""A small Hub over real HTTP: repositories, the host that large files lie on, and faults.
+"""A small Hub over real HTTP, with repositories, a second host for large files, and faults.
 
-`Hub` answers as huggingface.co does: metadata in the headers of a redirect, error codes in
-`X-Error-Code`, ranges, Git LFS. Large files come from another host name, `localhost` beside
-`127.0.0.1`, so that the client sees two hosts. A fault is taken off the list by each request for
-the bytes of a file.
+`Hub` answers like huggingface.co, with metadata in the headers of a redirect, error codes in
+`X-Error-Code`, ranges, and Git LFS. Large files come from another host name (`localhost` instead of
+`127.0.0.1`), so that the client sees two hosts. Each request for the bytes of a file uses up the
+next fault of the list.
 """
 
 import base64
@@ -26,7 +26,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class Hub:
     """The server; a fault is truncate, reset, stall, swap, wrong, drip, endless, or a status.
 
-    `metadata` holds headers that replace true ones, for one request after another.
+    `metadata` lists headers that replace the true ones, an entry for each request.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Hub:
         self.reset()
 
     def reset(self) -> None:
-        """As if new."""
+        """Restore the initial state of the server."""
         _sha256.cache_clear()
         self.repos: dict[str, dict[str, bytes]] = {}
         self.files: dict[str, bytes] = {}
@@ -53,15 +53,15 @@ class Hub:
         self.uploads: dict[str, bytes] = {}
 
     def url(self, name: str) -> str:
-        """The address of a file that is in no repository."""
+        """Return the address of a file outside of all repositories."""
         return f"{self.endpoint}/files/{name}"
 
     def counts(self) -> Counter[str]:
-        """Number of requests by method and first part of the path."""
+        """Count the requests by method and first part of the path."""
         return Counter(f"{m} {p.split('/')[1]}" for m, p, _ in self.requests)
 
     def ranges(self) -> list[str]:
-        """The `Range` headers that came, in order."""
+        """Return the `Range` headers of all requests, in order."""
         return [headers["range"] for _, _, headers in self.requests if "range" in headers]
 
 
@@ -71,7 +71,7 @@ class _Server(ThreadingHTTPServer):
     hub: Hub
 
     def handle_error(self, *_args: object) -> None:
-        """A client that was killed is no error."""
+        """Ignore errors, because tests kill clients on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -255,7 +255,7 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in (headers or {}).items():
             self.send_header(key, value)
         self.send_header("ETag", tag)
-        if fault == "endless":  # of no length, until the client has enough
+        if fault == "endless":  # no Content-Length, and data until the client gives up
             self.close_connection = True
             self.end_headers()
             with suppress(ConnectionError):
@@ -295,10 +295,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 @cache
 def _sha256(data: bytes) -> str:
-    """Of a file that is asked for again and again; a client waits no longer than a second."""
+    """Cached, because tests request files repeatedly and a client waits only a second."""
     return hashlib.sha256(data).hexdigest()
 
 
 def cached_blobs(cache: Path) -> list[Path]:
-    """Complete files of the Hub's cache."""
+    """Return the complete files of the Hub's cache."""
     return [path for path in cache.glob("models--*/blobs/*") if not path.name.startswith(".")]

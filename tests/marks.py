@@ -1,4 +1,4 @@
-"""Which tests are slow: those that are marked so, and those that use a slow fixture."""
+"""Markers of tests: a test is slow if it is marked so or uses a slow fixture."""
 
 import sys
 from collections.abc import Callable, Hashable, Iterable
@@ -11,13 +11,13 @@ from regnet.design.variants import VARIANTS
 Fixture = TypeVar("Fixture", bound=Callable[..., object])
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and limits of POSIX")
-linux = pytest.mark.skipif(sys.platform != "linux", reason="needs what Linux has, such as /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs features of Linux, such as /proc")
 
 SLOW_MARKERS = ("slow", "browser", "long", "gpu")
 
 
 def slow_fixture(function: Fixture) -> Fixture:
-    """Mark every test that uses a fixture, directly or by way of others, as slow."""
+    """Mark every test that uses a fixture, directly or through other fixtures, as slow."""
     function.slow = True  # type: ignore[attr-defined]
     return function
 
@@ -36,11 +36,11 @@ def one_per_family(
     variant: Callable[[str], str] = str,
     rest: pytest.MarkDecorator = pytest.mark.slow,
 ) -> list[Any]:
-    """Give the names as parameters of a test; all but the first of each family carry a marker.
+    """Return the names as parameters of a test; all but the first of each family get a marker.
 
     Args:
-        names: of variants, or of what belongs to one.
-        variant: gives the variant that a name belongs to.
+        names: names of variants, or of things that belong to a variant.
+        variant: returns the name of the variant to which a name belongs.
         rest: the marker.
     """
     rows = ((name,) for name in names)
@@ -52,7 +52,7 @@ def first_of_each(
     kind: Callable[..., Hashable],
     rest: pytest.MarkDecorator = pytest.mark.slow,
 ) -> list[Any]:
-    """Give rows of parameters of a test; all but the first of each kind carry a marker."""
+    """Return rows of parameters of a test; all but the first of each kind get a marker."""
     seen = set()
     parameters = []
     for row in rows:
@@ -64,10 +64,10 @@ def first_of_each(
 
 
 def long(*values: Any) -> list[Any]:
-    """Give values as parameters of a test that only run with --long."""
+    """Return values as parameters of a test that run only with --long."""
     return [pytest.param(value, marks=pytest.mark.long) for value in values]
 
 
 def times(quick: int, long: int) -> pytest.MarkDecorator:
-    """Repeat a fault `count` times: a few in each run, and at length with --long."""
+    """Parametrize `count`, how often a fault is repeated: `quick`, or `long` with --long."""
     return pytest.mark.parametrize("count", [quick, pytest.param(long, marks=pytest.mark.long)])

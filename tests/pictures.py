@@ -1,4 +1,4 @@
-"""Small labelled pictures that a network can tell apart: each class has a color of its own."""
+"""Small labelled pictures that a network can tell apart, because each class has its own color."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ COLORS = ((200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40), (40, 200,
 
 
 def pictures(count: int, size: tuple[int, int] = (16, 16), *, seed: int = 0, classes: int = 3):
-    """`count` noisy pictures (height, width, 3) and their labels, in turn."""
+    """Return `count` noisy pictures (height, width, 3) and their labels, which cycle."""
     rng = np.random.default_rng(seed)
     labels = [number % classes for number in range(count)]
     noise = rng.integers(-40, 40, (count, *size, 3))
@@ -26,7 +26,7 @@ def write_folder(
     seed: int = 0,
     suffix: str = ".png",
 ) -> Path:
-    """A folder per class, and pictures in them."""
+    """Write pictures into a folder per class, and return the folder."""
     images, labels = pictures(count, size, seed=seed, classes=len(names))
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         (folder / names[label]).mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Random architectures: any RegNet of the paper's search space, any small AnyNet."""
+"""Random architectures: RegNets of the paper's search space, and small AnyNets of any kind."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def powers_of_two(low: int, high: int) -> st.SearchStrategy[int]:
 
 
 def ratios() -> st.SearchStrategy[float]:
-    """Bottleneck ratios, inverted ones too."""
+    """Bottleneck ratios, including those of inverted bottlenecks."""
     return st.sampled_from((0.25, 0.5, 1.0, 2.0, 4.0))
 
 

@@ -1,4 +1,4 @@
-"""What the processes of executors do in tests: they import this file by its name."""
+"""Functions that the processes of executors run in tests; they import this file by its name."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ def fail(task: int, device: str) -> int:
 
 
 def die_at_first(task: tuple[Path, int], device: str) -> int:
-    """The first process that is given task 1 is killed."""
+    """Return the number of a task; the first process that gets task 1 is killed."""
     mark, number = task
     if number == 1 and not mark.exists():
         mark.touch()

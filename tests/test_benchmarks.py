@@ -1,4 +1,4 @@
-"""The scripts that people run by hand still run."""
+"""Tests that the benchmarks which people run themselves still work."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ def test_the_profile_of_grouped_convolutions_runs(tmp_path):
 
 @pytest.fixture(scope="module")
 def dry(tmp_path_factory):
-    """What the plan for a GPU leaves when it is run dry."""
+    """The folder of results that a dry run of the plan for a GPU leaves."""
     out = tmp_path_factory.mktemp("gpu")
     done = subprocess.run(
         [ROOT / "scripts/gpu_check.sh", "--dry", "--budget", "1200", "--out", out],
@@ -52,7 +52,7 @@ def rows_of(out, part):
     return json.loads((out / f"{part}.json").read_text())["rows"]
 
 
-@pytest.mark.xdist_group("plan")  # one process runs it
+@pytest.mark.xdist_group("plan")  # one process runs the plan for all tests
 def test_every_part_of_the_plan_for_a_gpu_runs_dry(dry):
     states = {row["part"]: row["state"] for row in rows_of(dry, "plan")}
     assert set(states.values()) == {"done"}, states
@@ -81,13 +81,13 @@ def test_parts_that_are_cut_off_leave_their_rows(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     for row in rows_of(tmp_path, "plan"):
-        assert row["state"] in ("cut off", "done"), row  # it knows how much time there is
+        assert row["state"] in ("cut off", "done"), row  # a part may finish within its time
         assert row["seconds"] < row["of"] + 7
         if row["rows"]:
             assert len(rows_of(tmp_path, row["part"])) == row["rows"]
 
 
-@pytest.mark.xdist_group("plan")  # one process runs it
+@pytest.mark.xdist_group("plan")  # one process runs the plan for all tests
 def test_the_table_of_the_headline_is_made_from_any_part_of_its_rows(dry):
     spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts/write_tables.py")
     tables = importlib.util.module_from_spec(spec)
@@ -102,7 +102,7 @@ def test_the_table_of_the_headline_is_made_from_any_part_of_its_rows(dry):
     assert "regnetx_080" not in "".join(found)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU is there")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only without a CUDA GPU")
 def test_the_gpu_check_reports_a_missing_gpu(tmp_path):
     done = subprocess.run(
         [ROOT / "scripts/gpu_check.sh", "--out", tmp_path], capture_output=True, text=True,

@@ -1,4 +1,4 @@
-"""Images of one channel in every command; of other numbers where no file of images is read."""
+"""Tests of one channel in every command, and of other numbers with tensors instead of files."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ from tests.pictures import write_folder
 
 @pytest.fixture(scope="module")
 def gray():
-    """The embedded network, for one channel."""
+    """The embedded network, adapted to one channel."""
     return regnet.create("regnety_cifar", pretrained=True, in_chans=1).eval()
 
 
@@ -90,7 +90,7 @@ def test_gray_models_of_timm_are_opened_and_saved(tmp_path, mean, picture):
 
 
 def test_a_gray_photo_gets_almost_the_answer_of_the_color_photo(gray):
-    """The stem's weights are summed; only the mean is a little other."""
+    """The stem's weights are summed over channels; only the mean differs slightly."""
     color = regnet.create("regnety_cifar", pretrained=True).eval()
     photo = Image.open("docs/photos/chelsea.png").convert("L").convert("RGB")
     [one], [other] = regnet.predict(photo, gray), regnet.predict(photo, color)

@@ -1,4 +1,4 @@
-"""The script that compares published accuracies with measured ones."""
+"""Tests of the script that compares published accuracies with measured ones."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def test_known_answers_are_found_and_judged(known, tmp_path):
     assert row["verdict"] == f"{published - 85:.2f} points below"
     assert row["verdict"] in done.stdout
     again = check(tmp_path, known, "--models", EMBEDDED, "--dataset", "cifar-10-jpeg")
-    assert again.stdout.count("\n") == 2  # the table alone: nothing is evaluated again
+    assert again.stdout.count("\n") == 2  # only the table: nothing is evaluated again
     assert rows(tmp_path) == [row]
 
 
@@ -83,8 +83,8 @@ def test_a_failure_is_a_row_and_the_other_evaluations_run(known, tmp_path, hub):
     assert done.returncode == 0, done.stderr
     first, second, *failed = rows(tmp_path)
     assert second["dataset"] == "imagenet-real"
-    assert second["top1"] == 100  # every class is allowed for the first image; the second has none
+    assert second["top1"] == 100  # the first image may have any class, and the second has none
     assert first["images"] == 4
-    assert first["verdict"] == "nothing is published"  # not the whole set
+    assert first["verdict"] == "nothing is published"  # for a part of the set
     assert failed
     assert all("reason" in row for row in failed)

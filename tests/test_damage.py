@@ -1,6 +1,6 @@
-"""Files that were damaged, or changed by hand: one line says so, or they say the same as before.
+"""Tests of damaged or edited files: one line reports the damage, or the values are the same.
 
-A few times in each run, at length with --long; docs/verification.md has the counts.
+Each run of the tests tries a few cases, and --long many; docs/verification.md has the counts.
 """
 
 import json
@@ -50,12 +50,12 @@ SMALL = RegNetConfig(depth=2, w0=16, wa=0.0, wm=2.0, num_classes=3)
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file."""
+    """A kind of file that is damaged."""
 
     write: Callable[[Path], Any]
-    """Writes one and returns its values."""
+    """Writes a file of this kind and returns its values."""
     use: Callable[[Path], Any]
-    """What commands do with it."""
+    """Reads the file as commands do."""
     sealed: bool = True
 
 
@@ -172,8 +172,8 @@ KINDS = {
 
 @pytest.fixture
 def bounded() -> Iterator[Callable[[], None]]:
-    """A check that what was done was over soon and took little memory."""
-    import resource  # which Windows lacks
+    """Check that the code inside takes little time and memory."""
+    import resource  # not available on Windows
 
     began = time.monotonic()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -193,7 +193,7 @@ def bounded() -> Iterator[Callable[[], None]]:
 def test_edited_values_are_refused_or_usable(
     kind: str, count: int, tmp_path: Path, bounded: Callable[[], None]
 ) -> None:
-    """Also where the digest was made to fit: nothing but our own errors."""
+    """Even if the digest was updated to match, only our own errors are raised."""
     path, rng = tmp_path / "file.json", random.Random(0)
     values = KINDS[kind].write(path)
     KINDS[kind].use(path)
@@ -206,7 +206,7 @@ def test_edited_values_are_refused_or_usable(
         try:
             KINDS[kind].use(path)
         except RegNetError as error:
-            assert len(str(error).splitlines()) == 1, changed  # noqa: PT017 - either is right
+            assert len(str(error).splitlines()) == 1, changed  # noqa: PT017 - both outcomes are valid
         except Exception as error:
             raise AssertionError(f"{changed}") from error
         bounded()
@@ -217,7 +217,7 @@ def test_edited_values_are_refused_or_usable(
 def test_flipped_bits_of_documents_are_detected_or_harmless(
     kind: str, count: int, tmp_path: Path
 ) -> None:
-    """They are refused, or say the same: white space."""
+    """A document is refused, or it has the same values because white space was changed."""
     path = tmp_path / "file.json"
     KINDS[kind].write(path)
     whole = KINDS[kind].use(path)
@@ -228,7 +228,7 @@ def test_flipped_bits_of_documents_are_detected_or_harmless(
         except RegNetError:
             refused += 1
         else:
-            assert found in (whole, {}), "a choice that is lost is made again"
+            assert found in (whole, {}), "a damaged choice is made again"
     assert refused > 0 or kind == "a choice"
 
 
@@ -252,7 +252,7 @@ def test_an_edited_model_folder_is_refused_or_usable(
         try:
             regnet.preprocess(regnet.create(f"local-dir:{folder}", pretrained=True))
         except RegNetError as error:
-            assert len(str(error).splitlines()) == 1, changed  # noqa: PT017 - either is right
+            assert len(str(error).splitlines()) == 1, changed  # noqa: PT017 - both outcomes are valid
         except Exception as error:
             raise AssertionError(f"{changed}") from error
         bounded()
@@ -285,7 +285,7 @@ def test_edited_saved_answers_are_refused_or_usable(
             try:
                 evaluate(model, pictures, keep=folder)
             except RegNetError as error:
-                assert len(str(error).splitlines()) == 1  # noqa: PT017 - either is right
+                assert len(str(error).splitlines()) == 1  # noqa: PT017 - both outcomes are valid
         path.write_bytes(whole)
 
 
@@ -294,7 +294,7 @@ def test_edited_saved_answers_are_refused_or_usable(
 def test_damaged_parquet_files_are_refused_or_lose_single_images(
     count: int, tmp_path: Path, bounded: Callable[[], None]
 ) -> None:
-    """Refused, or single images that cannot be read: pixels have no checksum in every format."""
+    """A file is refused or loses single images; not all image formats have checksums of pixels."""
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
     import pyarrow.parquet as parquet
 
@@ -314,7 +314,7 @@ def test_damaged_parquet_files_are_refused_or_lose_single_images(
             found = open_set(path)
             seen = [found.open(index).tobytes() for index in range(len(found))]
         except RegNetError as error:
-            assert len(str(error).splitlines()) == 1  # noqa: PT017 - either is right
+            assert len(str(error).splitlines()) == 1  # noqa: PT017 - both outcomes are valid
         else:
             assert (found.labels.tolist(), seen) == (labels, pixels)
         bounded()

@@ -1,4 +1,4 @@
-"""What the environment says of this process."""
+"""Tests of what the environment variables say about this process."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What README and CONTRIBUTING say is run."""
+"""Tests that run the examples of the README, of CONTRIBUTING and of the docs."""
 
 import re
 import shlex
@@ -31,7 +31,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def blocks(path, *languages):
-    """Language and text of a document's blocks of code, in order."""
+    """Yield language and text of a document's code blocks, in order."""
     found = BLOCK.findall(path.read_text(encoding="utf-8"))
     return [(language, text) for language, text in found if language in languages]
 
@@ -41,7 +41,7 @@ def code_blocks(path):
 
 
 def commands(text):
-    """The `regnet` commands of a block, as arguments; lines may go on after a backslash."""
+    """Yield the arguments of each `regnet` command of a block; a backslash continues a line."""
     lines = text.replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("regnet ")]
 
@@ -57,14 +57,14 @@ PRINTED = {
     "docs/train.md": "0.125 ",
     "docs/tutorials/classify.md": "cat",
 }
-"""What examples print, among other things."""
+"""Texts that the output of a page's examples must contain."""
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of exporters and process pools; their own tests see them
+@pytest.mark.filterwarnings("ignore")  # exporters and process pools have their own tests
 @pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python", "sh")], ids=name_of)
 def test_the_examples_of_a_page_run(path, monkeypatch, capsys, tmp_path):
-    """Examples and commands of a page, in order, where a clone would be."""
+    """Run the examples and commands of a page in order, in a folder like a clone."""
     monkeypatch.chdir(tmp_path)
     for folder in ("docs", "benchmarks"):
         Path(folder).symlink_to(ROOT / folder)
@@ -107,7 +107,7 @@ def test_lines_are_short_enough_to_read_side_by_side(path):
 @pytest.fixture(scope="module")
 @slow_fixture
 def built(tmp_path_factory):
-    """The documentation, built as `make docs` does."""
+    """The documentation, built as by `make docs`."""
     folder = tmp_path_factory.mktemp("docs")
     done = subprocess.run(
         [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", ROOT / "docs", folder],
@@ -141,7 +141,8 @@ def test_the_table_of_the_zoo_sorts_and_filters(built, chromium):
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto((built / "zoo.html").as_uri())
     page.set_viewport_size({"width": 1280, "height": 900})
-    # At first: what may be used for anything, and is not huge. What one chooses by is in sight.
+    # The table first shows weights that may be used for anything and are not huge, with the columns
+    # by which readers choose.
     first = regnet.list_models("*", pretrained=True, license="commercial", max_flops=16e9)
     assert page.inner_text("#zoo-count") == f"{len(first)} of {len(checkpoints())}"
     license_head = page.locator("#zoo th", has_text="license").bounding_box()
@@ -183,7 +184,7 @@ def test_the_readmes_example_runs(monkeypatch, capsys):
 def test_the_weights_of_the_guide_load(monkeypatch, hub, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    [(_, example)] = blocks(ROOT / "docs/weights.md", "py")  # it needs the Hub
+    [(_, example)] = blocks(ROOT / "docs/weights.md", "py")  # the other example needs the Hub
     states = {name: regnet.create(name).state_dict() for name in ("regnety_016", "regnety_160")}
     for id in ("regnety_016.tv2_in1k", "regnety_160.swag_ft_in1k", "regnety_016.transformers"):
         row = checkpoints()[id]
@@ -232,5 +233,5 @@ def test_the_row_in_contributing_adds_a_variant():
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_point_to_existing_files(path):
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
-        place = target.partition("#")[0]  # Sphinx checks anchors
+        place = target.partition("#")[0]  # anchors are checked by Sphinx
         assert target.startswith("https://") or (path.parent / place).exists(), target

@@ -1,4 +1,4 @@
-"""Documents come back as they were written, or not at all."""
+"""Tests that documents are read back exactly as they were written, or refused."""
 
 import json
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ def test_a_document_is_read_back_as_it_was_written(written):
 
 @given(st.data())
 def test_no_flipped_bit_changes_the_values(written, data):
-    """Every single bit: the document is refused, or says the same (white space)."""
+    """Flip any single bit: the document is refused, or has the same values (white space)."""
     content = bytearray(written.read_bytes())
     bit = data.draw(st.integers(0, 8 * len(content) - 1))
     content[bit // 8] ^= 1 << bit % 8
@@ -39,7 +39,7 @@ def test_no_flipped_bit_changes_the_values(written, data):
     try:
         found = documents.read(damaged, "a document")
     except ConfigError as error:
-        assert str(damaged) in str(error)  # noqa: PT017 - either outcome is right
+        assert str(damaged) in str(error)  # noqa: PT017 - both outcomes are valid
     else:
         assert repr(found) == repr(VALUES)
 
@@ -94,7 +94,7 @@ def test_a_dataclass_survives_json():
         kind="b", flag=True, by_name={"k": 1}, anything=[1],
     )  # fmt: skip
     assert build(Outer, json.loads(json.dumps(outer, default=documents.plain))) == outer
-    assert build(Inner, {"ratio": 2}).ratio == 2.0, "a whole number is a number"
+    assert build(Inner, {"ratio": 2}).ratio == 2.0, "an integer is accepted as a float"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is said, and what is refused before it can do harm."""
+"""Tests of what messages contain, and of input that is refused before it can do harm."""
 
 import json
 import warnings

@@ -1,4 +1,4 @@
-"""Files for other runtimes: right, free in size, whole or not there."""
+"""Tests of files for other runtimes: correct, of any size, and complete or not written."""
 
 import json
 import runpy
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def marks_of(form, precision):
-    """Compiling takes half a minute; the engines' tests compile the same network."""
+    """Return the marker of a slow format: compiling takes half a minute and is tested elsewhere."""
     if form == "aot_inductor" or (form, precision) in (("torch", "fp16"), ("openvino", "fp16")):
         return [pytest.mark.long]
     return [] if (form, precision) == ("onnx", "fp32") else [pytest.mark.slow]
@@ -51,12 +51,12 @@ CASES = [
     for precision in form.precisions
     if precision != "int8"
 ]
-# torch.export, on which all formats stand, is tried with every kind of block in tests/nn.
+# All formats are based on torch.export, which tests/nn tests with every kind of block.
 LARGE_GRAPHS = long("regnetz_b16", "regnetz_c16_evos")
 INT8 = [
     pytest.param("openvino", id="openvino"),
     pytest.param("torch", id="torch"),
-    # The compiler takes half a minute for what the other two show as well.
+    # The compiler takes half a minute, and the other two formats test the same.
     pytest.param("aot_inductor", id="aot_inductor", marks=[pytest.mark.long]),
 ]
 
@@ -74,7 +74,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def brief():
-    """Every kind of layer of a RegNetY in few blocks, for what takes a compiler."""
+    """A RegNetY with every kind of layer in few blocks, for formats that need a compiler."""
     torch.manual_seed(0)
     config = RegNetConfig(
         depth=4, w0=16, wa=16.0, wm=2.0, se_ratio=0.25, stem="cifar", num_classes=10
@@ -143,7 +143,7 @@ class Pair(TwoThings):
 
 
 def others(network):
-    """Modules of other people's making, with what their outputs are called."""
+    """Modules that other people might write, with the names of their outputs."""
     maps = FeatureNet(network)
     return {
         "feature maps": (maps, ("stem", "s1", "s2", "s3")),
@@ -189,11 +189,11 @@ def test_any_module_is_exported(tmp_path, kind, suffix):
 
 @pytest.mark.parametrize(("module", "names"), OTHERS.values(), ids=OTHERS)
 def test_any_module_is_optimized(module, names):
-    """What comes out has the form that the module gives."""
+    """The outputs have the same structure as those of the module."""
     torch.manual_seed(0)
     fast = regnet.optimize(
         module, torch.zeros(2, 3, 48, 64), engines=["eager", "folded"], seconds=0.01,
-        precision="fp32",  # halves may win where the device has instructions for them
+        precision="fp32",  # half precision may win if the device supports it
     )  # fmt: skip
     for x in (torch.randn(2, 3, 48, 64), torch.randn(3, 3, 48, 64), torch.randn(1, 3, 40, 40)):
         found, wanted = fast(x), module(x)
@@ -291,7 +291,7 @@ def test_openvino_with_a_free_batch_of_one_size(small, tmp_path):
     "dynamic", [{0: "batch"}, {"images": {0: "n"}}, ["channels"], "all", 1, None, ["batch", 3]]
 )
 def test_other_values_of_dynamic_are_refused(small, tmp_path, dynamic):
-    """A dictionary, as `torch.onnx.export` takes, was taken for True."""
+    """A dictionary, as `torch.onnx.export` accepts it, used to be treated as True."""
     with pytest.raises(
         ConfigError, match="dynamic must be True, False, or names of axes among batch"
     ):
@@ -322,7 +322,7 @@ def test_static_files_take_one_shape(model, tmp_path):
 
 
 def photos(count=48):
-    """Something like photos: smooth, of different colors, none like another."""
+    """Return images that resemble photos: smooth, of different colors, and all different."""
     rng = torch.Generator().manual_seed(1)
     coarse = torch.randn(count, 3, 4, 4, generator=rng)
     return torch.nn.functional.interpolate(coarse, size=(32, 32), mode="bicubic")
@@ -338,7 +338,7 @@ def test_int8_files_agree_with_the_model(brief, tmp_path, name):
     assert done.agreement > 0.9
     assert 0 < done.error < 0.5
     assert "of 12 images" in str(done)
-    if name == "openvino":  # the weights of the others are quantized when they are loaded
+    if name == "openvino":  # in other formats, weights are quantized on loading
         floats = 4 * sum(p.numel() for p in brief.parameters())
         assert path.with_suffix(".bin").stat().st_size < 0.5 * floats
 
@@ -361,7 +361,7 @@ def test_int8_leaves_sensitive_layers_in_float(model, tmp_path, name):
 
 @pytest.mark.slow
 def test_int8_can_be_bounded_by_accuracy_on_the_users_images(brief, tmp_path, monkeypatch):
-    monkeypatch.setattr(int8, "SHARES", ())  # all of them take a minute
+    monkeypatch.setattr(int8, "SHARES", ())  # trying all shares takes a minute
 
     def top1(network):
         seen.append(type(network).__name__)

@@ -1,4 +1,4 @@
-"""Figures that people can read."""
+"""Tests that figures are readable."""
 
 from itertools import combinations
 

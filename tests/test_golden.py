@@ -1,4 +1,4 @@
-"""The rule that makes the golden weights is itself checked against recorded values."""
+"""Tests of the rule that makes the golden weights, against recorded values."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""What is told about the machine."""
+"""Tests of the reported facts about the machine."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ WAITED = {"1": (10**9, 0)}
     ("after", "waited", "throttled", "told"),
     [
         (_Seconds(all=110, used=58, own=48, stolen=0), 0, 0.0, None),
-        # Others ran, and it waited for them; or not, since there was room for both.
+        # Others ran: this is a problem if this process waited, and none if there was room for both.
         (_Seconds(all=110, used=60, own=45, stolen=0), 10**9, 0.0, "others used 50%"),
         (_Seconds(all=110, used=60, own=45, stolen=0), 0, 0.0, None),
         # Its own threads waited for each other.

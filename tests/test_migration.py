@@ -1,4 +1,4 @@
-"""What docs/migration says is the same, claim by claim."""
+"""Tests of each claim in docs/migration about what is the same as in other libraries."""
 
 import inspect
 import re
@@ -129,6 +129,6 @@ def test_preprocess_names_what_it_was_given(name):
 
 
 def test_torchvisions_checkpoints_are_named_on_its_page():
-    """How they load: tests/weights/test_unwrap.py."""
+    """How these checkpoints load is tested in tests/weights/test_unwrap.py."""
     page = (ROOT / "docs/migration/torchvision.md").read_text(encoding="utf-8")
     assert re.search(r"`model_ema`.*`checkpoint_key=\"model\"`", page.replace("(", ""))

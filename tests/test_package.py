@@ -1,4 +1,4 @@
-"""The package as others get it: what importing costs, what is public, what is in the archives."""
+"""Tests of the package as users get it: cost of importing, public names, and archives."""
 
 import subprocess
 import sys
@@ -151,7 +151,7 @@ def test_the_public_names_are_these():
 @pytest.fixture(scope="module")
 @slow_fixture
 def archives(tmp_path_factory):
-    """The wheel, built from the sdist, and the sdist itself."""
+    """The sdist, and the wheel that is built from it."""
     out = tmp_path_factory.mktemp("dist")
     subprocess.run(
         [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT],
@@ -167,7 +167,7 @@ def test_a_wheel_made_from_the_sdist_installs_and_predicts(archives, tmp_path):
     wheel, _ = archives
     venv.create(tmp_path / "env", with_pip=True, system_site_packages=False)
     interpreter = tmp_path / "env/bin/python"
-    # Dependencies come from the environment of the tests; the package itself must not.
+    # The dependencies may come from the environment of the tests, but not the package itself.
     site = next((tmp_path / "env/lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text("\n".join(p for p in sys.path if "site-packages" in p))
     subprocess.run(

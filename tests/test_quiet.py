@@ -1,4 +1,4 @@
-"""What belongs to the whole process is given back as it was."""
+"""Tests that the state of the process, such as warning filters, is restored."""
 
 import logging
 import os
@@ -53,7 +53,7 @@ print(seen)
 
 @pytest.mark.slow
 def test_openvino_and_nncf_send_no_reports(tmp_path):
-    """Each report is a process that is started; without the precaution there are several."""
+    """A report would start a process; without the precaution several are started."""
     environment = {k: v for k, v in os.environ.items() if k not in ("CI", "PYTEST_CURRENT_TEST")}
     command = [sys.executable, "-c", REPORTS, str(tmp_path / "a.xml")]
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""One owner of a folder at a time, until its process ends."""
+"""Tests that a folder has one owner at a time, until the owner's process ends."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ with owned(Path(sys.argv[1]), "testing"):
 
 @pytest.fixture
 def holder(tmp_path):
-    """Begins a process that owns a folder."""
+    """A function that starts a process which owns a folder."""
     processes = []
 
     def begin(*options):
@@ -60,7 +60,7 @@ def test_a_second_process_learns_the_owner_and_gets_the_folder_after_a_kill(
         pass
     process.kill()
     process.wait()
-    with runfolder.owned(folder, "training"):  # though a forked child may still live
+    with runfolder.owned(folder, "training"):  # even though a forked child may still be alive
         assert folder.is_dir()
 
 
@@ -78,7 +78,7 @@ def test_a_run_that_fails_to_begin_leaves_no_files(tmp_path):
         pytest.raises(ZeroDivisionError),
         runfolder.owned(tmp_path / "new" / "run", "training"),
     ):
-        1 / 0  # noqa: B018 - fails
+        1 / 0  # noqa: B018 - raises an error
     assert not (tmp_path / "new" / "run").exists()
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"), runfolder.owned(tmp_path / "file", "x"):

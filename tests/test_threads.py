@@ -1,4 +1,4 @@
-"""One model in many threads: the same answers, and the model as it was."""
+"""Tests of one model in many threads: answers are the same, and the model is unchanged."""
 
 import logging
 import warnings
@@ -19,11 +19,11 @@ from tests.pictures import pictures, write_folder
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.long)])
 def test_eight_threads_predict_the_same(count, training):
-    """In either mode, while another thread uses the model otherwise."""
+    """The model is in either mode, while another thread uses it in another way."""
     model = regnet.create("regnety_cifar", pretrained=True).train(training)
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    count_flops_torch(model, 32)  # what it imports adds filters of its own
+    count_flops_torch(model, 32)  # its imports add warning filters; do that before the test
     filters, loggers = list(warnings.filters), states_of_loggers()
     images = [Image.fromarray(image) for image in pictures(8, (32, 32))[0]]
     expected = [regnet.predict(image, model) for image in images]
@@ -42,7 +42,7 @@ def test_eight_threads_predict_the_same(count, training):
 
 
 def states_of_loggers():
-    """Level, switch and handlers of each logger that there is."""
+    """Return the level, the switch and the handlers of each existing logger."""
     known = logging.root.manager.loggerDict
     found = {name: row for name, row in known.items() if isinstance(row, logging.Logger)}
     return {

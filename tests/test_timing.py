@@ -1,4 +1,4 @@
-"""Timing: steadiness, and claims only where there is something to claim."""
+"""Tests of timing: measurements are steady, and only real differences are claimed."""
 
 import statistics
 import subprocess
@@ -26,7 +26,7 @@ INPUTS = [torch.zeros(1) for _ in range(3)]
 
 
 class Clock:
-    """Time that passes only where a call says so: no other process has a part in it."""
+    """A clock that advances only when a call says so, so that other processes do not matter."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -36,7 +36,7 @@ class Clock:
 
 
 class Quiet:
-    """In place of what watches the machine, which may be busy."""
+    """A stand-in for `Waiting`, which would report a busy machine."""
 
     problem = None
 
@@ -50,7 +50,7 @@ def clock(monkeypatch) -> Clock:
 
 
 class Busy:
-    """A call that takes about so many seconds, with some noise."""
+    """A call that takes about the given number of seconds, with some noise."""
 
     def __init__(self, clock: Clock, seconds: float, rng: np.random.Generator) -> None:
         self.clock, self.seconds, self.rng = clock, seconds, rng
@@ -187,6 +187,6 @@ with peak_memory(torch.device("cpu")) as grown:
 @pytest.mark.slow
 @linux
 def test_peak_memory_of_a_call_is_measured():
-    # A process of its own: one that has freed as much before takes that again and does not grow.
+    # A new process: one that has freed as much memory before would reuse it and not grow.
     run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     assert 250e6 < int(run.stdout) < 400e6

@@ -1,4 +1,4 @@
-"""The explorer, driven in a real browser as a person would."""
+"""Tests of the explorer, driven in a real browser as a person would use it."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ from tests.marks import linux, posix
 PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
 PATIENCE = 60_000
 
-# gradio calls what pandas deprecates; what we do wrong, other tests see.
+# gradio uses functions that pandas has deprecated; other tests check our own warnings.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
@@ -43,7 +43,7 @@ def free_port():
 
 @pytest.fixture(scope="module")
 def explorer():
-    """Its address; it learns a device from few networks, and takes files of up to 1 MB."""
+    """The address of an explorer that learns a device from few networks and accepts up to 1 MB."""
     patch = pytest.MonkeyPatch()
     patch.setattr("regnet.app.page.learn", functools.partial(learn, probes=6))
     page = app.launch(port=free_port(), upload_mb=1)
@@ -72,12 +72,12 @@ def cells(page, table):
 
 
 def until(page, condition):
-    """Wait for what a person would wait to see."""
+    """Wait until a condition holds, as a person would wait to see it."""
     for _ in range(PATIENCE // 100):
         if condition():
             return
         page.wait_for_timeout(100)
-    pytest.fail("it did not come")
+    pytest.fail("the condition was not met in time")
 
 
 def tab(page, name):
@@ -212,7 +212,7 @@ def test_a_port_in_use_is_reported():
 
 
 def listeners(port):
-    """Addresses at which a port is listened to, in hexadecimal."""
+    """Return the addresses at which a process listens to a port, in hexadecimal."""
     lines = [
         line.split()
         for table in ("/proc/net/tcp", "/proc/net/tcp6")
@@ -224,7 +224,7 @@ def listeners(port):
 
 
 def ask(address, **headers):
-    """The status that a request with these headers gets."""
+    """Return the status of a request with these headers."""
     with contextlib.closing(http.client.HTTPConnection(address.split("/")[2])) as connection:
         connection.request("GET", "/", headers=headers)
         return connection.getresponse()
@@ -259,7 +259,7 @@ def test_pages_of_its_own_are_served_with_a_policy(explorer):
 
 @pytest.fixture
 def beacon():
-    """The address of a server, and what it was asked for."""
+    """The address of a server, and the list of requests that it received."""
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -349,6 +349,6 @@ def test_only_this_machine_can_connect():
     ) as run:
         try:
             assert run.stdout.readline().strip() == f"http://127.0.0.1:{port}/"
-            assert listeners(port) == {"0100007F"}  # 127.0.0.1, as the kernel writes it
+            assert listeners(port) == {"0100007F"}  # 127.0.0.1 in the kernel's notation
         finally:
             run.kill()

@@ -1,4 +1,4 @@
-"""The benchmark, from floors to the command."""
+"""Tests of the benchmark, from floors to the command."""
 
 import json
 import os
@@ -33,7 +33,8 @@ from tests.engines.test_engines import Wrong
 CPU = torch.device("cpu")
 SMALL = RegNetConfig(depth=2, w0=16, wa=0.0, wm=2.0, num_classes=7)
 
-# ms at 224 x 224, batch 256, halves, for 4.3 TB/s and 790 TFLOP/s: worked out independently.
+# Milliseconds at 224 x 224, batch 256, in half precision, for 4.3 TB/s and 790 TFLOP/s; they were
+# computed independently of this package.
 FLOORS = {
     "regnety_016": (2.95, 2.21),
     "regnety_040": (4.85, 3.77),
@@ -126,7 +127,7 @@ def test_an_unfinished_document_is_passed_on_after_each_case(config_file):
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler uses what torch deprecates
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # from the compiler, about torch
 @pytest.mark.parametrize("engine", ["auto", "cuda_graph", "compiled"])
 def test_rows_and_pairs_on_a_gpu(engine):
     todo = [
@@ -228,7 +229,7 @@ def test_the_ratio_of_a_pair_is_a_over_b(monkeypatch):
     names = ("efficientnet_b0", "regnety_004")
     todo = [Case(model=name, image_size=32, engine="eager") for name in names]
     [pair] = run(todo, device=CPU, seconds=0.05).pairs
-    # The comparison tells the time of its second over its first, which is b.
+    # `compare` returns the time of its second call over that of its first; b is passed second.
     x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for found, name in zip(order, reversed(names), strict=True):
         torch.manual_seed(0)
@@ -267,7 +268,7 @@ def test_weights_of_efficientnets_come_from_the_hub(hub, tmp_path):
 
 @pytest.mark.slow
 def test_networks_of_other_libraries_are_measured_next_to_ours(monkeypatch):
-    """Neither library need be there: what is asked of them is small."""
+    """A stand-in replaces timm, of which the benchmark uses only two functions."""
     timm = types.ModuleType("timm")
     timm.is_model = lambda name: name == "regnetx_002"
     timm.create_model = regnet_create
@@ -289,7 +290,7 @@ def test_networks_of_other_libraries_are_measured_next_to_ours(monkeypatch):
 
 
 def test_a_config_is_a_case_of_its_own(tmp_path):
-    """It needs no file, and comes back from the document as the config that it was."""
+    """A config needs no file, and is read back from the document unchanged."""
     done = run(cases(SMALL), device=CPU, seconds=0.05)
     [row] = done.rows
     assert row.reason is None
@@ -315,7 +316,7 @@ def test_documents_are_compared(tmp_path, config_file):
     noisy = timed((0.5 + n % 2) * 1e-3 for n in range(50))
     assert compare_documents(before, before)[0].verdict == "no difference shown"
     assert compare_documents(noisy, noisy)[0].verdict == "no difference shown"
-    # What the machine itself changed by is no difference of the network.
+    # A change of the machine's own speed is not a difference of the network.
     elsewhere = timed((1.2 * s for s in before.rows[0].seconds), reference_ms=(1.15, 1.3))
     assert "the machine itself changed by 30%" in compare_documents(before, elsewhere)[0].verdict
     much = timed((2.0 * s for s in before.rows[0].seconds), reference_ms=(1.15, 1.3))
@@ -377,7 +378,9 @@ def test_the_command_measures_and_compares(tmp_path, config_file):
     both = regnet("bench", "compare", out, out, "--json")
     verdicts = [change["verdict"] for change in json.loads(both.stdout)]
     assert len(verdicts) == 2
-    assert all(verdict.startswith("no ") for verdict in verdicts), "no claim, if it was busy"
+    assert all(verdict.startswith("no ") for verdict in verdicts), (
+        "nothing is claimed, even if the machine is busy"
+    )
     [row] = json.loads(regnet("bench", *args, "--json").stdout)["rows"]
     assert row["latency_ms"] > 0
 
@@ -415,7 +418,7 @@ def test_wrong_usage_is_refused(args, words, tmp_path):
     refused(regnet("bench", *args, cwd=tmp_path), 2, *words)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU is there")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="only without a CUDA GPU")
 def test_cuda_without_a_gpu():
     [line] = refused(regnet("bench", "--device", "cuda"), 2, "torch sees no CUDA GPU here; use cpu")
     assert line.startswith("error: ")
@@ -430,7 +433,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, config_file):
          "--engine", "folded", "--out", str(out)],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        # Whoever runs the tests in the background has Ctrl-C ignored, and children inherit that.
+        # If the tests run in the background, Ctrl-C is ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert "small.json batch 1 fp32 folded" in process.stderr.readline()

@@ -1,4 +1,4 @@
-"""The report in a real browser."""
+"""Tests of the benchmark's report in a real browser."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_the_table_sorts(page):
     assert column(page, "GFLOPs") == up[::-1]
     page.locator("th", has_text="network").first.click()
     assert column(page, "network") == sorted([*MODELS, "none.json"])
-    # What has no number stays behind the numbers.
+    # Rows without a number are always sorted last.
     page.locator("th", has_text="p90 ms").click()
     assert column(page, "p90 ms")[-1] == ""
 

@@ -1,4 +1,4 @@
-"""The command as people run it, seen from outside."""
+"""Tests of the command as people run it, by its output and its exit code."""
 
 import json
 import random
@@ -39,7 +39,7 @@ def test_predict_prints_json_and_nothing_else():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two good images, one of them further down, two bad ones, and a file that is none of ours."""
+    """A folder with two good images, one of them in a subfolder, two bad ones, and another file."""
     (tmp_path / "deep").mkdir()
     shutil.copy(PHOTO, tmp_path / "b.png")
     shutil.copy(PHOTO, tmp_path / "deep/C.PNG")
@@ -222,7 +222,7 @@ def test_examples_in_the_help_run(module, folder):
 @posix
 @pytest.mark.parametrize("words", ["list --json", "list", "info regnety_016 --json"])
 def test_a_reader_that_closes_the_pipe_early_is_not_a_failure(words):
-    """As `head -1` does."""
+    """A reader such as `head -1` closes the pipe after the first line."""
     command = f"set -o pipefail; {sys.executable} -m regnet {words} | head -c 1 > /dev/null"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -241,7 +241,7 @@ regnet.cli.run()
 @pytest.mark.long
 @pytest.mark.parametrize("count", [60])
 def test_ctrl_c_in_the_first_seconds_prints_one_line(count):
-    """Also while Python imports: what it interrupts there would print a traceback."""
+    """Ctrl-C can arrive while Python imports modules, where it would print a traceback."""
     rng = random.Random(0)
     for _ in range(count):
         process = subprocess.Popen(
@@ -249,7 +249,8 @@ def test_ctrl_c_in_the_first_seconds_prints_one_line(count):
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert process.stdout is not None
-        assert process.stdout.readline() == "up\n"  # what Python itself does before is not ours
+        # Before this line, Python itself starts up, which we cannot change.
+        assert process.stdout.readline() == "up\n"
         time.sleep(rng.uniform(0, 3))
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
@@ -258,7 +259,7 @@ def test_ctrl_c_in_the_first_seconds_prints_one_line(count):
 
 
 def test_errors_after_a_handled_ctrl_c_are_reported():
-    """As where the document of a benchmark cannot be written after it was stopped."""
+    """An example is a benchmark that is stopped and then cannot write its document."""
     code = SWALLOWED.replace("    raise", "    regnet.cli.interrupt.handled()\n    raise")
     done = subprocess.run(
         [sys.executable, "-c", code.format(error="ConfigError")],
@@ -288,7 +289,7 @@ regnet.cli.run()
 @posix
 @pytest.mark.parametrize("error", ["ConfigError", "AttributeError", "OSError", "MemoryError"])
 def test_ctrl_c_that_another_library_swallowed_is_reported_in_one_line(error):
-    """Where an import is interrupted, what it left half made fails later, with other words."""
+    """An interrupted import leaves unfinished modules, which fail later with another error."""
     done = subprocess.run(
         [sys.executable, "-c", SWALLOWED.format(error=error)],
         capture_output=True, text=True, check=False,
@@ -300,7 +301,7 @@ def test_ctrl_c_that_another_library_swallowed_is_reported_in_one_line(error):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [2, *long(0)])
 def test_too_little_memory_is_reported_in_one_line(tmp_path, workers):
-    import resource  # which Windows lacks
+    import resource  # not available on Windows
 
     write_folder(tmp_path, 48, names=("cat", "dog", "frog"))
     done = regnet_process(

@@ -1,6 +1,6 @@
-"""Every command on every kind of model: what it takes, and what it says of what it does not take.
+"""Tests of every command on every kind of model: it accepts the model or says why it does not.
 
-The table in docs/models.md comes from here: `python -m tests.cli.test_kinds` writes it.
+`python -m tests.cli.test_kinds` writes the table in docs/models.md from the same cases.
 """
 
 import os
@@ -28,7 +28,7 @@ COMMANDS: Final = ("info", "predict", "evaluate", "bench", "export", "optimize")
 
 
 def kinds(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """What a model may be given as: its kind, how it is written, and what it is here."""
+    """Return the kinds of names of a model: the kind, how it is written, and an example."""
     model = regnet.create("regnety_cifar", pretrained=True).eval()
     model.save_pretrained(folder / "mine")
     (folder / "mine.json").write_text(model.config.to_json())
@@ -44,7 +44,7 @@ def kinds(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def asked(what: str, name: str, folder: Path) -> str | None:
-    """Run a command on a model; return what it said if it refused."""
+    """Run a command on a model; return its error message if it refused the model."""
     trust = ["--trust"] if name.endswith(".pt2") and what not in ("export", "optimize") else []
     photos = folder / "photos"
     if what == "optimize":
@@ -69,7 +69,7 @@ def asked(what: str, name: str, folder: Path) -> str | None:
 
 
 def table() -> str:
-    """Run them all, and tell."""
+    """Run every command on every kind of model, and return the table."""
     lines = [
         f"| kind | written | {' | '.join(COMMANDS)} |",
         "| --- | --- |" + " :-: |" * len(COMMANDS),
@@ -78,7 +78,8 @@ def table() -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_folder(folder / "photos", 12, names=("3", "5", "6"))
-        ceilings = Ceilings(bytes_per_second=1e10, flops_per_second=1e11)  # which take seconds
+        # Real ceilings would take seconds to measure.
+        ceilings = Ceilings(bytes_per_second=1e10, flops_per_second=1e11)
         with (
             mock.patch.dict(os.environ, {"XDG_CACHE_HOME": name}),
             mock.patch("regnet.bench.runner.measure_ceilings", return_value=ceilings),
@@ -106,7 +107,7 @@ def test_every_command_on_every_kind_of_model_is_as_the_table_says() -> None:
     pytest.importorskip("openvino")
     page = PAGE.read_text("utf-8")
     written = page[page.index(BEGIN) + len(BEGIN) : page.index(END)]
-    assert table() == written, "python -m tests.cli.test_kinds writes it"
+    assert table() == written, "run python -m tests.cli.test_kinds"
 
 
 def test_the_table_names_only_existing_kinds() -> None:

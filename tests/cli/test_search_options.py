@@ -1,4 +1,4 @@
-"""Options of `regnet search` that have no effect are refused, not ignored."""
+"""Tests that options of `regnet search` which would have no effect are refused, not ignored."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""`regnet study` and `regnet search`, as a person uses them."""
+"""Tests of `regnet study` and `regnet search`, as a person uses them."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from regnet.studies import population
 from tests.command import refused, regnet
 from tests.pictures import write_folder
 
-pytestmark = pytest.mark.xdist_group("study")  # one process trains the study
+pytestmark = pytest.mark.xdist_group("study")  # one process trains the study for all tests
 
 SMALL = (
     "--flops", "3e5", "--tolerance", "1", "--restrict", "d=:8", "--stem", "cifar",
@@ -61,7 +61,7 @@ def test_files_that_list_no_networks_are_refused(tmp_path, text, message):
 
 
 def test_init_estimates_how_long_a_study_takes(tmp_path):
-    """From multiply-adds, images and epochs: counted here by hand."""
+    """The estimate follows from multiply-adds, images and epochs, worked out by hand here."""
     done = regnet(
         "study", "init", tmp_path / "s", "--space", "regnetx", "--models", 2, "--flops", "4M",
         "--stem", "cifar", "--train-images", 6000, "--recipe", "cifar", "--workers", 1,
@@ -95,7 +95,7 @@ def test_a_study_needs_something_to_train(tmp_path):
 def test_status_reports_the_progress_of_a_study(study):
     done = regnet("study", "status", study, "--json")
     assert json.loads(done.stdout) == {"anynetx_a": {"done": 2}, "regnetx": {"done": 2}}
-    assert "regnetx" in regnet("study", "run", study).stdout  # there is nothing to do
+    assert "regnetx" in regnet("study", "run", study).stdout  # everything is trained already
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`regnet train` and `regnet evaluate`, as a person uses them."""
+"""Tests of `regnet train` and `regnet evaluate`, as a person uses them."""
 
 import json
 
@@ -102,7 +102,7 @@ def test_recipes_are_listed():
 
 
 def test_fine_tuning_works_the_first_time(tmp_path):
-    """As a new user types it: photos in class folders, weights, and nothing else."""
+    """A new user passes photos in class folders and the name of weights, and nothing else."""
     data, out = tmp_path / "photos", tmp_path / "flowers"
     write_folder(data / "train", 40, names=("rose", "tulip"), size=(48, 40))
     write_folder(data / "val", 12, names=("rose", "tulip"), size=(48, 40))
@@ -115,7 +115,7 @@ def test_fine_tuning_works_the_first_time(tmp_path):
     assert "images of 32x32 pixels" in lines
     assert "1 epochs of 1 steps of 32 images, peak learning rate 0.04" in lines
     told = json.loads((out / "run.json").read_text())["run"]
-    assert told["recipe"]["layer_decay"] < 1, "the recipe is finetune"
+    assert told["recipe"]["layer_decay"] < 1, "the default recipe for weights is finetune"
     card = (out / "model/README.md").read_text()
     for words in (
         "\n# flowers\n", "- Base: regnety_cifar.cifar10, its weights", "- License: apache-2.0",

@@ -1,4 +1,4 @@
-"""`regnet weights` on real files, in processes of their own."""
+"""Tests of `regnet weights` on real files, in separate processes."""
 
 import hashlib
 import json
@@ -114,7 +114,7 @@ def test_info_and_lists_of_weights():
     assert rows.splitlines()[1].startswith("regnety_160.lion_in12k_ft_in1k")
     values = json.loads(regnet("list", "--pretrained", "--json").stdout)
     assert len(values) == 185
-    # A file that two publishers offer is one row; in JSON each name has its own.
+    # The table has one row for a file that two publishers offer; in JSON each name has its own row.
     rows = [
         line.split() for line in regnet("list", "regnety_016*", "--pretrained").stdout.splitlines()
     ]

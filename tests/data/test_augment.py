@@ -1,4 +1,4 @@
-"""Augmentation of batches: against Pillow where it has the operation, by statistics elsewhere."""
+"""Tests of augmentation, against Pillow where it has the operation and by statistics elsewhere."""
 
 import math
 
@@ -18,7 +18,7 @@ def rng(seed=0):
 @pytest.fixture(scope="module")
 def batch():
     images = np.random.default_rng(0).integers(0, 256, (6, 20, 24, 3), dtype=np.uint8)
-    images[1] = 77  # flat
+    images[1] = 77  # an image of a single color
     images[2] //= 3
     images[3] = images[3] // 8 * 8
     return torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -62,7 +62,7 @@ def apply(operation, batch, part=0.5, sign=1.0, *, wide=False):
 )
 def test_operations_equal_those_of_pillow(batch, operation, part, reference):
     found, expected = apply(operation, batch, part), pillow(batch, reference)
-    # Pillow rounds to bytes within; a turned pixel may fall on the other side of an edge.
+    # Pillow rounds intermediate values to bytes, and a rotated pixel may cross an edge.
     different = ((found - expected).abs() > 1.5).float().mean()
     assert different < (0.05 if operation is augment._rotate else 1e-9)
 
@@ -112,7 +112,8 @@ def test_crops_use_every_offset_equally_often(batch):
     image = torch.zeros(4000, 1, 3, 3)
     image[:, :, 1, 1] = 1
     moved = augment.pad_and_crop(image, rng())
-    assert moved.sum() / 4000 == pytest.approx(9 / 81, abs=0.02)  # it stays in the window
+    # At 9 of the 81 offsets, the bright pixel stays in the window.
+    assert moved.sum() / 4000 == pytest.approx(9 / 81, abs=0.02)
 
 
 def test_lighting_has_the_colors_of_alexnet():
@@ -166,7 +167,7 @@ def test_random_resized_crops():
     crops = [augment.random_resized_crop(image, 24, 0.08, generator) for _ in range(20)]
     assert {crop.size for crop in crops} == {(24, 24)}
     assert len({crop.tobytes() for crop in crops}) == 20
-    strip = Image.new("RGB", (400, 2), "red")  # no crop of a quarter of it fits
+    strip = Image.new("RGB", (400, 2), "red")  # no crop of the wanted shape fits into it
     assert augment.random_resized_crop(strip, 8, 0.9, rng()).getpixel((0, 0)) == (255, 0, 0)
 
 

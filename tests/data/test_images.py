@@ -127,7 +127,7 @@ def test_a_pillow_image_that_fails_to_load_is_refused(tmp_path):
 
 
 def bomb(path, side, color=2, depth=8):
-    """A valid PNG header that announces side x side pixels: RGB, or another kind."""
+    """Return a valid PNG header that announces side x side pixels, in RGB or of another kind."""
 
     def chunk(kind, data):
         crc = zlib.crc32(kind + data)

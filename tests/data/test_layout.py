@@ -1,4 +1,4 @@
-"""Folders as they lie on people's disks, and the same in tar files."""
+"""Tests of the layouts of folders that people have on disk, and of the same in tar files."""
 
 import tarfile
 import unicodedata
@@ -16,7 +16,7 @@ from tests.pictures import write_folder
 
 @pytest.fixture(params=["folder", "tar"])
 def opened(request, tmp_path):
-    """Opens what lies in a folder, there and in a tar file."""
+    """A function that opens a folder of images: as it is, or packed into a tar file."""
 
     def open_it(folder, split="val"):
         if request.param == "folder":

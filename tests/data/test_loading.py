@@ -1,4 +1,4 @@
-"""Worker processes that are killed, hang, or have too little shared memory."""
+"""Tests of worker processes that are killed, hang, or have too little shared memory."""
 
 import contextlib
 import os
@@ -54,7 +54,7 @@ exec "$@"
 @linux
 @pytest.mark.slow
 def test_evaluation_works_with_little_shared_memory(tmp_path):
-    """Mounted for one process and its children, where this user may."""
+    """A small /dev/shm is mounted for one process and its children, if the user is allowed to."""
     inside = ["unshare", "--mount", "sh", "-c", SMALL_SHM, "sh"]
     with contextlib.suppress(FileNotFoundError):
         if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode == 0:
@@ -72,16 +72,16 @@ def test_evaluation_works_with_little_shared_memory(tmp_path):
 
 
 def children() -> set[int]:
-    """The processes that this one started, of those that are alive."""
+    """Return the living processes that this process started."""
     pid = os.getpid()
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()))
 
 
 def begun(images):
-    """Batches, those of each worker's first that have come, and the workers that read them."""
+    """Return the remaining batches, the first two batches, and the workers that read them."""
     others = children()
     batches = load(images, list(range(len(images))) * 40, LOOK, batch_size=4, workers=2)
-    first = [next(batches), next(batches)]  # both workers are up
+    first = [next(batches), next(batches)]  # now both workers are running
     workers = children() - others
     return batches, first, [pid for pid in workers if b"resource_tracker" not in command(pid)]
 
@@ -137,7 +137,7 @@ def test_a_process_that_fails_does_not_wait_for_its_workers(images):
 @linux
 @pytest.mark.slow
 def test_workers_ignore_signals_to_the_process_group(images):
-    """As SLURM asks all processes of a job: the first one ends well, and needs its workers."""
+    """SLURM signals all processes of a job, and the main process needs its workers to finish."""
     batches, first, workers = begun(images)
     for worker in workers:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):

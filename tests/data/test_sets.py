@@ -1,4 +1,4 @@
-"""Labelled images of every kind of source."""
+"""Tests of labelled images from every kind of source."""
 
 import io
 import json
@@ -194,7 +194,7 @@ def test_other_files_and_folders_are_refused(tmp_path, monkeypatch):
     refused(tmp_path / "a.png", "not a folder, .tar or .parquet file")
     monkeypatch.chdir(tmp_path)
     Path("shapes").mkdir()
-    refused(Path("shapes"), "is empty")  # the name as text stands for those that are drawn
+    refused(Path("shapes"), "is empty")  # the string "shapes" would mean the drawn shapes
     for suffix in ("tar.gz", "TGZ", "tar.bz2", "tar.xz", "Zip"):
         (tmp_path / f"a.{suffix}").write_bytes(b"")
         refused(tmp_path / f"a.{suffix}", "unpack it first")
@@ -236,7 +236,7 @@ def test_shapes_are_drawn_and_always_the_same():
 
 
 def test_a_shape_covers_what_its_class_should():
-    """Areas in the circle around them: circle > square > cross or ring > star or triangle."""
+    """Areas in the bounding circle: circle > square > cross or ring > star or triangle."""
     shapes = open_set("shapes", "train")
 
     def covered(label):

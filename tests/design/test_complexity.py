@@ -26,9 +26,10 @@ MEASURED = [*golden.load("variants.json"), *golden.load("baselines.json")]
 
 
 def empty(config):
-    """A module whose memory nobody has written: counting must run it, not know what it says.
+    """Return a module with uninitialized weights: a counter runs it, but needs no values.
 
-    In halves where this processor has instructions for them; emulated, they take 15 times as long.
+    The weights are in half precision if the processor supports it; emulation takes 15 times as
+    long.
     """
     fast = half_obstacle(Target(device=torch.device("cpu"), precision="bf16")) is None
     with torch.device("meta"):
@@ -73,7 +74,7 @@ def test_arithmetic_equals_what_two_counters_find(config, height, width):
 
 
 def bias_additions(config, size):
-    """The paper's convention adds one per output of a layer with bias; neither counter does."""
+    """Count the additions of biases, which only the paper's convention includes."""
     if config.block == "normfree_bottleneck":
         return complexity(config, size).activations  # every layer has a bias
     squeeze = sum(b.se_width + b.bottleneck_width for b in config.blocks() if b.se_width)
@@ -81,7 +82,7 @@ def bias_additions(config, size):
 
 
 def pooled(config, height, width):
-    """The paper's code counts the outputs of the ResNet stem's max pool; fvcore does not."""
+    """Count the outputs of the ResNet stem's max pool, which the paper's code includes."""
     if config.stem != "resnet":
         return 0
     return config.stem_width * -(-height // 4) * -(-width // 4)
@@ -100,8 +101,9 @@ def test_torchs_counter_agrees_on_published_networks(name):
 def attention_products(config):
     """Multiply-adds and outputs of the products of activations in halo attention, at 224 x 224.
 
-    The paper's convention knows convolutions and the classifier only. Queries with keys, with the
-    positions of rows and of columns, and weights with values: 8 heads, 121 pixels in a window.
+    The paper's convention counts convolutions and the classifier only. The other products are those
+    of queries with keys, with the positions of rows and of columns, and of weights with values.
+    There are 8 heads, and 121 pixels in a window.
     """
     flops = outputs = 0
     reduction = config.stem_stride
@@ -119,7 +121,7 @@ COUNTED_BY_FVCORE = [name for name, row in golden.load("variants.json").items() 
 
 
 def recorded_by_fvcore(name):
-    """The flops and activations that fvcore found, and the size of the image."""
+    """Return the flops and activations that fvcore counted, and the size of the image."""
     recorded = reference(name)["fvcore"]
     by_operator = recorded["flops_by_operator"]
     flops = by_operator["conv"] + by_operator["linear"]
@@ -132,11 +134,11 @@ def test_arithmetic_equals_what_fvcore_recorded(name):
     flops, activations, size = recorded_by_fvcore(name)
     ours = complexity(config, size)
     assert flops == ours.flops - bias_additions(config, size)
-    if not name.startswith("halo"):  # timm multiplies positions in another way
+    if not name.startswith("halo"):  # timm multiplies positions in another order
         assert activations == ours.activations
 
 
-# fvcore runs a network to count it, which takes minutes for all of them.
+# fvcore must run a network to count it, which takes minutes for all networks.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", one_per_family(COUNTED_BY_FVCORE, rest=pytest.mark.long))
 def test_fvcore_still_counts_what_was_recorded(name):

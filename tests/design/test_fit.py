@@ -28,7 +28,7 @@ def test_published_stages_are_recovered(name):
     fit = refit(variant.config)
     assert fit.exact
     assert fit.config.stages == variant.config.stages
-    assert fit.e_fit < 0.04  # largest where wide groups move the stages most
+    assert fit.e_fit < 0.04  # largest if wide groups change the widths most
 
 
 def test_a_network_with_group_norm_is_recovered():
@@ -51,7 +51,7 @@ def test_random_stages_are_recovered(config):
 @pytest.mark.parametrize(
     ("widths", "depths", "parameters", "e_fit"),
     [
-        # Radosavovic et al. 2020, figure 8: the fits drawn there, and e_fit read off it.
+        # Radosavovic et al. 2020, figure 8: the fits drawn there, and e_fit as read off the figure.
         ([64, 128, 272, 704], [2, 4, 5, 5], (80, 30, 1.9), 0.153),
         ([32, 144, 256, 448], [1, 1, 3, 5], (48, 61, 2.2), 0.078),
     ],

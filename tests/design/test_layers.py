@@ -1,4 +1,4 @@
-"""The walk over layers: what it adds up to, and what floors make of it."""
+"""Tests of the walk over layers, and of the sums and floors that are computed from it."""
 
 from dataclasses import replace
 
@@ -15,13 +15,13 @@ from regnet.nn.model import AnyNet
 from tests.strategies import anynets
 
 EVEN = Ceilings(bytes_per_second=1.0, flops_per_second=1e30)
-"""A machine on which only bytes count."""
+"""Ceilings of a device whose computations take no time, so that only bytes count."""
 
 
 @settings(max_examples=30)
 @given(anynets())
 def test_each_convolution_is_a_layer_of_its_size(config):
-    """Widths, areas and weights of layers are those of the modules that run, in any order."""
+    """Widths, areas and weights of the layers equal those of the modules that run, in any order."""
     with torch.device("meta"):
         model = AnyNet(config.anynet())
         seen = []
@@ -45,7 +45,7 @@ def test_each_convolution_is_a_layer_of_its_size(config):
 
 
 def test_halo_attention_has_a_floor_of_its_own():
-    """Its products read queries, keys and values once; a 3x3 convolution would read the map."""
+    """Its products read queries, keys and values once, where a 3x3 convolution reads the map."""
     config = VARIANTS["haloregnetz_b"].config.anynet()
     plain = replace(
         config, stages=tuple(replace(stage, attention_every=None) for stage in config.stages)
@@ -62,13 +62,15 @@ def test_halo_attention_has_a_floor_of_its_own():
         queries, both = module.q.out_channels, module.kv.out_channels
         assert layer.width_in == queries + both
         assert layer.products == layer.area_in * HALO_WINDOW**2 * both
-        assert layer.flops == layer.activations == 0, "the paper counts no products of activations"
+        assert layer.flops == layer.activations == 0, (
+            "the paper does not count products of activations"
+        )
         positions = module.pos_embed.height_rel.numel() + module.pos_embed.width_rel.numel()
         assert layer.params == positions
 
 
 def test_a_floor_equals_one_worked_out_by_hand():
-    """RegNetX's first block: bytes of each map and weight, and what a fused shortcut adds."""
+    """In a RegNetX's first block, count each map and weight, and what a fused shortcut adds."""
     config = VARIANTS["regnetx_002"].config.anynet()
     layers = [layer for layer in network_layers(config, 224) if layer.kind == "conv"]
     stem, first, grouped, last, projection, *_ = layers
@@ -76,7 +78,9 @@ def test_a_floor_equals_one_worked_out_by_hand():
     assert (first.fan_in, first.width, first.area) == (32, 24, 112**2)
     assert (grouped.fan_in, grouped.area_in, grouped.area) == (9 * 8, 112**2, 56**2)
     assert last.added == 24 * 56**2
-    assert (projection.area_in, projection.area) == (56**2, 56**2), "it skips rows and columns"
+    assert (projection.area_in, projection.area) == (56**2, 56**2), (
+        "its stride skips rows and columns"
+    )
     read_and_written = 24 * 112**2 + 24 * 56**2
     one = floor([grouped], 2, EVEN, element_bytes=4)
     assert one.fused == pytest.approx(4 * (2 * read_and_written + 9 * 8 * 24))

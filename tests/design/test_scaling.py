@@ -1,4 +1,4 @@
-"""Scaling rules against the paper's table and rounding worked by hand."""
+"""Tests of the scaling rules, against the paper's table and rounding worked out by hand."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ LARGE = AnyNetConfig(
         for d, w in ((8, 256), (16, 512), (24, 1024), (8, 2048))
     )
 )
-"""So large that rounding hardly matters."""
+"""A network so large that rounding hardly matters."""
 
 COSTS = {
     "d": (1, 1), "w": (1, 0.5), "r": (0, 1), "dw": (1, 0.75), "wr": (0.5, 0.75), "dr": (0.5, 1),
@@ -44,8 +44,9 @@ def test_rounding_equals_an_example_worked_out_by_hand() -> None:
     found = scale(regnet.info("regnety_004").config, 4)
     assert found.image_size == 240  # 240.08
     assert found.config.depths == (1, 3, 7, 7)  # 1.1, 3.4, 6.9, 6.9
-    # 48, 104, 208, 440 give 83.6, 181.1, 362.1, 766.1, to 8s 80, 184, 360, 768; 13.9 gives 16:
-    # 184 is 11.5 of them and 360 is 22.5, which go to the even numbers 12 and 22.
+    # Widths of 48, 104, 208 and 440 are scaled to 83.6, 181.1, 362.1 and 766.1, and rounded to
+    # multiples of 8: 80, 184, 360 and 768. The group width of 13.9 becomes 16. 184 is 11.5 groups
+    # and 360 is 22.5 groups, which are rounded to the even numbers 12 and 22.
     assert found.config.widths == (80, 192, 352, 768)
     assert [stage.group_width for stage in found.config.stages] == [16] * 4
     assert found.config.se_ratio == 0.25

@@ -43,7 +43,7 @@ def test_group_rounding_moves_a_bottleneck_by_half_a_unit_at_most(width, group, 
     rounded, groups = round_to_groups(width, group, ratio, rounding)
     moved = abs(bottleneck_widths(rounded, ratio) - inner)
     unit = max(groups, 1 / ratio)
-    # `divisible` goes up a whole unit rather than lose more than a tenth.
+    # `divisible` rounds up by a complete unit if rounding down would lose more than a tenth.
     assert moved <= (unit if rounding == "divisible" or inner < unit else unit / 2)
 
 
@@ -78,7 +78,7 @@ def test_blocks_equal_the_published_ones(name):
             assert block.se_width == row.get("se_width", 0)
             shortcut = row["shortcut"]
             if name.startswith("nf_") and shortcut == "none":
-                shortcut = "identity"  # all its blocks are residual; these need no projection
+                shortcut = "identity"  # all blocks are residual, and these ones need no projection
             assert block.shortcut == (
                 shortcut if shortcut in ("identity", "none") else "projection"
             )
@@ -104,7 +104,7 @@ def test_a_regnet_may_have_any_number_of_stages():
         len(RegNetConfig(depth=depth, w0=16, wa=wa, wm=2.0).stages)
         for depth, wa in ((1, 0.0), (4, 8.0), (12, 16.0), (30, 60.0), (60, 200.0))
     ]
-    # The last level is round(log2((16 + wa * (depth - 1)) / 16)); lower ones are used or not.
+    # The last level is round(log2((16 + wa * (depth - 1)) / 16)); lower levels may be skipped.
     assert counts == [1, 2, 5, 7, 8]
 
 

@@ -1,4 +1,4 @@
-"""Batches of any size, and many of them."""
+"""Tests of batches of any size, and of many batches in streams."""
 
 import threading
 import time
@@ -52,7 +52,7 @@ def test_streams_run_concurrently_each_on_its_own_runner() -> None:
         def run(x: Tensor) -> Tensor:
             assert not busy[number]
             busy[number] = True
-            together.wait()  # passes only when three images are under way
+            together.wait()  # returns only when three images are being computed
             busy[number] = False
             return x
 
@@ -67,7 +67,7 @@ def test_a_piece_is_never_larger_than_a_streams_share() -> None:
     assert piece_of(16, 2) == 4
     assert piece_of(7, 2) == 3
     assert piece_of(2, 4) == 1
-    assert piece_of(16, 0) == 16  # without streams, all together
+    assert piece_of(16, 0) == 16  # without streams, the batch is not divided
 
 
 def test_streams_give_their_runners_pieces_of_one_size() -> None:

@@ -1,4 +1,4 @@
-"""One contract for all engines."""
+"""Tests of the contract that all engines fulfil."""
 
 import copy
 
@@ -47,7 +47,7 @@ def model():
     network.train()
     with torch.no_grad():
         for _ in range(3):
-            network(torch.randn(8, 3, 64, 64))  # running statistics that are not those of a new net
+            network(torch.randn(8, 3, 64, 64))  # changes the running statistics
     return network.eval()
 
 
@@ -121,7 +121,7 @@ def test_the_result_of_a_race_is_saved(model, tmp_path, monkeypatch):
     again = regnet.optimize(model, images(), **options).report
     assert again.remembered
     assert again.candidates == first.candidates
-    # A part of what is known needs no race; other shapes, threads and engines do.
+    # A subset of the engines needs no new race; other shapes, threads or engines do.
     assert regnet.optimize(model, images(), precision="fp32", **options).report.remembered
     assert not regnet.optimize(model, images(1), **options).report.remembered
     assert not regnet.optimize(model, images(), refresh=True, **options).report.remembered

@@ -1,4 +1,4 @@
-"""Exported files are opened by what they say about themselves, and run as they are."""
+"""Tests that exported files are opened by their own metadata and run as they are."""
 
 import os
 import pickle
@@ -65,7 +65,7 @@ def test_commands_open_a_file(model, onnx_file, photos):
         "bench", "--models", f"regnety_cifar,{onnx_file}", "--engine", "eager,folded",
         "--seconds", 0.05, code=0,
     )  # fmt: skip
-    assert done.stderr.count("onnx fp32") == 1, "it runs one way"
+    assert done.stderr.count("onnx fp32") == 1, "a file has only one engine"
 
 
 def test_two_files_have_different_digests(model, onnx_file, tmp_path):
@@ -80,7 +80,7 @@ def test_an_error_names_the_fixed_image_size(model, tmp_path):
     regnet.export(model, path, example=torch.zeros(2, 3, 32, 32), dynamic=False)
     file = open_model(str(path))
     assert file.shape == (2, 3, 32, 32)
-    assert file(X).shape == (3, 10), "other batches are padded, or cut into pieces"
+    assert file(X).shape == (3, 10), "other batches are padded or divided"
     with pytest.raises(ConfigError, match="takes images of height 32, got 64"):
         file(torch.zeros(1, 3, 64, 64))
 

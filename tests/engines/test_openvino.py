@@ -1,4 +1,4 @@
-"""OpenVINO in a process that lives on after it."""
+"""Tests of OpenVINO in a process that continues after its networks are deleted."""
 
 import subprocess
 import sys
@@ -37,6 +37,6 @@ print("alive", sum(told))
 
 @posix
 def test_signals_arrive_after_networks_are_deleted() -> None:
-    """Ctrl-C too is a signal, and the end of each process that a loader began."""
+    """Ctrl-C is such a signal, and so is the end of each worker process of a loader."""
     done = subprocess.run([sys.executable, "-c", LETS_GO], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "alive 2\n"), done.stderr

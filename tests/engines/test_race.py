@@ -1,4 +1,4 @@
-"""What the race builds and what it leaves out, with engines whose times are known."""
+"""Tests of what the race builds and what it leaves out, with engines whose times are known."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def model():
 
 
 class Known:
-    """An engine of which it is known how many milliseconds it takes in each precision."""
+    """An engine that takes a known number of milliseconds in each precision."""
 
     def __init__(self, name, *, compiles=False, **times):
         self.name, self.compiles, self.times = name, compiles, times
@@ -129,7 +129,7 @@ def test_engines_with_the_same_kernels_are_built_once(monkeypatch, model):
     report = run(monkeypatch, model, engines)
     assert engines[1].built == []
     assert reasons(report)["compiled fp32"].startswith("not tried: aot_inductor runs the same")
-    # Where that one fails, the other has its turn.
+    # If that engine fails, the other one is tried.
     engines[2].build = lambda *_: 1 / 0
     assert str(run(monkeypatch, model, engines, refresh=True).winner) == "compiled fp32"
 
@@ -164,7 +164,7 @@ def test_a_budget_leaves_out_candidates_that_take_too_long(monkeypatch, model):
         in reasons(report)["aot_inductor fp32"]
     )
     assert str(run(monkeypatch, model, engines, budget_seconds=0).winner) == "eager fp32"
-    # What was left out for want of time is tried where there is more.
+    # Candidates that were left out for lack of time are tried when there is more time.
     assert str(run(monkeypatch, model, engines).winner) == "aot_inductor fp32"
     for number in (-1, float("nan"), "x"):
         with pytest.raises(ConfigError, match="budget_seconds"):
@@ -194,7 +194,7 @@ def test_images_are_refused_without_an_engine_for_int8(model):
             regnet.optimize(model, EXAMPLE, images=images, progress=False, **options)
 
 
-@pytest.mark.slow  # it needs what only `make test-all` installs
+@pytest.mark.slow  # it needs packages that only `make test-all` installs
 @pytest.mark.parametrize(
     ("images", "words"),
     [

@@ -1,4 +1,4 @@
-"""Files that take pixels and give probabilities, and the script that serves one without torch."""
+"""Tests of files that take pixels, and of the script that serves such a file without torch."""
 
 import json
 import subprocess

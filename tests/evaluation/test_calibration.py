@@ -1,4 +1,4 @@
-"""Temperature scaling: the most likely temperature, folded into the classifier."""
+"""Tests of temperature scaling: the most likely temperature is folded into the classifier."""
 
 import json
 
@@ -27,7 +27,7 @@ from regnet.training import checkpoint
 
 
 def drawn(seed, count=400, classes=7, sharpness=2.0):
-    """Logits, and labels drawn from the probabilities that they give at temperature `sharpness`."""
+    """Return logits, and labels drawn from their probabilities at the temperature `sharpness`."""
     rng = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(count, classes, generator=rng)
     chances = (logits / sharpness).softmax(1)
@@ -188,13 +188,13 @@ def test_training_calibrates_on_images_that_it_does_not_train_on(tmp_path):
     facts = json.loads((tmp_path / "run/run.json").read_text())
     assert facts["images"]["train"]["count"] == 300
     assert facts["images"]["calibration"]["count"] == 100
-    # The best epoch's weights are as training left them; those of model/ are divided.
+    # Only the classifier in model/ is divided by the temperature, not that of the best epoch.
     model = regnet.create(f"local-dir:{tmp_path / 'run/model'}", pretrained=True).eval()
     saved = checkpoint.load_last(tmp_path / "run")
     assert saved is not None
     expected = (saved["average"] or saved["model"])["head.fc.weight"] / found.temperature
     assert torch.allclose(model.head.fc.weight, expected, rtol=1e-5)
-    # What is repeated or resumed holds out the same images.
+    # A repeated or resumed run holds out the same images.
     words = ["train", "--replay", str(tmp_path / "run/run.json"), "--out", str(tmp_path / "again")]
     again = CliRunner().invoke(app, [*words, "--json"])
     assert again.exit_code == 0, again.output

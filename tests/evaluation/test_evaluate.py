@@ -1,4 +1,4 @@
-"""Accuracy: counts at any number of processes, faults, and classes in the wrong order."""
+"""Tests of accuracy: counts with any number of processes, faults, and shuffled classes."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ LOOK = Preprocess(size=(16, 16), crop_pct=1.0, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 class ByColor(torch.nn.Module):
-    """Answers with the nearest color."""
+    """A model that answers with the class of the nearest color."""
 
     def forward(self, x):
         x = x.float()
@@ -126,8 +126,8 @@ def folders(tmp_path, names, count):
 
 def test_wordnet_names_and_subsets_are_recognized(tmp_path):
     synsets, subsets = imagenet()["synsets"], imagenet()["subsets"]
-    # From the papers of ImageNet-A and -R: 200 classes each, 113 of them shared; from the WordNet
-    # list: tench first, toilet tissue last.
+    # According to their papers, ImageNet-A and ImageNet-R have 200 classes each and share 113 of
+    # them. The WordNet list begins with tench and ends with toilet tissue.
     assert (synsets[0], synsets[-1], len(set(synsets))) == ("n01440764", "n15075141", 1000)
     a, r = subsets["imagenet-a"], subsets["imagenet-r"]
     assert len(set(a)) == len(set(r)) == 200
@@ -163,7 +163,7 @@ def test_classes_without_images_do_not_matter(tmp_path):
 
 
 def test_the_class_names_of_the_model_come_first(model, tmp_path):
-    """A network trained on folders 0 to 11 has them in the order of text."""
+    """A network trained on the folders 0 to 11 has its classes in the order of text."""
     names = tuple(sorted(str(number) for number in range(12)))
     images = open_set(folders(tmp_path, [str(number) for number in range(12)], 12))
     match = match_classes(images, names, 12)
@@ -199,7 +199,7 @@ def test_known_sets_are_recognized(tmp_path):
 
 
 def test_the_embedded_network_on_real_pictures(tmp_path):
-    """One photo of a cat, as a set of its own."""
+    """The set consists of one photo of a cat."""
     photo = Path(__file__).parents[2] / "docs/photos/chelsea.png"
     (tmp_path / "cat").mkdir()
     shutil.copy(photo, tmp_path / "cat")
@@ -297,7 +297,7 @@ def test_an_interrupted_evaluation_is_resumed(model, tmp_path):
     with pytest.raises(Killed):
         evaluate(model, tmp_path / "set", batch_size=4, keep=kept, on_images=stop)
     [path] = kept.glob("answers-*.jsonl")
-    path.write_text(path.read_text()[:-5])  # killed within a line
+    path.write_text(path.read_text()[:-5])  # as if killed while writing a line
     seen = []
     done = evaluate(
         model, tmp_path / "set", batch_size=4, keep=kept, on_images=lambda *at: seen.append(at)
@@ -378,7 +378,7 @@ def test_other_engines_give_the_same(tmp_path):
 
 
 def test_calibration_error_equals_one_worked_out_by_hand():
-    # Two bins: ten answers at 0.95 of which eight are right, ten at 0.55 of which six are.
+    # Two bins: ten answers at 0.95, of which eight are correct, and ten at 0.55, of which six are.
     answers = Answers(
         indices=np.arange(20),
         top=np.array([[0]] * 20),
@@ -410,7 +410,7 @@ def test_two_confused_classes_of_many_are_not_taken_for_shuffled_folders():
     found = scores.find_shuffle(shifted, labels, {})
     assert found is not None
     assert (found.moved, found.top1) == (200, 100)
-    # A weak model, and one class that it takes for its neighbor.
+    # A weak model that confuses one class with its neighbor.
     weak = np.where(np.arange(1000) % 5 == 0, 7, shifted.top[:, 0])
     weak[labels == 12] = weak[labels == 11]
     found = scores.find_shuffle(replace(answers, top=weak[:, None]), labels, {})

@@ -1,4 +1,4 @@
-"""One contract for all executors, with processes that really die."""
+"""Tests of the contract that all executors fulfil, with processes that really die."""
 
 import os
 import time
@@ -29,7 +29,7 @@ def _others_import_the_tests() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[Any]:
-    """Two nodes on this machine, the second with all the room."""
+    """A Ray cluster of two nodes on this machine, of which only the second can take tasks."""
     pytest.importorskip("ray", reason="ray is not installed")
     import ray
     from ray.cluster_utils import Cluster
@@ -58,9 +58,9 @@ def executor(request: pytest.FixtureRequest, tmp_path: Path) -> Executor:
 
     from regnet.executors.slurm import SlurmExecutor
 
-    # How long it hopes for a result that a killed job might still have written.
+    # How long the executor waits for a result that a killed job may still have written.
     patch = request.getfixturevalue("monkeypatch")
-    patch.setattr(Job, "_results_timeout_s", 5)  # 15 without: a slow machine needs some
+    patch.setattr(Job, "_results_timeout_s", 5)  # the default is 15; 0 would fail on slow machines
     patch.setattr("regnet.executors.slurm.ATTEMPTS", 2)
     return SlurmExecutor(2, cluster="local", folder=tmp_path / "jobs")
 
@@ -105,7 +105,7 @@ def test_an_error_of_the_function_is_raised(executor: Executor) -> None:
 def test_a_process_that_cannot_start_is_not_blamed_on_a_task(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("regnet.executors.pool._work", None)  # which nobody can call
+    monkeypatch.setattr("regnet.executors.pool._work", None)  # None cannot be called
     with pytest.raises(ExecutorError, match=r"ended with code \d before it could begin"):
         list(ProcessPool(1).run(square, iter([1])))
 
@@ -120,7 +120,7 @@ def test_the_pool_reports_how_a_process_died() -> None:
 @posix
 @pytest.mark.parametrize("make", ["pool", RAY])
 def test_a_task_that_takes_too_long_is_ended(make: str, request: pytest.FixtureRequest) -> None:
-    """Also one whose process was stopped, and does not hear a polite signal."""
+    """This includes a task whose process is stopped and does not react to SIGTERM."""
     executor: Executor = ProcessPool(2, threads=1, time_limit=15)
     if make == "ray":
         request.getfixturevalue("ray_cluster")
@@ -150,7 +150,7 @@ def test_an_overdue_task_is_reported_once(
     for _ in range(13):
         now += 4
         assert clock.late() == []
-    now += 1000  # the machine slept
+    now += 1000  # the machine was suspended
     clock.late()
     assert caplog.text == ""
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""A study and predictions on a real Ray cluster of two nodes, of which one is killed."""
+"""Tests of a study and of predictions on a Ray cluster of two nodes, one of which is killed."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Weights and images made by a fixed rule, and what other implementations made of them."""
+"""Weights and images made by a fixed rule, and outputs of other implementations for them."""
 
 import gzip
 import hashlib
@@ -16,12 +16,12 @@ from torch import Tensor
 
 DATA = Path(__file__).parent
 
-_CHUNK = 1 << 16  # elements filled at once, so that temporaries stay in the cache
+_CHUNK = 1 << 16  # elements computed at a time, so that temporaries stay in the cache
 
 
 @cache
 def load(name: str) -> Any:
-    """A file of this folder, packed or not."""
+    """Load a JSON file of this folder, compressed or not."""
     path = DATA / name
     data = path.read_bytes()
     return json.loads(gzip.decompress(data) if path.suffix == ".gz" else data)
@@ -34,7 +34,7 @@ def seed_of(name: str) -> int:
 def uniform(
     name: str, shape: tuple[int, ...], low: float, high: float, dtype: Any = np.float32
 ) -> NDArray[Any]:
-    """Numbers in [low, high) that depend on the tensor's name: float32 values, in any dtype."""
+    """Return float32 numbers in [low, high) that depend on the tensor's name, stored as `dtype`."""
     out = np.empty(prod(shape), dtype=dtype)
     seed, step = np.uint64(seed_of(name)), np.uint64(0x9E3779B97F4A7C15)
     for start in range(0, out.size, _CHUNK):
@@ -52,7 +52,7 @@ def uniform(
 
 
 def fill(name: str, tensor: Tensor, conv_gain: float) -> None:
-    """Give the tensor, in place, the value that belongs to its name and shape."""
+    """Fill the tensor in place with the values that belong to its name and shape."""
     shape, last = tuple(tensor.shape), name.rpartition(".")[2]
     if last == "num_batches_tracked":
         tensor.zero_()
@@ -76,7 +76,7 @@ def fill(name: str, tensor: Tensor, conv_gain: float) -> None:
 
 
 def images(height: int, width: int) -> Tensor:
-    """Two images, float32: patches of 16x16 pixels and noise."""
+    """Return two float32 images made of patches of 16x16 pixels and noise."""
     coarse = uniform(
         f"input.coarse.{height}x{width}", (2, 3, -(-height // 16), -(-width // 16)), -1.5, 1.5
     )
@@ -86,7 +86,7 @@ def images(height: int, width: int) -> Tensor:
 
 
 def differences(output: Tensor, expected: dict[str, Any]) -> Iterator[float]:
-    """How far each recorded figure of a tensor is off, in units of its root mean square."""
+    """Yield how far each recorded figure of a tensor is off, in units of its root mean square."""
     flat = output.detach().double().flatten(1)
     for row, values in enumerate(flat):
         rms = expected["l2"][row] / sqrt(values.numel())

@@ -1,4 +1,4 @@
-"""A hostile server: what it says never leads out of the cache, and never for ever."""
+"""Tests of a hostile server: its answers never lead out of the cache, and every download ends."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.marks import posix
 REPO = "owner/name"
 NAME = "config.json"
 IN_HEADERS = ["../../../../x", "../x", "/tmp/regnet-x", "a/../../x", "..", "C:\\x", ""]
-OUT = [*IN_HEADERS, "a\0b"]  # no header can hold the last one
+OUT = [*IN_HEADERS, "a\0b"]  # no HTTP header can contain the last one
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def served(hub: Hub) -> Hub:
 
 
 def inside(cache: Path) -> list[str]:
-    """Everything below the folder that holds the cache, links followed to what they mean."""
+    """Check that all files around the cache, with links resolved, are in it; return their names."""
     found = []
     for path in cache.parent.rglob("*"):
         assert path.resolve().is_relative_to(cache), path
@@ -58,7 +58,7 @@ def test_no_commit_becomes_a_path(served, cache, text):
 
 
 def test_a_later_hostile_answer_is_not_used(served, cache):
-    """The first is judged, and is the one that decides; what later ones say is not used."""
+    """The first answer is checked and decides; later answers are not used."""
     good: dict[str, str] = {}
     hostile = {"ETag": "../../../../x", "X-Linked-Etag": "../../x", "X-Repo-Commit": "../../y"}
     served.metadata = [good, *[hostile] * 5]

@@ -1,7 +1,8 @@
-"""What kernels are asked, wherever they run: on a GPU, or in Triton's interpreter.
+"""Test cases of the kernels, for a GPU and for Triton's interpreter.
 
-`python -m tests.kernels.cases` with TRITON_INTERPRET=1 prints a JSON line per case, of a part of
-them: a process of its own, since Triton decides that when a kernel is defined.
+`python -m tests.kernels.cases` with TRITON_INTERPRET=1 runs some of the cases and prints a JSON
+line for each. It must be a separate process, because Triton decides whether to interpret a kernel
+when the kernel is defined.
 """
 
 import json
@@ -43,7 +44,7 @@ Call = Callable[[], tuple[Tensor, ...]]
 
 @contextmanager
 def poisoned() -> Iterator[None]:
-    """New memory is full of nan: what a kernel does not write is seen."""
+    """Fill new memory with NaN, so that values which a kernel fails to write are detected."""
     usual = Tensor.new_empty
 
     def new_empty(self: Tensor, *args: object, **kwargs: object) -> Tensor:
@@ -58,7 +59,7 @@ def poisoned() -> Iterator[None]:
 
 @contextmanager
 def chosen(number: int) -> Iterator[list[object]]:
-    """The kernels run in the way of this number, or their last; gives the ways of the last one."""
+    """Make each kernel run in its way `number`, or its last; yield the last kernel's ways."""
     usual, ways = [module.fastest for module in MODULES], []
 
     def fastest(key, offered, launch, x):
@@ -77,14 +78,14 @@ def chosen(number: int) -> Iterator[list[object]]:
 
 
 def every_way(call: Call, *, thin: bool) -> Iterator[tuple[object, tuple[Tensor, ...]]]:
-    """The results of a call in all ways of its kernel; `thin`: in the first of each kind."""
+    """Yield the results of a call in all ways of its kernel, or (`thin`) the first of each kind."""
     number, kinds = 0, set()
     while True:
         with chosen(number) as ways:
             found = call()
             if not thin:
                 again = call()
-                assert all(map(torch.equal, found, again)), f"other bits: {ways[number]}"
+                assert all(map(torch.equal, found, again)), f"not repeatable: {ways[number]}"
         kinds.add(type(ways[number]))
         yield ways[number], found
         number += 1
@@ -107,9 +108,10 @@ def check(
     widths: Sequence[int] | None = None,
     sides: Sequence[tuple[int, int, int]] | None = None,
 ) -> Iterator[tuple[str, float]]:
-    """Cases, and the largest relative error of each against float32.
+    """Yield each case and its largest relative error against float32.
 
-    `widths` are those of groups, and nothing else then; `sides` are images, height and width.
+    If `widths` is given, only grouped convolutions with these group widths are run. `sides` are the
+    numbers of images, heights and widths of the inputs.
     """
 
     def half(*shape: int) -> Tensor:
@@ -119,7 +121,7 @@ def check(
         sides = SIDES[:1] if thin else SIDES
     only = widths is not None
     if widths is None:
-        # Wide groups take the same way as 72 and 168, and are slow to interpret.
+        # Wider groups use the same code as 72 and 168, and are slow to interpret.
         widths = [g for g in GROUP_WIDTHS if not thin or g <= 72 or g == 168]
     for number, g in enumerate(widths):
         for stride in (1 + number % 2,) if thin else (1, 2):
@@ -138,7 +140,7 @@ def check(
         return
     first, second = nn.Conv2d(40, 72, 1).to(device), nn.Conv2d(24, 72, 1).to(device)
     layer, again = Pointwise.of(first, dtype), Pointwise.of(second, dtype)
-    # The last one has maps of several blocks, the last of which is not full.
+    # The last shape has maps that fill several blocks, the last of them only partly.
     for images, height, width in (*sides, (2, 11, 13)):
         x, factor = half(images, height, width, 40), half(images, 40).sigmoid()
         hidden, excite = (
@@ -208,6 +210,6 @@ def _in_a_tuple(call, *args, **kwargs) -> tuple[Tensor]:
 
 if __name__ == "__main__":
     torch.manual_seed(time.time_ns())
-    # The interpreter multiplies matrices of bfloat16 as if they were of integers.
+    # Only fp16, because the interpreter multiplies bfloat16 matrices as if they held integers.
     for name, error in check("cpu", torch.float16, thin=True):
         sys.stdout.write(json.dumps([name, error]) + "\n")

@@ -1,4 +1,4 @@
-"""Own kernels: against float32 in Triton's interpreter and on GPUs, and networks made of them."""
+"""Tests of our kernels against float32, in Triton's interpreter and on GPUs, and in networks."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_kernels_are_correct_in_tritons_interpreter():
 @pytest.mark.parametrize("dtype", cases.BOUNDS)
 @pytest.mark.parametrize("widths", [[], *([g] for g in cases.GROUP_WIDTHS)], ids=str)
 def test_kernels_are_correct_on_a_gpu(dtype, widths):
-    """In the first way of each kind: compiling all of them one by one would take minutes."""
+    """Only the first way of each kind is run: compiling all ways one by one would take minutes."""
     checked = cases.check("cuda", dtype, thin=True, widths=widths or None, sides=cases.SIDES)
     errors = dict(checked)
     assert {name: e for name, e in errors.items() if not e < cases.BOUNDS[dtype]} == {}

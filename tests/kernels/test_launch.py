@@ -1,4 +1,4 @@
-"""Which way of a kernel runs, what it is compiled to, and what is remembered of it."""
+"""Tests of how the way of a kernel is chosen, what it is compiled to, and what is cached of it."""
 
 from dataclasses import dataclass, replace
 
@@ -33,7 +33,7 @@ class OtherKind:
 
 
 class FakeKernel:
-    """Stands for a function of `triton.jit`."""
+    """A stand-in for a function decorated with `triton.jit`."""
 
     def __init__(self, number):
         self.fn = type("fn", (), {"__module__": "m", "__name__": f"k{number}"})
@@ -67,7 +67,7 @@ def test_the_best_of_each_kind_is_timed_and_nothing_that_spills(ways):
         launching._resources.clear()
         launching._resources.update(before)
     usable = [n for n, seconds in enumerate(times) if seconds < float("inf")]
-    if not usable:  # then the device decides
+    if not usable:  # all ways spill: timing decides
         assert kept == kinds
         return
     assert set(kept) <= {kinds[n] for n in usable}
@@ -92,7 +92,7 @@ def test_weights_packed_only_for_timing_are_released(monkeypatch):
     monkeypatch.setattr(grouped_kernels, "fastest", fastest)
     first: set = set()
     for number, images in enumerate((1, 64), 1):
-        # On `meta` everything is prepared, and nothing runs.
+        # On the device `meta`, launches are prepared but nothing runs.
         grouped(torch.empty(images, 14, 14, 48, device="meta"), layer, squeeze=True)
         assert len(layer._packed) <= number  # one for each shape, though many were timed
         assert first <= layer._packed.keys()  # a captured graph may still read it
@@ -106,13 +106,13 @@ def test_a_plan_lists_all_ways_of_a_network_without_a_gpu():
     blocks = sum(model.config.depths)
     assert kernels[0] == {"_scalar", "_matrix"}
     assert sum("_chain" in names for names in kernels) == blocks
-    assert len(choices) == 1 + 5 * blocks + 1  # stem, blocks with two layers for the gate, head
+    assert len(choices) == 1 + 5 * blocks + 1  # stem, five per block (two for the gate), head
     assert all(parameter.device.type == "cpu" for parameter in model.parameters())
 
 
 @pytest.mark.slow
 def test_kernels_compiled_for_an_h200_stay_within_their_resources():
-    """Registers, shared memory and waits at most; a spill would cost more than any of them."""
+    """Limits registers, shared memory and waits; a spill would cost more than any of these."""
     model = folded(regnet.create("regnety_016").eval())
     choices = plan(model, torch.float16, (256, 3, 224, 224))
     bounds = {  # registers, shared memory, waits for products

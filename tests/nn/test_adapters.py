@@ -1,7 +1,7 @@
-"""What other libraries do with a network of ours, done here without them.
+"""Tests of how other libraries use our networks, with stand-ins in place of the libraries.
 
-Each double makes the calls that the library makes, in its order; `scripts/peer_suites.py` runs the
-libraries' own tests where they are installed.
+Each stand-in makes the same calls in the same order as the library. `scripts/peer_suites.py` runs
+the libraries' own tests if they are installed.
 """
 
 from collections import OrderedDict
@@ -24,9 +24,9 @@ IMAGES = torch.randn(2, 3, 96, 64)
 
 
 class LayerGetter(nn.ModuleDict):
-    """As torchvision's detection networks take a backbone apart (`BackboneWithFPN`).
+    """Divide a backbone as torchvision's detection networks do (`BackboneWithFPN`).
 
-    Children run in the order in which they are registered, up to the last that is asked for.
+    The children run in the order in which they are registered, up to the last one requested.
     """
 
     def __init__(self, model, return_layers):
@@ -60,7 +60,7 @@ def test_torchvisions_detection_networks_can_use_ours(name):
 @pytest.mark.parametrize("depth", [1, 3, 5])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_encoder_of_segmentation_models_can_use_ours(depth, channels):
-    """Its universal encoder asks for a pyramid, and puts the images in front of it."""
+    """Its universal encoder requests a pyramid of features, and puts the images in front of it."""
     with torch.device("meta"):
         probe = regnet.create("regnety_002", features_only=True)
     assert list(probe.feature_info.reduction()) == [2, 4, 8, 16, 32]
@@ -76,7 +76,7 @@ def test_the_encoder_of_segmentation_models_can_use_ours(depth, channels):
 
 
 def test_the_wrapper_of_transformers_can_use_ours(network):
-    """`TimmWrapperModel`: no classifier, hidden states, pooled features."""
+    """`TimmWrapperModel` needs a network without classifier, hidden states and pooled features."""
     model = regnet.create("regnety_002", pretrained=False, num_classes=0).eval()
     model.load_state_dict(network.state_dict(), strict=False)
     last, hidden = model.forward_intermediates(IMAGES)
@@ -91,7 +91,7 @@ def test_the_wrapper_of_transformers_can_use_ours(network):
 
 
 def test_the_backbone_of_transformers_can_use_ours():
-    """`TimmBackbone` asks for more layers at times, by what it finds in `feature_info`."""
+    """`TimmBackbone` can request other layers, depending on what it finds in `feature_info`."""
     model = regnet.create(
         "regnety_002", features_only=True, in_chans=3, out_indices=[1, 3], output_stride=None
     ).eval()
@@ -107,7 +107,7 @@ def test_the_backbone_of_transformers_can_use_ours():
 
 
 def test_timms_own_wrappers_read_feature_info(network):
-    """They rebuild `FeatureInfo` from its rows, and set what is missing in them."""
+    """The wrappers rebuild `FeatureInfo` from its rows, and add what is missing in them."""
     previous = 1
     for index, row in enumerate(network.feature_info):
         assert isinstance(row, dict)

@@ -1,4 +1,4 @@
-"""The baseline is the paper's."""
+"""Tests that the EfficientNet baseline is the paper's."""
 
 import pytest
 import torch

@@ -198,7 +198,7 @@ def test_attached_modules_do_not_change_the_output():
 
 
 def test_feature_info_behaves_as_timms():
-    """By the definitions of timm's `FeatureInfo`: `idx` counts all maps, whatever is asked for."""
+    """As in timm's `FeatureInfo`, `idx` counts all maps, whichever of them are requested."""
     info = AnyNet(SMALL).feature_info.select((1, -1))
     widths = [row["num_chs"] for row in info]
     assert len(info) == len(info.info) == len(widths)
@@ -242,7 +242,7 @@ def test_pruned_networks_give_the_same_intermediates(config, indices):
     _, after = pruned.forward_intermediates(x, kept)
     for was, now in zip(before, after, strict=True):
         torch.testing.assert_close(now, was, atol=0, rtol=0)
-    assert pruned(x).ndim == 4  # neither pool nor classifier
+    assert pruned(x).ndim == 4  # pool and classifier are removed
     left = pruned.forward_intermediates(x, intermediates_only=True)
     assert len(left) == len(pruned.feature_info) == kept[-1] + 1
     count = sum(p.numel() for p in pruned.parameters())
@@ -250,7 +250,7 @@ def test_pruned_networks_give_the_same_intermediates(config, indices):
 
 
 def test_intermediates_end_as_in_timm():
-    """The last map is followed by what ends the trunk also where the walk may stop early."""
+    """The end of the trunk is applied to the last map, even if the walk may stop early."""
     model = AnyNet(KINDS["z"]).eval()
     x = images()
     last, _ = model.forward_intermediates(x, [-1], False, True, "NCHW", False)
@@ -282,7 +282,7 @@ def test_scripted_networks_give_the_same_outputs(name, features_only):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_a_script_that_cannot_give_every_map_says_so():
-    """TorchScript does not look into a stem of several convolutions."""
+    """TorchScript cannot return maps from inside a stem of several convolutions."""
     stages = (StageConfig(depth=1, width=16, group_width=8),)
     config = AnyNetConfig(stages=stages, stem="deep", num_classes=5)
     backbone = FeatureNet(AnyNet(config).eval())
@@ -308,7 +308,7 @@ def test_config_and_card_follow_a_replaced_classifier(caplog):
     assert model.pretrained_cfg["num_classes"] == 3
     assert "the classifier was replaced" in caplog.text
     assert model.card == Card()
-    # As the warning says:
+    # The advice of the warning:
     model.card = model.card.other_classes(("x", "y", "z"))
     assert model.card.labels == ("x", "y", "z")
 
@@ -349,7 +349,7 @@ def test_the_config_follows_a_replaced_stem():
 
 @pytest.mark.parametrize("name", ["fc", "classifier"])
 def test_a_classifier_in_the_wrong_place_is_refused(name):
-    """Nothing would use it: torchvision's networks have `fc`, others `classifier`."""
+    """Our networks would not use it; those of torchvision have `fc`, and others `classifier`."""
     model = AnyNet(SMALL)
     with pytest.raises(ConfigError, match=r"the classifier is model\.head\.fc"):
         setattr(model, name, nn.Linear(128, 3))

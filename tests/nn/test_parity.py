@@ -1,4 +1,4 @@
-"""Outputs equal those of timm and pycls, number by number, in float64 and in float32."""
+"""Tests that outputs equal those of timm and pycls, in float64 and in float32."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,16 +19,16 @@ IDENTITY = KeyTable(())
 FLOAT32 = {"haloregnetz_b": 5e-4}
 """Largest difference in float32, in units of an output's root mean square, where it is not 1e-4.
 
-The attention of HaloRegNetZ magnifies rounding: the order in which a processor's kernels add makes
-it 0.7e-4 to 1.7e-4 (AVX2, AVX-512, one thread and two). That the function is timm's is seen in
-float64.
+The attention of HaloRegNetZ magnifies rounding errors. Depending on the order in which a
+processor's kernels add, the difference is 0.7e-4 to 1.7e-4 (AVX2 and AVX-512, one and two threads).
+The comparison in float64 shows that the function is the same as timm's.
 """
 
 
 def with_overrides(
     config: AnyNetConfig | RegNetConfig, overrides: dict[str, Any]
 ) -> AnyNetConfig | RegNetConfig:
-    """timm's options in our words."""
+    """Return a config with timm's options under our names."""
     ours = {
         "linear_out": lambda _: {"block": "linear_bottleneck"},
         "downsample": lambda _: {"shortcut": "avg_pool"},
@@ -48,8 +48,8 @@ def cases(file: str) -> list[Any]:
         for record in records:
             size = "x".join(map(str, record["input"][2:]))
             extra = "".join(f"-{k}={v}" for k, v in (record.get("overrides") or {}).items())
-            # The largest fills 10 GB in float64; large ones show nothing that others do not, unless
-            # an option is tried with them alone.
+            # The largest network needs 10 GB in float64. Large networks test nothing that small
+            # ones do not, unless an option is only tested with them.
             flops, family = complexity(VARIANTS[name].config, 224).flops, VARIANTS[name].family
             large = flops > 4e9 or (flops > 1e9 and family in seen and not extra)
             marks = [pytest.mark.long] if large else [pytest.mark.slow] if family in seen else []
@@ -115,7 +115,7 @@ def pycls_keys(name: str) -> KeyTable:
 def test_outputs_equal_those_of_pycls(name, record):
     config = VARIANTS[name].config
     model = filled(config, record["conv_gain"], pycls_keys(name).to_theirs)
-    # The max pool is part of pycls's ResNet stem.
+    # In pycls, the max pool is part of the ResNet stem.
     names = {"stem": "stem_pool"} if config.stem == "resnet" else {}
     assert worst_difference(model, record, names) < 1e-9
     assert worst_difference(model.float(), record, names) < 1e-4

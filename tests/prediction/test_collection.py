@@ -1,4 +1,4 @@
-"""A collection to one Parquet file: the rows, what is resumed, and what goes wrong."""
+"""Tests of predicting a collection into a Parquet file: rows, resuming, and faults."""
 
 import io
 import json
@@ -34,7 +34,7 @@ HERE = InProcess()
 
 
 def picture(number: int) -> Image.Image:
-    """One of many images that differ."""
+    """Return one of many different images."""
     rng = np.random.default_rng(number)
     return Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8))
 
@@ -47,7 +47,7 @@ def encoded(number: int) -> bytes:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Twelve images in folders, and files that are none."""
+    """A folder with twelve images in subfolders, and files that are not images."""
     folder = tmp_path / "photos"
     for number in range(12):
         place = folder / f"class {number % 3}"
@@ -64,7 +64,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unfinished(photos: Path, out: Path) -> None:
-    """Work on all parts, and end before they are joined."""
+    """Predict all parts, and stop before they are joined."""
 
     def failing(*_: Any) -> int:
         raise EngineError("on purpose")
@@ -280,7 +280,7 @@ def test_impossible_requests_are_refused(photos: Path, tmp_path: Path) -> None:
         with pytest.raises(error, match=words):
             predict_collection(**{"data": photos, "out": out, "executor": HERE} | options)  # type: ignore[arg-type]
         assert not out.exists()
-        assert not (tmp_path / "out.parquet.parts").exists(), "nothing is left of what never began"
+        assert not (tmp_path / "out.parquet.parts").exists(), "a refused request leaves no files"
 
 
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
@@ -328,7 +328,7 @@ def test_a_full_disk_is_reported_and_loses_no_part(photos: Path, tmp_path: Path)
         with pytest.raises(OSError, match="too large"):
             predict_collection(photos, out, executor=HERE)
     assert not out.exists()
-    assert not list(tmp_path.glob("out.parquet.parts/[0-9]*")), "no half file is left"
+    assert not list(tmp_path.glob("out.parquet.parts/[0-9]*")), "no partial file is left"
     assert predict_collection(photos, out, executor=HERE).images == 12
 
 

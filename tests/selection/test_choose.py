@@ -1,4 +1,4 @@
-"""Choosing a published network, with a clock that follows a known law."""
+"""Tests of choosing a published network, with a clock that follows a known law."""
 
 import json
 from dataclasses import replace
@@ -28,14 +28,14 @@ def cost_of(config, image_size):
 
 
 def truth(config, image_size, engine):
-    """Milliseconds: a law that no model of latency is exactly right about."""
+    """Return milliseconds by a law that no latency model can fit exactly."""
     cost = cost_of(config, image_size)
     own = 1 + 0.1 * ((cost.params // 1000) % 3 - 1)
     return SPEEDS[engine] * own * (2 + cost.flops / 5e7 + cost.activations / 2e6)
 
 
 class Meter:
-    """In place of the meter of a device."""
+    """A stand-in for the meter of a device."""
 
     asked: list[tuple[str, int, str]] = []  # noqa: RUF012 - cleared before each test
 
@@ -53,7 +53,7 @@ class Meter:
 
 
 def race(config, conditions, engines, *, seconds):
-    """In place of the race of engines on a device."""
+    """A stand-in for the race of engines on a device."""
     Meter.asked.append((str(config), conditions.image_size, "race"))
     rows = [
         Candidate(
@@ -67,7 +67,7 @@ def race(config, conditions, engines, *, seconds):
 
 
 class Quiet:
-    """In place of what watches the machine, which may be busy."""
+    """A stand-in for `Waiting`, which would report a busy machine."""
 
     problem = None
 
@@ -83,7 +83,7 @@ def clock(monkeypatch, tmp_path):
 
 
 def best(limit, **options):
-    """By measuring everything."""
+    """Return the best network, found by measuring everything."""
     rows = [row for row in settings(**options) if row.allowed]
     times = {r: min(truth(r.config, r.image_size, e) for e in SPEEDS) for r in rows}
     return next((row for row in rows if times[row] <= limit), None)
@@ -109,7 +109,7 @@ def test_the_pick_equals_that_of_measuring_everything(limit, license):
 
 @pytest.mark.parametrize("limits", [(20,), (10, 30, 60, 6), (80, 3, 15)])
 def test_a_second_question_is_answered_from_disk(limits):
-    """Whatever was asked before: an answer that changed when asked again would not be one."""
+    """The answer to a repeated question must not change, whatever was asked in between."""
     for limit in limits:
         first = regnet.choose(limit)
         count = len(Meter.asked)
@@ -119,7 +119,7 @@ def test_a_second_question_is_answered_from_disk(limits):
             first, measured=0, environment={}, problem=None
         )
     regnet.choose(20, batch_size=2)
-    assert len(Meter.asked) > count, "of another batch size nothing is known"
+    assert len(Meter.asked) > count, "nothing is known about another batch size"
 
 
 def test_the_answer_names_slower_and_restricted_alternatives():
@@ -152,7 +152,7 @@ def test_the_best_engine_may_be_a_compiler(monkeypatch):
         monkeypatch.setitem(SPEEDS, name, SPEEDS.get(name, 3.0))
     best = regnet.choose(20, engine="best")
     assert best.pick.engine == "aot_inductor"
-    assert regnet.choose(20).pick.engine == "onnx_runtime", "that one needs no compiler"
+    assert regnet.choose(20).pick.engine == "onnx_runtime", "onnx_runtime needs no compiler"
 
 
 def test_an_unavailable_engine_is_refused(monkeypatch):
@@ -178,7 +178,7 @@ def test_a_network_that_an_engine_cannot_run_is_never_its_pick(monkeypatch):
     for limit in (5, 20, 40):
         found = regnet.choose(limit)
         assert found.pick is None or found.pick.measured
-        assert len(set(Meter.asked)) == len(Meter.asked), "what failed is not tried again"
+        assert len(set(Meter.asked)) == len(Meter.asked), "a failed engine is not tried again"
         Meter.asked.clear()
 
 
@@ -241,7 +241,7 @@ def test_a_busy_machine_is_reported_first(monkeypatch):
 
 def test_a_time_taken_on_a_busy_machine_is_taken_again_and_not_saved(monkeypatch):
     class Disturbed(Meter):
-        calls: list[str] = []  # noqa: RUF012 - of this test alone
+        calls: list[str] = []  # noqa: RUF012 - the class is local to this test
         lasting = False
 
         def measure(self, config, name=""):
@@ -272,7 +272,7 @@ def test_a_race_on_a_busy_machine_is_reported_and_not_saved(monkeypatch):
     assert found.doubts[0].startswith("no claim: the machine is busy")
     monkeypatch.setattr(clock_module, "race", race)
     again = regnet.choose(20)
-    assert again.measured == 1, "the race alone is run again"
+    assert again.measured == 1, "only the race is run again"
     assert again.problem is None
 
 
@@ -348,7 +348,7 @@ def test_a_large_prediction_error_is_reported_first():
 
 @pytest.mark.parametrize("limit", [15, 22, 30, 40])
 def test_wrong_predictions_cost_accuracy_at_most(monkeypatch, limit):
-    """Families that other engines run far slower than predicted use up what may be built."""
+    """Families that other engines run far slower than predicted use up the allowed builds."""
 
     def law(config, image_size, engine):
         ms = truth(config, image_size, engine)
@@ -377,7 +377,9 @@ def test_wrong_predictions_cost_accuracy_at_most(monkeypatch, limit):
              and law(row.config, row.image_size, "folded") <= limit]  # fmt: skip
     assert found.pick is not None
     assert found.pick.latency_ms <= limit
-    assert found.pick.setting.accuracy >= eager[0].accuracy, "it is fast enough without compilers"
+    assert found.pick.setting.accuracy >= eager[0].accuracy, (
+        "the engine folded alone reaches this accuracy"
+    )
     for other in filter(None, (found.next_better, found.without_license)):
         assert other.setting.accuracy > found.pick.setting.accuracy
 
@@ -386,7 +388,7 @@ def test_an_improved_pick_is_the_one_that_the_others_are_compared_with(monkeypat
     worse = {}
 
     def first(self, candidates, margin=choosing.MARGIN):
-        """The first pick misses what later measurements show to be fast enough."""
+        """Make the first pick miss a network that later measurements show to be fast enough."""
         found = pick(self, candidates, margin)
         if not worse and found is not None:
             worse["pick"] = found = self._measure(candidates[-1])

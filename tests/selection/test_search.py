@@ -1,4 +1,4 @@
-"""The search, on a law of latency that is known, and once for real on small images."""
+"""Tests of the search with a known law of latency, and of one real search on small images."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ from tests.marks import long, slow_fixture
 
 
 def law(config: Any, size: int) -> float:
-    """Milliseconds: something for every block, for activations, and for groups that do not suit."""
+    """Return milliseconds by a law of blocks, activations, and unsuitable group widths."""
     cost = complexity(config, size)
     blocks = config.blocks()
     odd = sum(block.group_width % 32 != 0 for block in blocks) / len(blocks)
@@ -94,7 +94,7 @@ def test_under_a_limit_of_flops_the_answer_is_among_the_best_and_fast(seed: int)
     if found.rival:
         assert found.rival in ("regnetx_004", "regnety_004", "regnety_006")
         assert found.against_rival is not None
-        assert found.against_rival.median > 1  # no slower than the published one
+        assert found.against_rival.median > 1  # faster than the published network
 
 
 @pytest.mark.slow
@@ -102,12 +102,12 @@ def test_under_a_limit_of_flops_the_answer_is_among_the_best_and_fast(seed: int)
 def test_under_a_limit_of_latency_the_answer_is_as_large_as_possible(latency_ms: float) -> None:
     found = quick(Limits(latency_ms=latency_ms))
     assert found.best.latency_ms <= latency_ms
-    # By the law, a network of twice the flops would take too long, whatever its shape.
+    # According to the law, a network with twice the flops would take too long, whatever its shape.
     larger = search_space().restrict(flops=(1.6 * found.best.flops, 2.2 * found.best.flops))
     times = [law(config, 224) for config in sample(larger, 200).configs]
     assert np.quantile(times, 0.1) > latency_ms
     near = [abs(np.log(row.flops / found.best.flops)) for row in found.published]
-    assert min(near) < 0.7 or found.best.flops < 100e6  # smaller than any published one
+    assert min(near) < 0.7 or found.best.flops < 100e6  # smaller than any published network
     assert near == sorted(near)
 
 
@@ -147,7 +147,7 @@ def test_if_nothing_meets_the_limits_the_closest_network_is_named(
 
 
 def test_memory_equals_a_value_worked_out_by_hand() -> None:
-    """Weights, and the input, the bottleneck before and after the stride, of the first block."""
+    """Count weights, and the first block's input and bottleneck before and after the stride."""
     networks = sample(search_space(), 1)
     config = networks.config(0)
     first = config.blocks()[0]
@@ -190,7 +190,7 @@ def test_a_published_network_must_meet_all_limits_too() -> None:
 def test_flops_are_a_target_only_if_there_is_no_other_limit() -> None:
     assert flops_range(Limits(flops=4e9), search_space()) == (3.6e9, 4e9)
     low, high = flops_range(Limits(flops=4e9, params=5e6), search_space())
-    assert low < 30e6, "no bound but that of the space"
+    assert low < 30e6, "only the space bounds the flops from below"
     assert high == 4e9
     with pytest.raises(ConfigError, match=r"the smallest network of regnety_search at 224 pixels"):
         flops_range(Limits(flops=1e6, params=5e6), search_space())
@@ -217,13 +217,15 @@ def test_the_prior_is_unchanged_and_carries_its_evidence() -> None:
     assert known.flops_exponent < 0
     assert str(known.evidence["networks"]) in str(known)
     assert f"{known.evidence['published']['rank_correlation']:.2f}" in str(known)
-    # One network alone, and the same among others.
+    # The same network alone and among others.
     networks = sample(search_space(), 50)
     alone = [known.worth_of_config(networks.config(at), 224) for at in range(50)]
     assert np.allclose(known.worth_of(networks), alone)
     published = [known.worth_of_config(VARIANTS[name].config, 224) for name in PLAIN]
     flops = [complexity(VARIANTS[name].config, 224).flops for name in PLAIN]
-    assert np.abs(np.log(np.divide(published, flops))).max() < np.log(1.5), "it is a prior"
+    assert np.abs(np.log(np.divide(published, flops))).max() < np.log(1.5), (
+        "a prior only adjusts flops"
+    )
 
 
 def test_the_model_of_latency_recovers_a_law_of_its_kind() -> None:
@@ -235,7 +237,8 @@ def test_the_model_of_latency_recovers_a_law_of_its_kind() -> None:
     off = np.abs(model.predict(features[30:]) / planted[30:] - 1)
     assert np.median(off) < 0.02
     assert model.error == pytest.approx(np.median(off), abs=0.02)
-    # Another engine, whose costs are twice these but for grouped convolutions: three are enough.
+    # On another engine, costs are twice as high except for grouped convolutions: three networks
+    # suffice to learn that.
     other = features @ np.array([10.0, 90.0, 0.6, 0.0, 0.4, 0.2, 0.0])
     few = LatencyModel.fit(features[:3], other[:3], like=model)
     assert np.median(np.abs(few.predict(features[30:]) / other[30:] - 1)) < 0.1
@@ -264,7 +267,7 @@ def test_the_features_of_a_network_do_not_depend_on_the_others() -> None:
 @pytest.fixture(scope="module")
 @slow_fixture
 def real() -> Found:
-    """Small images, and times of which nothing is asked."""
+    """A real search on small images, of whose times nothing is required."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(searching, "CANDIDATES", 240)
         few = tuple(e for e in ENGINES if e.name in ("eager", "folded"))
@@ -308,7 +311,7 @@ def test_networks_can_be_searched_in_int8(
     best = found.best
     assert best.memory_mb == memory_bytes(best.config, 32, batch_size=1, element_bytes=1) / 1e6
     assert best.memory_mb <= 2
-    assert capsys.readouterr().out == ""  # NNCF draws progress bars where commands write JSON
+    assert capsys.readouterr().out == ""  # NNCF would print progress bars into JSON
 
 
 def test_the_file_of_the_best_config_is_a_name_of_a_model(tmp_path: Path) -> None:

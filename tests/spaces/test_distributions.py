@@ -1,4 +1,4 @@
-"""Samplers against their definitions in pycls (`sweep/samplers.py`), by chi-square and KS tests."""
+"""Tests of the samplers against pycls (`sweep/samplers.py`), by chi-square and KS tests."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ def log_share(low: float, high: float, whole: float) -> float:
 
 
 def expected(distribution: Distribution) -> dict[float, float]:
-    """Probability of each value, from the definition alone."""
+    """Return the probability of each value, computed only from the definition."""
     d = distribution
     if d.kind == "uniform":
         return {d.low + k * d.quantum: 1 / d.count for k in range(d.count)}
@@ -62,7 +62,7 @@ def test_values_are_as_likely_as_defined(distribution: Distribution) -> None:
 
 
 def test_powers_of_two_or_log_uniform_has_worked_shares() -> None:
-    """Worked shares of [1, 32] with quantum 8, from the same source."""
+    """The shares of [1, 32] with quantum 8 are worked out from the same source."""
     d = Distribution(kind="power2_or_log_uniform", low=1, high=32, quantum=8)
     share = {1: 1 / 6, 2: 1 / 6, 4: 1 / 6, 8: 1 / 6, 16: 1 / 6, 24: 0.0975, 32: 0.0692}
     values, counts = np.unique(d.draw(np.random.default_rng(0), DRAWS), return_counts=True)
@@ -91,7 +91,7 @@ def test_a_log_uniform_distribution_with_fine_steps_is_log_uniform() -> None:
 def test_a_narrowed_distribution_is_the_conditional_one(
     distribution: Distribution, a: float, b: float
 ) -> None:
-    """Of the same probabilities, conditioned on the range."""
+    """The probabilities are the same, conditioned on the range."""
     all_values = sorted(expected(distribution))
     first, last = all_values[0], all_values[-1]
     low, high = sorted(round(first + part * (last - first), 6) for part in (a, b))

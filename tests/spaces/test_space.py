@@ -69,7 +69,7 @@ def test_relations_hold_for_every_network() -> None:
 
 
 def test_increasing_values_are_the_increasing_ones_of_the_larger_space() -> None:
-    """And sorting, the other reading of the paper, makes ties rarer."""
+    """Sorting the values, the other reading of the paper, makes ties rarer."""
     rng = np.random.default_rng(0)
     depths = Distribution(kind="log_uniform", low=1, high=16).draw(rng, (200_000, 4))
     kept = depths[(np.diff(depths, axis=1) >= 0).all(axis=1)]
@@ -102,7 +102,7 @@ def test_anynets_are_drawn_log_uniformly_over_the_papers_values(name: str) -> No
 
 
 def test_drawn_regnets_have_the_conditional_distribution() -> None:
-    """Group width and bottleneck ratio do not decide the stages: they stay as they are drawn."""
+    """Group width and bottleneck ratio do not affect the stages, so their shares are unchanged."""
     drawn = draw(SPACES["regnetx"], 60_000, np.random.default_rng(5)).parameters
     for name, values in (("b", (1, 2, 4)), ("g", (1, 2, 4, 8, 16, 32))):
         counts = [(drawn[name] == value).sum() for value in values]
@@ -114,7 +114,7 @@ def test_drawn_regnets_have_the_conditional_distribution() -> None:
 
 
 def test_a_narrow_space_may_reject_a_complete_chunk() -> None:
-    """Where no draw has four stages, or all have fewer."""
+    """Only few draws have four stages, or none can have them."""
     few = SPACES["regnetx"].restrict(d=(4, 5), wa=(33.5, None))
     assert len(sample(few, 3)) == 3
     none = SPACES["regnetx"].restrict(d=(1, 3), w4=(None, 900))
@@ -126,7 +126,7 @@ def test_a_narrow_space_may_reject_a_complete_chunk() -> None:
 
 @pytest.mark.slow
 def test_regnets_have_four_stages_none_skipped_none_merged() -> None:
-    """The fast way to find them leaves out none: the same draws, one at a time."""
+    """The fast vectorized search finds the same networks as checking the draws one at a time."""
     space, count = SPACES["regnetx"], 3000
     found = draw(space, count, np.random.default_rng(0))
     rng = np.random.default_rng(0)
@@ -207,7 +207,7 @@ REGIMES = {
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("family", ["regnetx", "regnety"])
 def test_the_constrained_space_contains_the_published_networks(family: str, regime: str) -> None:
-    """At a regime's nominal flops (section 4, figure 12; not 32 GF, whose w0 is beyond)."""
+    """At the nominal flops of section 4, figure 12, but not 32 GF, whose w0 is too large."""
     giga = REGIMES[regime]
     space = constrained(SPACES[family], giga * 1e9)
     assert space.name == f"{family}_final"

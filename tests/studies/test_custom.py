@@ -1,4 +1,4 @@
-"""Spaces and objectives of a user's own, from a folder outside the package."""
+"""Tests of a user's own spaces and objectives, in a folder outside the package."""
 
 import json
 import os
@@ -110,7 +110,7 @@ RECIPE = Recipe(
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a module that nobody has imported."""
+    """A folder with a module that has not been imported."""
     folder = tmp_path_factory.mktemp("own")
     (folder / f"{MODULE}.py").write_text(SOURCE)
     write_folder(folder / "pictures/train", 36)
@@ -163,11 +163,11 @@ def test_modules_and_arithmetic_give_the_same_counts(
     )
     [cost] = counted([network])
     known = complexity(config, 64)
-    assert cost == replace(known, flops=known.flops - 10)  # of biases, additions do not count
+    assert cost == replace(known, flops=known.flops - 10)  # the additions of biases are not counted
 
 
 def test_a_transformer_is_counted_correctly() -> None:
-    """Against the products of matrices, written down by hand."""
+    """The counts equal those of the matrix products, worked out by hand."""
     width, tokens = 32, 16
     network = CustomConfig(
         build="tests.studies.test_custom:transformer",
@@ -446,7 +446,7 @@ def test_a_missing_function_is_reported_in_one_line(own: Path, tmp_path: Path) -
 def test_a_study_of_own_functions_runs_on_any_executor(
     own: Path, tmp_path: Path, executor: str
 ) -> None:
-    """Workers find the functions though they run elsewhere."""
+    """Workers find the functions even though they run in another folder."""
     if executor == "ray":
         pytest.importorskip("ray", reason="ray is not installed")
     (own / "mine.json").write_text(json.dumps(space().to_dict()))

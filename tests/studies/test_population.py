@@ -1,4 +1,4 @@
-"""Studies on small pictures: what is kept, whatever dies."""
+"""Tests of studies on small pictures: results are saved, whichever process dies."""
 
 import json
 import os
@@ -40,7 +40,7 @@ RECIPE = Recipe(
 
 
 def small(name: str) -> Space:
-    """Networks of a space that train in a moment."""
+    """Return the part of a space whose networks train quickly."""
     space = replace(
         SPACES[name], architecture=ArchitectureConfig(stem="cifar", stem_width=8), image_size=16
     )
@@ -68,7 +68,7 @@ def study(data: Path) -> Study:
 
 @pytest.fixture(scope="module")
 def done(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study that is trained."""
+    """A study whose networks are all trained."""
     folder = tmp_path_factory.mktemp("study") / "done"
     population.init(folder, study)
     population.resume(folder, executor=InProcess())
@@ -95,7 +95,7 @@ def test_replicas_are_the_first_networks_with_other_seeds(study: Study, tmp_path
     rows = {name: list(again.rows(name)) for name in NAMES}
     for name, found in rows.items():
         first = list(study.rows(name))
-        assert found[:4] == first, "the networks of a study without replicas"
+        assert found[:4] == first, "they equal the networks of a study without replicas"
         assert [row.number for row in found] == list(range(8))
         for row in found[4:]:
             assert row.config == first[row.number % 2].config
@@ -115,7 +115,7 @@ def test_replicas_are_the_first_networks_with_other_seeds(study: Study, tmp_path
 
 
 def test_given_networks_are_trained_and_compared_in_pairs(study: Study, tmp_path: Path) -> None:
-    """The same draws with and without squeeze-excitation."""
+    """The networks are the same draws with and without squeeze-excitation."""
     configs = [config_from_dict(row.config) for row in study.rows("regnetx")]
     plain = Given(name="plain", configs=tuple(configs))
     gated = Given(name="gated", configs=tuple(replace(c, se_ratio=0.25) for c in configs))
@@ -146,7 +146,7 @@ def test_errors_are_those_of_averaged_weights_if_there_are_any(done: Path) -> No
 
 
 class Stopping:
-    """Trains in this process, and stops the study after so many networks."""
+    """An executor that trains in this process, and stops after a number of networks."""
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -175,7 +175,7 @@ def test_every_network_is_a_row_with_its_results_and_origin(done: Path, study: S
 
 
 def test_the_same_study_gives_the_same_errors(done: Path, study: Study, tmp_path: Path) -> None:
-    """Also where it is interrupted."""
+    """This also holds if the study is interrupted."""
     population.init(tmp_path / "s", study)
     with pytest.raises(KeyboardInterrupt):
         population.resume(tmp_path / "s", executor=Stopping(3))
@@ -197,7 +197,7 @@ def test_networks_of_all_spaces_are_trained_in_alternation(study: Study, tmp_pat
 
 
 def test_two_drivers_share_the_work(study: Study, tmp_path: Path) -> None:
-    """What one holds the other leaves alone, and takes over once the first is gone."""
+    """A driver leaves the networks of another one alone, and takes them over once it is gone."""
     population.init(tmp_path / "s", study)
     with Store(tmp_path / "s") as first, Store(tmp_path / "s") as second:
         mine = [first.claim(NAMES) for _ in range(5)]
@@ -215,7 +215,7 @@ def test_a_result_is_refused_after_its_network_was_taken_over(study: Study, tmp_
     with Store(tmp_path / "s") as first, Store(tmp_path / "s") as second:
         row = first.claim(NAMES)
         assert row is not None
-        second._free(first.owner)  # as if it had been thought dead
+        second._free(first.owner)  # as if the first driver had been considered dead
         with pytest.raises(
             StudyError, match="anynetx_a number 0 is no longer claimed by this process"
         ):
@@ -238,7 +238,7 @@ if __name__ == "__main__":
 def test_randomly_killed_drivers_and_workers_lose_and_repeat_nothing(
     study: Study, tmp_path: Path, wanted: int
 ) -> None:
-    """Kill -9 of the driver, or of one of its workers, until the study is done; then count."""
+    """Kill the driver or one of its workers with SIGKILL until the study is done; then count."""
     folder, script = tmp_path / "s", tmp_path / "driver.py"
     script.write_text(DRIVER)
     slower = replace(study, models=1 + 2 * wanted, recipe=replace(RECIPE, epochs=6))
@@ -248,7 +248,7 @@ def test_randomly_killed_drivers_and_workers_lose_and_repeat_nothing(
     kills = workers_killed = 0
     for attempt in range(20 * wanted):
         command = [sys.executable, str(script), str(folder)]
-        # Another driver at the same time, from which one may die under the other's eyes.
+        # A second driver runs at the same time, so that one driver may die while the other watches.
         other = subprocess.Popen(command, stdout=subprocess.DEVNULL) if attempt % 3 == 2 else None
         driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert driver.stdout is not None
@@ -278,11 +278,11 @@ def test_randomly_killed_drivers_and_workers_lose_and_repeat_nothing(
     assert workers_killed >= wanted
     every = {"done": slower.models}
     assert population.counts(folder) == {"anynetx_a": every, "regnetx": every}
-    # A driver can be killed between keeping a result and telling of it.
+    # A driver can be killed after it saved a result and before it printed it.
     assert len(trained) == len(set(trained))
     rows = [row for of_space in population.load(folder).values() for row in of_space.rows]
     assert len({(row.space, row.number) for row in rows}) == count
-    # Each death of a driver costs at most the two networks then in flight.
+    # Each killed driver loses at most the two networks that it is training.
     assert sum(row.attempts for row in rows) <= count + 2 * kills
 
 
@@ -312,7 +312,7 @@ def _command(pid: int) -> bytes:
 def _gone(pid: int) -> None:
     end = time.monotonic() + 10
     while b"spawn_main" in _command(pid):
-        assert time.monotonic() < end, "a worker lives on without its driver"
+        assert time.monotonic() < end, "a worker survives its driver"
         time.sleep(0.05)
 
 
@@ -332,7 +332,7 @@ def test_a_network_that_fails_is_a_row_with_its_reason(study: Study, tmp_path: P
 
 
 class Deadly:
-    """An executor whose processes all die."""
+    """An executor all of whose processes die."""
 
     def run(self, function: Any, tasks: Any) -> Any:
         for task in tasks:
@@ -354,7 +354,7 @@ def test_a_damaged_store_is_detected_and_the_rest_is_recovered(
     folder = copied(done, tmp_path / "s")
     path = folder / "study.db"
     data = bytearray(path.read_bytes())
-    if where == "content":  # a digit of a result, which SQLite does not notice
+    if where == "content":  # change a digit of a result, which SQLite cannot detect
         at = data.index(b'"seconds": ') + len(b'"seconds": ')
         data[at] = ord("9") if data[at] != ord("9") else ord("8")
     elif where == "middle":
@@ -377,7 +377,7 @@ def test_a_damaged_store_is_detected_and_the_rest_is_recovered(
 
 
 def test_the_log_of_a_damaged_store_is_saved_next_to_it(done: Path, tmp_path: Path) -> None:
-    """What a killed driver leaves: its last results are in SQLite's log, not yet in the file."""
+    """The last results of a killed driver are in SQLite's log, and not yet in the file."""
     folder = copied(done, tmp_path / "s")
     (folder / "study.db-wal").write_bytes(b"log")
     (folder / "study.db").write_bytes(bytes(100) + (folder / "study.db").read_bytes()[100:])
@@ -387,7 +387,7 @@ def test_the_log_of_a_damaged_store_is_saved_next_to_it(done: Path, tmp_path: Pa
 
 
 def test_a_full_disk_loses_no_saved_result(study: Study, tmp_path: Path) -> None:
-    """SQLite is given no more pages than it has."""
+    """The full disk is simulated by limiting SQLite to the pages that it has."""
     population.init(tmp_path / "s", study)
     with Store(tmp_path / "s") as store:
         row = store.claim(NAMES)
@@ -416,7 +416,7 @@ def test_a_lost_store_is_rebuilt_from_the_journal(done: Path, tmp_path: Path) ->
 
 
 def rewritten(folder: Path, statement: str, *, with_digest: bool) -> None:
-    """Change a row of a store by SQL, as if it had been so, or as damage would."""
+    """Change rows of a store by SQL, with or without updating their digests."""
     with Store(folder) as store:
         store._connection.execute(statement)
         if with_digest:
@@ -436,7 +436,7 @@ def rewritten(folder: Path, statement: str, *, with_digest: bool) -> None:
 def test_a_status_that_the_study_did_not_write_is_detected(
     done: Path, tmp_path: Path, status: str
 ) -> None:
-    """Otherwise a finished network would vanish from every result."""
+    """Without this check, a finished network would vanish from all results."""
     folder = copied(done, tmp_path / "s")
     rewritten(folder, f"UPDATE networks SET status = '{status}' WHERE id = 3", with_digest=False)
     for reader in (population.counts, population.load, population.resume):
@@ -446,7 +446,7 @@ def test_a_status_that_the_study_did_not_write_is_detected(
 
 
 def test_results_that_vanished_from_a_store_are_detected(done: Path, tmp_path: Path) -> None:
-    """As when SQLite drops a damaged log: each row that is left is as it was written."""
+    """SQLite drops a damaged log, after which each remaining row is as it was once written."""
     folder = copied(done, tmp_path / "s")
     lost = "UPDATE networks SET status = 'pending', outcome = NULL WHERE id IN (2, 5)"
     rewritten(folder, lost, with_digest=True)
@@ -464,14 +464,14 @@ def test_results_that_vanished_from_a_store_are_detected(done: Path, tmp_path: P
 def test_flipped_bits_of_a_store_give_no_other_results(
     done: Path, tmp_path: Path, count: int
 ) -> None:
-    """They are noticed, or lie where nothing is; what was trained comes back from the journal."""
+    """A flip is detected or hits unused bytes, and the journal restores the trained networks."""
     folder = copied(done, tmp_path / "s")
     expected = {name: found.errors.tolist() for name, found in population.load(done).items()}
     for _ in flipped_bits(folder / "study.db", count):
         try:
             found = population.load(folder)
         except StudyError as error:
-            assert "`regnet study recover" in str(error)  # noqa: PT017 - either outcome is right
+            assert "`regnet study recover" in str(error)  # noqa: PT017 - both outcomes are valid
         else:
             assert {name: one.errors.tolist() for name, one in found.items()} == expected
         for left in ("study.db-wal", "study.db-shm"):
@@ -482,7 +482,7 @@ def test_flipped_bits_of_a_store_give_no_other_results(
 def test_a_damaged_log_never_loses_results_silently(
     study: Study, tmp_path: Path, count: int
 ) -> None:
-    """The log of a driver that was killed is damaged: SQLite drops it, the journal does not."""
+    """SQLite drops the damaged log of a killed driver, but the journal still has its results."""
     folder = tmp_path / "s"
     population.init(folder, study)
     store = Store(folder)
@@ -491,7 +491,7 @@ def test_a_damaged_log_never_loses_results_silently(
         row = store.claim(NAMES)
         assert row is not None
         store.finish(row, {"error": 50.0 + row.number, "epochs": []}, failed=False)
-    killed = tmp_path / "killed"  # what is on the disk while the driver lives
+    killed = tmp_path / "killed"  # a copy of the files while the driver runs
     shutil.copytree(folder, killed)
     shutil.rmtree(killed / "owners")
     store.close()
@@ -501,7 +501,7 @@ def test_a_damaged_log_never_loses_results_silently(
         try:
             found = population.counts(folder)
         except StudyError as error:
-            assert "`regnet study recover" in str(error)  # noqa: PT017 - either outcome is right
+            assert "`regnet study recover" in str(error)  # noqa: PT017 - both outcomes are valid
             assert population.recover(folder)[0] == 3
             found = population.counts(folder)
         assert sum(of_space.get("done", 0) for of_space in found.values()) == 3
@@ -518,7 +518,7 @@ def test_a_damaged_journal_is_detected_and_rewritten(done: Path, tmp_path: Path)
         population.load(folder)
     assert population.recover(folder)[0] == 8
     assert population.counts(folder) == population.counts(done)
-    path.write_bytes(path.read_bytes()[:-7])  # cut short by a kill: the store has the result
+    path.write_bytes(path.read_bytes()[:-7])  # as cut off by a kill; the store still has the result
     assert population.counts(folder) == population.counts(done)
 
 
@@ -531,7 +531,7 @@ def test_a_running_study_is_not_recovered(study: Study, tmp_path: Path) -> None:
 
 
 def test_an_interrupted_init_is_completed_by_resuming(study: Study, tmp_path: Path) -> None:
-    """Killed after study.json was written, before the networks were."""
+    """The process is killed after it wrote study.json and before it wrote the networks."""
     population.init(tmp_path / "s", study)
     with Store(tmp_path / "s") as store:
         store._connection.execute("DELETE FROM networks WHERE space = 'regnetx' OR number > 1")
@@ -541,7 +541,7 @@ def test_an_interrupted_init_is_completed_by_resuming(study: Study, tmp_path: Pa
 
 @pytest.mark.slow
 def test_networks_of_large_images_train_in_a_pool(tmp_path: Path) -> None:
-    """Their images are decoded by processes of the pool's own, at the size that the space has."""
+    """Each worker decodes the images in its own processes, at the image size of the space."""
     write_folder(tmp_path / "data/train", 24, size=(40, 30))
     write_folder(tmp_path / "data/val", 6, size=(40, 30), seed=1)
     recipe = Recipe(epochs=1, batch_size=8, warmup_epochs=0, precise_bn=0)
@@ -604,7 +604,7 @@ def test_a_study_is_analyzed_and_refined(done: Path, study: Study) -> None:
 
 
 def test_a_refinement_names_the_parameter_that_brings_its_gain(done: Path) -> None:
-    """Of errors that depth alone decides."""
+    """The errors depend only on depth."""
     base = population.load(done)["regnetx"]
     rng = np.random.default_rng(0)
     depth, width = rng.integers(4, 20, 200), rng.uniform(8, 64, 200)
@@ -620,7 +620,7 @@ def test_a_refinement_names_the_parameter_that_brings_its_gain(done: Path) -> No
 
 
 def test_spaces_can_be_compared_whatever_their_complexity(done: Path) -> None:
-    """Where flops decide everything, no difference is left once they are uniform."""
+    """If only flops decide the errors, no difference remains once flops are made uniform."""
     rng, found = np.random.default_rng(0), {}
     for name, (low, high) in {"anynetx_a": (1, 3), "regnetx": (2, 4)}.items():
         flops = rng.uniform(low, high, 400)

@@ -1,4 +1,4 @@
-"""The report of a study in a real browser, and as plots."""
+"""Tests of the report of a study in a real browser, and of its plots."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +29,7 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def populations(study: Study) -> dict[str, Population]:
-    """As if they had been trained: the deeper, the better, and the second space by 5 %."""
+    """Populations with made-up errors: deeper networks are better, and the second space by 5 %."""
     import numpy as np
 
     found = {}
@@ -96,10 +96,10 @@ def test_the_best_networks_are_shown_next_to_published_ones_of_their_size(page: 
     rows = page.locator("#structures tbody tr")
     names = [row.locator("td").first.inner_text() for row in rows.all()]
     assert [name.split()[0] for name in names[:6]] == 3 * ["anynetx_a"] + 3 * ["regnetx"]
-    # The spaces hold networks of 400 MF: these three are the nearest that are published.
+    # The spaces contain networks of 400 MF; these three are the nearest published ones.
     assert names[6] in ("regnetx_004", "regnety_004")
     published = rows.filter(has_text="regnetx_004").locator("td").all_inner_texts()
-    # Table 5 of the paper: 22 blocks, g = 16, w_m = 2.54, b = 1; and no error of ours.
+    # Table 5 of the paper: 22 blocks, g = 16, w_m = 2.54, b = 1. They have no error of this study.
     assert published[1] == ""
     assert published[4:] == ["22", "1, 2, 7, 12", "32, 64, 160, 384", "2.54", "16", "1"]
 
@@ -118,7 +118,7 @@ def test_a_space_can_be_hidden_and_another_shown(page: Any) -> None:
 
 @pytest.mark.browser
 def test_a_point_shows_its_network(page: Any) -> None:
-    page.locator("#metrics circle").first.dispatch_event("click")  # another may lie on it
+    page.locator("#metrics circle").first.dispatch_event("click")  # another point may cover it
     text = page.locator("#detail").inner_text()
     assert text.startswith("anynetx_a number 0: ")
     assert '"kind":"anynet"' in text

@@ -1,4 +1,4 @@
-"""The search that trains, on small pictures and a law of latency that is known."""
+"""Tests of the search that trains, on small pictures and with a known law of latency."""
 
 import json
 from dataclasses import replace
@@ -47,7 +47,7 @@ LIMITS = Limits(flops=6e6, latency_ms=4.0)
 
 
 class Law:
-    """Milliseconds by arithmetic."""
+    """A meter that computes milliseconds by arithmetic."""
 
     def __init__(self) -> None:
         self.conditions = Conditions(device=torch.device("cpu"), engine="folded", image_size=SIDE)
@@ -111,7 +111,7 @@ def test_candidates_are_halved_and_compared_on_fresh_seeds(data: Path, tmp_path:
     assert found.rival is not None
     assert found.against_rival is not None
     assert found.against_rival.replicas == 2
-    # What was compared is none of what chose.
+    # The comparison does not use any training that decided the choice.
     again = population.load(tmp_path / "s/confirm")
     assert found.against_rival.pick_error == pytest.approx(np.mean(again["pick"].repeats[0]))
     for row in found.trained:

@@ -1,4 +1,4 @@
-"""Statistics against worked numbers, and against scipy where it has them."""
+"""Tests of the statistics against numbers worked out by hand, and against scipy."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ def rng() -> np.random.Generator:
 
 
 def test_the_edf_equals_an_example_worked_out_by_hand() -> None:
-    """Radosavovic et al. 2020, equation 1: the share of errors strictly below e."""
+    """Equation 1 of Radosavovic et al. 2020: the share of errors strictly below e."""
     curve = s.edf(ERRORS)
     assert curve.errors.tolist() == [39, 40, 41, 41, 50]
     assert curve.share == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
@@ -42,7 +42,7 @@ def test_the_edf_is_the_mean_of_the_indicator(errors: list[float], at: float) ->
 
 
 def test_weights_of_uniform_complexity_equal_those_worked_out_by_hand() -> None:
-    """NDS, section 3.4: 1 / (bins * networks of the bin), the open range only."""
+    """NDS, section 3.4: the weight is 1 / (bins * networks of the bin), for the open range only."""
     weights = s.uniform_weights([0, 1, 2, 3, 6, 7, 9, 10], bins=2, low=0, high=10)
     assert weights.tolist() == pytest.approx([0, 1 / 6, 1 / 6, 1 / 6, 1 / 6, 1 / 6, 1 / 6, 0])
     assert weights.sum() == pytest.approx(1)
@@ -63,7 +63,7 @@ def test_the_area_is_the_integral_of_the_edf(errors: list[float], limit: float) 
 @given(lists, lists)
 def test_the_ks_distance_equals_that_of_scipy(a: list[float], b: list[float]) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its p-value has its troubles with few
+        warnings.simplefilter("ignore")  # scipy's p-value is unreliable for few values
         theirs = stats.ks_2samp(a, b, method="asymp").statistic
     assert s.ks_distance(a, b) == pytest.approx(theirs)
 
@@ -82,7 +82,7 @@ def test_the_rank_correlation_equals_that_of_scipy(pairs: list[tuple[int, int]])
 
 
 def test_best_values_follow_the_best_of_a_quarter() -> None:
-    """With distinct errors, the rank of the best of k draws has a known law."""
+    """If all errors differ, the rank of the best of k draws follows a known law."""
     n, k = 40, 10
     ranks = np.arange(n)
     found = s.best_values({"rank": ranks, "minus": -ranks}, ranks + 30.0, rng())
@@ -95,12 +95,12 @@ def test_best_values_follow_the_best_of_a_quarter() -> None:
     assert rank.low == quantile(0.025)
     assert rank.median == pytest.approx(quantile(0.5), abs=1)
     assert rank.high == pytest.approx(quantile(0.975), abs=1)
-    # The same draws serve all parameters.
+    # All parameters use the same draws.
     assert (found["minus"].low, found["minus"].high) == (-rank.high, -rank.low)
 
 
 def test_best_values_equal_those_of_a_loop_over_draws() -> None:
-    """Line by line after footnote 4 of the paper, with the same generator."""
+    """The loop follows footnote 4 of the paper line by line, with the same generator."""
     values, errors = rng().uniform(0, 1, 30), rng().normal(50, 5, 30)
     generator, best = np.random.default_rng(3), []
     for _ in range(500):
@@ -128,7 +128,7 @@ def test_a_seed_gives_the_same_numbers(repeats: int) -> None:
 def test_a_search_curve_equals_that_of_counting_every_search(
     rows: list[tuple[int, int]], level: float
 ) -> None:
-    """All n^m draws of m networks, each as likely as the product of its weights."""
+    """Each of the n^m draws of m networks is as likely as the product of their weights."""
     errors, weights = zip(*rows, strict=True)
     share = np.array(weights) / sum(weights)
     for m, found in s.search_curve(errors, weights=weights, level=level).items():
@@ -158,7 +158,7 @@ def test_more_networks_never_find_worse(errors: list[float]) -> None:
 
 
 def test_the_search_curve_of_the_shipped_study_equals_the_formula() -> None:
-    """Of the shipped study's AnyNetX_D, computed elsewhere from the formula."""
+    """The expected values of the shipped study's AnyNetX_D were computed from the formula."""
     table = Path(__file__).parents[2] / "benchmarks/results/study.parquet"
     errors = read_table(table, "lowest")["anynetx_d"].errors
     found = [round(best.mean, 2) for best in s.search_curve(errors).values()]
@@ -166,7 +166,7 @@ def test_the_search_curve_of_the_shipped_study_equals_the_formula() -> None:
 
 
 def test_seed_noise_is_that_of_an_analysis_of_variance() -> None:
-    """Between and within mean squares as scipy's F has them, for equally many trainings."""
+    """For equal numbers of trainings, scipy's F is the ratio of between to within mean squares."""
     groups = [rng().normal(at, 1, 3) for at in (40.0, 44.0, 41.0, 47.0)]
     groups = [g + n for n, g in enumerate(groups)]
     found = s.seed_noise(groups, rng())
@@ -208,14 +208,14 @@ def test_pairs_agree_with_scipys_permutation_test_of_pairs() -> None:
     assert found.difference == pytest.approx(theirs.statistic)
     assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02)
     assert found.verdict == "better"
-    assert s.compare(a, b, rng()).verdict == "not told apart", "networks differ more than pairs"
+    assert s.compare(a, b, rng()).verdict == "not told apart", "unpaired errors vary more"
     with pytest.raises(ConfigError, match="equally many errors of both, got 20 and 19"):
         s.compare_pairs(a, b[1:], rng())
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 0.95])
 def test_bands_contain_the_truth_as_often_as_they_claim(share: float) -> None:
-    """Coverage of the 95 % band, over many populations of a known law; at its ends too."""
+    """The 95 % band is tested on many populations of a known law, at its ends too."""
     generator, hits = rng(), 0
     at = stats.norm(50, 5).ppf(share)
     for _ in range(300):
@@ -258,7 +258,7 @@ def test_the_same_space_is_seldom_told_apart_from_itself() -> None:
 
 
 def test_many_comparisons_are_adjusted_by_holms_method() -> None:
-    """Worked by hand: 0.01, 0.02 and 0.04 of three become 0.03, 0.04 and 0.04."""
+    """Worked out by hand: of three comparisons, 0.01, 0.02 and 0.04 become 0.03, 0.04 and 0.04."""
     base = s.compare([30.0, 31.0], [40.0, 41.0], rng())
     three = [replace(base, p_value=p) for p in (0.04, 0.01, 0.02)]
     assert [c.p_value for c in s.adjust(three)] == pytest.approx([0.04, 0.03, 0.04])

@@ -1,4 +1,4 @@
-"""Populations in tables: this library's, plain ones, and those of NDS."""
+"""Tests of populations in tables: those of this library, plain tables, and those of NDS."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_a_plain_table_is_a_population_of_each_space(tmp_path: Path) -> None:
     found = read_table(path)
     assert found["a"].errors.tolist() == [40, 42.5]
     assert found["a"].metrics["width"].tolist() == [16, 32]
-    assert list(found["b"].metrics) == ["width"], "what is no number describes no network"
+    assert list(found["b"].metrics) == ["width"], "columns without numbers are not metrics"
     assert [row.number for row in found["a"].failed] == [2]
     analysis = analyze(found)
     assert analysis.spaces["a"].failed == 1
@@ -62,7 +62,7 @@ def test_last_and_lowest_errors_are_distinguished() -> None:
 
 
 def test_files_of_nds_are_read(tmp_path: Path) -> None:
-    """With the fields of the published ones (github.com/facebookresearch/nds)."""
+    """The file has the fields of the published files (github.com/facebookresearch/nds)."""
     jobs = [
         {
             "job_id": number, "rng_seed": 1, "params": 1e6 * (number + 1), "flops": 1e8,

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again: nothing is lost, and the weights have the same bits."""
+"""Tests of runs that are killed repeatedly: nothing is lost, and the weights are bit-identical."""
 
 import os
 import random
@@ -36,7 +36,7 @@ __all__ = ["data"]
 
 
 def test_two_killed_trainings_in_one_folder_give_the_same_bits(data, tmp_path):
-    """Both are killed 20 times, at any moment; one of them has been refused by then."""
+    """Both are killed 20 times, at any moment; one of the two is refused each time."""
     recipe, rng = replace(SHORT, epochs=150), random.Random(0)
     run = Run(model=TINY, recipe=recipe, train=str(data), val=str(data), save_steps=1)
     torch.set_num_threads(1)
@@ -55,7 +55,7 @@ def test_two_killed_trainings_in_one_folder_give_the_same_bits(data, tmp_path):
 
 
 def finished(process: subprocess.Popen[str]) -> None:
-    """Wait for a run that nobody kills."""
+    """Wait for the last run, which is not killed."""
     process.communicate()
     assert process.returncode == 0
 
@@ -66,7 +66,7 @@ def next_step(process: subprocess.Popen[str]) -> str:
 
 
 def test_two_killed_processes_of_torchrun_give_the_same_bits(data, tmp_path):
-    """All of them are killed 10 times."""
+    """All processes are killed 10 times."""
     recipe, rng = replace(SHORT, epochs=20, micro_batch_size=6), random.Random(0)
     run = Run(model=TINY, recipe=recipe, train=str(data), val=str(data), save_steps=1)
     runs.write(tmp_path, run, FACTS)
@@ -89,7 +89,7 @@ def test_two_killed_processes_of_torchrun_give_the_same_bits(data, tmp_path):
 
 
 def test_a_killed_worker_ends_the_run_which_resumes_with_the_same_bits(tmp_path):
-    """One is killed 5 times: the run says so and ends, and goes on where it was."""
+    """A worker is killed 5 times: each time the run reports it and ends, and is then resumed."""
     write_folder(tmp_path / "data/train", 96, size=(70, 70))
     recipe = replace(STREAMED, epochs=6)
     runs.write(

@@ -1,4 +1,4 @@
-"""The arithmetic of recipes, against pycls 5719de6 (METHOD: core/optimizer.py, core/trainer.py)."""
+"""Tests of the arithmetic of recipes against pycls 5719de6 (core/optimizer.py, core/trainer.py)."""
 
 import json
 import math
@@ -23,7 +23,7 @@ TINY = RegNetConfig(
 
 
 def pycls_rate(recipe: Recipe, epoch: float) -> float:
-    """`get_epoch_lr` of pycls core/optimizer.py, by its formula: BASE_LR is the peak."""
+    """Compute `get_epoch_lr` of pycls (core/optimizer.py) by its formula; BASE_LR is the peak."""
     rate = 0.5 * (1.0 + math.cos(math.pi * epoch / recipe.epochs)) * recipe.peak_lr
     if epoch < recipe.warmup_epochs:
         alpha = epoch / recipe.warmup_epochs
@@ -38,7 +38,7 @@ def test_the_recipe_of_the_paper_has_its_settings():
     assert replace(recipe, batch_size=512).peak_lr == pytest.approx(0.4)
     assert replace(recipe, batch_size=256).peak_lr == pytest.approx(0.2)
     assert (recipe.epochs, recipe.warmup_epochs, recipe.weight_decay) == (100, 5, 5e-5)
-    assert recipe.norm_weight_decay is None  # decays as everything else does
+    assert recipe.norm_weight_decay is None  # norms decay like all other parameters
     assert (recipe.lighting, recipe.flip, recipe.crop, recipe.min_area) == (
         0.1, True, "resized", 0.08,
     )  # fmt: skip
@@ -73,11 +73,11 @@ def test_the_learning_rate_per_step_uses_fractional_epochs():
 
 
 def test_the_weight_of_the_average_equals_that_of_its_sources():
-    # pycls's CIFAR sweeps: alpha 2.5e-4, batch 1024, 50 epochs, period 32: 0.164 (METHOD, 6.5).
+    # pycls's CIFAR sweeps: alpha 2.5e-4, batch 1024, 50 epochs and period 32 give 0.164.
     sweeps = Recipe(epochs=50, batch_size=1024, ema_alpha=2.5e-4, warmup_epochs=5)
     assert sweeps.ema_steps(50_000 // 1024) == 32
     assert sweeps.ema_weight(10, 50_000 // 1024) == pytest.approx(0.164, abs=5e-4)
-    assert sweeps.ema_weight(4, 50_000 // 1024) == 1.0  # a copy, in the warm-up
+    assert sweeps.ema_weight(4, 50_000 // 1024) == 1.0  # during the warm-up, the average is a copy
     # torchvision's references: decay 0.99998, 8 x 128 images, 32 steps, 600 epochs.
     weight = RECIPES["tv2"].ema_weight(10, 1_281_167 // 1024)
     assert weight == pytest.approx((1 - 0.99998) * 1024 * 32 / 600)
@@ -93,7 +93,7 @@ def test_an_average_follows_the_training_even_with_few_images(images, epochs, re
     for epoch in range(recipe.epochs):
         updates = len(range(0, steps, every))
         left *= (1 - recipe.ema_weight(epoch, steps)) ** updates if epoch else 1.0
-    assert left < 0.01, "what the training began with has left the average"
+    assert left < 0.01, "the initial weights no longer contribute to the average"
 
 
 def test_the_average_includes_buffers():
@@ -190,7 +190,7 @@ def test_unknown_recipes_and_bad_json_are_refused():
 @pytest.mark.parametrize("name", RECIPES)
 @pytest.mark.parametrize("epochs", [1, 2, 3, 10, 1000])
 def test_omitted_settings_follow_from_the_epochs(name, epochs):
-    """One epoch of any recipe was refused for its warm-up."""
+    """Any recipe can be shortened to one epoch, although its warm-up is longer than that."""
     base, found = RECIPES[name], find_recipe(name, epochs=epochs)
     assert found.epochs == epochs
     for part in ("warmup_epochs", "clean_epochs"):

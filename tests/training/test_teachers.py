@@ -1,4 +1,5 @@
-"""Learning from trained networks: the loss, what a teacher sees, whose turn it is, bad input."""
+"""Tests of learning from trained networks: the loss, the teachers' images, their order, bad
+input."""
 
 from collections import Counter
 from dataclasses import replace
@@ -33,7 +34,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def taught(data, tmp_path_factory):
-    """Names of two teachers: one knows the colors, one hardly anything."""
+    """The names of two teachers: one knows the colors, the other hardly anything."""
     folder = tmp_path_factory.mktemp("teachers")
     plain = Recipe(epochs=8, batch_size=12, lr=2.0, lr_per="step", warmup_epochs=0, crop="pad")
     train(TINY, data, folder / "good", recipe=plain)
@@ -43,7 +44,7 @@ def taught(data, tmp_path_factory):
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_the_loss_is_the_divergence_of_softened_answers(temperature):
-    """Hinton et al. 2015: KL(teacher || learner) at temperature T, times T^2; scipy computes it."""
+    """The loss of Hinton et al. 2015, KL(teacher || learner) at T times T^2, computed by scipy."""
     rng = np.random.default_rng(0)
     learner, teacher = rng.normal(size=(2, 5, 4))
     expected = rel_entr(softmax(teacher / temperature, 1), softmax(learner / temperature, 1)).sum(1)
@@ -60,7 +61,7 @@ def teachers(names, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.1)):
 
 @pytest.mark.slow
 def test_a_teacher_gets_images_in_its_own_normalization(taught):
-    """The learner's images, whatever it subtracted and divided by, look to it as its own do."""
+    """The learner's images are normalized again with the mean and deviation of the teacher."""
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)
     pixels = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
     network = regnet.create(taught[0], pretrained=True).eval()
@@ -84,7 +85,7 @@ def test_teachers_alternate_in_a_reproducible_order(taught):
 
 @pytest.mark.slow
 def test_a_network_can_learn_from_teachers_alone(data, taught, tmp_path):
-    """With the whole loss a teacher's, labels do not matter: the answers become the teacher's."""
+    """If the loss comes from a teacher alone, labels do not matter: its answers are learned."""
     recipe = replace(SHORT, epochs=12, distill=1.0, lr=2.0, drop_path_rate=0.0, drop_rate=0.0)
     good = train(TINY, data, tmp_path / "good", recipe=recipe, teachers=taught[:1])
     poor = train(TINY, data, tmp_path / "poor", recipe=recipe, teachers=taught[1:])

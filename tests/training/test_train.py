@@ -1,4 +1,4 @@
-"""Whole runs on small pictures: exact resume, faults, several processes."""
+"""Tests of complete runs on small pictures: exact resuming, faults, several processes."""
 
 import os
 import random
@@ -129,7 +129,7 @@ def steps(process: subprocess.Popen[str]) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.long)])
 def test_a_run_killed_at_random_steps_resumes_bit_by_bit(data, tmp_path, kills):
-    """By SIGKILL, some of them between checkpoints."""
+    """The run is killed with SIGKILL, sometimes between checkpoints."""
     recipe = replace(SHORT, epochs=4)
     run = Run(model=TINY, recipe=recipe, train=str(data), val=str(data), seed=1, save_steps=1)
     torch.set_num_threads(1)
@@ -143,7 +143,7 @@ def test_a_run_killed_at_random_steps_resumes_bit_by_bit(data, tmp_path, kills):
         assert process.stdout is not None
         while done < victim:
             line = process.stdout.readline()
-            assert line, "the child ended before its time"
+            assert line, "the child ended before it was killed"
             order.append(line.strip())
             done = 4 * int(line.split()[0]) + int(line.split()[1])
         process.kill()
@@ -201,13 +201,13 @@ sys.exit(done.stopped_by or 0)
 
 
 def _signals_as_usual():
-    """Also where these tests run in the background, and their shell ignores some."""
+    """Reset the handlers of signals: a shell in the background lets its children ignore some."""
     for name in ("SIGINT", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def stopping(data, tmp_path, seconds, prefix=()):
-    """A run that sleeps for so long in each step, after its first step."""
+    """Start a run that sleeps for a given time in each step, and return after its first step."""
     run = Run(model=TINY, recipe=replace(SHORT, epochs=40), train=str(data), val=None)
     (tmp_path / "document").mkdir()
     runs.write(tmp_path / "document", run, FACTS)
@@ -327,7 +327,7 @@ def test_a_resumed_run_reports_what_has_changed(interrupted, tmp_path, caplog):
 @times(100, 500)
 @pytest.mark.parametrize("name", ["run.json", "log.jsonl"])
 def test_flipped_bits_of_a_run_are_refused(interrupted, tmp_path, name, count):
-    """Each is refused with one line, or says the same (white space, an unfinished last line)."""
+    """A file is refused in one line or has the same values (white space, unfinished last line)."""
     out = tmp_path / "run"
     shutil.copytree(interrupted, out)
     rows = documents.lines(out / "log.jsonl", "a row")
@@ -338,7 +338,7 @@ def test_flipped_bits_of_a_run_are_refused(interrupted, tmp_path, name, count):
             run = runs.read(out)
             found = loop._rows(out, 1)
         except (ConfigError, TrainingError) as error:
-            assert name in str(error)  # noqa: PT017 - either outcome is right
+            assert name in str(error)  # noqa: PT017 - both outcomes are valid
         else:
             assert run == expected
             assert found in (rows, [])
@@ -346,7 +346,7 @@ def test_flipped_bits_of_a_run_are_refused(interrupted, tmp_path, name, count):
 
 @pytest.mark.slow
 def test_only_one_training_at_a_time_uses_a_folder(data, tmp_path):
-    """The second one says who owns the folder, whichever comes first."""
+    """The second training names the owner of the folder, whichever of the two is first."""
     recipe = replace(SHORT, epochs=20)
     runs.write(tmp_path, Run(model=TINY, recipe=recipe, train=str(data), val=None), FACTS)
     processes = [child(tmp_path, tmp_path / "out") for _ in range(2)]
@@ -455,7 +455,7 @@ def torchrun(count: int, script: Path, *arguments: object) -> None:
 @posix
 @pytest.mark.long
 def test_sigterm_to_all_processes_and_their_workers(tmp_path):
-    """As a cluster sends it, in the middle of an epoch."""
+    """A cluster sends the signal to all processes in the middle of an epoch."""
     write_folder(tmp_path / "data/train", 96, size=(70, 70))
     recipe = replace(STREAMED, epochs=3, micro_batch_size=6, lr=0.05)
     run = Run(model=TINY, recipe=recipe, train=str(tmp_path / "data"), val=None)
@@ -487,7 +487,7 @@ def test_sigterm_to_all_processes_and_their_workers(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", *long("fsdp")])
 def test_two_processes_learn_what_one_learns(data, tmp_path, parallel):
-    torch.set_num_threads(1)  # as torchrun does: rounding grows from step to step
+    torch.set_num_threads(1)  # as under torchrun; rounding errors grow from step to step
     recipe = replace(SHORT, micro_batch_size=6, clip_norm=1.0)
     run = Run(model=TINY, recipe=recipe, train=str(data), val=str(data))
     start(run, tmp_path / "one")
@@ -522,7 +522,7 @@ def test_large_images_are_streamed(tmp_path):
     )
     assert done.log[0]["top1"] >= 0
     assert "unreadable" not in done.log[0]
-    # The number of workers is not a part of the result.
+    # The number of workers does not change the result.
     train(
         "regnety_cifar",
         tmp_path / "data",
@@ -574,7 +574,7 @@ def test_fine_tuning_begins_with_the_weights_that_a_name_stands_for(data, tmp_pa
     )
     assert after.pretrained_cfg["mean"] == (0.4914, 0.4822, 0.4465)
     train("RegNetY-40MF (CIFAR)", data, tmp_path / "new", recipe=recipe)
-    assert not read(tmp_path / "new")[0].pretrained  # a dot in a name is no tag
+    assert not read(tmp_path / "new")[0].pretrained  # a dot in a folder's name begins no tag
 
 
 def test_training_does_not_change_the_callers_random_state(data, tmp_path):

@@ -1,4 +1,4 @@
-"""The card of a model, and its form in timm's words."""
+"""Tests of the card of a model, and of its conversion to timm's format."""
 
 from dataclasses import replace
 
@@ -46,7 +46,7 @@ def test_a_card_survives_conversion_to_timm_and_back(card):
 
 @pytest.mark.parametrize("name", ["regnety_016", "regnetz_d8", "regnetv_040", "nf_regnet_b1"])
 def test_the_entries_of_pretrained_cfg_match_the_network(name):
-    """Names of layers are those of the module; sizes are those of its feature maps."""
+    """The names of layers exist in the module, and the sizes are those of its feature maps."""
     model = regnet.create(name, device="meta", num_classes=7, in_chans=1)
     cfg = model.pretrained_cfg
     assert cfg == model.default_cfg

@@ -1,4 +1,4 @@
-"""The table of published weights."""
+"""Tests of the table of published weights, and of the script that updates it."""
 
 import hashlib
 import json
@@ -135,7 +135,7 @@ def test_embedded_checkpoint_reaches_90_percent():
 
 @pytest.fixture
 def update(tmp_path, monkeypatch):
-    """The script's functions, at work on a copy of the tables."""
+    """A function that runs the script on a copy of the tables."""
     functions = runpy.run_path(str(ROOT / "scripts/update_catalog.py"))
     for collection in COLLECTIONS:
         text = (data_dir() / f"{collection}.json").read_text(encoding="utf-8")
@@ -162,7 +162,7 @@ def test_the_tables_are_formatted_as_the_script_writes_them(update, capsys):
 
 @pytest.fixture
 def published(hub, tmp_path, monkeypatch):
-    """The tables cut down to a small row of each publisher, and a server that has their files."""
+    """Tables with only one small row per publisher, and a server that has their files."""
     state = regnet.create("regnetx_002").state_dict()
     write_safetensors(state, tmp_path / "timm.safetensors")
     tables = {}
@@ -246,7 +246,7 @@ def test_a_row_that_cannot_be_pinned_is_unchanged(
 
 
 def test_logits_are_compared_with_the_publishers(update, published, tmp_path, monkeypatch, capsys):
-    """Those of a stand-in here; the publishers' libraries are not installed."""
+    """Stand-ins replace the publishers' libraries, which are not installed."""
     libraries = update.script["pin"].__globals__["LIBRARIES"]
     changed = regnet.create("regnetx_002", pretrained=False)
     monkeypatch.setitem(libraries, "timm", lambda row, path, how: load(row, path))

@@ -1,4 +1,4 @@
-"""Downloads by the real Hub client from a local Hub, with every fault that networks have."""
+"""Tests of downloads by the real Hub client from a local Hub, with the faults of real networks."""
 
 import hashlib
 import json
@@ -64,7 +64,7 @@ def test_a_pretrained_model_equals_that_of_the_hub(hub, cache):
     before = len(hub.requests)
     regnet.create("regnetx_002", pretrained=True, cache_dir=cache, local_files_only=True)
     regnet.create("regnetx_002.pycls_in1k", pretrained=True, cache_dir=cache)
-    assert len(hub.requests) == before, "what is in the cache needs no network"
+    assert len(hub.requests) == before, "a cached file needs no internet access"
 
 
 def test_the_hub_clients_own_cache_is_used(served, cache):
@@ -105,7 +105,7 @@ def test_temporary_faults_end_in_the_right_bytes(served, cache, faults, source):
     assert get(cache, row) == DATA
     assert not served.faults
     if any(fault in ("truncate", "reset", "stall") for fault in faults):
-        assert served.ranges(), "it goes on where it stopped"
+        assert served.ranges(), "the download is resumed where it stopped"
 
 
 def test_temporary_faults_of_the_metadata_are_retried_too(served, cache):
@@ -134,14 +134,14 @@ def test_permanent_faults_are_one_clear_error(served, cache, source, faults, mes
     assert str(caught.value).startswith("regnetx_002.pycls_in1k: ")
     assert "\n" not in str(caught.value)
     served.faults = []
-    assert get(cache, row) == DATA, "the cache is not poisoned"
+    assert get(cache, row) == DATA, "the damaged file is not in the cache"
 
 
 @pytest.mark.slow
 def test_a_server_that_stops_sending_is_one_clear_error(served, cache, monkeypatch):
     monkeypatch.setattr(transfer, "ATTEMPTS", 2)
     served.faults = ["stall"] * 30
-    served.repos[REPO] = {"model.safetensors": DATA[:1]}  # half of it is nothing
+    served.repos[REPO] = {"model.safetensors": DATA[:1]}  # of one byte, half is nothing
     with pytest.raises(WeightsError, match="does not answer in time"):
         get(cache)
 
@@ -230,7 +230,7 @@ def test_a_file_without_a_published_hash_must_look_like_weights(served, cache):
     with pytest.raises(WeightsError, match="sent no file of weights"):
         get(cache, row)
     served.files[name] = DATA
-    assert get(cache, row) == DATA, "the cache is not poisoned"
+    assert get(cache, row) == DATA, "the damaged file is not in the cache"
 
 
 @pytest.mark.parametrize("sha256", [True, False])
@@ -312,7 +312,7 @@ def test_restricted_weights_warn_once_and_are_never_the_default(hub, cache):
     warn_if_restricted(row.id, row.license_terms, source=row.source)  # a warning would be an error
 
 
-# In processes of their own
+# Tests in separate processes
 
 SCRIPT = """
 import sys
@@ -392,7 +392,7 @@ def test_a_kill_at_any_moment_leaves_a_working_cache(served, cache):
 
 
 def in_mount(cache: Path, mount: str) -> tuple[str, ...]:
-    """A command that runs the rest of its arguments in a file system of its own."""
+    """Return a command that runs its arguments with a separate file system mounted."""
     cache.mkdir(exist_ok=True)
     wrapper = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
     script = f'{mount} && exec "$@"'
@@ -415,7 +415,7 @@ def test_a_full_disk_is_one_clear_error(served, cache):
 
 @pytest.mark.slow
 def test_a_disk_that_fills_up_during_a_download_is_one_clear_error(served, cache):
-    # The size is unknown until the file is here: no check of the free space helps.
+    # The size is unknown before the download, so the free space cannot be checked in advance.
     mount = f"mount -t tmpfs -o size=4m tmpfs {cache} && head -c 2000000 /dev/zero > {cache}/other"
     process = start(cache, *in_mount(cache, mount))
     _, error = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""Files of weights: read whole or refused, and never run."""
+"""Tests that files of weights are read completely or refused, and never run code."""
 
 import contextlib
 import json
@@ -155,7 +155,7 @@ class Payload:
 
 
 class Options(dict):
-    """Stands for what training scripts put into checkpoints."""
+    """A stand-in for the objects that training scripts put into checkpoints."""
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -218,7 +218,7 @@ def test_a_scripted_program_is_not_run(tmp_path):
 
 
 def test_a_pickle_cannot_change_torchs_functions(tmp_path):
-    """BUILD sets attributes of whatever is on the stack; a function's defaults would be some."""
+    """BUILD sets attributes of any object on the stack, such as the defaults of a function."""
     evil = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x0c\x00\x00\x00__defaults__N\x85s\x86b."
     path = tmp_path / "model.pth"
     with zipfile.ZipFile(path, "w") as archive:
@@ -265,7 +265,7 @@ def test_impossible_shapes_are_refused(tmp_path, shape):
 
 
 def test_unusual_zip_files_are_refused(tmp_path):
-    """Encrypted, of a later version, with names in no encoding: by every way to open one."""
+    """Encrypted files, those of a later version, or with undecodable names: refused or complete."""
     torch.save(STATE, tmp_path / "plain.pth")
     whole = (tmp_path / "plain.pth").read_bytes()
     central = whole.index(b"PK\x01\x02")
@@ -274,12 +274,12 @@ def test_unusual_zip_files_are_refused(tmp_path):
         data = bytearray(whole)
         data[central + at] = value
         if at < 12:
-            data[at - 2] = value  # likewise where the part itself begins
+            data[at - 2] = value  # the same in the local header
         path.write_bytes(data)
         with contextlib.suppress(WeightsError):
             look_whole(path)
         with contextlib.suppress(WeightsError):
-            assert same(read_tensors(path)), "what is not refused is whole"
+            assert same(read_tensors(path)), "a file that is not refused is complete"
 
 
 def test_a_tensor_that_claims_more_values_than_its_file_has_is_refused(tmp_path):
@@ -313,7 +313,8 @@ def test_compressed_parts_are_refused(tmp_path):
         read_tensors(path)
 
 
-# Damage anywhere: refused, or other numbers in the same tensors, where a file has no checksums
+# Damage anywhere in a file. It is refused or, if the format has no checksums, gives other numbers
+# in the same tensors.
 
 SEEDS = {"safetensors": save(STATE)}
 for _zipped in (True, False):
@@ -323,10 +324,10 @@ for _zipped in (True, False):
 
 
 def attempt(path: Path, data: bytes, kind: str, **options: bool) -> None:
-    """Reading damaged bytes ends soon, in little memory, and never in something else."""
+    """Check that reading damaged bytes takes little time and memory, and raises only our errors."""
     path.write_bytes(data)
     began = time.monotonic()
-    import resource  # which Windows lacks
+    import resource  # not available on Windows
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
@@ -336,7 +337,7 @@ def attempt(path: Path, data: bytes, kind: str, **options: bool) -> None:
     except WeightsError:
         pass
     else:
-        # A zip has checksums of all it holds; damage to what it does not is harmless.
+        # A zip file has checksums of all its members; other damage is harmless.
         assert kind != "zip" or data == SEEDS["zip"] or same(found)
         for value in found.values():
             assert value.nbytes <= len(data)
@@ -348,7 +349,7 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     if rng.random() < 0.2:
         return data[: rng.randrange(len(data))]
     out = bytearray(data)
-    # Half of the flips go where the structure is: the head and the tail.
+    # Half of the flips hit the beginning and the end, where the structure of the file is.
     ends = [rng.randrange(min(4000, len(out))), -1 - rng.randrange(min(4000, len(out)))]
     for _ in range(rng.choice((1, 1, 2, 8))):
         place = rng.choice([*ends, rng.randrange(len(out))])

@@ -1,4 +1,4 @@
-"""Weights of other libraries: recognized, converted both ways bit for bit, and right."""
+"""Tests of weights of other libraries: recognized, and converted exactly in both directions."""
 
 import functools
 import re
@@ -50,7 +50,7 @@ def records() -> list[Any]:
 
 
 def entries(format: str, name: str, case: dict[str, Any]) -> list[tuple[str, list[int]]]:
-    """Names and shapes of the state dict that a record belongs to."""
+    """Return the names and shapes of the state dict to which a record belongs."""
     rows = STATE_DICTS[format]
     found = rows.get(name.removesuffix(" (pycls blocks)")) or next(
         row
@@ -65,7 +65,7 @@ def entries(format: str, name: str, case: dict[str, Any]) -> list[tuple[str, lis
 
 
 def in_parts(key: str, cuts: list[list[int]]) -> str:
-    """A name of VISSL with its stage cut into parts, as in the 10B model's files."""
+    """Return a name of VISSL with its stage divided into parts, as in files of the 10B model."""
     match = re.match(r"(_feature_blocks\.res\d\.)(block(\d)-(\d+)\..*)", key)
     if not match:
         return key
@@ -88,8 +88,8 @@ def filled(
 
 @pytest.mark.parametrize(("format", "name", "case"), records())
 def test_outputs_equal_those_of_the_library(format, name, case):
-    # Float64 convolutions of the larger ones take minutes; their architectures are held to 1e-9
-    # against timm in tests/nn/test_parity.py, and here names and values are the question.
+    # Convolutions of the larger networks in float64 take minutes. Their architectures are compared
+    # with timm's to 1e-9 in tests/nn/test_parity.py; here only names and values matter.
     large = complexity(VARIANTS[case["variant"]].config).flops > 2e9
     dtype = torch.float32 if large else torch.float64
     theirs = filled(entries(format, name, case), case["conv_gain"], dtype)
@@ -136,7 +136,7 @@ def meta(pairs: list[Any]) -> dict[str, Tensor]:
 
 @functools.cache
 def state_dict(config: ArchitectureConfig) -> dict[str, Tensor]:
-    """The tensors of a network, without memory."""
+    """Return the tensors of a network on the meta device, which needs no memory."""
     with torch.device("meta"):
         return AnyNet(config).state_dict()
 
@@ -162,7 +162,7 @@ def test_every_state_dict_is_recognized_and_renamed_both_ways(format, name):
         assert [v.name for v in identify(shapes)] == [row["variant"]]
 
 
-# The parts of SEER 10B's stages are in its own names only; see vissl_back.
+# Only SEER 10B's own names contain the parts of its stages; see vissl_back.
 @pytest.mark.parametrize(("format", "name"), [row for row in LISTED if "10b" not in row.values[1]])
 def test_the_format_to_convert_back_to_is_found_from_our_names(format, name):
     theirs = meta(STATE_DICTS[format][name]["entries"])

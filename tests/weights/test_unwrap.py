@@ -1,4 +1,4 @@
-"""Checkpoints as trainings leave them, each made by the code that leaves it so."""
+"""Tests of checkpoints as training scripts write them, each made as by its own library."""
 
 import argparse
 import copy
@@ -46,7 +46,7 @@ AVERAGED = AveragedModel(AVERAGE).state_dict()
 
 
 class Lit(nn.Module):
-    """Stands for a LightningModule: a network under some name, and other things with tensors."""
+    """A stand-in for a LightningModule: a network under some name, and other tensors."""
 
     def __init__(self, name, network=PLAIN):
         super().__init__()
@@ -143,7 +143,7 @@ def test_of_several_networks_the_average_is_used_and_a_message_says_how_to_choos
 
 
 def test_the_network_that_fits_the_architecture_is_used(tmp_path):
-    """A teacher, or its average, may lie beside it."""
+    """The file may also contain a teacher, or the average of a teacher."""
     path = tmp_path / "checkpoint.pth"
     torch.save(
         {"teacher_ema": net(3, OTHER).state_dict(), "student": STATE, "x": {"y": torch.ones(9)}},
@@ -177,7 +177,7 @@ def test_the_choice_of_network_is_the_same_in_every_process(tmp_path):
 
 
 def test_the_network_with_the_right_classes_comes_before_an_average(tmp_path):
-    """A teacher may be of the same architecture."""
+    """A teacher in the same file may have the same architecture."""
     path = tmp_path / "checkpoint.pth"
     torch.save(
         {"teacher_ema": net(3, replace(CONFIG, num_classes=9)).state_dict(), "student": STATE}, path

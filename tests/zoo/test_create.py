@@ -23,8 +23,8 @@ ALIASES = [
     (alias, name)
     for name, row in golden.load("variants.json").items()
     for source, alias in row["aliases"].items()
-    # torchvision gives the plain names to its own rounding; here they are the paper's. The 256GF
-    # that people mean is the one that has weights.
+    # In torchvision, the plain names stand for its own rounding; here they stand for the paper's.
+    # The plain name of the 256GF network stands for the one that has weights.
     if not (source == "torchvision" and name.endswith("_tv"))
     and name != "regnety_2560_classy"
     and "(" not in alias
@@ -32,7 +32,7 @@ ALIASES = [
 ]
 
 
-# All of them are built by tests of their parameters and feature maps.
+# The tests of parameters and feature maps build all variants.
 @pytest.mark.parametrize("name", one_per_family(VARIANTS, rest=pytest.mark.long))
 def test_every_variant_can_be_built(name):
     model = regnet.create(name, device="meta")
@@ -108,7 +108,7 @@ def test_unknown_options_are_type_errors():
 
 
 def test_options_that_are_none_count_as_absent():
-    """Scripts for timm pass every option that they know, and "" or None for what is not set."""
+    """Scripts for timm pass every option that they know, with "" or None for those not set."""
     model = regnet.create(
         "regnetx_002", pretrained=False, checkpoint_path="", num_classes=None, in_chans=None,
         drop_rate=None, drop_path_rate=None, global_pool=None, zero_init_last=None,

@@ -1,4 +1,4 @@
-"""A saved model's files belong together: what is not as it was written is refused."""
+"""Tests that the files of a saved model belong together: changed files are refused."""
 
 import shutil
 
@@ -25,7 +25,7 @@ def opened(folder):
 @times(40, 500)
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_every_flipped_bit_is_detected(folder, tmp_path, name, count):
-    """Or harmless: white space between the values of a JSON file."""
+    """A flip is harmless only in the white space between the values of a JSON file."""
     expected = opened(folder)
     copy = tmp_path / "m"
     shutil.copytree(folder, copy)

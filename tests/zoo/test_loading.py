@@ -1,4 +1,4 @@
-"""Memory of loading: about one checkpoint, however it is stored."""
+"""Tests that loading needs the memory of about one checkpoint, however it is stored."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from regnet.design.config import RegNetConfig
 from regnet.nn.model import AnyNet
 from tests.marks import linux
 
-# Shaped like SEER's giants, the last stage by far the largest; 190 MB.
+# Like SEER's largest networks, its last stage is by far the largest; 190 MB.
 CONFIG = RegNetConfig(depth=8, w0=256, wa=220.0, wm=2.4, group_width=128, se_ratio=0.25)
 
 WORKER = """

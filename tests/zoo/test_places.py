@@ -1,4 +1,4 @@
-"""Models by their place: folders and files, wherever a name is taken."""
+"""Tests that folders and files are accepted wherever a name of a model is."""
 
 import json
 
@@ -19,7 +19,7 @@ X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What `save_pretrained` writes, of a network of three classes at 48 pixels."""
+    """A folder written by `save_pretrained`, of a network of three classes at 48 pixels."""
     path = tmp_path_factory.mktemp("models") / "mine"
     model = regnet.create(
         "regnety_cifar", pretrained=True, classes=[3, 5, 6],
@@ -88,12 +88,12 @@ def test_a_file_of_another_network_says_what_to_do(tmp_path):
     with pytest.raises(WeightsError, match="fits no published network; create the network by its"):
         regnet.create(str(path), pretrained=True)
     description.write_text(config.to_json())
-    opened = regnet.create(str(description), checkpoint_path=path)  # as it says
+    opened = regnet.create(str(description), checkpoint_path=path)  # as the error advises
     assert torch.equal(opened.head.fc.weight, model.head.fc.weight)
     save_file({"a": torch.zeros(3)}, path)
     with pytest.raises(WeightsError, match="regnet weights inspect"):
         regnet.create(str(path), pretrained=True)
-    command("weights", "inspect", path, code=0)  # as it says
+    command("weights", "inspect", path, code=0)  # as the error advises
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_folder_has_no_revisions(folder):
 
 
 def test_what_has_no_weights_has_no_revisions(tmp_path):
-    """A revision is never ignored: with these names none would be looked up."""
+    """A revision must never be ignored, and these names have no revisions."""
     config = regnet.RegNetConfig(depth=8, w0=16, wa=16.0, wm=2.5, group_width=8)
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(config.to_dict()))

@@ -1,4 +1,4 @@
-"""Repositories in timm's layout: written, uploaded, read back."""
+"""Tests of repositories in timm's layout: they are written, uploaded and read back."""
 
 import json
 from dataclasses import replace
@@ -52,7 +52,7 @@ def test_the_card_states_license_source_and_figures(tmp_path, model):
     front = card.split("---\n")[1]
     for line in ('library_name: "regnet"', 'license: "apache-2.0"'):
         assert line in front
-    assert "model-index" not in front, "the figures are those of the weights it began with"
+    assert "model-index" not in front, "the accuracies are those of the weights before fine-tuning"
     assert "- License: Apache-2.0 (https://spdx.org/licenses/Apache-2.0.html)" in card
     assert "- Top-1 on cifar-10-jpeg at 32 pixels: " in card
     assert "(of the published weights cifar10 that training began with)" in card
@@ -169,7 +169,7 @@ def test_a_restricted_license_is_inherited(tmp_path, model):
     assert 'license: "cc-by-nc-4.0"' in (tmp_path / "README.md").read_text()
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["pretrained_cfg"]["license"] == "cc-by-nc-4.0"
-    assert "metrics" not in config["pretrained_cfg"], "they are of another classifier"
+    assert "metrics" not in config["pretrained_cfg"], "the metrics belong to another classifier"
     with pytest.raises(
         ConfigError, match=r"which is under CC BY-NC 4.0 .* cannot be published und"
     ):
@@ -214,7 +214,7 @@ def test_a_refused_push_is_one_clear_error(hub, model):
 
 
 def test_methods_of_the_hubs_mixin_work(tmp_path, hub, cache, model, monkeypatch):
-    """As `PyTorchModelHubMixin` and transformers have them."""
+    """The methods take the arguments of `PyTorchModelHubMixin` and of transformers."""
     monkeypatch.setenv("HOME", str(tmp_path))
     model.save_pretrained(save_directory="~/mine", push_to_hub=True, repo_id="me/mine", token="x")
     assert set(hub.uploads) == {"config.json", "model.safetensors", "README.md"}
@@ -282,7 +282,7 @@ def _pruned(model):
 
 @pytest.mark.parametrize("change", [_mlp, _activated, _head, _activation, _kernel, _pruned])
 def test_a_network_that_no_config_describes_is_not_saved(tmp_path, change):
-    """A folder would load as another network, or not at all."""
+    """The saved folder would load as another network, or not at all."""
     model = regnet.create("regnety_cifar", pretrained=True)
     change(model)
     with pytest.raises(ConfigError, match="was changed in a way that no config describes"):
@@ -317,7 +317,7 @@ def test_repositories_of_timm_are_read(hub, cache):
         "model.safetensors": save(from_native(original.state_dict(), FORMATS["timm"])),
     }
     model = regnet.create("hf-hub:timm/regnetx_002.pycls_in1k", pretrained=True, cache_dir=cache)
-    assert model.pretrained_cfg["license"] == "mit", "the table knows this repository"
+    assert model.pretrained_cfg["license"] == "mit", "the license comes from our table"
     assert torch.equal(model.head.fc.weight, original.head.fc.weight)
 
 

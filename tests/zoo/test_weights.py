@@ -1,4 +1,4 @@
-"""Models with weights: whatever the format, place, classes and channels."""
+"""Tests of models with weights of any format, place, classes and channels."""
 
 import logging
 from dataclasses import replace
@@ -43,10 +43,10 @@ def test_files_of_any_format_give_the_same_model(tmp_path, original, format, suf
     else:
         save_file(theirs, path)
     model = regnet.create(NAME, checkpoint_path=path).eval()
-    # Not to the last bit: kernels take other paths when memory is aligned in another way.
+    # Not bit for bit, because kernels choose other code for memory with another alignment.
     torch.testing.assert_close(model(IMAGES), original(IMAGES))
     assert all(torch.equal(v, original.state_dict()[k]) for k, v in model.state_dict().items())
-    assert "tag" not in model.pretrained_cfg, "a file says not where it came from"
+    assert "tag" not in model.pretrained_cfg, "a file does not say where it came from"
 
 
 @linux
@@ -184,16 +184,15 @@ def test_every_checkpoint_can_be_created_by_name(row):
         assert find_source(name, pretrained=True).checkpoint == row
 
 
-BUILT = one_per_family(
-    checkpoints(), lambda id: checkpoints()[id].variant, rest=pytest.mark.long
-)  # every variant is built by tests of `create`
+# The tests of `create` build every variant.
+BUILT = one_per_family(checkpoints(), lambda id: checkpoints()[id].variant, rest=pytest.mark.long)
 
 
 @pytest.mark.parametrize("id", BUILT)
 def test_a_checkpoint_can_be_built_without_its_weights(id):
     model = regnet.create(id, device="meta")
     assert model.num_classes == checkpoints()[id].num_classes
-    assert "tag" not in model.pretrained_cfg, "it has no weights yet"
+    assert "tag" not in model.pretrained_cfg, "the model has no weights yet"
 
 
 @pytest.mark.parametrize(
@@ -231,9 +230,8 @@ def test_weights_from_a_url_have_their_channel_order(hub, cache, tmp_path, monke
     torch.save({"model_state": from_native(model.state_dict(), FORMATS["pycls"])}, tmp_path / "x")
     hub.files["w.pyth"] = (tmp_path / "x").read_bytes()
     served = replace(row, url=hub.url("w.pyth"))
-    monkeypatch.setattr(
-        "regnet.zoo.resolver.find_checkpoint", lambda *_: served
-    )  # the table's own address is not here
+    # The address in the table cannot be reached from the tests.
+    monkeypatch.setattr("regnet.zoo.resolver.find_checkpoint", lambda *_: served)
     loaded = regnet.create("regnetx_002.pycls", pretrained=True, cache_dir=cache).eval()
     images = torch.randn(1, 3, 64, 64)
     equal(loaded(images), model(images))
@@ -241,7 +239,7 @@ def test_weights_from_a_url_have_their_channel_order(hub, cache, tmp_path, monke
 
 
 def test_a_file_given_in_place_of_the_checkpoints_own_is_used_as_it_is(tmp_path, monkeypatch):
-    """What the table knows of pycls's file, blue first, does not hold for a converted one."""
+    """The table's entry for pycls's file, blue first, does not apply to a converted file."""
     state = AnyNet(VARIANTS["regnetx_002"].config).state_dict()
     save_file(state, tmp_path / "x.safetensors")
     model = regnet.create("regnetx_002.pycls", checkpoint_path=tmp_path / "x.safetensors")
