@@ -1,18 +1,19 @@
-# Both targets set up everything they need in .venv; PYTHON chooses the interpreter (3.10 or newer).
+# Each target first sets up what it needs in .venv. PYTHON chooses the interpreter (3.10 or newer).
 PYTHON ?= python3
 BIN := .venv/bin
-# Two processes, two cores. If one of them dies, that is the end: after a restart the others may wait for ever.
+# Two test processes, for two cores. If one of them dies, the run ends, because after a restart the
+# other one may wait forever.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadgroup --max-worker-restart 0
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: demo test test-all docs format clean
 
-demo: .venv/package ## classify a real photo with the weights that come with the package
+demo: .venv/package ## classify a photo with the weights that come with the package
 	$(BIN)/regnet predict docs/photos/chelsea.png --topk 3
 	@echo
 	$(BIN)/regnet list 'regnet[xy]_*' --max-flops 1G
 
-test: .venv/test ## formatter, linter, spelling, types, import contracts, and the tests that carry no marker
+test: .venv/test ## formatter, linter, spelling, types, import contracts, and the quick tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs src scripts benchmarks tests
@@ -20,10 +21,10 @@ test: .venv/test ## formatter, linter, spelling, types, import contracts, and th
 	$(BIN)/lint-imports
 	$(PYTEST)
 
-test-all: test .venv/dev ## the same, then all other tests that need neither a GPU nor hours
+test-all: test .venv/dev ## the same, then all other tests except those that need a GPU or hours
 	$(PYTEST) --slow
 
-docs: .venv/dev ## the documentation, in build/docs
+docs: .venv/dev ## build the documentation in build/docs
 	$(BIN)/sphinx-build -W --keep-going -q docs build/docs
 	@echo build/docs/index.html
 

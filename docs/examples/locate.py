@@ -1,4 +1,4 @@
-"""An objective that is no classification: how far off a network points at a spot."""
+"""An objective other than classification: how precisely a network locates a bright spot."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ SIDE, STEPS, BATCH = 32, 40, 32
 
 
 def spots(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Noise with a bright spot, (N, 3, 32, 32), and where its center is, (N, 2) in pixels."""
+    """Return noisy images with a bright spot, (N, 3, 32, 32), and its centers, (N, 2) in pixels."""
     centers = 4 + (SIDE - 8) * torch.rand(count, 2, generator=generator)
     rows = torch.arange(SIDE).float()
     y, x = ((rows - centers[:, axis, None]) ** 2 for axis in (0, 1))
@@ -19,7 +19,7 @@ def spots(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def error(config: RegNetConfig, seed: int, device: str) -> dict[str, float]:
-    """Mean distance in pixels between the spots and where a trained network sees them."""
+    """Train a network; return its mean distance from the spots in pixels, and the last loss."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     network = AnyNet(config)

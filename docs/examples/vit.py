@@ -1,4 +1,4 @@
-"""A small vision transformer whose depth and width a design space draws."""
+"""A small vision transformer whose depth and width are sampled from a design space."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ PATCH = 4
 
 
 class ViT(nn.Module):
-    """Pre-norm encoder over patches of 4 x 4 pixels; the mean of the tokens is classified."""
+    """A pre-norm encoder over patches of 4 x 4 pixels that classifies the mean of the tokens."""
 
     def __init__(self, depth: int, width: int, num_classes: int, image_size: int) -> None:
         super().__init__()
@@ -22,12 +22,12 @@ class ViT(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, num_classes) of images (N, 3, H, W)."""
+        """Return the logits (N, num_classes) of images (N, 3, H, W)."""
         tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
         logits: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
         return logits
 
 
 def build(depth: int, width: int, num_classes: int, image_size: int) -> nn.Module:
-    """The network of a draw."""
+    """Build the network for a sample of the space."""
     return ViT(depth, width, num_classes, image_size)
