@@ -109,7 +109,8 @@ class Study:
     objective: str = ""
     """The function that evaluates a network, in place of training on images; empty for training.
 
-    Its name is `package.module:function`. It takes parameters, seed and device, and returns the error, or a mapping with `error`.
+    Its name is `package.module:function`. It takes parameters, seed and device, and returns the
+    error, or a mapping with `error`.
     The parameters are a dictionary for a custom space, and the config for other spaces. **Running
     the study runs this function.**"""
     code: str | None = None
