@@ -754,15 +754,11 @@ def principles(document: Document) -> Iterator[str]:
 
 def study(document: Document) -> Iterator[str]:
     """What the study with four stages found, as a warning."""
-    spaces = document["spaces"]
-    means = ", ".join(
-        f"{found['mean']:.1f} % (`{name}`)"
-        for name, found in spaces.items()
-        if name != "regnetx_refined"
-    )
+    spaces = {k: found for k, found in document["spaces"].items() if k != "regnetx_refined"}
+    means = ", ".join(f"{found['mean']:.1f} % (`{name}`)" for name, found in spaces.items())
     depth = spaces["regnetx"]["correlation"]["d4"]
     yield (
-        f"{sum(found['models'] for found in spaces.values())} networks in five populations were "
+        f"{sum(found['models'] for found in spaces.values())} networks of {len(spaces)} spaces were "
         f"trained. The spaces had mean errors of {means}, and could not be told apart. In RegNetX "
         "the rank correlation of the error with the depth of the last stage was "
         f"{depth:+.2f}. "
