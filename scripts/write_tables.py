@@ -758,8 +758,8 @@ def study(document: Document) -> Iterator[str]:
     means = ", ".join(f"{found['mean']:.1f} % (`{name}`)" for name, found in spaces.items())
     depth = spaces["regnetx"]["correlation"]["d4"]
     yield (
-        f"{sum(found['models'] for found in spaces.values())} networks of {len(spaces)} spaces were "
-        f"trained. The spaces had mean errors of {means}, and could not be told apart. In RegNetX "
+        f"{sum(found['models'] for found in spaces.values())} networks of {len(spaces)} spaces "
+        f"were trained. The spaces had mean errors of {means}, and could not be told apart. In RegNetX "
         "the rank correlation of the error with the depth of the last stage was "
         f"{depth:+.2f}. "
         f"{document['finished'][:10]}; the data are in `benchmarks/results/study.parquet`."
