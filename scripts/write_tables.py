@@ -759,8 +759,8 @@ def study(document: Document) -> Iterator[str]:
     depth = spaces["regnetx"]["correlation"]["d4"]
     yield (
         f"{sum(found['models'] for found in spaces.values())} networks of {len(spaces)} spaces "
-        f"were trained. Their mean errors were {means}, and could not be told apart. In RegNetX the "
-        f"rank correlation of the error with the depth of the last stage was {depth:+.2f}. "
+        f"were trained. Their mean errors were {means}, and could not be told apart. In RegNetX "
+        f"the rank correlation of the error with the depth of the last stage was {depth:+.2f}. "
         f"{document['finished'][:10]}; the data are in `benchmarks/results/study.parquet`."
     )
 
