@@ -61,8 +61,8 @@ datasets: [uoft-cs/cifar10]
 # {id}
 
 A small RegNetY with a CIFAR stem ({flops:.1f} M multiply-adds at 32x32, {params:.2f} M
-parameters, {size:.2f} MB in fp16): the checkpoint that comes with the package, so that a first
-prediction needs no network.
+parameters, {size:.2f} MB in fp16). It comes with the package, so that a first prediction needs no
+download.
 
 | | |
 | --- | --- |
@@ -72,27 +72,31 @@ prediction needs no network.
 | last cycle | {last_cycle} |
 | SHA-256 | `{sha256}` |
 
-"cifar-10-jpeg" is the data set with images stored as JPEG, quality 75; accuracies are a little
-lower than on the originals. The figures are those of `regnet evaluate` for the published fp16 file,
-computed in float32.
+"cifar-10-jpeg" is the data set with its images stored as JPEG of quality 75. Accuracies on it are a
+little lower than on the original images. The figures are those that `regnet evaluate` measures for
+the published fp16 file, computed in float32.
 
-It was trained in cycles of the recipe `cifar`, each from the weights of the one before:
+The network was trained in cycles of the recipe `cifar`. Each cycle began with the weights of the
+one before:
 
 | cycle | changes to the recipe |
 | ---: | --- |
 {cycles}
 
+This command repeats the cycles:
+
     {command}
 
-repeats them. The published weights were made on several machines, one cycle after the other; the
-bits will differ.
+The published weights were trained on several machines, one cycle after the other, so another
+training will not give the same bits.
 
-Its confidences are calibrated: all logits are divided by one temperature, {temperature:.3f}, which
-was fitted on the test images and folded into the classifier. No answer changed. By two-fold
-cross-fitting, where each half of the images is judged by the temperature of the other half, the
-calibration error is {crossed:.2f} %; without the temperature it is {uncalibrated:.2f} %.
+The confidences are calibrated: all logits are divided by one temperature, {temperature:.3f}, which
+was fitted on the test images and folded into the classifier. The predicted classes did not change.
+The calibration error was {uncalibrated:.2f} % without the temperature. With it, the error is
+{crossed:.2f} % by two-fold cross-fitting, where each half of the images is judged by the
+temperature of the other half.
 
-It knows ten classes and sees 32x32 pixels: a demonstration, not a product.
+The network knows ten classes and sees images of 32x32 pixels. It is a demonstration, not a product.
 """
 
 

@@ -82,8 +82,10 @@ def cpu_peers(document: Document) -> Iterator[str]:
     yield from table(["", "chosen", *labels, "without OpenVINO"], rows)
     yield ""
     yield (
-        "Time of each runtime over that of `regnet.optimize`. Last column: the fastest engine that "
-        f"needs only PyTorch, and its time divided by OpenVINO's. {origin(document)}."
+        "Each number is the time of a runtime divided by that of `regnet.optimize`. The last "
+        "column shows the fastest engine that needs only PyTorch, and its time divided by "
+        "OpenVINO's. "
+        f"{origin(document)}."
     )
 
 
@@ -105,9 +107,9 @@ def fused(document: Document) -> Iterator[str]:
     yield from table(["", "ms", "images/s", "share of the floor", *others.values()], rows)
     yield ""
     yield (
-        f"{document['precision']}, 224 pixels, in CUDA graphs. Last columns: the library's time "
-        "over that of own kernels, 95 %. Ceilings of the floor: "
-        f"{document['bytes_per_second'] / 1e12:.2f} TB/s, "
+        f"{document['precision']}, 224 pixels, in CUDA graphs. The last columns are the library's "
+        "time divided by that of our own kernels, with 95 % intervals. The floor is computed from "
+        f"{document['bytes_per_second'] / 1e12:.2f} TB/s and "
         f"{document['flops_per_second'] / 1e12:.0f} TFLOP/s. {origin(document)}."
     )
 
@@ -138,10 +140,10 @@ def int8(document: Document) -> Iterator[str]:
     )  # fmt: skip
     yield ""
     yield (
-        f"`{document['model']}` on {document['images']:,} test images of CIFAR-10, top-1 of fp32 "
-        f'{document["top1_fp32"]:.2f} %; "one large channel" is the same function with a channel '
-        "so large that few of the 256 values remain for the others. Batches of 100. "
-        f"{origin(document)}."
+        f"`{document['model']}` on {document['images']:,} test images of CIFAR-10, in batches of "
+        f'100. The top-1 accuracy of fp32 is {document["top1_fp32"]:.2f} %. "One large channel" '
+        "is the same function, in which one channel is so large that few of the 256 values remain "
+        f"for the others. {origin(document)}."
     )
 
 
@@ -169,8 +171,8 @@ def verdicts(document: Document) -> Iterator[str]:
     same, slower = document["same"], document["slower by 5 %"]
     yield (
         f"{document['model']} against itself: a difference was shown in "
-        f"{same['differences_shown']} of {same['runs']} runs. Slowed by 5 %: in "
-        f"{slower['differences_shown']} of {slower['runs']}, medians "
+        f"{same['differences_shown']} of {same['runs']} runs. Against itself slowed by 5 %: in "
+        f"{slower['differences_shown']} of {slower['runs']} runs, with medians of "
         f"{min(slower['medians']):.3f} to {max(slower['medians']):.3f}. {origin(document)}."
     )
 
@@ -222,8 +224,8 @@ def race(document: Document) -> Iterator[str]:
     header = ["", "seconds", "exhaustive", "winner", "exhaustive", "time over the other's (95 %)"]
     yield from table(header, rows)
     yield ""
-    busy = " *: the machine was busy." if any(row["problem"] for row in document["rows"]) else ""
-    yield f"{origin(document)}.{busy}"
+    busy = any(row["problem"] for row in document["rows"])
+    yield f"{origin(document)}.{' An asterisk means that the machine was busy.' if busy else ''}"
 
 
 def race_16(document: Document) -> Iterator[str]:
@@ -251,8 +253,8 @@ def finetune(document: Document) -> Iterator[str]:
     yield ""
     seeds = len({row["seed"] for row in document["rows"]})
     yield (
-        f"Means of {seeds} seeds; in brackets by how many points `finetune` is better, with the "
-        f"95 % interval of pairs. {origin(document)}."
+        f"Means of {seeds} seeds. The brackets show by how many points `finetune` is better, with "
+        f"the 95 % interval of paired differences. {origin(document)}."
     )
 
 
@@ -277,12 +279,11 @@ def predict(document: Document) -> Iterator[str]:
     megabytes = [row["mb"] for row in memory["rows"]]
     busy = f" ({document['streams']['problem']})" if document["streams"]["problem"] else ""
     yield (
-        f'`optimize(goal="throughput")` of {document["streams"]["model"]} took '
-        f"{document['streams']['winner']}: {gain:.2f} times the speed of the engine chosen without "
-        "streams "
-        f"(95 % {low:.2f} to {high:.2f}){busy}. Memory of all processes while "
-        f"{memory['images']:,} images were predicted by regnety_cifar: {min(megabytes):,.0f} to "
-        f"{max(megabytes):,.0f} MB. {origin(document)}."
+        f'`optimize(goal="throughput")` of {document["streams"]["model"]} chose '
+        f"{document['streams']['winner']}, which ran at {gain:.2f} times the speed of the engine "
+        f"chosen without streams (95 % {low:.2f} to {high:.2f}){busy}. While regnety_cifar "
+        f"predicted {memory['images']:,} images, all processes together took "
+        f"{min(megabytes):,.0f} to {max(megabytes):,.0f} MB of memory. {origin(document)}."
     )
 
 
@@ -316,9 +317,10 @@ def choose(document: Document) -> Iterator[str]:
     )
     busy = f" {document['problem']}." if document["problem"] else ""
     yield (
-        f"Offline; {document['networks']} networks, all measured afterwards in "
-        f'{document["exhaustive_seconds"]:.0f} s ("of all"). Median error of the prediction for '
-        f"networks that were not measured: {errors}.{busy} {origin(document)}."
+        f"Offline. All {document['networks']} networks were measured afterwards, in "
+        f'{document["exhaustive_seconds"]:.0f} s; the column "of all" shows the best of them. The '
+        f"median error of the prediction for networks that were not measured is {errors}.{busy} "
+        f"{origin(document)}."
     )
 
 
@@ -345,8 +347,8 @@ def families(document: Document) -> Iterator[str]:
     )
     yield ""
     yield (
-        f"{document['recipe']['epochs']} epochs of CIFAR-10 (JPEG), mean ± standard deviation "
-        f"over seeds; latency of folded eager float32. {origin(document)}."
+        f"{document['recipe']['epochs']} epochs of CIFAR-10 (JPEG); mean ± standard deviation "
+        f"over seeds; latency in float32 on eager PyTorch with folded norms. {origin(document)}."
     )
 
 
@@ -394,8 +396,9 @@ def population(document: Document) -> Iterator[str]:
     yield ""
     yield (
         "Random networks of AnyNetX_A and RegNetX with three stages, 3.6 to 4.0 million "
-        "multiply-adds at 32 pixels, batch 128, one thread; with and without the change in turn. "
-        f"Without it, {document['images_per_second']:.0f} images/s (median). {origin(document)}."
+        "multiply-adds at 32 pixels, batch 128, one thread, timed with and without the change in "
+        f"alternation. Without it, training reached {document['images_per_second']:.0f} images/s "
+        f"(median). {origin(document)}."
     )
 
 
@@ -412,11 +415,9 @@ def population_cost(document: Document) -> Iterator[str]:
     yield (
         f"Eight epochs of 20,000 images take {network:.0f} s. `torch.compile` would save "
         f"{network * (1 - 1 / document['medians']['torch.compile']):.0f} s of them, and compiling "
-        "a "
-        f"network takes {compiling:.0f} s even from a warm cache, so we left it out. More machines "
-        "do "
-        "help: networks are independent of each other, and `--executor ray` gives one to each free "
-        "core."
+        f"a network takes {compiling:.0f} s even from a warm cache, so we left it out. More "
+        "machines do help: networks are independent of each other, and `--executor ray` gives one "
+        "to each free core."
     )
     yield ""
     measured = EPOCH["CIFAR-10, 20,000 images"][1]
@@ -442,8 +443,8 @@ def population_cost(document: Document) -> Iterator[str]:
     yield ""
     yield (
         f"Computed from {speed:.0f} images/s of a core at {measured / 1e6:.1f} million "
-        "multiply-adds, as measured above, in proportion to the multiply-adds. The last row is of "
-        "the paper's size, for which one uses GPUs."
+        "multiply-adds, as measured above, in proportion to the multiply-adds. The last row has "
+        "the paper's size, for which you would use GPUs."
     )
 
 
@@ -471,12 +472,12 @@ def gpu_resources(document: Document) -> Iterator[str]:
     )  # fmt: skip
     yield ""
     totals = "; ".join(
-        f"{row['model']} {row['old_ms']:.2f} ms with the old ways, {row['all_ms']:.2f} with all"
+        f"{row['model']} {row['old_ms']:.2f} ms with the old ways and {row['all_ms']:.2f} with all"
         for row in document["networks"]
     )
     yield (
         f"Compiled for sm_90 without a GPU, batch {document['batch_size']}, fp16, 224 pixels. "
-        f"Predicted, not measured: the sums over all kernels are {totals}. "
+        f"The sums over all kernels are predicted, not measured: {totals}. "
         f"Triton {document['environment']['packages']['triton']}, "
         f"{document['environment']['date'][:10]}."
     )
@@ -516,8 +517,8 @@ def gpu_headline(document: Document) -> Iterator[str]:
     )
     yield ""
     yield (
-        f"{document['precision']}, 224 pixels (EfficientNets at their own sizes); of each rival "
-        f"the fastest layout and mode that was measured. {origin(document)}."
+        f"{document['precision']}, 224 pixels (EfficientNets at their own sizes). Each rival has "
+        f"the fastest layout and mode that was measured for it. {origin(document)}."
     )
 
 
@@ -562,17 +563,16 @@ def search(document: Document) -> Iterator[str]:
     against = document["against_rival"]
     verdict = Comparison(**against).verdict("the one found", document["rival"])
     yield (
-        f"{document['engine']} {document['precision']}, batch {document['batch_size']}; predicted "
-        f"before it was measured {document['best']['predicted_ms'] or 0:.2f} ms. Worth: flops of "
-        "an "
-        "ordinary published network that is predicted to be as good. Timed in alternation, "
-        f"{document['rival']} takes {against['median']:.2f} times as long as the network found (95 "
-        "% "
-        f"interval {against['low']:.2f} to {against['high']:.2f}; a network against itself gave "
-        f"{against['control_low']:.2f} to {against['control_high']:.2f}): {verdict}. "
-        f"The model of latency was off by "
-        f"{document['fit_error']:.1%} on networks left out, and by "
-        f"{document['prediction_error']:.1%} on finalists (medians). {origin(document)}."
+        f"{document['engine']} {document['precision']}, batch {document['batch_size']}. Before the "
+        "network found was measured, it was predicted to take "
+        f'{document["best"]["predicted_ms"] or 0:.2f} ms. "Worth" is the flops of an ordinary '
+        "published network that is predicted to be as good. Timed in alternation, "
+        f"{document['rival']} takes {against['median']:.2f} times as long as the network found "
+        f"(95 % interval {against['low']:.2f} to {against['high']:.2f}; a network against itself "
+        f"gave {against['control_low']:.2f} to {against['control_high']:.2f}): {verdict}. "
+        f"The model of latency was off by {document['fit_error']:.1%} on networks left out of its "
+        f"fit, and by {document['prediction_error']:.1%} on finalists (medians). "
+        f"{origin(document)}."
     )
 
 
@@ -602,10 +602,10 @@ def search_data(document: Document) -> Iterator[str]:
     yield (
         f"{document['pick']['name']} beside {document['rival']['name']}, the best published "
         f"network within the limit: {verdict}, {found['points']:+.1f} points (95 % "
-        f"{found['low']:+.1f} to {found['high']:+.1f}); {found['pick_error']:.2f} and "
-        f"{found['rival_error']:.2f} % error, {found['replicas']} trainings each with new seeds "
-        f"that selected neither. Standard deviation between seeds {document['seed_deviation']:.2f} "
-        "points. "
+        f"{found['low']:+.1f} to {found['high']:+.1f}). Their errors are "
+        f"{found['pick_error']:.2f} and {found['rival_error']:.2f} %, from {found['replicas']} "
+        "trainings each with new seeds, which were used to select neither. The standard deviation "
+        f"between seeds is {document['seed_deviation']:.2f} points. "
         f"{document['candidates']} candidates; {conditions['engine']} {conditions['precision']}, "
         f"batch {conditions['batch_size']}, {conditions['image_size']} pixels. "
         f"{origin(conditions)}."
@@ -628,9 +628,8 @@ def prior(document: Document) -> Iterator[str]:
         f"Rank correlation of predictions with errors; {evidence['networks']} networks of "
         f"{evidence['images']}, {evidence['flops']}, {evidence['date']}. For "
         f"{len(known['networks'])} published RegNetX on ImageNet, the rank correlation with the "
-        "error "
-        f"that remains after their flops is {known['rank_correlation']:.2f}, so the effects of "
-        f"the prior are multiplied by {known['scale']:.2f}."
+        f"error that their flops do not explain is {known['rank_correlation']:.2f}, so the effects "
+        f"of the prior are multiplied by {known['scale']:.2f}."
     )
 
 
@@ -746,26 +745,23 @@ def principles(document: Document) -> Iterator[str]:
     yield from table(["the paper's statement", "paper", "here", "95 %", "p", "verdict"], rows)
     yield ""
     yield (
-        f"Differences are points of mean error. {sum(document['networks'].values())} networks, "
-        f"{document['failed']} failed, {document['core_hours']:.1f} hours of one core with pauses, "
+        "Differences are points of mean error. "
+        f"{sum(document['networks'].values())} networks were trained and {document['failed']} "
+        f"failed, in {document['core_hours']:.1f} hours of one core, pauses included. "
         f"{document['finished'][:10]}."
     )
 
 
 def study(document: Document) -> Iterator[str]:
     """What the study with four stages found, as a warning."""
-    spaces = document["spaces"]
-    means = ", ".join(
-        f"{found['mean']:.1f} % (`{name}`)"
-        for name, found in spaces.items()
-        if name != "regnetx_refined"
-    )
+    spaces = {k: found for k, found in document["spaces"].items() if k != "regnetx_refined"}
+    means = ", ".join(f"{found['mean']:.1f} % (`{name}`)" for name, found in spaces.items())
     depth = spaces["regnetx"]["correlation"]["d4"]
     yield (
-        f"{sum(found['models'] for found in spaces.values())} networks in five populations, mean "
-        f"errors {means}: not told apart. In RegNetX the rank correlation of the error with the "
-        f"depth of the last stage was {depth:+.2f}. {document['finished'][:10]}, data in "
-        "`benchmarks/results/study.parquet`."
+        f"{sum(found['models'] for found in spaces.values())} networks of {len(spaces)} spaces "
+        f"were trained. Their mean errors were {means}, and could not be told apart. In RegNetX "
+        f"the rank correlation of the error with the depth of the last stage was {depth:+.2f}. "
+        f"{document['finished'][:10]}; the data are in `benchmarks/results/study.parquet`."
     )
 
 
@@ -785,8 +781,8 @@ def reproduce(document: Document) -> Iterator[str]:
     yield from table(columns, rows)
     yield ""
     yield (
-        f"Hours of one {document['gpu']}, from {document['source']}; "
-        f"{document['gpu_hours']:,.0f} in all."
+        f"Hours of one {document['gpu']}, computed from {document['source']}; all rows together "
+        f"take {document['gpu_hours']:,.0f}."
     )
 
 

@@ -5,10 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from regnet.spaces import Space, sample
+from regnet.studies.population import Population
 
 pytestmark = pytest.mark.slow
 
@@ -111,3 +116,94 @@ def test_the_gpu_check_reports_a_missing_gpu(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("gpu_check: torch sees no CUDA GPU")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def principles():
+    spec = importlib.util.spec_from_file_location("principles", ROOT / "benchmarks/principles.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["principles"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def population(errors, **metrics):
+    return Population(
+        space=None,
+        errors=np.asarray(errors, dtype=float),
+        metrics={name: np.asarray(values, dtype=float) for name, values in metrics.items()},
+        rows=(),
+    )
+
+
+def test_kinds_are_compared_within_spaces(principles):
+    """A kind of network is not judged worse because it is frequent in a space of high errors."""
+    rng = np.random.default_rng(0)
+    strata = [
+        (30 + rng.normal(size=5), 30 + rng.normal(size=40)),
+        (50 + rng.normal(size=40), 50 + rng.normal(size=5)),
+    ]
+    same = principles.stratified(strata)
+    assert abs(same.difference) < 1.5
+    assert same.verdict == "not told apart"
+    pooled = np.concatenate([a for a, _ in strata]).mean()
+    assert pooled - np.concatenate([b for _, b in strata]).mean() > 10
+    better = principles.stratified([(a - 3, b) for a, b in strata])
+    assert better.difference == pytest.approx(same.difference - 3)
+    assert better.verdict == "better"
+
+
+def test_statements_are_judged_by_the_populations(principles):
+    rng = np.random.default_rng(1)
+    found = {
+        name: population(mean + rng.normal(size=40))
+        for name, mean in (
+            ("anynetx_a_3", 46), ("anynetx_b_3", 46.3), ("anynetx_c_3", 46.3),
+            ("anynetx_d_3", 42), ("anynetx_e_3", 44),
+        )
+    }  # fmt: skip
+    x = population(
+        40 + rng.normal(size=40), d=rng.integers(4, 13, 40), wm=2.4 + 0.2 * rng.random(40),
+        b=np.ones(40), g=2 * np.ones(40),
+    )  # fmt: skip
+    verdicts = {
+        finding.statement.partition(" (")[0]: finding.verdict
+        for finding in principles.judged(
+            {name: replace(each, metrics={"b": np.ones(40), "g": np.ones(40)})
+             for name, each in found.items()} | {"regnetx_3": x}
+        )
+    }  # fmt: skip
+    assert verdicts == {
+        "all stages can share the bottleneck ratio": "seen",
+        "all stages can share the group width": "seen",
+        "widths should not fall from stage to stage": "seen",
+        "depths should not fall either": "opposite",
+        "widths should follow a quantized line": "seen",
+        "all steps together": "seen",
+        "the best networks have about 20 blocks": "opposite",
+        "the best networks have w_m near 2.5": "seen",
+    }
+
+
+@pytest.mark.parametrize("study", ["principles", "families"])
+def test_spaces_of_further_studies_can_be_sampled(study, tmp_path):
+    run("benchmarks/spaces.py", study, tmp_path, "--models", "2").check_returncode()
+    for path in sorted(tmp_path.iterdir()):
+        document = json.loads(path.read_text())
+        if isinstance(document, list):
+            assert len(document) == 2
+            continue
+        space = Space.from_dict(document)
+        shared = replace(space.architecture, stem="cifar", stem_width=16)
+        space = replace(space, architecture=shared, image_size=32)
+        found = sample(space.restrict(flops=(3.6e6, 4e6)), 2)
+        assert all(len(config.depths) == 3 for config in found.configs)
+    with_se, without = (
+        json.loads((tmp_path / f"{name}.json").read_text()) if study == "principles" else []
+        for name in ("with_se", "without_se")
+    )
+    for one, other in zip(with_se, without, strict=True):
+        assert one["se_ratio"] == 0.25
+        assert {**one, "se_ratio": 0.0} == other

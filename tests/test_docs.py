@@ -1,5 +1,6 @@
 """Tests that run the examples of the README, of CONTRIBUTING and of the docs."""
 
+import html
 import re
 import shlex
 import subprocess
@@ -131,6 +132,20 @@ def test_every_public_name_is_documented(built):
         factories = {f"regnet.{name}" for name in regnet.zoo.factories.__all__}
         assert public - plain - factories <= known
     assert {f"regnet.zoo.factories.{name}" for name in regnet.zoo.factories.__all__} <= known
+
+
+@pytest.mark.xdist_group("sphinx")
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_page_is_on_the_site(path, built):
+    """Sphinx has pages of its own, such as search.html, which replace one of the same name."""
+    place = path.relative_to(ROOT / "docs")
+    if place.parts[0] == "photos":
+        return
+    title = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").replace("`", "")
+    text = (built / place.with_suffix(".html")).read_text(encoding="utf-8")
+    found = re.search(r"<h1>(.*?)<a ", text, re.DOTALL)
+    assert found
+    assert html.unescape(re.sub(r"<[^>]+>", "", found[1])).replace("\u2019", "'") == title
 
 
 @pytest.mark.browser

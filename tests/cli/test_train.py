@@ -118,8 +118,8 @@ def test_fine_tuning_works_the_first_time(tmp_path):
     assert told["recipe"]["layer_decay"] < 1, "the default recipe for weights is finetune"
     card = (out / "model/README.md").read_text()
     for words in (
-        "\n# flowers\n", "- Base: regnety_cifar.cifar10, its weights", "- License: apache-2.0",
-        "- Data: 40 images of 2 classes, fingerprint ", "of 12 test images", "rose, tulip",
+        "\n# flowers\n", "- Base: the weights of regnety_cifar.cifar10", "- License: apache-2.0",
+        "- Training images: 40 of 2 classes, fingerprint ", "on 12 test images", "rose, tulip",
     ):  # fmt: skip
         assert words in card
     assert str(tmp_path) not in card

@@ -200,5 +200,5 @@ def test_training_calibrates_on_images_that_it_does_not_train_on(tmp_path):
     assert again.exit_code == 0, again.output
     document = json.loads(again.stdout)
     assert document["calibration"]["temperature"] == pytest.approx(found.temperature, rel=1e-3)
-    with pytest.raises(ConfigError, match="--calibrate would make another run"):
+    with pytest.raises(ConfigError, match="--calibrate would change the run"):
         CliRunner().invoke(app, [*words, "--calibrate"], catch_exceptions=False)

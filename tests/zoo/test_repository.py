@@ -55,7 +55,7 @@ def test_the_card_states_license_source_and_figures(tmp_path, model):
     assert "model-index" not in front, "the accuracies are those of the weights before fine-tuning"
     assert "- License: Apache-2.0 (https://spdx.org/licenses/Apache-2.0.html)" in card
     assert "- Top-1 on cifar-10-jpeg at 32 pixels: " in card
-    assert "(of the published weights cifar10 that training began with)" in card
+    assert "(of the published weights cifar10, before any later training)" in card
 
 
 def test_files_have_the_layout_of_timm(tmp_path):

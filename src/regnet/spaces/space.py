@@ -67,17 +67,17 @@ class Space:
     parameters: Mapping[str, Distribution]
     """A distribution for each of the family's `PARAMETERS`, and optionally for `r`."""
     build: str = ""
-    """For a custom space, the function that builds a network, as `package.module:function`.
+    """The function that builds a network of a custom space.
 
-    It takes the drawn parameters by name, and `num_classes` and `image_size` if its signature names
-    them. It returns a `torch.nn.Module` that maps images to logits. **Whoever trains or samples the
-    space runs this code.**"""
+    Its name is `package.module:function`. It takes the drawn parameters by name, and `num_classes`
+    and `image_size` if its signature names them. It returns a `torch.nn.Module` that maps images to
+    logits. **Whoever trains or samples the space runs this code.**"""
     count: str = ""
-    """For a custom space, the function that counts a network, as `package.module:function`.
+    """The function that counts a network of a custom space.
 
-    It takes the same arguments as `build`, and returns a mapping with flops, params and
-    activations. If it is empty, each network is built on the meta device, without memory for its
-    weights, and counted there."""
+    Its name is `package.module:function`. It takes the same arguments as `build`, and returns a
+    mapping with flops, params and activations. If it is empty, each network is built on the meta
+    device, without memory for its weights, and counted there."""
     relations: Mapping[str, Relation] = field(default_factory=dict)
     """Relations between the stages of an AnyNet, by parameter; "free" for the others."""
     num_stages: int = 4

@@ -10,6 +10,7 @@ import numpy as np
 from regnet import pages
 from regnet.design.complexity import complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
+from regnet.design.widths import FloatArray
 from regnet.figures import check_plot_file, finish, new_figure, save_figure
 from regnet.selection.search import nearest_published, published_like
 from regnet.spaces.custom import KIND
@@ -118,22 +119,25 @@ def save_plots(
     folder.mkdir(parents=True, exist_ok=True)
     curves, searches = new_figure(6.5, 4.5), new_figure(6.5, 4.5)
     edf_axes, search_axes = curves.subplots(), searches.subplots()
+    shade = min(0.12, 0.3 / len(analysis.spaces))  # bands lie on each other
     for number, (name, result) in enumerate(analysis.spaces.items()):
         color = COLORS[number % len(COLORS)]
         label = f"{name} [{result.minimum:.1f} | {result.mean:.1f}]"
         curve = _edf(populations[name], seed)
         edf_axes.step(curve["errors"], curve["share"], where="post", color=color, label=label)
-        edf_axes.fill_between(curve["at"], curve["low"], curve["high"], color=color, alpha=0.12)
+        edf_axes.fill_between(curve["at"], curve["low"], curve["high"], color=color, alpha=shade)
         sizes = list(result.search)
         means, low, high = np.array([(b.mean, b.low, b.high) for b in result.search.values()]).T
         search_axes.plot(sizes, means, ".-", color=color, label=name)
-        search_axes.fill_between(sizes, low, high, color=color, alpha=0.1)
+        search_axes.fill_between(sizes, low, high, color=color, alpha=shade)
         path = folder / f"space-{name}.svg"
         figure = new_figure(12, 3 * -(-len(result.best) // 4))
         panels = figure.subplots(-(-len(result.best) // 4), 4, squeeze=False).ravel()
         figure.suptitle(f"{name}: {error} against each parameter, and where the best ones lie")
         for axes, metric in zip(panels, result.best, strict=False):
             _draw_metric(axes, populations[name], metric, result, color)
+        for axes in panels[::4]:
+            axes.set_ylabel(error)
         for axes in panels[len(result.best) :]:
             axes.set_axis_off()
         save_figure(figure, path)
@@ -154,7 +158,7 @@ def save_plots(
         save_figure(_learning_curves(found, error), paths[-1])
     if any(row.config for row in rows):
         paths.append(folder / "networks.svg")
-        save_figure(_extremes(found), paths[-1])
+        save_figure(_extremes(found, f" {unit}" if unit else ""), paths[-1])
     return tuple(paths)
 
 
@@ -181,8 +185,10 @@ def _learning_curves(populations: Mapping[str, Population], error: str) -> "Figu
     return figure
 
 
-def _extremes(populations: Mapping[str, Population]) -> "Figure":
+def _extremes(populations: Mapping[str, Population], unit: str) -> "Figure":
     """Draw the width of each block of the best and the worst networks, in a row per space."""
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(3 * 2 * _FEW, 2.4 * len(populations))
     panels = figure.subplots(len(populations), 2 * _FEW, squeeze=False)
     for number, (row, (name, population)) in enumerate(
@@ -195,11 +201,15 @@ def _extremes(populations: Mapping[str, Population]) -> "Figure":
                 axes.plot(model["line"], ":", color="0.4")
             edges = np.arange(len(model["widths"]) + 1) - 0.5
             axes.stairs(model["widths"], edges, color=COLORS[number % len(COLORS)], lw=1.5)
-            axes.set_title(f"{name}: {model['error']:.3g}", fontsize=9)
+            axes.set_title(f"{name}, error {model['error']:.3g}{unit}", fontsize=9)
             axes.set_ylim(bottom=0)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.grid(alpha=0.3)
+        row[0].set_ylabel("width, channels")
         for axes in row[len(best) + len(worst) :]:
             axes.set_axis_off()
+    for axes in panels[-1]:
+        axes.set_xlabel("block")
     return figure
 
 
@@ -211,9 +221,25 @@ def _draw_metric(
     axes.axvline(best.median, color=color)
     axes.plot(population.metrics[metric], population.errors, ".", color="0.3", ms=4)
     axes.set_xlabel(metric)
-    if metric.startswith(LOGARITHMIC):
-        axes.set_xscale("log")
+    _readable_ticks(axes, metric, population.metrics[metric])
     axes.grid(alpha=0.3)
+
+
+def _readable_ticks(axes: "Axes", metric: str, values: FloatArray) -> None:
+    """Set few ticks with short labels: 3.8 M, and powers of two for what is drawn from them."""
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
+
+    low, high = float(values.min()), float(values.max())
+    whole = bool((values == np.rint(values)).all())
+    # Within a factor of four, a logarithmic scale has no room for its usual ticks.
+    if metric.startswith(LOGARITHMIC) and low > 0 and high / low >= 4:
+        base = 2 if metric.startswith(("g", "b")) else 10
+        axes.set_xscale("log", base=base)
+        axes.xaxis.set_major_locator(LogLocator(base, (1.0,) if base == 2 else (1.0, 2.0, 5.0)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=whole and high < 1000))
+    axes.xaxis.set_major_formatter(EngFormatter() if high >= 1000 else "{x:g}")
 
 
 def _edf(population: Population, seed: int) -> dict[str, list[float]]:

@@ -107,8 +107,10 @@ class Study:
     """Path of the test images, which measure the errors."""
     recipe: Recipe = field(default_factory=lambda: RECIPES["dds-short"])
     objective: str = ""
-    """Function, `package.module:function`, that evaluates a network in place of training on images.
-    It takes parameters, seed and device, and returns the error, or a mapping with `error`.
+    """The function that evaluates a network, in place of training on images; empty for training.
+
+    Its name is `package.module:function`. It takes parameters, seed and device, and returns the
+    error, or a mapping with `error`.
     The parameters are a dictionary for a custom space, and the config for other spaces. **Running
     the study runs this function.**"""
     code: str | None = None

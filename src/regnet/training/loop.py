@@ -490,19 +490,19 @@ class _Loop:
         run, recipe, look = session.run, session.recipe, preprocess(network)
         base = run.model if isinstance(run.model, str) else "a custom config"
         train, val = session.images.train, session.images.val
-        measured = "no test images"
+        measured = "not measured, because there were no test images"
         if val is not None and self.log:
-            measured = f"{_score(self.log[-1]):.2f} % of {len(val)} test images"
+            measured = f"{_score(self.log[-1]):.2f} % on {len(val)} test images"
         return card_text(
             self.out.resolve().name if self.out else "model",
-            f"Base: {base}, {'its weights' if run.pretrained else 'from random weights'}",
+            f"Base: {'the' if run.pretrained else 'random'} weights of {base}",
             f"License: {card.license or 'not stated'}",
-            f"Data: {len(train)} images of {len(train.classes)} classes, fingerprint "
+            f"Training images: {len(train)} of {len(train.classes)} classes, fingerprint "
             f"{train.fingerprint}",
-            f"Recipe: {recipe.epochs} epochs, batch {recipe.batch_size}, peak learning rate "
-            f"{recipe.peak_lr:.4g}",
+            f"Recipe: {recipe.epochs} epochs, batches of {recipe.batch_size} images, peak learning "
+            f"rate {recipe.peak_lr:.4g}",
             images_line(look),
-            f"Top-1: {measured}",
+            f"Top-1 accuracy: {measured}",
             *self._calibration_lines(),
             f"Classes: {', '.join(card.labels) or network.num_classes}",
         )
@@ -512,9 +512,10 @@ class _Loop:
         if found is None:
             return []
         return [
-            f"Calibration: logits divided by {found.temperature:.3f}, fitted on {found.images} "
-            f"training images that were held out; expected calibration error there "
-            f"{found.error_before:.2f} % before, {found.error_after:.2f} % after (cross-fitted)"
+            f"Calibration: the logits are divided by {found.temperature:.3f}, a temperature fitted "
+            f"on {found.images} training images that were held out; expected calibration error on "
+            f"these images: {found.error_before:.2f} % before, {found.error_after:.2f} % after "
+            "(by two-fold cross-fitting)"
         ]
 
     def _result(self) -> Trained:

@@ -261,7 +261,7 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         erasing=0.1, repeats=4, mixup=0.2, cutmix=1.0, label_smoothing=0.1, ema_alpha=2e-5,
         precise_bn=0,
     ),
-    # Training that starts from weights, on some hundred to some ten thousand photos.
+    # Training that starts from weights, on a few hundred to tens of thousands of photos.
     "finetune": Recipe(
         epochs=20, batch_size=32, lr=0.16, lr_per="step", warmup_epochs=1, weight_decay=1e-4,
         norm_weight_decay=0.0, layer_decay=0.85, clip_norm=5.0, min_area=0.35, lighting=0.0,

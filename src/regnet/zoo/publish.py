@@ -281,7 +281,7 @@ def _text(model: AnyNet, card: Card, terms: License) -> str:
     ]
     if card.origin:
         facts.append(f"Source of the weights: {card.origin}")
-    whose = f" (of the published weights {card.tag} that training began with)" if card.tag else ""
+    whose = f" (of the published weights {card.tag}, before any later training)" if card.tag else ""
     for metric in card.metrics:
         at = f" at {metric.image_size} pixels" if metric.image_size else ""
         facts.append(f"Top-1 on {metric.dataset}{at}: {metric.top1} %{whose}")
@@ -296,6 +296,8 @@ def card_text(title: str, *facts: str) -> str:
             "",
             *(f"- {fact}" for fact in facts),
             "",
+            "Replace OWNER/NAME by the repository of this model, or by a folder that contains it:",
+            "",
             "```python",
             "import regnet",
             "",
@@ -308,4 +310,4 @@ def card_text(title: str, *facts: str) -> str:
 def images_line(look: Preprocess) -> str:
     """Return the line of a model card that describes the preprocessing."""
     height, width = look.size
-    return f"Images: {height}x{width}, {look.interpolation}, crop {look.crop_pct}"
+    return f"Images: {height}x{width} pixels, {look.interpolation}, crop {look.crop_pct}"
