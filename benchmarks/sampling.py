@@ -16,7 +16,7 @@ import torch
 
 from regnet.atomic import write_bytes
 from regnet.machine import environment
-from regnet.studies import SPACES, find_space, sample
+from regnet.spaces import SPACES, find_space, sample
 
 COUNT, FLOPS, REPEATS = 500, 400e6, 5
 

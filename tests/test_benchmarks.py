@@ -26,6 +26,22 @@ def run(*command):
     )
 
 
+SCRIPTS = sorted(
+    path
+    for folder in ("scripts", "benchmarks", "benchmarks/gpu")
+    for path in (ROOT / folder).glob("*.py")
+)
+
+
+def test_every_script_can_be_imported():
+    """All in one process, because importing torch takes seconds."""
+    code = (
+        "import runpy, sys\nfor path in sys.argv[1:]:\n    runpy.run_path(path, run_name='script')"
+    )
+    done = run("-c", code, *SCRIPTS)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_profile_of_grouped_convolutions_runs(tmp_path):
     out = tmp_path / "a.json"
     done = run(
