@@ -4,7 +4,7 @@
         --out benchmarks/results/order/principles.json
 
 Each statement is about a difference of mean errors, or about the value of a parameter that the best
-networks have. The rules for the verdicts were fixed when 55 of 384 networks were trained:
+networks have. The rules for the verdicts were written when 55 of 384 networks were trained and their errors were known:
 
 - "lower": the statement is "seen" if the 95 % interval of the difference lies below 0 and the
   permutation test agrees after Holm's correction for all differences of the table. It is "opposite"
@@ -12,7 +12,7 @@ networks have. The rules for the verdicts were fixed when 55 of 384 networks wer
 - "no loss": the statement is "seen" if the interval ends below a margin, and "opposite" if it lies
   above 0 and the test agrees.
 - "value": the statement is "seen" if the interval of the best networks contains the paper's value
-  and covers at most half of the sampled range, and "opposite" if it does not contain that value.
+  and covers at most half of the sampled range. It is "opposite" if it does not contain that value, although the population has networks on both sides of it.
 - In all other cases the verdict is "not told apart".
 """
 
@@ -141,13 +141,16 @@ def main() -> None:
         "machines": analysis.machines,
         "networks": {name: len(population) for name, population in populations.items()},
         "failed": sum(len(population.failed) for population in populations.values()),
-        "core_hours": sum(
-            row.outcome["seconds"] * row.outcome["threads"]
-            for population in populations.values()
-            for row in population.rows
-            if row.outcome
-        )
-        / 3600,
+        "minutes": float(
+            np.median(
+                [
+                    row.outcome["seconds"] / 60
+                    for population in populations.values()
+                    for row in population.rows
+                    if row.outcome
+                ]
+            )
+        ),
         "findings": [asdict(finding) for finding in judged(populations)],
     }
     text = json.dumps(document, indent=1) + "\n"
@@ -269,6 +272,9 @@ def _values(populations: Populations) -> Iterator[Finding]:
     for statement, source, name, paper in VALUES:
         low, high = SAMPLED[name]
         found = best[name]
+        there = population.metrics[name]
+        # Networks that are not there cannot lose: the study must have some on both sides.
+        judged = float(there.min()) <= paper <= float(there.max())
         holds = found.low <= paper <= found.high
         narrow = found.high - found.low <= (high - low) / 2
         yield replace(
@@ -276,7 +282,11 @@ def _values(populations: Populations) -> Iterator[Finding]:
             ours=found.median,
             low=found.low,
             high=found.high,
-            verdict="seen" if holds and narrow else "not told apart" if holds else "opposite",
+            verdict="seen"
+            if holds and narrow
+            else "opposite"
+            if judged and not holds
+            else "not told apart",
         )
 
 

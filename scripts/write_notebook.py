@@ -28,7 +28,10 @@ def notebook(text: str) -> str:
     # A notebook shows figures by itself: leave out saving them and the links to the saved files.
     text = re.sub(r"^(figure\.savefig\(.*|!\[.*\]\(paper/.*)\n", "", text, flags=re.MULTILINE)
     # The code reads files by paths relative to the root of the clone, but a notebook runs in docs/.
-    start = "```python\nimport os\n\nos.chdir(os.pardir)  # the root of the clone\n```\n\n"
+    start = (
+        "```python\nimport os\n\nif os.path.basename(os.getcwd()) == 'docs':\n"
+        "    os.chdir(os.pardir)  # the root of the clone\n```\n\n"
+    )
     text = text.replace("```python\n", start + "```python\n", 1)
     found = jupytext.reads(text, fmt="md")
     found.metadata = {

@@ -250,9 +250,22 @@ def test_networks_share_the_architecture_of_the_space() -> None:
     assert (config.stem, config.stem_width, config.num_classes) == ("cifar", 16, 10)
 
 
+def test_a_space_for_small_images() -> None:
+    space = find_space(
+        "regnetx", flops=4e6, num_stages=3, image_size=32, stem="cifar", stem_width=16,
+        num_classes=10,
+    )  # fmt: skip
+    found = sample(space, 3)
+    for at in range(3):
+        config = found.config(at).anynet()
+        assert (len(config.stages), config.stem, config.num_classes) == (3, "cifar", 10)
+        assert 3.6e6 <= complexity(config, 32).flops <= 4e6
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: find_space("regnetx", stems="cifar"), "no field of an architecture 'stems'"),
         (lambda: find_space("regnetxx"), "there is no space 'regnetxx'; did you mean 'regnetx'"),
         (lambda: SPACES["regnetx"].restrict(d=(math.nan, 3)), "the range of d has an end"),
         (lambda: replace(SPACES["regnetx"], name="../x"), "a space's name has letters"),

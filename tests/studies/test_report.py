@@ -128,7 +128,10 @@ def test_a_point_shows_its_network(page: Any) -> None:
 
 
 @pytest.mark.browser
-def test_a_table_of_another_tool_has_a_report(tmp_path: Path, chromium: Any) -> None:
+def test_a_table_of_another_tool_has_a_report(
+    tmp_path: Path, chromium: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a table has no folder for its report
     table = tmp_path / "mine.csv"
     table.write_text("space,error,width\na,40,16\na,42.5,32\nb,30,8\nb,31,9\n")
     command = ["study", "report", str(table), "--plots", str(tmp_path / "plots")]
@@ -139,7 +142,8 @@ def test_a_table_of_another_tool_has_a_report(tmp_path: Path, chromium: Any) -> 
     page = chromium.new_page()
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto((tmp_path / "report.html").as_uri())
+    page.goto(Path("report.html").absolute().as_uri())
+    assert "fewer than 16 networks in a, b" in page.locator("#warnings").inner_text()
     assert page.locator("#edf path.edf").count() == 2
     page.locator("#metrics circle").first.dispatch_event("click")
     assert page.locator("#detail p").inner_text() == "a number 0: 40.00 % error"

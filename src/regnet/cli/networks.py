@@ -40,11 +40,13 @@ class Networks:
 
         Spaces are trained in alternation, so the pace so far is typical of the rest.
         """
+        from regnet.studies.population import error_of
+
         assert row.outcome is not None, "a finished network has an outcome"
         ended, total = self._ended()
-        error = row.outcome.get("error")
         outcome = row.outcome.get("reason")
-        if error is not None:
+        if row.outcome.get("error") is not None:
+            error = error_of(row, "last")  # the one that `regnet study analyze` counts
             outcome = f"{error:.2f} % error" if "epochs" in row.outcome else f"error {error:.4g}"
         self.bar.step("training", ended, total)
         left = self.bar.remaining(ended, total)

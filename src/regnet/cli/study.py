@@ -381,7 +381,9 @@ def report(
     *,
     out: Annotated[
         Path | None,
-        typer.Option(help="HTML file. Default: report.html in the folder, or beside the table."),
+        typer.Option(
+            help="HTML file. Default: report.html in the study's folder, or here for a table."
+        ),
     ] = None,
     plots: Annotated[
         Path | None, typer.Option(help="Also write the plots as SVG files into this folder.")
@@ -393,7 +395,7 @@ def report(
 
     Example: regnet study report runs/study --out study.html
     """
-    where = source if source.is_dir() else source.parent
+    where = source if source.is_dir() else Path()
     _report(source, out or where / REPORT, plots=plots, select=select, seed=seed)
 
 

@@ -172,7 +172,10 @@ class Distribution:
                 if self.values
                 else f"in the range {self.low:g} to {self.high:g}"
             )
-            raise ConfigError(f"there is no value from {low:g} to {high:g} {has}")
+            raise ConfigError(
+                f"there is no value from {low:g} to {high:g} {has}; a space that draws others needs "
+                "another distribution for it"
+            )
         if self.kind == "values":
             return replace(self, values=kept)
         if self.kind in ("uniform", "log_uniform", "power2_uniform"):

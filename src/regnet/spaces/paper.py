@@ -5,7 +5,7 @@ Where the paper does not give a distribution, this module uses that of pycls (`s
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -95,6 +95,9 @@ def find_space(
     flops: float | None = None,
     tolerance: float = 0.1,
     final: bool = False,
+    num_stages: int | None = None,
+    image_size: int | None = None,
+    **architecture: Any,
 ) -> Space:
     """Return a space by name, or the part of it with a given number of flops.
 
@@ -105,13 +108,27 @@ def find_space(
         tolerance: width of the range of flops, as a fraction of `flops`.
         final: return the space with the constraints of sections 4 and 5, for a RegNet space; see
             `constrained`.
+        num_stages: number of stages; None: 4.
+        image_size: side of the images in pixels; None: 224.
+        architecture: fields of `ArchitectureConfig` that all networks share, such as `stem="cifar"`,
+            `stem_width=16`, `num_classes=10` or `se_ratio=0.25`.
 
     Raises:
-        ConfigError: there is no such space, or it has no such part.
+        ConfigError: there is no such space or field, or the space has no such part.
     """
     if name not in SPACES:
         raise ConfigError(unknown("space", name, SPACES))
-    return part_at(SPACES[name], flops=flops, tolerance=tolerance, final=final)
+    space = SPACES[name]
+    known = {field.name for field in fields(ArchitectureConfig)}
+    if odd := sorted(set(architecture) - known):
+        raise ConfigError(unknown("field of an architecture", odd[0], sorted(known)))
+    space = replace(
+        space,
+        num_stages=num_stages or space.num_stages,
+        image_size=image_size or space.image_size,
+        architecture=replace(space.architecture, **architecture),
+    )
+    return part_at(space, flops=flops, tolerance=tolerance, final=final)
 
 
 def part_at(

@@ -198,7 +198,11 @@ def _weights(
         return dict.fromkeys(found)
     for name, population in found.items():
         if metric not in population.metrics:
-            raise ConfigError(unknown(f"metric of {name}", metric, population.metrics))
+            known = ", ".join(population.metrics) or "none"
+            raise ConfigError(
+                f"normalizing by {metric} needs this metric of every network; the networks of "
+                f"{name} have {known}"
+            )
     values = {name: population.metrics[metric] for name, population in found.items()}
     low = max(float(v.min()) for v in values.values())
     high = min(float(v.max()) for v in values.values())

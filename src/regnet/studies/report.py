@@ -80,6 +80,7 @@ def render(study: Study | None, populations: Mapping[str, Population], *, seed: 
         "complexity": [*COMPLEXITY, *([LATENCY] if with_latency else [])],
         "logarithmic": list(LOGARITHMIC),
         "machines": analysis.machines,
+        "warnings": analysis.warnings,
         "beside": _beside(populations, list(analysis.spaces)),
         "empty": empty,
         "unit": "" if study and study.objective else "%",
