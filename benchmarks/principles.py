@@ -4,7 +4,8 @@
         --out benchmarks/results/order/principles.json
 
 Each statement is about a difference of mean errors, or about the value of a parameter that the best
-networks have. The rules for the verdicts were written when 55 of 384 networks were trained and their errors were known:
+networks have. The rules for the verdicts were written when 55 of 384 networks were trained and
+their errors were known:
 
 - "lower": the statement is "seen" if the 95 % interval of the difference lies below 0 and the
   permutation test agrees after Holm's correction for all differences of the table. It is "opposite"
@@ -12,7 +13,8 @@ networks have. The rules for the verdicts were written when 55 of 384 networks w
 - "no loss": the statement is "seen" if the interval ends below a margin, and "opposite" if it lies
   above 0 and the test agrees.
 - "value": the statement is "seen" if the interval of the best networks contains the paper's value
-  and covers at most half of the sampled range. It is "opposite" if it does not contain that value, although the population has networks on both sides of it.
+  and covers at most half of the sampled range. It is "opposite" if the interval does not contain
+  that value, although the population has networks on both sides of it.
 - In all other cases the verdict is "not told apart".
 """
 

@@ -173,8 +173,8 @@ class Distribution:
                 else f"in the range {self.low:g} to {self.high:g}"
             )
             raise ConfigError(
-                f"there is no value from {low:g} to {high:g} {has}; a space that draws others needs "
-                "another distribution for it"
+                f"there is no value from {low:g} to {high:g} {has}; to draw others, replace the "
+                "distribution"
             )
         if self.kind == "values":
             return replace(self, values=kept)

@@ -110,8 +110,8 @@ def find_space(
             `constrained`.
         num_stages: number of stages; None: 4.
         image_size: side of the images in pixels; None: 224.
-        architecture: fields of `ArchitectureConfig` that all networks share, such as `stem="cifar"`,
-            `stem_width=16`, `num_classes=10` or `se_ratio=0.25`.
+        architecture: fields of `ArchitectureConfig` that all networks share, such as
+            `stem="cifar"`, `stem_width=16`, `num_classes=10` or `se_ratio=0.25`.
 
     Raises:
         ConfigError: there is no such space or field, or the space has no such part.
