@@ -889,7 +889,7 @@ def walk_study(document: Document) -> Iterator[str]:
     yield from _step(
         document,
         "regnet study init",
-        lambda line: line.startswith("report") or len(line.split()) in (5, 9, 15),
+        lambda line: bool(re.match(r"space |first |(anynetx_a|regnetx) +[\da]", line)),
     )
 
 
