@@ -93,7 +93,7 @@ EXPERIMENTS: Final = (
     population("10", "three spaces, 50 epochs", 300, 50, 0.4),
     population("11, 12", "RegNetX at seven sizes", 100, 25, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8),
     population("13", "RegNetX, constrained, at three sizes", 100, 25, 0.4, 0.8, 3.2),
-    population("14", "bottleneck, depthwise, resolution, squeeze-excitation", 400, 25, 0.4),
+    population("14", "bottleneck, depthwise, resolution, squeeze-excitation", 500, 25, 0.4),
     population("21", "learning rate and weight decay", 100, 10, 0.4),
     selection("15, 17", "RegNetX, 25 candidates at each of twelve sizes", 25, REGNETX),
     selection("16, 18", "RegNetY, likewise", 25, REGNETY),

@@ -1,4 +1,4 @@
 """The benchmark: measure networks on a machine, and report them in one document.
 
-The room also compares documents. `selection` measures with it. It trains nothing.
+The package also compares documents. `selection` measures with it. It trains nothing.
 """

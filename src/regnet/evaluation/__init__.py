@@ -1,4 +1,4 @@
 """Measure accuracy on labelled images, and compare it with the published accuracy.
 
-This room runs models of `zoo` on `engines`. Only the command line and scripts import it.
+This package runs models of `zoo` on `engines`. Only the command line and scripts import it.
 """

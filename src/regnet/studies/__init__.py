@@ -1,7 +1,7 @@
 """The paper's method: train populations of design spaces, compare the spaces, and refine one.
 
-The results of a study are in one SQLite file, with a journal beside it. This room may import
-`training`, `selection`, `executors`, `spaces` and the rooms below; only the command line imports
+The results of a study are in one SQLite file, with a journal beside it. This package may import
+`training`, `selection`, `executors`, `spaces` and the packages below; only the command line imports
 it.
 """
 
