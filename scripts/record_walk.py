@@ -36,8 +36,8 @@ print(regnet.complexity(model.config, 224))
 
 STUDY = (
     "regnet study init runs/first --space anynetx_a --space regnetx --models 8 --flops 1M "
-    "--stem cifar --stem-width 8 --stages 3 --recipe cifar-short --set epochs=2 "
-    "--train-images 3000 --val-images 600 --run"
+    "--stem cifar --stem-width 8 --stages 3 --recipe cifar-short --set epochs=4 "
+    "--set batch_size=32 --set lr=0.4 --train-images 3000 --val-images 600 --run"
 )
 
 NEAREST = """
