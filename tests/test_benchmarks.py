@@ -36,7 +36,10 @@ SCRIPTS = sorted(
 def test_every_script_can_be_imported():
     """All in one process, because importing torch takes seconds."""
     code = (
-        "import runpy, sys\nfor path in sys.argv[1:]:\n    runpy.run_path(path, run_name='script')"
+        "import os, runpy, sys\n"
+        "for path in sys.argv[1:]:\n"
+        "    sys.path[0] = os.path.dirname(path)\n"  # as for a script
+        "    runpy.run_path(path, run_name='script')\n"
     )
     done = run("-c", code, *SCRIPTS)
     assert done.returncode == 0, done.stderr
