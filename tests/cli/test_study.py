@@ -6,9 +6,12 @@ import re
 import pytest
 
 import regnet.selection.search as searching
+from regnet.cli.networks import Networks
+from regnet.cli.progress import ProgressBar
 from regnet.design.config import config_from_dict
 from regnet.spaces import LatencyModel, find_space, sample
 from regnet.studies import population
+from regnet.studies.store import Row
 from tests.command import refused, regnet
 from tests.pictures import write_folder
 
@@ -220,3 +223,15 @@ def test_a_study_can_limit_latency_and_reports_the_error_of_its_model(monkeypatc
     assert rows["limits"]["latency_ms"] == [None, 7.0]
     refused(regnet("study", "init", tmp_path / "t", "--data", data, "--space", "regnetx",
                    "--latency-ms", -1), 2, "latency_ms")  # fmt: skip
+
+
+def test_the_line_of_a_network_has_the_error_that_counts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(population, "progress", lambda folder: (1, 2))
+    epochs = [{"epoch": 1, "top1": 30.0}, {"epoch": 2, "top1": 20.0}]
+    row = Row(
+        id=0, space="regnetx", number=3, config={}, metrics={}, seed=0, status="done",
+        outcome={"error": 70.0, "epochs": epochs},
+    )  # fmt: skip
+    with ProgressBar("training") as bar:
+        Networks(tmp_path, bar).result(row)
+    assert "[1/2] regnetx 3: 80.00 % error" in capsys.readouterr().err

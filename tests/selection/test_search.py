@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -354,3 +355,37 @@ def test_limits_are_checked() -> None:
         Limits(latency_ms=-1)
     with pytest.raises(ConfigError, match="there is no space to search 'regnetz'"):
         search_space("regnetz")
+
+
+@pytest.mark.parametrize(
+    ("median", "differs", "best"),
+    [(0.9, True, "better"), (1.0, False, "better"), (1.2, True, "")],
+)
+def test_a_published_network_that_is_better_and_no_slower_is_the_answer(
+    monkeypatch: pytest.MonkeyPatch, median: float, differs: bool, best: str
+) -> None:
+    """A rival may be better than the network found, not only as good as it."""
+    config = find_space("regnetx", flops=4e8)
+
+    def row(name: str, worth: float, ms: float) -> Measured:
+        return Measured(
+            name=name, config=sample(config, 1).config(0), flops=1, params=1, activations=1,
+            latency_ms=ms, low_ms=ms, high_ms=ms, memory_mb=1, worth=worth,
+        )  # fmt: skip
+
+    winner = row("", 60e6, 2.4)
+    published = (row("worse", 40e6, 1.0), row("better", 75e6, 2.0), row("slow", 61e6, 6.0))
+    against = SimpleNamespace(median=median, differs=differs)
+    meter = SimpleNamespace(
+        compare=lambda a, b: against, environment={},
+        conditions=SimpleNamespace(
+            engine="", precision="", layout="", batch_size=1, image_size=32
+        ),
+    )  # fmt: skip
+    candidates = SimpleNamespace(
+        meter=meter, limits=Limits(latency_ms=3), rows=[winner], networks=[],
+        model=SimpleNamespace(error=0.0), prediction_error=None,
+    )  # fmt: skip
+    found = searching._found(candidates, winner, published)  # type: ignore[arg-type]
+    assert found.rival == "better"
+    assert found.best.name == best

@@ -233,7 +233,7 @@ def compare(
 
 def _line(row: "Row") -> str:
     case = row.case
-    name = f"{case.name} batch {case.batch_size} {case.precision} {row.ran_as}"
+    name = f"{case.name} batch {case.batch_size} {row.ran_as or case.precision}"
     if row.latency_ms is None:
         return f"{name}: {row.reason}"
     doubt = row.problem or ("" if row.steady else "not steady")

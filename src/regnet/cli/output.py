@@ -54,7 +54,12 @@ def print_error(message: str) -> None:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None
 ) -> None:
-    """Print a table on stdout; a column named ">..." aligns right, one named "~..." may be cut."""
+    """Print a table on stdout, without columns that are empty in every row.
+
+    A column named ">..." aligns right, and one named "~..." may be cut.
+    """
+    used = [n for n in range(len(columns)) if not n or any(row[n] for row in rows)]
+    columns, rows = [columns[n] for n in used], [[row[n] for n in used] for row in rows]
     title = None if title is None else printable(title)
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for number, column in enumerate(columns):

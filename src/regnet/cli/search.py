@@ -248,13 +248,13 @@ def _print(found: "Found") -> None:
         f"{found.prior}"
     )
     if found.rival is None:
-        stdout.print("none of the measured published RegNets is predicted to be as good")
+        stdout.print("none of the measured published RegNets is predicted to be at least as good")
     elif found.against_rival is not None:
         verdict = found.against_rival.verdict("the network found", found.rival)
         weak = " (weak: see above)" if found.doubts and found.against_rival.differs else ""
         stdout.print(
             f"compared with {found.rival}, the fastest published network that is predicted to be "
-            f"as good: {verdict}{weak}"
+            f"at least as good: {verdict}{weak}"
         )
 
 

@@ -46,7 +46,7 @@ NEAR: Final = 0.05
 """Networks are taken as equally good if their worth is within this fraction of the best one's."""
 
 EQUAL: Final = 0.1
-"""A published network is taken as equally good if its worth differs by at most this fraction."""
+"""Two networks are taken as equally good if their worth differs by at most this fraction."""
 
 MOST_FLOPS: Final = 32e9
 """Largest flops of candidates if flops are not limited: those of RegNetY-32GF at 224 pixels."""
@@ -513,14 +513,17 @@ def _found(candidates: _Candidates, winner: Measured, published: tuple[Measured,
     """Time the winner against its published rival, and return the result of the search."""
     meter, limits = candidates.meter, candidates.limits
     rival = min(
-        (row for row in published if _as_good(row, winner)),
+        (row for row in published if _worth(row) >= (1 - EQUAL) * _worth(winner)),
         key=lambda row: row.latency_ms,
         default=None,
     )
     against = meter.compare(winner.config, rival.config) if rival else None
     best = winner
-    if rival and against and against.differs and against.median < 1 and limits.allow(rival):
-        best = rival
+    if rival and against and limits.allow(rival):
+        faster = against.differs and against.median < 1
+        slower = against.differs and against.median > 1
+        if faster or (_worth(rival) > (1 + EQUAL) * _worth(winner) and not slower):
+            best = rival
     rows, conditions = candidates.rows, meter.conditions
     within = [row for row in (*rows, winner, *published) if limits.allow(row)]
     return Found(
@@ -543,8 +546,9 @@ def _found(candidates: _Candidates, winner: Measured, published: tuple[Measured,
     )
 
 
-def _as_good(a: Measured, b: Measured) -> bool:
-    return a.worth is not None and b.worth is not None and abs(a.worth / b.worth - 1) <= EQUAL
+def _worth(row: Measured) -> float:
+    """Return the worth of a network; for one that the prior cannot judge, its flops."""
+    return row.flops if row.worth is None else row.worth
 
 
 def nearest_published(
@@ -557,12 +561,8 @@ def nearest_published(
 
 def pareto(rows: Sequence[Measured]) -> tuple[Measured, ...]:
     """Return the networks that no other one beats in both worth and latency, by latency."""
-
-    def worth(row: Measured) -> float:
-        return row.flops if row.worth is None else row.worth
-
     front: list[Measured] = []
-    for row in sorted(rows, key=lambda row: (row.latency_ms, -worth(row))):
-        if not front or worth(row) > worth(front[-1]):
+    for row in sorted(rows, key=lambda row: (row.latency_ms, -_worth(row))):
+        if not front or _worth(row) > _worth(front[-1]):
             front.append(row)
     return tuple(front)
