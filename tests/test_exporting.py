@@ -351,8 +351,12 @@ def test_int8_leaves_sensitive_layers_in_float(model, tmp_path, name):
     torch.testing.assert_close(spoilt(images[:4]), model(images[:4]), rtol=1e-3, atol=1e-3)
     options = {"format": name, "precision": "int8", "images": images, "dynamic": "batch"}
     suffix = FORMATS[name].suffix
-    done = regnet.export(spoilt, tmp_path / f"a{suffix}", min_agreement=0.9, **options)
+    tried: list[str] = []
+    done = regnet.export(
+        spoilt, tmp_path / f"a{suffix}", min_agreement=0.9, on_attempt=tried.append, **options
+    )
     assert done.agreement >= 0.9
+    assert tried[0].endswith("with 0 layers in float")
     assert "s1.b1.conv2.conv" in done.floats
     assert "s1.b1.se.fc1" in done.floats
     assert "in float: squeeze-excitation, " in str(done)

@@ -1,7 +1,6 @@
 """Export networks for other runtimes, and compare every file with the network it was made from."""
 
 import json
-import logging
 import math
 import tempfile
 import time
@@ -46,8 +45,6 @@ from regnet.nn.features import Described
 from regnet.nn.layers import HaloAttention
 from regnet.nn.model import evaluation_view
 from regnet.zoo.create import preprocess
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +167,7 @@ def export(
     min_agreement: float = 0.9,
     top1: Callable[[Any], float] | None = None,
     max_drop: float = 1.0,
+    on_attempt: Callable[[str], None] = lambda _why: None,
 ) -> Exported:
     """Write a network to a file for another runtime, after checking the outputs of the file.
 
@@ -204,6 +202,8 @@ def export(
             own images, such as `lambda network: regnet.evaluate(network, "val/").top1`. Its loss is
             limited by `max_drop`.
         max_drop: the largest loss of top-1 accuracy by int8, in percentage points.
+        on_attempt: called with the reason each time that int8 exceeds a limit, before the next
+            attempt with more layers in floating point.
 
     Returns:
         The file, and how it compares with the model.
@@ -306,7 +306,7 @@ def export(
                 raise EngineError(f"{form.name} cannot export this network: {reason}") from problem
             if found.doubt is None:
                 break
-            _log.info("%s (with %d layers in float)", found.doubt, len(names))
+            on_attempt(f"{found.doubt}, with {len(names)} layers in float")
         else:
             advice = "; try more or better images, or less strict limits" if seen else ""
             raise EngineError(f"{path}: {found.doubt}; nothing was written{advice}")

@@ -145,6 +145,7 @@ def command(
             min_agreement=min_agreement,
             top1=top1 if labelled else None,
             max_drop=max_drop,
+            on_attempt=lambda why: stderr.print(f"{why}; trying more layers in float"),
         )
     if as_json:
         print_json(done)
