@@ -382,6 +382,9 @@ def test_wrong_predictions_cost_accuracy_at_most(monkeypatch, limit):
     )
     for other in filter(None, (found.next_better, found.without_license)):
         assert other.setting.accuracy > found.pick.setting.accuracy
+        assert other.measured or other.latency_ms > choosing.SURE * limit, (
+            "a network that is almost sure to fit was left out"
+        )
 
 
 def test_an_improved_pick_is_the_one_that_the_others_are_compared_with(monkeypatch):
