@@ -403,3 +403,12 @@ def test_an_improved_pick_is_the_one_that_the_others_are_compared_with(monkeypat
     assert found.pick.setting == best(20)
     assert worse["pick"].setting.accuracy < found.pick.setting.accuracy
     assert found.next_better.setting.accuracy > found.pick.setting.accuracy
+
+
+@pytest.mark.parametrize("limit", [10, 22, 40])
+def test_a_network_that_is_almost_sure_to_fit_is_built_in_any_case(monkeypatch, limit):
+    monkeypatch.setattr(choosing, "_SPARE", 0)
+    found = regnet.choose(limit)
+    # Predictions are a few percent off, so these are predicted to be within SURE of the limit.
+    assert found.pick.setting.accuracy >= best(0.7 * limit).accuracy
+    assert found.pick.latency_ms <= limit
