@@ -435,7 +435,6 @@ def test_a_missing_package_is_named(small, tmp_path, monkeypatch, package):
         regnet.export(small, path)
 
 
-@pytest.mark.long
 @given(st.integers(1, 20), st.integers(0, 50))
 def test_int8_has_images_to_calibrate_with_and_to_judge_by(batch, more):
     model = regnet.create("regnety_cifar")
@@ -447,6 +446,7 @@ def test_int8_has_images_to_calibrate_with_and_to_judge_by(batch, more):
     assert used > len(images) - 2 * batch
 
 
+@pytest.mark.long
 def test_int8_takes_another_image_size(model, tmp_path):
     photo = ROOT / "docs/photos/chelsea.png"
     done = regnet.export(

@@ -637,7 +637,7 @@ def test_spaces_can_be_compared_whatever_their_complexity(done: Path) -> None:
     assert plain.comparison.verdict == "better"
     assert normal.comparison.difference == pytest.approx(0, abs=0.3)
     assert normal.comparison.verdict == "not told apart"
-    with pytest.raises(ConfigError, match="no metric of anynetx_a 'params'"):
+    with pytest.raises(ConfigError, match="by params needs this metric of every network"):
         analyze(found, normalize="params")
     with pytest.raises(ConfigError, match="normalize by flops: no network between"):
         analyze(found, normalize="flops", bins=4000)
