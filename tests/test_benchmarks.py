@@ -184,7 +184,8 @@ def test_statements_are_judged_by_the_populations(principles):
         )
     }  # fmt: skip
     x = population(
-        40 + rng.normal(size=40), d=rng.integers(4, 13, 40), wm=2.4 + 0.2 * rng.random(40),
+        np.where(np.arange(40) < 36, 40, 45) + rng.normal(size=40),
+        d=np.where(np.arange(40) < 36, 6, 30), wm=2.4 + 0.2 * rng.random(40),
         b=np.ones(40), g=2 * np.ones(40),
     )  # fmt: skip
     verdicts = {

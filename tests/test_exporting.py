@@ -390,7 +390,7 @@ def test_int8_is_refused_where_classes_change(brief, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "floats", lambda *_: iter([()]))
     path = tmp_path / "model.xml"
     path.write_bytes(b"earlier")
-    with pytest.raises(EngineError, match=r"int8 gives .* nothing was written"):
+    with pytest.raises(EngineError, match=r"int8 must give .* nothing was written"):
         regnet.export(brief, path, precision="int8", images=photos(), min_agreement=1.01)
     assert path.read_bytes() == b"earlier"
 

@@ -436,7 +436,7 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, config_file):
         # If the tests run in the background, Ctrl-C is ignored, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    assert "small.json batch 1 fp32 folded" in process.stderr.readline()
+    assert "small.json batch 1 folded fp32" in process.stderr.readline()
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)

@@ -293,7 +293,7 @@ def test_a_real_search_ends_with_a_network_and_its_measurements(real: Found) -> 
     assert document["best"]["config"]["kind"] == "regnet"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_networks_can_be_searched_in_int8(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -441,7 +441,8 @@ def test_a_missing_function_is_reported_in_one_line(own: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "executor", ["local", pytest.param("ray", marks=pytest.mark.xdist_group("ray"))]
+    "executor",
+    ["local", pytest.param("ray", marks=[pytest.mark.long, pytest.mark.xdist_group("ray")])],
 )
 def test_a_study_of_own_functions_runs_on_any_executor(
     own: Path, tmp_path: Path, executor: str
