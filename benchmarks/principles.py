@@ -21,9 +21,9 @@ their errors were known:
 import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -164,18 +164,18 @@ def main() -> None:
 
 def judged(populations: Populations) -> list[Finding]:
     """Return all findings; the p-values are corrected for all differences together."""
-    found = [*_steps(populations), *_splits(populations)]
-    adjusted = statistics.adjust([comparison for _, comparison in found])
+    claims = [*_steps(populations), *_splits(populations)]
+    adjusted = statistics.adjust([comparison for _, comparison in claims])
     differences = [
-        replace(
-            finding,
-            ours=comparison.difference,
-            low=comparison.low,
-            high=comparison.high,
-            p_value=comparison.p_value,
-            verdict=_verdict(finding.expects, comparison),
+        Finding(
+            **claim,
+            ours=found.difference,
+            low=found.low,
+            high=found.high,
+            p_value=found.p_value,
+            verdict=_verdict(claim["expects"], found),
         )
-        for (finding, _), comparison in zip(found, adjusted, strict=True)
+        for (claim, _), found in zip(claims, adjusted, strict=True)
     ]
     return [*differences, *_values(populations)]
 
@@ -187,15 +187,8 @@ def _verdict(expects: str, found: Comparison) -> Literal["seen", "not told apart
     return "seen" if seen else "not told apart"
 
 
-def _open(statement: str, source: str, paper: float | None, expects: str, networks: int) -> Finding:
-    """Return a finding whose own number and verdict are still to be filled in."""
-    return Finding(
-        statement=statement, source=source, paper=paper, expects=expects,  # type: ignore[arg-type]
-        networks=networks, ours=0.0, low=0.0, high=0.0, p_value=None, verdict="not told apart",
-    )  # fmt: skip
-
-
-def _steps(populations: Populations) -> Iterator[tuple[Finding, Comparison]]:
+def _steps(populations: Populations) -> Iterator[tuple[dict[str, Any], Comparison]]:
+    """Yield the claims about two populations, as fields of a finding, and their comparisons."""
     for statement in STATEMENTS:
         a, b = populations.get(statement.first), populations.get(statement.second)
         if a is None or b is None:
@@ -206,31 +199,35 @@ def _steps(populations: Populations) -> Iterator[tuple[Finding, Comparison]]:
             comparison = pair.comparison
         else:
             comparison = statistics.compare(a.errors, b.errors, np.random.default_rng(0))
-        yield (
-            _open(
-                statement.says,
-                statement.source,
-                statement.paper,
-                statement.expects,
-                len(a) + len(b),
-            ),
-            comparison,
-        )
+        claim = {
+            "statement": statement.says,
+            "source": statement.source,
+            "paper": statement.paper,
+            "expects": statement.expects,
+            "networks": len(a) + len(b),
+        }
+        yield claim, comparison
 
 
-def _splits(populations: Populations) -> Iterator[tuple[Finding, Comparison]]:
+def _splits(populations: Populations) -> Iterator[tuple[dict[str, Any], Comparison]]:
+    """Yield the claims about kinds of networks within populations, likewise."""
     for statement, source, parameter, names in SPLITS:
-        strata = [populations[name] for name in names if name in populations]
         found = []
-        for population in strata:
+        for population in (populations[name] for name in names if name in populations):
             wide = population.metrics[parameter] > 1
             # According to the paper, b = 1 and g > 1 are better.
             better = wide if parameter == "g" else ~wide
             if better.any() and not better.all():
                 found.append((population.errors[better], population.errors[~better]))
         if found:
-            networks = sum(len(a) + len(b) for a, b in found)
-            yield _open(statement, source, None, "lower", networks), stratified(found)
+            claim = {
+                "statement": statement,
+                "source": source,
+                "paper": None,
+                "expects": "lower",
+                "networks": sum(len(a) + len(b) for a, b in found),
+            }
+            yield claim, stratified(found)
 
 
 def stratified(strata: Sequence[tuple[np.ndarray, np.ndarray]]) -> Comparison:
@@ -254,12 +251,11 @@ def stratified(strata: Sequence[tuple[np.ndarray, np.ndarray]]) -> Comparison:
         mixed += share * (both[:, : len(a)].mean(1) - both[:, len(a) :].mean(1))
     low, high = map(float, np.percentile(resampled, [2.5, 97.5]))
     p_value = float((1 + (np.abs(mixed) >= abs(difference) * (1 - 1e-9)).sum()) / (1 + REPEATS))
-    verdict = "not told apart"
-    if p_value < 0.05 and (high < 0 or low > 0):
-        verdict = "better" if high < 0 else "worse"
-    return Comparison(
-        difference=difference, low=low, high=high, p_value=p_value, ks=0.0, verdict=verdict
+    comparison = Comparison(
+        difference=difference, low=low, high=high, p_value=p_value, ks=0.0, verdict=""
     )
+    [judged_alone] = statistics.adjust([comparison])  # which gives it its verdict
+    return judged_alone
 
 
 def _values(populations: Populations) -> Iterator[Finding]:
@@ -279,11 +275,16 @@ def _values(populations: Populations) -> Iterator[Finding]:
         judged = float(there.min()) <= paper <= float(there.max())
         holds = found.low <= paper <= found.high
         narrow = found.high - found.low <= (high - low) / 2
-        yield replace(
-            _open(statement, source, paper, "value", len(population)),
+        yield Finding(
+            statement=statement,
+            source=source,
+            paper=paper,
+            expects="value",
+            networks=len(population),
             ours=found.median,
             low=found.low,
             high=found.high,
+            p_value=None,
             verdict="seen"
             if holds and narrow
             else "opposite"

@@ -654,9 +654,15 @@ def order(document: Document) -> Iterator[str]:
     yield f"{order_setting(document)}. Best of 8: mean over random draws of 8 networks."
 
 
+def order_plan() -> Document:
+    """The description of the study, with the networks that it will have."""
+    plan: Document = json.loads((RESULTS / "order/study.json").read_text(encoding="utf-8"))
+    return plan
+
+
 def order_setting(document: Document) -> str:
     """What was trained, on what, until when."""
-    plan = json.loads((RESULTS / "order/study.json").read_text(encoding="utf-8"))
+    plan = order_plan()
     done = sum(found["models"] + found["failed"] for found in document["spaces"].values())
     low, high = plan["spaces"][0]["limits"]["flops"]
     recipe = plan["recipe"]
@@ -670,16 +676,16 @@ def order_setting(document: Document) -> str:
 
 def order_line(document: Document) -> Iterator[str]:
     """The study in a sentence or two."""
-    spaces = document["spaces"]
+    spaces, plan = document["spaces"], order_plan()
     [pair] = [p for p in document["pairs"] if p["first"] == "regnetx_3"
               and p["second"] == "anynetx_a_3"]  # fmt: skip
     found = pair["comparison"]
     what = {"better": "lower than", "worse": "higher than"}.get(
         found["verdict"], "not told apart from"
     )
-    done = sum(each["models"] for each in spaces.values())
+    done, all_of_them = sum(x["models"] for x in spaces.values()), len(spaces) * plan["models"]
     yield (
-        f"So far {done} of {64 * len(spaces)} networks of six design spaces are trained on "
+        f"So far {done} of {all_of_them} networks of six design spaces are trained on "
         f"CIFAR-10. RegNetX has a mean error of {spaces['regnetx_3']['mean']:.1f} %, {what} the "
         f"{spaces['anynetx_a_3']['mean']:.1f} % of AnyNetX_A (difference "
         f"{found['difference']:+.1f} points, 95 % {found['low']:+.1f} to {found['high']:+.1f})"

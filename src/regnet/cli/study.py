@@ -1,6 +1,5 @@
 """`regnet study`: sample, train, compare and refine design spaces, as the paper does."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,36 +153,29 @@ def init(
     from regnet.selection.limits import DOUBTFUL
     from regnet.studies import Study, population
 
+    if image_size and not objective:
+        raise ConfigError(
+            "--image-size needs --objective; otherwise the images and the recipe decide the size"
+        )
+    shape: dict[str, Any] = {
+        name: value
+        for name, value in (("stem", stem), ("stem_width", stem_width))
+        if value is not None
+    }
     spaces = [
         read_space(
             name,
             flops=None if flops is None else parse_count("--flops", flops),
             tolerance=tolerance,
             final=final,
+            num_stages=stages,
+            image_size=image_size,
+            **shape,
         )
         for name in space or ()
     ]
-    if stages is not None:
-        if custom := [found.name for found in spaces if found.custom]:
-            raise ConfigError(
-                f"--stages is for spaces of AnyNets and RegNets; {custom[0]} is built by a function"
-            )
-        spaces = [replace(found, num_stages=stages) for found in spaces]
-    shape: dict[str, Any] = {
-        name: value
-        for name, value in (("stem", stem), ("stem_width", stem_width))
-        if value is not None
-    }
-    if image_size and not objective:
-        raise ConfigError(
-            "--image-size needs --objective; otherwise the images and the recipe decide the size"
-        )
-    side: dict[str, Any] = {"image_size": image_size} if image_size else {}
     study = Study(
-        spaces=tuple(
-            replace(found, architecture=replace(found.architecture, **shape), **side)
-            for found in restricted(spaces, restrict or [])
-        ),
+        spaces=tuple(restricted(spaces, restrict or [])),
         models=models,
         given=tuple(read_networks(path) for path in configs or ()),
         replicas=replicas,

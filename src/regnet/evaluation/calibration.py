@@ -180,13 +180,13 @@ def calibrate_on(
     """Do what `calibrate` does, on images whose classes need not be matched by name.
 
     Args:
-        model: changed in place.
+        model: the model, whose classifier is divided by the temperature in place.
         images: some classes may have none.
         outputs: (classes,), the model's output for each class of the images. None: classes and
             outputs have the same numbers.
         batch_size: images per call.
-        workers: processes that read images; 0: this one.
-        on_images: called with images done and of all.
+        workers: processes that read images; 0: this process reads them.
+        on_images: called with the number of finished images and the number of all images.
 
     Raises:
         ConfigError: the model has no linear classifier.

@@ -118,33 +118,49 @@ def find_space(
     """
     if name not in SPACES:
         raise ConfigError(unknown("space", name, SPACES))
-    space = SPACES[name]
-    known = {field.name for field in fields(ArchitectureConfig)}
-    if odd := sorted(set(architecture) - known):
-        raise ConfigError(unknown("field of an architecture", odd[0], sorted(known)))
-    space = replace(
-        space,
-        num_stages=num_stages or space.num_stages,
-        image_size=image_size or space.image_size,
-        architecture=replace(space.architecture, **architecture),
-    )
-    return part_at(space, flops=flops, tolerance=tolerance, final=final)
+    return part_at(
+        SPACES[name], flops=flops, tolerance=tolerance, final=final, num_stages=num_stages,
+        image_size=image_size, **architecture,
+    )  # fmt: skip
 
 
 def part_at(
-    space: Space, *, flops: float | None, tolerance: float = 0.1, final: bool = False
+    space: Space,
+    *,
+    flops: float | None,
+    tolerance: float = 0.1,
+    final: bool = False,
+    num_stages: int | None = None,
+    image_size: int | None = None,
+    **architecture: Any,
 ) -> Space:
-    """Return the part of a space with a given number of flops.
+    """Return the part of any space that the arguments of `find_space` describe.
 
     Args:
         space: the space.
-        flops: the most multiply-adds of a network, as in `find_space`.
+        flops: the most multiply-adds of a network.
         tolerance: width of the range of flops, as a fraction of `flops`.
         final: return the space with the constraints of sections 4 and 5; see `constrained`.
+        num_stages: number of stages; None: as it is.
+        image_size: side of the images in pixels; None: as it is.
+        architecture: fields of `ArchitectureConfig` to change.
 
     Raises:
-        ConfigError: the space has no such part.
+        ConfigError: there is no such field, or the space has no such part.
     """
+    known = {field.name for field in fields(ArchitectureConfig)}
+    if odd := sorted(set(architecture) - known):
+        raise ConfigError(unknown("field of an architecture", odd[0], sorted(known)))
+    if num_stages is not None and space.custom:
+        raise ConfigError(
+            f"{space.name} is built by a function, so its number of stages cannot be chosen"
+        )
+    space = replace(
+        space,
+        num_stages=space.num_stages if num_stages is None else num_stages,
+        image_size=space.image_size if image_size is None else image_size,
+        architecture=replace(space.architecture, **architecture),
+    )
     if final:
         if flops is None:
             raise ConfigError("the limits of a constrained space depend on flops; say how many")
