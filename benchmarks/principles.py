@@ -28,6 +28,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from regnet.atomic import write_bytes
+from regnet.errors import ConfigError
 from regnet.studies import statistics
 from regnet.studies.analysis import analyze
 from regnet.studies.population import Population
@@ -39,6 +40,7 @@ MARGIN: Final = 2.0
 paper's largest step, from C to D."""
 
 REPEATS: Final = 10_000
+MAX_BINS: Final = 10
 
 Populations = Mapping[str, Population]
 
@@ -108,6 +110,9 @@ STATEMENTS: Final = (
 tables contain both populations, which come from the study of the space order or from the spaces of
 `benchmarks/spaces.py`."""
 
+FIRST: Final = "anynetx_a_3"
+"""The space that the paper begins with."""
+
 ORDER: Final = ("anynetx_b_3", "anynetx_c_3", "anynetx_d_3", "anynetx_e_3", "regnetx_3")
 """Spaces whose stages share the bottleneck ratio; all but the first share the group width too."""
 
@@ -153,6 +158,7 @@ def main() -> None:
                 ]
             )
         ),
+        "normalized": list(normalized(populations)),
         "findings": [asdict(finding) for finding in judged(populations)],
     }
     text = json.dumps(document, indent=1) + "\n"
@@ -160,6 +166,31 @@ def main() -> None:
         write_bytes(args.out, text.encode())
     else:
         print(text, end="")
+
+
+def normalized(populations: Populations) -> Iterator[dict[str, Any]]:
+    """Yield the mean errors of the spaces of the order, with networks weighted to equal complexity.
+
+    The number of bins is the largest up to `MAX_BINS` with which each bin has a network of every
+    space. A metric for which not even two bins have that is left out.
+    """
+    order = {name: populations[name] for name in (FIRST, *ORDER) if name in populations}
+    for metric in (None, "flops", "activations", "params"):
+        for bins in range(MAX_BINS, 1, -1):
+            try:
+                found = analyze(order, normalize=metric, bins=bins)
+            except ConfigError:
+                continue
+            [pair] = [p for p in found.pairs if (p.first, p.second) == (ORDER[-1], FIRST)]
+            yield {
+                "metric": metric,
+                "bins": bins,
+                "means": {name: space.mean for name, space in found.spaces.items()},
+                "ours": pair.comparison.difference,
+                "low": pair.comparison.low,
+                "high": pair.comparison.high,
+            }
+            break
 
 
 def judged(populations: Populations) -> list[Finding]:

@@ -32,7 +32,8 @@ ELSEWHERE = {
     "prior": ROOT / "src/regnet/selection/prior.json",
     "order": RESULTS / "order/analysis.json",
     "order_line": RESULTS / "order/analysis.json",
-    "order_summary": RESULTS / "order/analysis.json",
+    "order_summary": RESULTS / "order/principles.json",
+    "order_normalized": RESULTS / "order/principles.json",
     "order_pairs": RESULTS / "order/analysis.json",
     "order_best": RESULTS / "order/analysis.json",
     "principles": RESULTS / "order/principles.json",
@@ -694,9 +695,44 @@ def order_line(document: Document) -> Iterator[str]:
 
 
 def order_summary(document: Document) -> Iterator[str]:
-    """The same for the README, with where to read on."""
-    [line] = order_line(document)
-    yield f"{line} [The study](docs/study-cifar.md) has the other spaces and the design principles."
+    """The verdicts about the paper's statements, for the README."""
+    plan = order_plan()
+    yield (
+        f"{sum(document['networks'].values())} of {len(plan['spaces']) * plan['models']} networks "
+        "are trained on CIFAR-10. What [the study](docs/study-cifar.md) has found so far about the "
+        "paper's statements: differences of mean error in points, or values, with 95 % intervals."
+    )
+    yield ""
+    rows = []
+    for verdict in ("seen", "opposite", "not told apart"):
+        found = [
+            f"{one['statement']}: {finding(one)}"
+            for one in document["findings"]
+            if one["verdict"] == verdict
+        ]
+        rows.append([verdict, "<br>".join(found) or "none"])
+    yield "| verdict | statements |"
+    yield "| --- | --- |"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def finding(found: Document) -> str:
+    """Our number of a finding, with its interval."""
+    sign = "" if found["expects"] == "value" else "+"
+    return f"{found['ours']:{sign}.1f} ({found['low']:{sign}.1f} to {found['high']:{sign}.1f})"
+
+
+def order_normalized(document: Document) -> Iterator[str]:
+    """Mean errors of the spaces when networks are weighted to the same complexity."""
+    columns = document["normalized"]
+    names = list(columns[0]["means"])
+    rows = [[f"`{name}`", *(f"{one['means'][name]:.1f}" for one in columns)] for name in names]
+    rows.append(["RegNetX - A", *(finding({**one, "expects": "lower"}) for one in columns)])
+    heads = [
+        f"{one['metric']} ({one['bins']} bins)" if one["metric"] else "not weighted"
+        for one in columns
+    ]
+    yield from table(["mean error, %", *heads], rows)
 
 
 def order_pairs(document: Document) -> Iterator[str]:
@@ -804,6 +840,8 @@ def zoo(document: Document) -> Iterator[str]:
         if (row.top1 or 0) > best:
             best = row.top1 or 0
             cost = complexity(VARIANTS[row.variant].config, row.preprocess.size[0])
+            if not 0.39e9 < cost.flops < 4e9:
+                continue
             rows.append(
                 [
                     f"`{row.id}`",
@@ -960,6 +998,7 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         order,
         order_line,
         order_summary,
+        order_normalized,
         order_pairs,
         order_best,
         principles,
