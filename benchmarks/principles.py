@@ -4,22 +4,27 @@
         --out benchmarks/results/order/principles.json
 
 Each statement is about a difference of mean errors, or about the value of a parameter that the best
-networks have. The rules for the verdicts were written when 55 of 384 networks were trained and
-their errors were known:
+networks have. The verdicts follow these rules, which were written when the errors of 55 of 384
+networks were known, and made stricter when those of 81 were:
 
 - "lower": the statement is "seen" if the 95 % interval of the difference lies below 0 and the
   permutation test agrees after Holm's correction for all differences of the table. It is "opposite"
   if the interval lies above 0 and the test agrees.
-- "no loss": the statement is "seen" if the interval ends below a margin, and "opposite" if it lies
-  above 0 and the test agrees.
+- "no loss": the same with a margin in the place of 0, which the difference must stay below.
 - "value": the statement is "seen" if the interval of the best networks contains the paper's value
-  and covers at most half of the sampled range. It is "opposite" if the interval does not contain
-  that value, although the population has networks on both sides of it.
+  and is at most half as wide as the interval of all sampled networks. It is "opposite" if the
+  interval does not contain that value, and a tenth of the networks, at least `FEWEST_BESIDE`, lie
+  on each side of it.
 - In all other cases the verdict is "not told apart".
+
+Differences within spaces count only the spaces with at least `FEWEST` networks of each kind; if
+there is none, the verdict is "too few networks".
 """
 
 import argparse
 import json
+import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,26 +33,43 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from regnet.atomic import write_bytes
-from regnet.errors import ConfigError
+from regnet.design.widths import FloatArray
 from regnet.studies import statistics
 from regnet.studies.analysis import analyze
 from regnet.studies.population import Population
-from regnet.studies.statistics import Comparison
+from regnet.studies.statistics import Comparison, MeanError
 from regnet.studies.tables import read_table
 
 MARGIN: Final = 2.0
-"""Largest increase of the mean error, in points, that counts as no loss: about a third of the
-paper's largest step, from C to D."""
+"""Increase of the mean error, in points, below which nothing is called lost: about a third of the
+paper's largest step, from C to D. A smaller one could not be shown with 64 networks of each space.
+"""
+
+FEWEST: Final = 5
+"""Smallest number of networks of a kind, in a space or a bin, whose mean is compared."""
+
+FEWEST_BESIDE: Final = 8
+"""Smallest number of networks on each side of a value that can lose to it."""
 
 REPEATS: Final = 10_000
 MAX_BINS: Final = 10
 
+PLANNED: Final = 64
+"""Number of networks of each space in the finished study."""
+
+POWER: Final = 1.96 + 0.84
+"""A true difference of this many standard errors is seen in four of five studies."""
+
 Populations = Mapping[str, Population]
+Verdict = Literal["seen", "not told apart", "opposite", "too few networks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """A statement of the paper, its number and ours, and the verdict."""
+    """A statement of the paper, its number and ours, and the verdict.
+
+    All numbers of ours are None if there are too few networks.
+    """
 
     statement: str
     source: str
@@ -55,14 +77,20 @@ class Finding:
     paper: float | None
     """The paper's difference in points of mean error, or its value; None if it gives no number."""
     expects: Literal["lower", "no loss", "value"]
-    networks: int
-    """Number of networks behind our number."""
-    ours: float
-    low: float
-    high: float
-    p_value: float | None
-    """p-value after Holm's correction; None for statements about values."""
-    verdict: Literal["seen", "not told apart", "opposite"]
+    networks: tuple[int, ...]
+    """Numbers of networks: of both sides of a difference, or of the population of a value."""
+    verdict: Verdict
+    ours: float | None = None
+    low: float | None = None
+    high: float | None = None
+    p_value: float | None = None
+    """p-value after Holm's correction; for "no loss" it is that of the test against the margin.
+    None for statements about values."""
+    at_equal_depth: tuple[float, float, float] | None = None
+    """The difference that remains when depth is held equal, by least squares, and its interval.
+    None for values, and for pairs, which have the same depth."""
+    drawn: tuple[float, float, float] | None = None
+    """For values: median and 95 % interval of the parameter in all networks of the population."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,19 +107,38 @@ class Statement:
     """Whether networks with the same number in both populations differ only in what is compared."""
 
 
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """Errors and depths of some networks."""
+
+    errors: FloatArray
+    depths: FloatArray
+
+    @classmethod
+    def of(cls, population: Population, chosen: Any = slice(None)) -> "Networks":
+        """Return the chosen networks of a population; all by default."""
+        return cls(population.errors[chosen], population.metrics["d"][chosen])
+
+
+Strata = Sequence[tuple[Networks, Networks]]
+"""Two kinds of networks in each of some spaces."""
+
 STATEMENTS: Final = (
     Statement(says="all stages can share the bottleneck ratio (B - A)", source="figure 5",
-              paper=0.2, expects="no loss", first="anynetx_b_3", second="anynetx_a_3"),
+              paper=0.2, expects="no loss", first="anynetx_b", second="anynetx_a"),
     Statement(says="all stages can share the group width (C - B)", source="figure 5",
-              paper=0.2, expects="no loss", first="anynetx_c_3", second="anynetx_b_3"),
+              paper=0.2, expects="no loss", first="anynetx_c", second="anynetx_b"),
     Statement(says="widths should not fall from stage to stage (D - C)", source="figure 7",
-              paper=-6.2, expects="lower", first="anynetx_d_3", second="anynetx_c_3"),
+              paper=-6.2, expects="lower", first="anynetx_d", second="anynetx_c"),
     Statement(says="depths should not fall either (E - D)", source="figure 7",
-              paper=-0.5, expects="lower", first="anynetx_e_3", second="anynetx_d_3"),
+              paper=-0.5, expects="lower", first="anynetx_e", second="anynetx_d"),
     Statement(says="widths should follow a quantized line (RegNetX - E)", source="figure 9",
-              paper=-1.7, expects="lower", first="regnetx_3", second="anynetx_e_3"),
+              paper=-1.7, expects="lower", first="regnetx", second="anynetx_e"),
+    Statement(says="the same with networks as deep as those of E (w_a from 4 on)",
+              source="figure 9", paper=None, expects="lower", first="as_deep",
+              second="anynetx_e"),
     Statement(says="all steps together (RegNetX - A)", source="figure 9",
-              paper=-8.0, expects="lower", first="regnetx_3", second="anynetx_a_3"),
+              paper=-8.0, expects="lower", first="regnetx", second="anynetx_a"),
     Statement(says="b = 1 beats the inverted bottleneck b = 1/4", source="figure 14",
               paper=None, expects="lower", first="b_1", second="b_quarter"),
     Statement(says="b = 1 beats b = 1/2", source="figure 14",
@@ -101,7 +148,7 @@ STATEMENTS: Final = (
     Statement(says="b = 1 beats the bottleneck b = 4", source="figure 11",
               paper=None, expects="lower", first="b_1", second="b_4"),
     Statement(says="depthwise convolutions lose (g > 1 - g = 1, all with b = 1)",
-              source="figure 14", paper=-2.9, expects="lower", first="grouped",
+              source="figure 14", paper=None, expects="lower", first="grouped",
               second="depthwise"),
     Statement(says="squeeze-excitation helps (RegNetY - RegNetX)", source="figure 14",
               paper=-1.3, expects="lower", first="with_se", second="without_se", paired=True),
@@ -110,26 +157,21 @@ STATEMENTS: Final = (
 tables contain both populations, which come from the study of the space order or from the spaces of
 `benchmarks/spaces.py`."""
 
-FIRST: Final = "anynetx_a_3"
-"""The space that the paper begins with."""
-
-ORDER: Final = ("anynetx_b_3", "anynetx_c_3", "anynetx_d_3", "anynetx_e_3", "regnetx_3")
-"""Spaces whose stages share the bottleneck ratio; all but the first share the group width too."""
+ORDER: Final = ("anynetx_a", "anynetx_b", "anynetx_c", "anynetx_d", "anynetx_e", "regnetx")
+"""The spaces in the paper's order."""
 
 SPLITS: Final = (
-    ("no bottleneck is best (b = 1 against b > 1)", "section 4", "b", ORDER),
-    ("depthwise convolutions lose (g > 1 against g = 1)", "section 4", "g", ORDER[1:]),
+    ("no bottleneck is best (b = 1 against b > 1)", "section 4", "b", ORDER[1:]),
+    ("depthwise convolutions lose (g > 1 against g = 1)", "section 4", "g", ORDER[2:]),
 )
 """Comparisons within populations: statement, source, parameter, and the spaces whose stages share
 one value of it."""
-
-SAMPLED: Final = {"d": (1, 63), "wm": (1.5, 3.0)}
-"""Ranges from which the RegNetX with three stages were sampled."""
 
 VALUES: Final = (
     ("the best networks have about 20 blocks", "figure 11", "d", 20.0),
     ("the best networks have w_m near 2.5", "figure 11", "wm", 2.5),
 )
+"""Statements about RegNetX: statement, source, parameter, and the paper's value."""
 
 
 def main() -> None:
@@ -140,8 +182,12 @@ def main() -> None:
     args = parser.parse_args()
     populations: dict[str, Population] = {}
     for table in args.tables:
-        populations |= read_table(table)
+        # Spaces that an earlier version restricted to three stages have that in their names.
+        populations |= {name.removesuffix("_3"): one for name, one in read_table(table).items()}
     analysis = analyze(populations)
+    findings = judged(populations)
+    if not findings:
+        sys.exit(f"no statement is about the spaces {', '.join(populations)}")
     document = {
         "margin": MARGIN,
         "finished": analysis.finished,
@@ -158,169 +204,238 @@ def main() -> None:
                 ]
             )
         ),
-        "normalized": list(normalized(populations)),
-        "findings": [asdict(finding) for finding in judged(populations)],
+        "complexity": complexity({n: populations[n] for n in ORDER if n in populations}),
+        "findings": [asdict(finding) for finding in findings],
     }
-    text = json.dumps(document, indent=1) + "\n"
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     if args.out:
         write_bytes(args.out, text.encode())
     else:
         print(text, end="")
 
 
-def normalized(populations: Populations) -> Iterator[dict[str, Any]]:
-    """Yield the mean errors of the spaces of the order, with networks weighted to equal complexity.
+def complexity(order: Populations) -> dict[str, Any]:
+    """Return how the spaces differ in depth, and their mean errors at equal depth and complexity.
 
-    The number of bins is the largest up to `MAX_BINS` with which each bin has a network of every
-    space. A metric for which not even two bins have that is left out.
+    A metric is made uniform by weights, with the largest number of bins up to `MAX_BINS` with which
+    each bin has at least `FEWEST` networks of every space. A metric for which not even two bins
+    have that is left out.
     """
-    order = {name: populations[name] for name in (FIRST, *ORDER) if name in populations}
-    for metric in (None, "flops", "activations", "params"):
-        for bins in range(MAX_BINS, 1, -1):
-            try:
-                found = analyze(order, normalize=metric, bins=bins)
-            except ConfigError:
-                continue
-            [pair] = [p for p in found.pairs if (p.first, p.second) == (ORDER[-1], FIRST)]
-            yield {
+    networks = {name: Networks.of(population) for name, population in order.items()}
+    errors = np.concatenate([one.errors for one in networks.values()])
+    depths = np.concatenate([one.depths for one in networks.values()])
+    space = _indicators([len(one.errors) for one in networks.values()])
+    with_depth = np.column_stack([space, depths - depths.mean()])
+    adjusted, _, _ = _least_squares(with_depth, errors)
+    return {
+        "depth": float(depths.mean()),
+        "depths": {name: float(one.depths.mean()) for name, one in networks.items()},
+        "correlation": {
+            name: statistics.rank_correlation(one.depths, one.errors)
+            for name, one in networks.items()
+        },
+        "means": {name: float(one.errors.mean()) for name, one in networks.items()},
+        "at_equal_depth": dict(zip(networks, map(float, adjusted), strict=False)),
+        "explained_by_space": _explained(space, errors),
+        "explained_with_depth": _explained(with_depth, errors),
+        "detectable": POWER * _deviation(space, errors) * math.sqrt(2 / PLANNED),
+        "weighted": [
+            {
                 "metric": metric,
                 "bins": bins,
-                "means": {name: space.mean for name, space in found.spaces.items()},
-                "ours": pair.comparison.difference,
-                "low": pair.comparison.low,
-                "high": pair.comparison.high,
+                "means": {
+                    name: space.mean
+                    for name, space in analyze(order, normalize=metric, bins=bins).spaces.items()
+                },
             }
-            break
+            for metric in ("flops", "activations", "params")
+            for bins in [_bins(order, metric)]
+            if bins > 1
+        ],
+    }
+
+
+def _bins(order: Populations, metric: str) -> int:
+    """Return the largest number of bins of the shared range that have `FEWEST` networks each."""
+    values = [population.metrics[metric] for population in order.values()]
+    ends = (max(v.min() for v in values), min(v.max() for v in values))
+    if not ends[0] < ends[1]:
+        return 0
+    for bins in range(MAX_BINS, 0, -1):
+        if min(np.histogram(v, bins, ends)[0].min() for v in values) >= FEWEST:
+            return bins
+    return 0
 
 
 def judged(populations: Populations) -> list[Finding]:
     """Return all findings; the p-values are corrected for all differences together."""
     claims = [*_steps(populations), *_splits(populations)]
-    adjusted = statistics.adjust([comparison for _, comparison in claims])
-    differences = [
-        Finding(
-            **claim,
-            ours=found.difference,
-            low=found.low,
-            high=found.high,
-            p_value=found.p_value,
-            verdict=_verdict(claim["expects"], found),
+    judged_alone = [comparison for _, comparison in claims if comparison]
+    adjusted = iter(statistics.adjust(judged_alone))
+    differences = []
+    for claim, comparison in claims:
+        if comparison is None:
+            differences.append(Finding(**claim, verdict="too few networks"))
+            continue
+        found = next(adjusted)
+        margin = MARGIN if claim["expects"] == "no loss" else 0.0
+        differences.append(
+            Finding(
+                **claim,
+                ours=found.difference + margin,
+                low=found.low + margin,
+                high=found.high + margin,
+                p_value=found.p_value,
+                verdict={"better": "seen", "worse": "opposite"}.get(  # type: ignore[arg-type]
+                    found.verdict, "not told apart"
+                ),
+            )
         )
-        for (claim, _), found in zip(claims, adjusted, strict=True)
-    ]
     return [*differences, *_values(populations)]
 
 
-def _verdict(expects: str, found: Comparison) -> Literal["seen", "not told apart", "opposite"]:
-    if found.verdict == "worse":
-        return "opposite"
-    seen = found.high < MARGIN if expects == "no loss" else found.verdict == "better"
-    return "seen" if seen else "not told apart"
-
-
-def _steps(populations: Populations) -> Iterator[tuple[dict[str, Any], Comparison]]:
+def _steps(populations: Populations) -> Iterator[tuple[dict[str, Any], Comparison | None]]:
     """Yield the claims about two populations, as fields of a finding, and their comparisons."""
     for statement in STATEMENTS:
         a, b = populations.get(statement.first), populations.get(statement.second)
         if a is None or b is None:
             continue
-        if statement.paired:
-            both = {statement.second: b, statement.first: a}
-            [pair] = analyze(both, paired=True).pairs
-            comparison = pair.comparison
-        else:
-            comparison = statistics.compare(a.errors, b.errors, np.random.default_rng(0))
-        claim = {
+        claim: dict[str, Any] = {
             "statement": statement.says,
             "source": statement.source,
             "paper": statement.paper,
             "expects": statement.expects,
-            "networks": len(a) + len(b),
+            "networks": (len(a), len(b)),
         }
-        yield claim, comparison
+        if statement.paired:
+            both = {statement.second: b, statement.first: a}
+            [pair] = analyze(both, paired=True).pairs
+            yield claim, pair.comparison
+            continue
+        strata = [(Networks.of(a), Networks.of(b))]
+        claim["at_equal_depth"] = at_equal_depth(strata)
+        yield claim, stratified(strata, MARGIN if statement.expects == "no loss" else 0.0)
 
 
-def _splits(populations: Populations) -> Iterator[tuple[dict[str, Any], Comparison]]:
+def _splits(populations: Populations) -> Iterator[tuple[dict[str, Any], Comparison | None]]:
     """Yield the claims about kinds of networks within populations, likewise."""
     for statement, source, parameter, names in SPLITS:
-        found = []
+        every: list[tuple[Networks, Networks]] = []
         for population in (populations[name] for name in names if name in populations):
             wide = population.metrics[parameter] > 1
             # According to the paper, b = 1 and g > 1 are better.
             better = wide if parameter == "g" else ~wide
-            if better.any() and not better.all():
-                found.append((population.errors[better], population.errors[~better]))
-        if found:
-            claim = {
-                "statement": statement,
-                "source": source,
-                "paper": None,
-                "expects": "lower",
-                "networks": sum(len(a) + len(b) for a, b in found),
-            }
-            yield claim, stratified(found)
+            every.append((Networks.of(population, better), Networks.of(population, ~better)))
+        if not every:
+            continue
+        strata = [pair for pair in every if min(len(one.errors) for one in pair) >= FEWEST]
+        claim: dict[str, Any] = {
+            "statement": statement,
+            "source": source,
+            "paper": None,
+            "expects": "lower",
+            "networks": tuple(
+                sum(len(pair[side].errors) for pair in strata or every) for side in (0, 1)
+            ),
+            "at_equal_depth": at_equal_depth(strata) if strata else None,
+        }
+        yield claim, stratified(strata) if strata else None
 
 
-def stratified(strata: Sequence[tuple[np.ndarray, np.ndarray]]) -> Comparison:
+def stratified(strata: Strata, margin: float = 0.0) -> Comparison:
     """Compare two kinds of networks within each space, then average the differences over spaces.
 
     A space has the weight n_a n_b / (n_a + n_b), to which the precision of its difference is
-    proportional. The interval resamples networks within each kind of each space; the permutation
-    test exchanges the kinds within each space.
+    proportional. The interval is Welch's, and the permutation test exchanges the kinds within each
+    space. The margin is subtracted from the errors of the first kind.
     """
     rng = np.random.default_rng(0)
-    weights = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in strata])
+    pairs = [(first.errors - margin, second.errors) for first, second in strata]
+    weights = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in pairs])
     shares = weights / weights.sum()
-    difference, resampled, mixed = 0.0, np.zeros(REPEATS), np.zeros(REPEATS)
-    for share, (a, b) in zip(shares, strata, strict=True):
+    difference, mixed, means = 0.0, np.zeros(REPEATS), []
+    for share, (a, b) in zip(shares, pairs, strict=True):
         difference += share * float(a.mean() - b.mean())
-        drawn = [
-            each[rng.integers(len(each), size=(REPEATS, len(each)))].mean(1) for each in (a, b)
-        ]
-        resampled += share * (drawn[0] - drawn[1])
+        means += [MeanError.of(each).scaled(share) for each in (a, b)]
         both = rng.permuted(np.tile(np.concatenate([a, b]), (REPEATS, 1)), axis=1)
         mixed += share * (both[:, : len(a)].mean(1) - both[:, len(a) :].mean(1))
-    low, high = map(float, np.percentile(resampled, [2.5, 97.5]))
-    p_value = float((1 + (np.abs(mixed) >= abs(difference) * (1 - 1e-9)).sum()) / (1 + REPEATS))
-    comparison = Comparison(
-        difference=difference, low=low, high=high, p_value=p_value, ks=0.0, verdict=""
+    half = statistics.half_width(means)
+    as_large = np.abs(mixed) >= abs(difference) * (1 - 1e-9)
+    return Comparison(
+        difference=difference,
+        low=difference - half,
+        high=difference + half,
+        p_value=float((1 + as_large.sum()) / (1 + REPEATS)),
+        ks=0.0,
+        verdict="",  # `statistics.adjust` gives it
     )
-    [judged_alone] = statistics.adjust([comparison])  # which gives it its verdict
-    return judged_alone
+
+
+def at_equal_depth(strata: Strata) -> tuple[float, float, float]:
+    """Return the difference of two kinds with the depth held equal, and its 95 % interval.
+
+    This is a regression of the error on the kind, the number of blocks and the space.
+    """
+    sides = [(first.errors, second.errors) for first, second in strata]
+    kind = np.concatenate([np.r_[np.ones(len(a)), np.zeros(len(b))] for a, b in sides])
+    depths = np.concatenate([np.r_[first.depths, second.depths] for first, second in strata])
+    spaces = _indicators([len(a) + len(b) for a, b in sides])
+    errors = np.concatenate([np.r_[a, b] for a, b in sides])
+    found, variances, freedom = _least_squares(np.column_stack([kind, depths, spaces]), errors)
+    half = statistics.student(freedom) * math.sqrt(variances[0])
+    return float(found[0]), float(found[0] - half), float(found[0] + half)
+
+
+def _indicators(counts: Sequence[int]) -> FloatArray:
+    """Return a matrix (sum of counts, len(counts)) that says to which group each row belongs."""
+    return np.repeat(np.eye(len(counts)), counts, axis=0)
+
+
+def _least_squares(x: FloatArray, y: FloatArray) -> tuple[FloatArray, FloatArray, int]:
+    """Return the coefficients, their squared standard errors, and the degrees of freedom."""
+    found, _, rank, _ = np.linalg.lstsq(x, y, rcond=None)
+    freedom = len(y) - int(rank)
+    residual = ((y - x @ found) ** 2).sum() / freedom
+    return np.asarray(found), residual * np.diag(np.linalg.pinv(x.T @ x)), freedom
+
+
+def _deviation(x: FloatArray, y: FloatArray) -> float:
+    """Return the standard deviation of what a regression leaves unexplained."""
+    found, _, freedom = _least_squares(x, y)
+    return math.sqrt(((y - x @ found) ** 2).sum() / freedom)
+
+
+def _explained(x: FloatArray, y: FloatArray) -> float:
+    """Return the share of the variance that a regression explains (R squared)."""
+    found, _, _ = _least_squares(x, y)
+    return float(1 - ((y - x @ found) ** 2).sum() / ((y - y.mean()) ** 2).sum())
 
 
 def _values(populations: Populations) -> Iterator[Finding]:
-    population = populations.get("regnetx_3")
+    population = populations.get("regnetx")
     if population is None:
         return
-    best = statistics.best_values(
-        {name: population.metrics[name] for name in SAMPLED},
-        population.errors,
-        np.random.default_rng(0),
-    )
+    metrics = {name: population.metrics[name] for _, _, name, _ in VALUES}
+    best = statistics.best_values(metrics, population.errors, np.random.default_rng(0))
     for statement, source, name, paper in VALUES:
-        low, high = SAMPLED[name]
-        found = best[name]
-        there = population.metrics[name]
-        # Networks that are not there cannot lose: the study must have some on both sides.
-        judged = float(there.min()) <= paper <= float(there.max())
+        found, there = best[name], metrics[name]
+        low, median, high = map(float, np.percentile(there, [2.5, 50, 97.5]))
         holds = found.low <= paper <= found.high
         narrow = found.high - found.low <= (high - low) / 2
+        # Networks that are not there cannot lose: the study must have some on both sides.
+        beside = min(int((there < paper).sum()), int((there > paper).sum()))
+        refuted = not holds and beside >= max(FEWEST_BESIDE, len(there) / 10)
         yield Finding(
             statement=statement,
             source=source,
             paper=paper,
             expects="value",
-            networks=len(population),
+            networks=(len(population),),
             ours=found.median,
             low=found.low,
             high=found.high,
-            p_value=None,
-            verdict="seen"
-            if holds and narrow
-            else "opposite"
-            if judged and not holds
-            else "not told apart",
+            drawn=(median, low, high),
+            verdict="seen" if holds and narrow else "opposite" if refuted else "not told apart",
         )
 
 

@@ -30,18 +30,26 @@ def values(*given: float) -> Distribution:
     return Distribution(kind="values", values=given)
 
 
-def space(name: str, *, b: Distribution, g: Distribution, **architecture: object) -> Space:
+def space(
+    name: str,
+    *,
+    b: Distribution,
+    g: Distribution,
+    wa: Distribution | None = None,
+    **architecture: object,
+) -> Space:
     """Return the space RegNetX with three stages and the given ratios, group widths and blocks."""
     base = find_space("regnetx")
     return replace(
         base,
         name=name,
         num_stages=3,
-        parameters={**base.parameters, "b": b, "g": g},
+        parameters={**base.parameters, "b": b, "g": g, "wa": wa or base.parameters["wa"]},
         architecture=replace(base.architecture, **architecture),  # type: ignore[arg-type]
     )
 
 
+ANY_RATIO: Final = Distribution(kind="power2_uniform", low=1, high=4)
 ANY_GROUP: Final = Distribution(kind="power2_uniform", low=1, high=32)
 SEVERAL: Final = Distribution(kind="power2_uniform", low=2, high=32)
 
@@ -53,9 +61,12 @@ PRINCIPLES: Final = (
     space("b_4", b=values(4), g=ANY_GROUP),
     space("depthwise", b=values(1), g=values(1)),
     space("grouped", b=values(1), g=SEVERAL),
-)
-"""Spaces of different bottleneck ratios and group widths. Squeeze-excitation has no space here: it
-is compared network by network (`paired`)."""
+    space("as_deep", b=ANY_RATIO, g=ANY_GROUP, wa=Distribution(
+        kind="log_uniform", low=4, high=255.9, quantum=0.1)),
+)  # fmt: skip
+"""Spaces of different bottleneck ratios and group widths, and RegNetX with networks about as deep
+as those of AnyNetX_E. With so few multiply-adds, the slopes from 8 on that RegNetX has leave only
+shallow ones. Squeeze-excitation has no space here: it is compared network by network (`paired`)."""
 
 FAMILIES: Final = (
     space("regnetx", b=values(1), g=SEVERAL),

@@ -33,7 +33,8 @@ ELSEWHERE = {
     "order": RESULTS / "order/analysis.json",
     "order_line": RESULTS / "order/analysis.json",
     "order_summary": RESULTS / "order/principles.json",
-    "order_normalized": RESULTS / "order/principles.json",
+    "order_complexity": RESULTS / "order/principles.json",
+    "order_power": RESULTS / "order/principles.json",
     "order_pairs": RESULTS / "order/analysis.json",
     "order_best": RESULTS / "order/analysis.json",
     "principles": RESULTS / "order/principles.json",
@@ -678,8 +679,8 @@ def order_setting(document: Document) -> str:
 def order_line(document: Document) -> Iterator[str]:
     """The study in a sentence or two."""
     spaces, plan = document["spaces"], order_plan()
-    [pair] = [p for p in document["pairs"] if p["first"] == "regnetx_3"
-              and p["second"] == "anynetx_a_3"]  # fmt: skip
+    first, *_, last = spaces
+    [pair] = [p for p in document["pairs"] if (p["first"], p["second"]) == (last, first)]
     found = pair["comparison"]
     what = {"better": "lower than", "worse": "higher than"}.get(
         found["verdict"], "not told apart from"
@@ -687,8 +688,8 @@ def order_line(document: Document) -> Iterator[str]:
     done, all_of_them = sum(x["models"] for x in spaces.values()), len(spaces) * plan["models"]
     yield (
         f"So far {done} of {all_of_them} networks of six design spaces are trained on "
-        f"CIFAR-10. RegNetX has a mean error of {spaces['regnetx_3']['mean']:.1f} %, {what} the "
-        f"{spaces['anynetx_a_3']['mean']:.1f} % of AnyNetX_A (difference "
+        f"CIFAR-10. RegNetX has a mean error of {spaces[last]['mean']:.1f} %, {what} the "
+        f"{spaces[first]['mean']:.1f} % of AnyNetX_A (difference "
         f"{found['difference']:+.1f} points, 95 % {found['low']:+.1f} to {found['high']:+.1f})"
         + ("; with so few networks the interval is rough." if document["warnings"] else ".")
     )
@@ -705,12 +706,15 @@ def order_summary(document: Document) -> Iterator[str]:
     yield ""
     rows = []
     for verdict in ("seen", "opposite", "not told apart"):
-        found = [
-            f"{one['statement']}: {finding(one)}"
-            for one in document["findings"]
-            if one["verdict"] == verdict
-        ]
-        rows.append([verdict, "<br>".join(found) or "none"])
+        found = [one for one in document["findings"] if one["verdict"] == verdict]
+        lines = [f"{one['statement']}: {finding(one)}" for one in found]
+        if verdict != "not told apart":
+            lines = [
+                line + (f"; at equal depth {interval(*equal)}" if equal else "")
+                for line, one in zip(lines, found, strict=True)
+                for equal in [one["at_equal_depth"]]
+            ]
+        rows.append([verdict, "<br>".join(lines) or "none"])
     yield "| verdict | statements |"
     yield "| --- | --- |"
     yield from (f"| {' | '.join(row)} |" for row in rows)
@@ -718,21 +722,53 @@ def order_summary(document: Document) -> Iterator[str]:
 
 def finding(found: Document) -> str:
     """Our number of a finding, with its interval."""
-    sign = "" if found["expects"] == "value" else "+"
-    return f"{found['ours']:{sign}.1f} ({found['low']:{sign}.1f} to {found['high']:{sign}.1f})"
+    return interval(
+        found["ours"], found["low"], found["high"], "" if found["expects"] == "value" else "+"
+    )
 
 
-def order_normalized(document: Document) -> Iterator[str]:
-    """Mean errors of the spaces when networks are weighted to the same complexity."""
-    columns = document["normalized"]
-    names = list(columns[0]["means"])
-    rows = [[f"`{name}`", *(f"{one['means'][name]:.1f}" for one in columns)] for name in names]
-    rows.append(["RegNetX - A", *(finding({**one, "expects": "lower"}) for one in columns)])
-    heads = [
-        f"{one['metric']} ({one['bins']} bins)" if one["metric"] else "not weighted"
-        for one in columns
+def interval(value: float, low: float, high: float, sign: str = "+") -> str:
+    """A number with its interval, without a sign at 0.0."""
+    shown = [f"{number:{sign}.1f}" for number in (value, low, high)]
+    value_, low_, high_ = ("0.0" if float(text) == 0 else text for text in shown)
+    return f"{value_} ({low_} to {high_})"
+
+
+def order_complexity(document: Document) -> Iterator[str]:
+    """How deep the networks of each space are, and mean errors at equal depth and complexity."""
+    found = document["complexity"]
+    rows = [
+        [
+            f"`{name}`",
+            f"{found['depths'][name]:.1f}",
+            f"{found['correlation'][name]:+.2f}",
+            f"{found['means'][name]:.1f}",
+            f"{found['at_equal_depth'][name]:.1f}",
+            *(f"{one['means'][name]:.1f}" for one in found["weighted"]),
+        ]
+        for name in found["means"]
     ]
-    yield from table(["mean error, %", *heads], rows)
+    heads = [f"at equal {one['metric']} ({one['bins']} bins), %" for one in found["weighted"]]
+    yield from table(
+        ["space", "mean depth", "rank correlation of depth and error", "mean error, %",
+         f"at {found['depth']:.1f} blocks, %", *heads],
+        rows,
+    )  # fmt: skip
+    yield ""
+    yield (
+        f"Which space a network is from explains {found['explained_by_space']:.0%} of the variance "
+        f"of errors; space and depth together explain {found['explained_with_depth']:.0%}."
+    )
+
+
+def order_power(document: Document) -> Iterator[str]:
+    """What the study cannot show."""
+    least = document["complexity"]["detectable"]
+    yield (
+        f"With 64 networks of each space, a difference of {least:.1f} points would be seen in four "
+        "of five studies before the correction for several comparisons, and smaller ones more "
+        "rarely."
+    )
 
 
 def order_pairs(document: Document) -> Iterator[str]:
@@ -774,24 +810,30 @@ def principles(document: Document) -> Iterator[str]:
     rows = []
     for found in document["findings"]:
         sign = "" if found["expects"] == "value" else "+"
-        paper = "" if found["paper"] is None else f"{found['paper']:{sign}.1f}"
+        drawn = found["drawn"]
         rows.append(
             [
                 f"{found['statement']}, {found['source']}",
-                paper,
-                f"{found['ours']:{sign}.1f}",
-                f"{found['low']:{sign}.1f} to {found['high']:{sign}.1f}",
+                " and ".join(map(str, found["networks"])),
+                "" if found["paper"] is None else f"{found['paper']:{sign}.1f}",
+                "" if found["ours"] is None else finding(found),
                 "" if found["p_value"] is None else f"{found['p_value']:.3f}",
+                interval(*found["at_equal_depth"]) if found["at_equal_depth"] else "",
+                interval(*drawn, "") if drawn else "",
                 found["verdict"],
             ]
         )
-    yield from table(["the paper's statement", "paper", "here", "95 %", "p", "verdict"], rows)
+    yield from table(
+        ["the paper's statement", "networks", "paper", "here (95 %)", "p", "at equal depth (95 %)",
+         "of all networks (95 %)", "verdict"],
+        rows,
+    )  # fmt: skip
     yield ""
     yield (
         "Differences are points of mean error. "
         f"{sum(document['networks'].values())} networks were trained and {document['failed']} "
-        f"failed. Half of them took less than {document['minutes']:.0f} minutes of one core, which "
-        f"did other work as well. {document['finished'][:10]}."
+        f"failed. The median training took {document['minutes']:.1f} minutes on one of two cores "
+        f"that did other work as well. {document['finished'][:10]}."
     )
 
 
@@ -998,7 +1040,8 @@ TABLES: Mapping[str, Callable[[Document], Iterator[str]]] = {
         order,
         order_line,
         order_summary,
-        order_normalized,
+        order_complexity,
+        order_power,
         order_pairs,
         order_best,
         principles,

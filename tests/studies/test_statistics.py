@@ -1,6 +1,7 @@
 """Tests of the statistics against numbers worked out by hand, and against scipy."""
 
 import itertools
+import json
 import math
 import warnings
 from dataclasses import replace
@@ -207,6 +208,8 @@ def test_pairs_agree_with_scipys_permutation_test_of_pairs() -> None:
     )  # fmt: skip
     assert found.difference == pytest.approx(theirs.statistic)
     assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02)
+    student = stats.ttest_rel(a, b).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((student.low, student.high), abs=1e-4)
     assert found.verdict == "better"
     assert s.compare(a, b, rng()).verdict == "not told apart", "unpaired errors vary more"
     with pytest.raises(ConfigError, match="equally many errors of both, got 20 and 19"):
@@ -234,7 +237,35 @@ def test_a_comparison_agrees_with_scipys_permutation_test() -> None:
     assert found.difference == pytest.approx(theirs.statistic)
     assert found.p_value == pytest.approx(theirs.pvalue, abs=0.02)
     welch = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
-    assert (found.low, found.high) == pytest.approx((welch.low, welch.high), abs=0.4)
+    assert (found.low, found.high) == pytest.approx((welch.low, welch.high), abs=1e-4)
+
+
+@pytest.mark.parametrize("freedom", [1, 1.5, 2, 3, 7.3, 30, 500, 20_000])
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+def test_students_t_is_scipys(freedom: float, level: float) -> None:
+    theirs = stats.t.ppf((1 + level) / 2, freedom)
+    assert s.student(freedom, level) == pytest.approx(theirs, rel=1e-4)
+
+
+def test_weighted_intervals_contain_the_truth_as_often_as_they_claim() -> None:
+    """Half of the weight lies on one of twelve networks, as in a bin with a single network."""
+    generator, hits = rng(), 0
+    uneven = [11.0, *[1.0] * 11]
+    for _ in range(400):
+        a, b = generator.normal(50, 5, (2, 12))
+        found = s.compare(a, b, generator, first_weights=uneven, repeats=1)
+        hits += found.low <= 0 <= found.high
+    assert hits / 400 >= 0.9
+
+
+def test_a_single_network_spreads_as_the_other_space_does() -> None:
+    one, several = [50.0], [40.0, 44.0, 48.0]
+    found = s.compare(one, several, rng())
+    pooled = stats.ttest_ind(one, several, equal_var=True).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((pooled.low, pooled.high), abs=1e-3)
+    alone = s.compare(one, [40.0], rng())
+    assert (alone.low, alone.high) == (-math.inf, math.inf)
+    assert json.dumps(alone.to_dict(), allow_nan=False).count("null") == 2
 
 
 def test_a_weighted_comparison_equals_one_worked_out_by_hand() -> None:

@@ -67,7 +67,11 @@ class Analysis:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as a JSON-serializable dictionary."""
-        return asdict(self)
+        pairs = [
+            {"first": pair.first, "second": pair.second, "comparison": pair.comparison.to_dict()}
+            for pair in self.pairs
+        ]
+        return {**asdict(self), "pairs": pairs}
 
 
 def analyze(

@@ -70,7 +70,7 @@ def render(study: Study | None, populations: Mapping[str, Population], *, seed: 
             }
         )
     pairs = [
-        {"first": pair.first, "second": pair.second, **_fields(pair.comparison)}
+        {"first": pair.first, "second": pair.second, **pair.comparison.to_dict()}
         for pair in analysis.pairs
     ]
     with_latency = all(LATENCY in populations[name].metrics for name in analysis.spaces)
@@ -364,7 +364,3 @@ def _plain(result: SpaceResult) -> dict[str, Any]:
         "correlation": dict(result.correlation),
         "search": [[size, b.mean, b.low, b.high] for size, b in result.search.items()],
     }
-
-
-def _fields(comparison: statistics.Comparison) -> dict[str, Any]:
-    return {name: getattr(comparison, name) for name in comparison.__slots__}

@@ -26,6 +26,7 @@ from regnet.selection.search import Contenders, OnStep, contenders
 from regnet.spaces.paper import search_space
 from regnet.spaces.space import Space
 from regnet.studies import population
+from regnet.studies.statistics import student
 from regnet.studies.store import Row
 from regnet.studies.study import Given, Study
 from regnet.studies.task import fingerprints
@@ -45,12 +46,6 @@ SHARES: Final = (0.25, 0.5, 1.0)
 
 REPLICAS: Final = 4
 """Default number of trainings of each of the two networks that are compared at the end."""
-
-_STUDENT: Final[Mapping[int, float]] = {
-    2: 4.302653, 4: 2.776445, 6: 2.446912, 8: 2.306004, 10: 2.228139, 12: 2.178813, 14: 2.144787,
-    16: 2.119905, 18: 2.100922,
-}  # fmt: skip
-"""Student's t, two-sided 95 %, by degrees of freedom: 2 (replicas - 1) for 2 to 10 replicas."""
 
 CONFIRM: Final = "confirm"
 """Name of the last study, which trains the best candidate and the best published network again."""
@@ -419,7 +414,7 @@ def _repeats(found: population.Population, replicas: int) -> list[float]:
 def _difference(pick: Sequence[float], rival: Sequence[float]) -> Difference:
     points, count = fmean(rival) - fmean(pick), len(pick)
     pooled = (variance(pick) + variance(rival)) / 2
-    half = _STUDENT[2 * count - 2] * sqrt(2 * pooled / count)
+    half = student(2 * count - 2) * sqrt(2 * pooled / count)
     return Difference(
         points=points,
         low=points - half,

@@ -7,8 +7,8 @@ better. Functions that need randomness take a generator.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -80,9 +80,9 @@ class Comparison:
     difference: float
     """Mean error of the first minus that of the second; negative if the first is better."""
     low: float
-    """Lower end of the bootstrap interval of the difference."""
+    """Lower end of the interval of the difference; infinite if neither space has two networks."""
     high: float
-    """Upper end of the bootstrap interval of the difference."""
+    """Upper end of the interval of the difference, likewise."""
     p_value: float
     """Probability of a difference at least this large in either direction if the spaces were the
     same, from a permutation test."""
@@ -90,6 +90,12 @@ class Comparison:
     """Largest distance between the two EDFs (Kolmogorov and Smirnov)."""
     verdict: str
     """Whether the first space is "better", "worse" or "not told apart" from the second."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields; ends of an infinite interval, which JSON does not have, are None."""
+        ends = {name: end if math.isfinite(end := getattr(self, name)) else None
+                for name in ("low", "high")}  # fmt: skip
+        return {**asdict(self), **ends}
 
 
 def edf(errors: ArrayLike, weights: ArrayLike | None = None) -> Edf:
@@ -362,15 +368,15 @@ def compare_pairs(
 ) -> Comparison:
     """Compare two populations as `compare` does, but by pairs of networks.
 
-    The interval is a bootstrap over pairs. The test flips the signs of the differences at random,
-    which is exact for differences that are symmetric about zero.
+    The interval is Student's for the mean of the differences. The test flips the signs of the
+    differences at random, which is exact for differences that are symmetric about zero.
 
     Args:
         first: errors of n networks, in percent.
         second: errors of their n partners, in the same order.
         rng: random generator.
         level: level of the interval and of the test.
-        repeats: number of resampled sets of pairs, and of random sign flips.
+        repeats: number of random sign flips.
 
     Raises:
         ConfigError: the two populations differ in size.
@@ -380,10 +386,10 @@ def compare_pairs(
     if len(a) != len(b):
         raise ConfigError(f"pairs need equally many errors of both, got {len(a)} and {len(b)}")
     differences = a - b
-    means = differences[rng.integers(len(a), size=(repeats, len(a)))].mean(axis=1)
+    difference = float(differences.mean())
     mixed = (differences * rng.choice([-1.0, 1.0], size=(repeats, len(a)))).mean(axis=1)
-    ks = ks_distance(a, b)
-    return _compared(float(differences.mean()), means, mixed, ks, level)
+    half = half_width([MeanError.of(differences)], level)
+    return _compared(difference, half, mixed, ks_distance(a, b), level)
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
@@ -409,8 +415,9 @@ def compare(
     """Test whether the networks of one space are better on average than those of another.
 
     DDS compares spaces by the mean of an EDF, but has no test. This function computes a two-sided
-    permutation test of the difference of means, and the bootstrap interval of the difference. The
-    verdict is "better" or "worse" if the interval excludes 0 and the p-value is at most 1 - level.
+    permutation test of the difference of means, and Welch's interval of the difference, which keeps
+    its level in small populations, too. The verdict is "better" or "worse" if the interval excludes
+    0 and the p-value is at most 1 - level.
 
     Args:
         first: errors of the first space's networks, in percent.
@@ -420,14 +427,12 @@ def compare(
             equal weights.
         second_weights: weights of the second space's networks.
         level: level of the interval and of the test.
-        repeats: number of permutations, and of resampled pairs of populations.
+        repeats: number of permutations.
     """
     a, a_share = _weighted(first, first_weights)
     b, b_share = _weighted(second, second_weights)
     difference = float(a @ a_share - b @ b_share)
-    resampled = _resampled_means(a, a_share, rng, repeats) - _resampled_means(
-        b, b_share, rng, repeats
-    )
+    half = half_width([MeanError.of(a, a_share), MeanError.of(b, b_share)], level)
     # A permuted network keeps its weight. Weights are scaled to a mean of 1 in each population, so
     # that they are comparable between the two.
     errors = np.concatenate([a, b])
@@ -435,15 +440,73 @@ def compare(
     order = rng.permuted(np.broadcast_to(np.arange(len(errors)), (repeats, len(errors))), axis=1)
     ours, theirs = order[:, : len(a)], order[:, len(a) :]
     mixed = _means(errors, weights, ours) - _means(errors, weights, theirs)
-    return _compared(difference, resampled, mixed, ks_distance(a, b, a_share, b_share), level)
+    return _compared(difference, half, mixed, ks_distance(a, b, a_share, b_share), level)
+
+
+@dataclass(frozen=True, slots=True)
+class MeanError:
+    """The squared standard error of a mean, and its degrees of freedom."""
+
+    square: float
+    freedom: float
+    """0 if the mean is of one value, so that its standard error is not known."""
+
+    @classmethod
+    def of(cls, values: FloatArray, share: FloatArray | None = None) -> "MeanError":
+        """Estimate the standard error of the mean of values, with weights that sum to 1."""
+        weights = np.full(len(values), 1 / len(values)) if share is None else share
+        freedom = max(1 / float(weights @ weights) - 1, 0.0)  # equal weights: n - 1
+        if len(values) == 1:
+            return cls(0.0, 0.0)
+        spread = float(weights**2 @ (values - values @ weights) ** 2)
+        return cls(spread * (freedom + 1) / freedom, freedom)
+
+    def scaled(self, factor: float) -> "MeanError":
+        """Return the standard error of a multiple of the mean."""
+        return MeanError(factor**2 * self.square, self.freedom)
+
+
+def half_width(means: Sequence[MeanError], level: float = 0.95) -> float:
+    """Return half the width of the interval of a sum or difference of independent means.
+
+    The degrees of freedom are those of Welch and Satterthwaite. A mean of one value is taken to
+    spread as the others do; if there is no other, the width is infinite.
+    """
+    known = [mean for mean in means if mean.freedom > 0]
+    if not known:
+        return math.inf
+    square = sum(mean.square for mean in known)
+    for mean in means:
+        if mean.freedom == 0:  # the spread of single values, from a mean of n = freedom + 1
+            square += sum(one.square * (one.freedom + 1) for one in known) / len(known)
+    if square == 0:
+        return 0.0
+    freedom = sum(mean.square for mean in known) ** 2 / sum(
+        mean.square**2 / mean.freedom for mean in known
+    )
+    return student(freedom, level) * math.sqrt(square)
+
+
+def student(freedom: float, level: float = 0.95) -> float:
+    """Return the number of standard errors on each side of the interval of a mean (Student's t).
+
+    Args:
+        freedom: degrees of freedom; numbers below 1 are taken as 1.
+        level: probability that the interval contains the mean.
+    """
+    # t = sqrt(freedom) tan(angle) has this density in the angle, from 0 to a right angle.
+    freedom = max(freedom, 1.0)
+    angles = np.linspace(0, math.pi / 2, 20_001)
+    density = np.cos(angles) ** (freedom - 1)
+    area = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return math.sqrt(freedom) * math.tan(float(np.interp(level, area / area[-1], angles)))
 
 
 def _compared(
-    difference: float, resampled: FloatArray, mixed: FloatArray, ks: float, level: float
+    difference: float, half: float, mixed: FloatArray, ks: float, level: float
 ) -> Comparison:
-    """Return the comparison, from resampled differences and from differences after permutation."""
-    tail = 50 * (1 - level)
-    low, high = map(float, np.percentile(resampled, [tail, 100 - tail]))
+    """Return the comparison, from half its interval and from differences after permutation."""
+    low, high = difference - half, difference + half
     # The tolerance counts differences that are equal up to rounding. The observed arrangement is
     # one of the permutations, hence the 1 in both terms.
     as_large = np.abs(mixed) >= abs(difference) * (1 - 1e-9)
@@ -489,14 +552,6 @@ def _verdict(low: float, high: float, p_value: float, level: float) -> str:
     if p_value > 1 - level:
         return "not told apart"
     return "better" if high < 0 else "worse" if low > 0 else "not told apart"
-
-
-def _resampled_means(
-    values: FloatArray, share: FloatArray, rng: np.random.Generator, repeats: int
-) -> FloatArray:
-    """Return the means (repeats,) of populations drawn by weight, with replacement."""
-    counts = rng.multinomial(len(values), share, size=repeats)
-    return np.asarray(counts @ values / len(values), dtype=np.float64)
 
 
 def _ranks(values: ArrayLike) -> FloatArray:
