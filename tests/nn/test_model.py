@@ -529,3 +529,41 @@ def test_an_empty_batch_gives_empty_outputs(config):
 def test_networks_can_have_other_numbers_of_channels(channels):
     model = regnet.create("regnetx_002", in_chans=channels).eval()
     assert model(torch.randn(1, channels, 32, 32)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize("config", [SMALL, replace(SMALL, group_width=1)])
+def test_gradient_checkpointing_changes_no_statistics(config):
+    plain = AnyNet(config, drop_path_rate=0.2).train()
+    again = copy.deepcopy(plain)
+    again.set_grad_checkpointing()
+    for model in (plain, again):
+        torch.manual_seed(0)
+        for step in range(3):
+            model(images(32, 32) + step).sum().backward()
+    for (name, one), other in zip(plain.named_buffers(), again.buffers(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_depthwise_networks_can_be_scripted():
+    model = AnyNet(replace(SMALL, group_width=1)).eval()
+    x = images(32, 32)
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"padding_mode": "reflect", "_reversed_padding_repeated_twice": [1, 1, 1, 1]},
+        {"dilation": (2, 2), "padding": (2, 2), "stride": (1, 1)},
+    ],
+)
+def test_a_changed_depthwise_convolution_computes_what_torch_does(change):
+    ours = conv2d(8, 8, 3, stride=2, groups=8)
+    theirs = nn.Conv2d(8, 8, 3, 2, 1, groups=8, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    for layer in (ours, theirs):
+        for name, value in change.items():
+            setattr(layer, name, value)
+    x = torch.randn(2, 8, 16, 16)
+    assert torch.equal(ours(x), theirs(x))

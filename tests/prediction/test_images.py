@@ -68,3 +68,18 @@ def test_models_of_other_dtypes_can_predict():
 def test_topk_outside_its_range_is_refused(topk):
     with pytest.raises(ConfigError, match=f"between 1 and the number of classes, 10; got {topk}"):
         regnet.predict(PHOTO, topk=topk)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch.compile causes it
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+def test_wrapped_models_can_predict(wrap):
+    model = regnet.create("regnety_cifar", pretrained=True)
+    wrapped = wrap(model)
+    assert regnet.preprocess(wrapped) == regnet.preprocess(model)
+    [result] = regnet.predict(PHOTO, wrapped)
+    assert result.classes[0].label == "cat"
+
+
+def test_what_is_no_model_is_named():
+    with pytest.raises(ConfigError, match="a network of this library, or a name, got pathlib"):
+        regnet.predict("regnety_cifar", PHOTO)

@@ -343,3 +343,13 @@ def test_anynets_have_a_latency_too() -> None:
     model = LatencyModel.fit(drawn.latency_features, drawn.metric("flops") / 1e8)
     part = space.restrict(latency_ms=(1, 20), device=model)
     assert len(sample(part, 10).metric("latency_ms")) == 10
+
+
+def test_ordered_stages_that_are_too_rare_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr(sampling, "ORDERED", 200_000)
+    with pytest.raises(
+        ConfigError, match='hardly ever drawn in order in 8 stages; use ordering="s'
+    ):
+        sample(find_space("anynetx_d", num_stages=8), 1)
+    sorted_ = replace(find_space("anynetx_d", num_stages=8), ordering="sorting")
+    assert len(sample(sorted_, 1)) == 1

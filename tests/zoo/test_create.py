@@ -103,7 +103,7 @@ def test_unknown_options_are_type_errors():
         regnet.create("regnetx_002", num_class=10)  # type: ignore[call-overload]
     with pytest.raises(TypeError, match="num_class"):
         regnet.regnet_x_200mf(num_class=10)  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match=r"torch\.jit\.script accepts every network as it is"):
+    with pytest.raises(TypeError, match=r"torch\.jit\.script accepts networks as they are"):
         regnet.create("regnetx_002", scriptable=True)  # type: ignore[call-overload]
 
 

@@ -61,7 +61,10 @@ def test_a_file_of_weights_can_be_given_as_a_name(weights, caplog):
     model = regnet.create(str(weights), pretrained=True)
     assert model.num_classes == 7
     assert model.card.architecture == "regnetx_002"
-    assert "does not specify its preprocessing; using that of regnetx_002.pycls_in1k" in caplog.text
+    assert (
+        "no preprocessing, activations and strides; using those of regnetx_002.pycls_in1k"
+        in caplog.text
+    )
     x = torch.randn(1, 3, 64, 64)
     other = regnet.create("regnetx_002", checkpoint_path=weights, num_classes=7).eval()
     assert torch.equal(model.eval()(x), other(x))
@@ -163,3 +166,18 @@ def test_preprocessing_can_be_looked_up_by_name():
     assert regnet.preprocess("regnety_cifar").size == (32, 32)
     with pytest.raises(ConfigError, match="takes a model or the name of one, got int 3"):
         regnet.preprocess(3)
+
+
+def test_from_pretrained_finds_files_by_any_path(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    path = tmp_path / "runs/best.pth"
+    path.write_bytes(weights.read_bytes())
+    for name in ("runs/best.pth", "./runs/best.pth", str(path), path):
+        assert AnyNet.from_pretrained(name).config.num_classes == 7
+
+
+def test_from_pretrained_of_a_missing_path_does_not_ask_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((NotFoundError, WeightsError, ConfigError), match=r"\./none\.pth"):
+        AnyNet.from_pretrained("./none.pth")

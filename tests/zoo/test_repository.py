@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save
@@ -14,6 +15,7 @@ from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, LicenseWarning, WeightsError
 from regnet.nn.model import AnyNet
+from regnet.weights.card import Card
 from regnet.weights.formats import FORMATS, from_native
 from regnet.zoo.publish import save_pretrained
 from regnet.zoo.repository import read_repository
@@ -524,3 +526,80 @@ def test_the_processor_of_a_repository_is_fetched_too(hub, cache):
     }
     source = find_source("hf-hub:someone/mine", pretrained=True)
     assert source.checkpoint.preprocess.size == (288, 288)
+
+
+def _nan(model):
+    with torch.no_grad():
+        model.head.fc.weight[0, 0] = float("nan")
+
+
+def _no_head(model):
+    model.head = nn.Identity()
+
+
+def _no_shortcut(model):
+    model.s1.b2.downsample = None
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (_nan, {}, "head.fc.weight has values that are not finite"),
+        (_no_head, {}, "head was changed in a way that no config describes"),
+        (_no_shortcut, {}, "downsample was changed in a way that no config describes"),
+        (None, {"metrics": {"mine": float("nan")}}, "must be numbers in percent, got nan for mine"),
+        (None, {"metrics": {"mine": "93.1"}}, "got '93.1' for mine"),
+        (None, {"metrics": {"mine": None}}, "got None for mine"),
+        (None, {"metrics": {"mine": torch.ones(2)}}, "for mine"),
+    ],
+)
+def test_a_model_that_cannot_be_saved_leaves_the_folder_as_it_is(tmp_path, change, options, words):
+    config = RegNetConfig(depth=6, w0=16, wa=4.0, wm=2.0, group_width=8, num_classes=3)
+    save_pretrained(AnyNet(config), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    other = AnyNet(config)
+    if change:
+        change(other)
+    with pytest.raises(ConfigError, match=words):
+        save_pretrained(other, tmp_path, **options)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_metrics_may_be_what_evaluation_loops_compute(tmp_path, model):
+    metrics = {"a": np.float32(93.5), "b": torch.tensor(92.25), "c": 91}
+    save_pretrained(model, tmp_path, metrics=metrics)
+    card = regnet.create(f"local-dir:{tmp_path}", pretrained=True).card
+    assert [metric.top1 for metric in card.metrics] == [93.5, 92.25, 91.0]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"2": "horse", "1": "dog", "0": "cat"}, ("cat", "dog", "horse")),
+        ({0: "cat", 1: "dog", 2: "horse"}, ("cat", "dog", "horse")),
+        ({"0": "cat", "2": "horse"}, ()),
+        (["cat", "dog", "horse"], ("cat", "dog", "horse")),
+    ],
+)
+def test_names_of_classes_may_be_numbered(names, expected):
+    assert Card.from_timm({"architecture": "regnetx_002", "label_names": names}).labels == expected
+
+
+def test_names_of_classes_with_other_keys_are_refused():
+    with pytest.raises(ConfigError, match="must be a list, or be numbered from 0; got 'n01440764'"):
+        Card.from_timm({"label_names": {"n01440764": "tench"}})
+
+
+def test_flat_configs_of_early_timm_are_read(tmp_path, caplog):
+    write_config(
+        tmp_path, architecture="regnetx_002", num_classes=3, labels=["cat", "dog", "horse"],
+        input_size=[3, 288, 288], crop_pct=0.95, interpolation="bilinear", mean=[0.5, 0.5, 0.5],
+        std=[0.4, 0.4, 0.4], pool_size=[7, 7], first_conv="stem.conv", classifier="head.fc",
+    )  # fmt: skip
+    source = read_repository(tmp_path / "config.json")
+    look = source.card(loaded=True).preprocess
+    assert (look.size, look.crop_pct, look.interpolation) == ((288, 288), 0.95, "bilinear")
+    assert (look.mean, look.std) == ((0.5, 0.5, 0.5), (0.4, 0.4, 0.4))
+    assert source.card(loaded=True).labels == ("cat", "dog", "horse")
+    assert source.config.num_classes == 3
+    assert not caplog.text

@@ -1,6 +1,8 @@
 """Tests of models with weights of any format, place, classes and channels."""
 
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +16,8 @@ from regnet.errors import ConfigError, LicenseWarning, WeightsError
 from regnet.nn.model import AnyNet
 from regnet.weights.catalog import checkpoints, data_dir, find_checkpoint
 from regnet.weights.formats import FORMATS, from_native
-from regnet.zoo.loading import adapt_stem
+from regnet.weights.unwrap import read_tensors
+from regnet.zoo.loading import adapt_stem, load_tensors
 from regnet.zoo.resolver import find_source
 from tests.hub_server import COMMIT
 from tests.marks import linux, one_per_family
@@ -50,10 +53,11 @@ def test_files_of_any_format_give_the_same_model(tmp_path, original, format, suf
 
 
 @linux
-def test_the_tensors_of_a_model_are_not_copied(tmp_path):
+def test_tensors_are_not_copied_unless_users_may_write_to_their_file(tmp_path):
     config = RegNetConfig(depth=4, w0=256, wa=0.0, wm=2.0, group_width=256)
     save_file(AnyNet(config).state_dict(), tmp_path / "model.safetensors")
-    model = regnet.create(config, checkpoint_path=tmp_path / "model.safetensors")
+    model = AnyNet(config)
+    load_tensors(model, read_tensors(tmp_path / "model.safetensors"), source="the cache")
     with open("/proc/self/maps") as maps:  # noqa: PTH123 - not a path of ours
         assert str(tmp_path) in maps.read()
     model.train()
@@ -61,7 +65,91 @@ def test_the_tensors_of_a_model_are_not_copied(tmp_path):
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     again = regnet.create(config, checkpoint_path=tmp_path / "model.safetensors")
     assert not torch.equal(model.head.fc.weight, again.head.fc.weight)
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    del model
+    with open("/proc/self/maps") as maps:  # noqa: PTH123 - not a path of ours
+        assert str(tmp_path) not in maps.read()
+
+
+OVERWRITING = """
+import sys
+import torch
+import regnet
+
+from safetensors.torch import save_file
+
+kind, path = sys.argv[1:]
+model = regnet.create("regnety_cifar", checkpoint_path=path).eval()
+x = torch.randn(2, 3, 32, 32)
+with torch.inference_mode():
+    before = model(x)
+    if kind == "saved":  # as every training loop does
+        (torch.save if path.endswith("pth") else save_file)(model.state_dict(), path)
+    else:
+        open(path, "wb").write(b"short")
+    assert torch.equal(model(x), before)
+"""
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("kind", ["saved", "cut short"])
+def test_a_file_can_be_overwritten_while_a_model_from_it_is_used(kind, suffix, tmp_path, original):
+    path = tmp_path / f"last.{suffix}"
+    (torch.save if suffix == "pth" else save_file)(original.state_dict(), path)
+    done = subprocess.run(
+        [sys.executable, "-c", OVERWRITING, kind, path], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    if kind == "saved":
+        equal(regnet.create(NAME, checkpoint_path=path).state_dict(), original.state_dict())
+
+
+def test_parameters_that_share_memory_in_a_file_are_apart_in_the_model(tmp_path, original):
+    tensors = dict(original.state_dict())
+    names = ["s1.b1.conv1.bn.weight", "s1.b1.conv2.bn.weight"]
+    assert tensors[names[0]].shape == tensors[names[1]].shape
+    tensors[names[1]] = tensors[names[0]]
+    for zipped in (True, False):
+        torch.save(tensors, tmp_path / "tied.pth", _use_new_zipfile_serialization=zipped)
+        model = regnet.create(NAME, checkpoint_path=tmp_path / "tied.pth")
+        first, second = (model.get_parameter(name) for name in names)
+        with torch.no_grad():
+            first.zero_()
+        assert second.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_averaged_batch_counters_are_rounded(dtype, tmp_path, original):
+    """timm's script for averages casts every tensor; 125,000 is infinite in float16."""
+    counted = {
+        name: torch.tensor(125_000.0) if name.endswith("num_batches_tracked") else value
+        for name, value in original.state_dict().items()
+    }
+    torch.save({name: value.to(dtype) for name, value in counted.items()}, tmp_path / "mean.pth")
+    model = regnet.create(NAME, checkpoint_path=tmp_path / "mean.pth")
+    counters = {b.item() for n, b in model.named_buffers() if n.endswith("num_batches_tracked")}
+    assert counters == {125_000 if dtype == torch.float32 else 0}
+
+
+def test_values_too_large_for_the_chosen_dtype_are_refused(tmp_path, original):
+    tensors = original.state_dict()
+    name = "s1.b1.conv1.bn.running_var"
+    tensors[name] = torch.full_like(tensors[name], 1e5)
+    torch.save(tensors, tmp_path / "large.pth")
+    with pytest.raises(
+        WeightsError, match=r"running_var has values that are too large for torch\.f"
+    ):
+        regnet.create(NAME, checkpoint_path=tmp_path / "large.pth", dtype="float16")
+
+
+def test_weights_of_eight_bits_load(tmp_path, original):
+    small = {
+        name: value.to(torch.float8_e4m3fn) if value.is_floating_point() else value
+        for name, value in original.state_dict().items()
+    }
+    save_file(small, tmp_path / "small.safetensors")
+    model = regnet.create(NAME, checkpoint_path=tmp_path / "small.safetensors")
+    assert torch.equal(model.head.fc.weight, small["head.fc.weight"].float())
 
 
 def test_weights_are_loaded_in_the_chosen_dtype():

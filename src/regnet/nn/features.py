@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from regnet.design.config import AnyNetConfig, RegNetConfig
@@ -173,7 +175,7 @@ def run_trunk(
     for name, module in _steps(network, names, wanted):
         if checkpoint_blocks and torch.is_grad_enabled() and isinstance(module, Stage):
             for block in module:
-                x = checkpoint(block, x, use_reentrant=False)
+                x = _recomputed(block, x)
         else:
             x = module(x)
         if name in wanted:
@@ -181,6 +183,34 @@ def run_trunk(
             if stop_early and len(maps) == len(wanted):
                 break
     return x, maps
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """Run a block whose activations are computed again in the backward pass.
+
+    Only the first computation updates the statistics of batch norm. Compiled code does so itself.
+    """
+    if torch.compiler.is_compiling():
+        return checkpoint(block, x, use_reentrant=False)
+    return checkpoint(
+        block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block))
+    )
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Leave the running statistics of batch norm in a block as they are."""
+    norms = [module for module in block.modules() if isinstance(module, BatchNorm)]
+    found = [dict(norm.named_buffers(recurse=False)) for norm in norms]
+    for norm, buffers in zip(norms, found, strict=True):
+        for name, value in buffers.items():
+            setattr(norm, name, value.clone())
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, found, strict=True):
+            for name, value in buffers.items():
+                setattr(norm, name, value)
 
 
 def _steps(
@@ -193,6 +223,17 @@ def _steps(
             yield from ((f"{name}.{part}", layer) for part, layer in module.named_children())
         else:
             yield name, module
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the network inside what `torch.compile` and data parallelism make of it."""
+    while True:
+        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
 
 
 class Described(nn.Module):

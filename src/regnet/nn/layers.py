@@ -50,7 +50,14 @@ class StridedDepthwiseConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return _convolved(x, self.weight, self.bias, self.stride, self.padding, self.groups)
+        if torch.jit.is_scripting():  # TorchScript cannot change autocast
+            return self._conv_forward(x, self.weight, self.bias)
+        else:  # noqa: RET505 - TorchScript must not compile this branch
+            if self.padding_mode != "zeros":
+                return self._conv_forward(x, self.weight, self.bias)
+            return _convolved(
+                x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            )
 
 
 def _convolved(
@@ -59,13 +66,14 @@ def _convolved(
     bias: Tensor | None,
     stride: tuple[int, ...],
     padding: tuple[int, ...] | str,
+    dilation: tuple[int, ...],
     groups: int,
 ) -> Tensor:
     autocast = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
     slow = autocast and weight.dtype == torch.float32
     with torch.autocast("cpu", enabled=False) if slow else contextlib.nullcontext():
         return functional.conv2d(
-            x.float() if slow else x, weight, bias, stride, padding, groups=groups
+            x.float() if slow else x, weight, bias, stride, padding, dilation, groups
         )
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from regnet.data.images import ImageSource, image_name
 from regnet.data.preprocess import Preprocess
 from regnet.engines.files import FileNetwork, open_model
 from regnet.errors import ConfigError, ImageError
+from regnet.nn.features import FeatureNet, unwrapped
 from regnet.nn.model import AnyNet, evaluation_view
 from regnet.zoo.create import preprocess
 
@@ -87,7 +88,14 @@ def predict_each(
     An image that cannot be read gives a result with `error` instead of an exception.
     """
     network = open_model(model, trust=trust) if isinstance(model, str) else model
-    if not isinstance(network, AnyNet | FileNetwork) or not network.num_classes:
+    if isinstance(network, nn.Module):
+        network = unwrapped(network)
+    if not isinstance(network, AnyNet | FeatureNet | FileNetwork):
+        raise ConfigError(
+            "model must be a network of this library, or a name, got "
+            f"{type(network).__module__}.{type(network).__name__}"
+        )
+    if isinstance(network, FeatureNet) or not network.num_classes:
         raise ConfigError("this model has no classifier; create it with num_classes=...")
     classes = network.num_classes
     topk = min(5, classes) if topk is None else topk

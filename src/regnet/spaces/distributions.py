@@ -71,6 +71,11 @@ class Distribution:
                     f"power2_uniform needs powers of two as bounds, got {self.low:g} to "
                     f"{self.high:g}"
                 )
+            if "power2" in self.kind and self._powers[0] > self._powers[1]:
+                raise ConfigError(
+                    f"{self.kind} needs a power of two in its range, got {self.low:g} to "
+                    f"{self.high:g}"
+                )
 
     def _below_quantum(self, bound: float) -> bool:
         """Return whether a bound is a power of two below the quantum, where the kind allows it."""

@@ -29,6 +29,9 @@ PATIENCE: Final = 2_000_000
 """Draws after which sampling stops: in `sample` those in a row without a new network, in
 `sample_by_flops` all of them."""
 
+ORDERED: Final = 50_000_000
+"""Draws after which it is an error that the stages of some networks are still not in order."""
+
 BoolArray = NDArray[np.bool_]
 
 
@@ -337,8 +340,16 @@ def _by_stage(space: Space, name: str, count: int, rng: np.random.Generator) -> 
     if space.ordering == "sorting":
         found = np.sort(found, axis=1)
     else:
+        drawn = 0
         while not (ordered := (np.diff(found, axis=1) >= 0).all(axis=1)).all():
-            found[~ordered] = distribution.draw(rng, (int((~ordered).sum()), space.num_stages))
+            if drawn > ORDERED:
+                raise ConfigError(
+                    f"{name} of {space.name} is hardly ever drawn in order in "
+                    f'{space.num_stages} stages; use ordering="sorting", or fewer stages'
+                )
+            missing = int((~ordered).sum())
+            found[~ordered] = distribution.draw(rng, (missing, space.num_stages))
+            drawn += missing
     return found if relation == "increasing" else found[:, ::-1]
 
 

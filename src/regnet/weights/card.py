@@ -1,6 +1,6 @@
 """Describe a model and its weights in one typed card, and convert it from and to timm's form."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
 from typing import Any, Final
@@ -120,7 +120,7 @@ class Card:
             architecture=architecture or _text(cfg, "architecture") or OWN,
             preprocess=preprocess,
             larger=larger,
-            labels=tuple(map(str, cfg.get("label_names") or ())),
+            labels=_labels(cfg.get("label_names") or ()),
             license=_text(cfg, "license"),
             metrics=tuple(
                 build(Metric, metric, name="metrics") for metric in cfg.get("metrics") or ()
@@ -145,6 +145,21 @@ class Card:
             if name not in _OVERLAYS:
                 raise ConfigError(unknown("entry of a pretrained_cfg_overlay", name, _OVERLAYS))
         return Card.from_timm({**self.to_timm(config), **overlay})
+
+
+def _labels(given: Sequence[Any] | Mapping[Any, Any]) -> tuple[str, ...]:
+    """Return the names of the classes, which timm also takes as a dictionary from their numbers."""
+    if not isinstance(given, Mapping):
+        return tuple(map(str, given))
+    try:
+        numbered = {int(number): str(name) for number, name in given.items()}
+    except ValueError:
+        raise ConfigError(
+            f"label_names must be a list, or be numbered from 0; got {next(iter(given))!r}"
+        ) from None
+    if sorted(numbered) != list(range(len(given))):
+        return ()  # with gaps, it is not known which outputs exist
+    return tuple(numbered[number] for number in range(len(given)))
 
 
 _OVERLAYS: Final = (

@@ -11,7 +11,7 @@ from torch import nn
 from regnet.data.preprocess import Preprocess
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError, WeightsError
-from regnet.nn.features import Described, FeatureNet
+from regnet.nn.features import Described, FeatureNet, unwrapped
 from regnet.nn.model import AnyNet, GlobalPool
 from regnet.paths import expanded
 from regnet.weights.card import Card
@@ -272,6 +272,8 @@ def _load(
         allow=allow,
         device=device or torch.get_default_device(),
         dtype=dtype,
+        # Users write to their own files, and training often ends where it began.
+        detached=checkpoint_path is not None or (row is not None and row.is_local),
     )
 
 
@@ -288,7 +290,8 @@ def _dtype(dtype: torch.dtype | str) -> torch.dtype:
 _HINTS: Final = {
     "pretrained_cfg": "; select the weights by a name with a tag, and change values of the card "
     "with pretrained_cfg_overlay",
-    "scriptable": "; leave it out, torch.jit.script accepts every network as it is",
+    "scriptable": "; leave it out, torch.jit.script accepts networks as they are, except those "
+    "with halo attention",
     "exportable": "; leave it out, regnet.export accepts every network as it is",
     "feature_cls": "; leave it out, features_only=True builds the only kind of feature network",
     "bottle_ratio": "; pass a config with bottleneck_ratio, which is the inverse of bottle_ratio",
@@ -298,15 +301,16 @@ _HINTS: Final = {
 
 
 def create_pretrained(name: str | Path, **options: Any) -> AnyNet:
-    """Call `create` with weights; `owner/name` is a repository unless there is such a folder."""
+    """Call `create` with weights; `owner/name` is a repository unless there is such a path."""
     if "torch_dtype" in options:
         options["dtype"] = options.pop("torch_dtype")
     if isinstance(name, Path):
-        name = f"{FOLDER_PREFIX}{name}"
+        name = str(name) if expanded(name).is_file() else f"{FOLDER_PREFIX}{name}"
     if find_upstream(name) is None and ":" not in name:
-        if expanded(name).is_dir():
+        path = expanded(name)
+        if path.is_dir():
             name = f"{FOLDER_PREFIX}{name}"
-        elif name.count("/") == 1:
+        elif name.count("/") == 1 and name[0] not in "./~" and not path.exists():
             name = f"{HUB_PREFIXES[0]}{name}"
     model: AnyNet = create(name, pretrained=True, **options)
     return model
@@ -331,8 +335,8 @@ def preprocess(model: nn.Module | str) -> Preprocess:
         raise ConfigError(
             f"preprocess takes a model or the name of one, got {type(model).__name__} {model!r}"
         )
-    elif isinstance(model, Described):
-        card, channels = model.card, model.config.in_chans
+    elif isinstance(inner := unwrapped(model), Described):
+        card, channels = inner.card, inner.config.in_chans
     if card is None:
         raise ConfigError(
             "this model has no card that specifies its preprocessing; build a regnet.Preprocess "

@@ -1,9 +1,9 @@
 """Load the tensors of a checkpoint into a model, strictly and without a second copy of them.
 
 A model built on the device "meta" has no values. It takes the checkpoint's own tensors, which are
-mapped from the file. Every difference between the two is an error that names the cause, except for
-the differences that an `Adaptation` allows: another classifier, or another number of image
-channels.
+mapped from the file, unless users may write to that file. Every difference between the two is an
+error that names the cause, except for the differences that an `Adaptation` allows: another
+classifier, or another number of image channels.
 """
 
 import logging
@@ -51,6 +51,7 @@ def load_tensors(
     allow: Adaptation | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    detached: bool = False,
 ) -> None:
     """Replace the tensors of a model by these.
 
@@ -61,9 +62,12 @@ def load_tensors(
         allow: the differences to allow; None: none.
         device: device to move the tensors to.
         dtype: floating-point type of the parameters; None: torch's default.
+        detached: copy tensors that are mapped from a file or share memory. A mapped tensor changes
+            when its file is written to, and reading it ends the process if the file was cut short.
 
     Raises:
-        WeightsError: the tensors do not fit; the model is then unchanged.
+        WeightsError: the tensors do not fit, or are not finite in this type; the model is then
+            unchanged.
         ConfigError: `classes` contains an index that the checkpoint does not have.
     """
     allow = allow or Adaptation()
@@ -76,10 +80,16 @@ def load_tensors(
     fresh = tuple(name for name in HEAD if name in model.state_dict() and name not in found)
     allowed = fresh if allow.classifier else ()
     _check(model, found, allowed, source, tensors)
-    state = {
-        name: value.to(device, dtype if value.is_floating_point() else None)
-        for name, value in found.items()
-    }
+    state, seen = {}, set()
+    for name, value in found.items():
+        memory = value.untyped_storage()
+        owned = memory.resizable() and memory.data_ptr() not in seen  # mapped memory is neither
+        seen.add(memory.data_ptr())
+        kind = dtype if value.is_floating_point() else value.dtype
+        state[name] = value.to(device, kind, copy=detached and not owned)
+    for name, value in state.items():
+        if value.dtype != found[name].dtype and not is_finite(value):
+            raise WeightsError(f"{source}: {name} has values that are too large for {dtype}")
     if allowed:
         model.head.fc.to_empty(device=device).to(dtype)
         init_weights(model.head)
@@ -112,12 +122,18 @@ def adapt_stem(weight: Tensor, in_chans: int) -> Tensor:
 
 
 def _with_counters(tensors: dict[str, Tensor], model: AnyNet) -> dict[str, Tensor]:
-    """Add zeros for batch counters that a converter dropped; no computation reads them."""
-    return tensors | {
-        name: torch.zeros((), dtype=torch.int64)
-        for name in model.state_dict()
-        if name.endswith(".num_batches_tracked") and name not in tensors
-    }
+    """Add zeros for batch counters that a converter dropped, and round those that it averaged.
+
+    No computation reads them, so a counter that overflowed in half precision becomes zero, too.
+    """
+    found = dict(tensors)
+    for name in model.state_dict():
+        if name.endswith(".num_batches_tracked"):
+            count = tensors.get(name, torch.zeros((), dtype=torch.int64))
+            if count.is_floating_point() and not count.is_meta:
+                count = count.double().nan_to_num(0, 0, 0).round().to(torch.int64)
+            found[name] = count
+    return found
 
 
 def _fit_classifier(
@@ -163,7 +179,7 @@ def _check(
     problems = [
         f"{name} has values that are not finite"
         for name, value in tensors.items()
-        if not _finite(value)
+        if not is_finite(value)
     ]
     present = {*tensors, *fresh}
     problems += [f"missing {name}" for name in expected if name not in present]
@@ -186,10 +202,12 @@ def _check(
         )
 
 
-def _finite(tensor: Tensor) -> bool:
-    """Whether a tensor has no NaN and no infinity; unlike `isfinite`, this makes no copy."""
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor has no NaN and no infinity; unlike `isfinite`, this makes no copy."""
     if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
         return True
+    if tensor.itemsize == 1:  # torch computes no norm of float8
+        tensor = tensor.float()
     return bool(torch.linalg.vector_norm(tensor, ord=torch.inf).isfinite())
 
 

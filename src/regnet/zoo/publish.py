@@ -6,6 +6,7 @@ transformers by way of timm, can open the repository.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from regnet.weights.card import OWN, Card, Metric
 from regnet.weights.files import write_safetensors
 from regnet.weights.formats import FORMATS, from_native, plain_classifier
 from regnet.weights.licenses import License, license_of
+from regnet.zoo.loading import is_finite
 from regnet.zoo.repository import CONFIG_FILE, WEIGHTS_DIGEST, WEIGHTS_FILE
 
 README: Final = "README.md"
@@ -71,8 +73,9 @@ def save_pretrained(
         **push_options: the other options of `push_to_hub`.
 
     Raises:
-        ConfigError: the license of the weights is restrictive and would be replaced, or a module of
-            the network was changed in a way that no config describes.
+        ConfigError: the license of the weights is restrictive and would be replaced, a module of
+            the network was changed in a way that no config describes, a weight is not finite, or a
+            metric is not a number. Existing files are then left as they are.
         WeightsError: the Hub refuses the upload.
         OSError: a file cannot be written.
     """
@@ -83,14 +86,18 @@ def save_pretrained(
     terms = _license(model, license)
     card = _published_card(model, terms, metrics)
     stored = from_native(tensors, FORMATS["timm"])
+    # All that can fail because of the model comes before the first file is replaced.
+    described = _describe(model, card)
+    json.dumps(described)
+    text = _readme(model, card, terms, readme)
     folder = expanded(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(stored, folder / WEIGHTS_FILE)
     # The digest ties the two files together, so that `regnet.zoo.repository` notices a mix-up.
-    described = _describe(model, card) | {WEIGHTS_DIGEST: digest.of_file(folder / WEIGHTS_FILE)}
-    text = json.dumps(documents.sealed(described), indent=2)
-    write_bytes(folder / CONFIG_FILE, f"{text}\n".encode())
-    write_bytes(folder / README, _readme(model, card, terms, readme).encode())
+    described[WEIGHTS_DIGEST] = digest.of_file(folder / WEIGHTS_FILE)
+    config = json.dumps(documents.sealed(described), indent=2)
+    write_bytes(folder / CONFIG_FILE, f"{config}\n".encode())
+    write_bytes(folder / README, text.encode())
     if push_to_hub:
         name = repo_id or folder.resolve().name
         _push(model, name, license=license, metrics=metrics, readme=readme, **push_options)
@@ -127,8 +134,7 @@ def push_to_hub(
         The address of the commit.
 
     Raises:
-        ConfigError: the license of the weights is restrictive and would be replaced, or a module of
-            the network was changed in a way that no config describes.
+        ConfigError: as in `save_pretrained`.
         WeightsError: the Hub refuses the upload.
     """
     import tempfile
@@ -162,9 +168,16 @@ def _described_tensors(model: AnyNet) -> dict[str, Tensor]:
     """Return the tensors of a model whose modules are those of its config.
 
     Raises:
-        ConfigError: a module differs, so that a folder would load as another network.
+        ConfigError: a module differs, so that a folder would load as another network, or a tensor
+            is not finite, so that it would not load.
     """
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    for name, value in tensors.items():
+        if not is_finite(value):
+            raise ConfigError(
+                f"{name} has values that are not finite, so that the folder could not be opened; "
+                "keep such weights with torch.save(model.state_dict(), ...)"
+            )
     config = model.config
     with torch.device("meta"):
         twin = AnyNet(config, global_pool=getattr(model.head, "global_pool", "avg"))
@@ -186,8 +199,10 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def _layers(model: AnyNet) -> dict[str, str]:
     """Return what each layer computes, as text, without layers that act only in training."""
     inert = (nn.Dropout, nn.Identity, DropPath)
-    found: dict[str, str] = {}
+    found = {"head": type(model.head).__name__}
     for name, layer in model.named_modules():
+        if hasattr(layer, "downsample"):  # a block without a shortcut has None
+            found[f"{name}.downsample"] = "none" if layer.downsample is None else "shortcut"
         if any(layer.children()) or isinstance(layer, inert):
             continue
         inside = name.startswith("head.fc.") and isinstance(layer, nn.Linear)
@@ -214,9 +229,22 @@ def _published_card(model: AnyNet, terms: License, metrics: Mapping[str, float] 
     card = replace(model.card or Card(), license=terms.id)
     if metrics is None:
         return card
-    own = tuple(Metric(dataset=name, top1=top1) for name, top1 in metrics.items())
+    own = tuple(
+        Metric(dataset=str(name), top1=_percent(name, top1)) for name, top1 in metrics.items()
+    )
     # Without a tag, the card no longer attributes its metrics to the published weights.
     return replace(card, metrics=own, tag=None)
+
+
+def _percent(name: str, given: Any) -> float:
+    """Return an accuracy as a float; evaluation loops also give NumPy numbers and tensors."""
+    try:
+        found = math.nan if isinstance(given, str) else float(given)
+    except (TypeError, ValueError, RuntimeError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ConfigError(f"metrics must be numbers in percent, got {given!r} for {name}")
+    return found
 
 
 def _describe(model: AnyNet, card: Card) -> dict[str, Any]:
@@ -239,7 +267,7 @@ def _describe(model: AnyNet, card: Card) -> dict[str, Any]:
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "global_pool": model.head.global_pool,
-        **({"label_names": list(labels)} if labels else {}),
+        **({"label_names": list(map(str, labels))} if labels else {}),
         "model_args": options,
         "pretrained_cfg": cfg,
         "regnet_architecture": architecture if same else OWN,

@@ -115,6 +115,12 @@ def _source(
 def _read_timm(values: Mapping[str, Any], path: Path) -> tuple[str, Config, dict[str, Any]]:
     architecture = str(values.get("regnet_architecture") or values["architecture"])
     cfg: dict[str, Any] = dict(values.get("pretrained_cfg") or {})
+    if not cfg and "regnet_config" not in values:  # early versions of timm had no such part
+        cfg = {key: value for key, value in values.items() if key in _TIMM_CFG}
+        if "labels" in values:
+            cfg["label_names"] = values["labels"]
+        values = {key: value for key, value in values.items() if key not in {*cfg, "labels"}
+                  or key in _TIMM_FIELDS}  # fmt: skip
     if "regnet_config" in values:
         return architecture, config_from_dict(values["regnet_config"]), cfg
     if architecture not in VARIANTS:

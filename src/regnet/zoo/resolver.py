@@ -204,10 +204,16 @@ def _weights_file(path: Path) -> Source:
 
 
 def _usual_preprocess(variant: Variant, path: Path) -> Preprocess:
-    """Return the preprocessing of the variant's published weights, because the file has none."""
-    for row in checkpoints_of(variant.name):
-        _log.warning("%s does not specify its preprocessing; using that of %s", path, row.id)
-        return row.preprocess
+    """Return the preprocessing of the variant's published weights, and say what is assumed."""
+    rows = checkpoints_of(variant.name)
+    _log.warning(
+        "%s contains no preprocessing, activations and strides; using those of %s (if yours "
+        "differ, pass your config, and the file as checkpoint_path=)",
+        path,
+        rows[0].id if rows else variant.name,
+    )
+    if rows:
+        return rows[0].preprocess
     return Preprocess(size=(variant.image_size, variant.image_size))
 
 
