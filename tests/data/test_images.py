@@ -233,3 +233,55 @@ def test_damage_of_any_byte_raises_our_own_error_or_is_harmless(tmp_path, suffix
         except ImageError:
             outcomes.add("refused")
     assert outcomes == {"RGB", "refused"}
+
+
+def tiff(path, values, *, negative=False):
+    """Write a gray TIFF of 16 bits, in which 0 is black, or white."""
+    Image.fromarray(np.asarray(values, dtype=np.uint16)).save(path)
+    data = bytearray(path.read_bytes())
+    entry = struct.pack("<HHIHH", 262, 3, 1, 1, 0)
+    assert data.count(entry) == 1
+    data[data.index(entry) : data.index(entry) + 12] = struct.pack(
+        "<HHIHH", 262, 3, 1, 0 if negative else 1, 0
+    )
+    path.write_bytes(data)
+    return path
+
+
+def test_a_negative_of_16_bits_is_inverted(tmp_path):
+    ramp = np.tile(np.linspace(0, 65535, 16), (16, 1))
+    positive = np.asarray(open_image(tiff(tmp_path / "a.tif", ramp)))
+    negative = np.asarray(open_image(tiff(tmp_path / "b.tif", ramp, negative=True)))
+    assert positive[0, 0, 0] == 0
+    assert np.array_equal(negative, 255 - positive)
+
+
+def test_gray_values_of_12_bits_have_their_own_white(tmp_path):
+    """Two pixels of 12 bits take three bytes."""
+    width = 16
+    row = np.array([0, 4095] * (width // 2))
+    pairs = row.reshape(-1, 2)
+    packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in pairs.tolist())
+    fields = [
+        (256, 4, width), (257, 4, 1), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 0),
+        (277, 3, 1), (278, 4, 1), (279, 4, len(packed)),
+    ]  # fmt: skip
+    start = 8 + 2 + 12 * len(fields) + 4
+    fields = [(tag, kind, start if tag == 273 else value) for tag, kind, value in fields]
+    entries = b"".join(
+        struct.pack("<HHI", tag, kind, 1) + struct.pack("<HH" if kind == 3 else "<I", *(
+            (value, 0) if kind == 3 else (value,)))
+        for tag, kind, value in fields
+    )  # fmt: skip
+    path = tmp_path / "12.tif"
+    path.write_bytes(
+        b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + struct.pack("<I", 0) + packed
+    )
+    assert np.asarray(open_image(path))[0, :, 0].tolist() == [0, 255] * (width // 2)
+
+
+def test_floats_in_a_portable_map_run_from_0_to_1(tmp_path):
+    rows = np.tile(np.linspace(0, 1, 8, dtype="<f4"), (8, 1))
+    path = tmp_path / "a.pfm"
+    path.write_bytes(b"Pf\n8 8\n-1.0\n" + rows.tobytes())
+    assert np.asarray(open_image(path))[0, :, 0].tolist() == np.rint(255 * rows[0]).tolist()

@@ -6,9 +6,9 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from regnet.data.layout import split_of
+from regnet.data.layout import refuse_new_class, split_of
 from regnet.data.sets import open_set
-from regnet.errors import DataError, NoSplitError
+from regnet.errors import ConfigError, DataError, NoSplitError
 from regnet.training.input import Images
 from tests.marks import posix
 from tests.pictures import write_folder
@@ -171,3 +171,50 @@ def test_a_split_may_lack_classes_but_not_have_new_ones(tmp_path):
 @pytest.mark.parametrize("name", ["cat", "trainer", "latest", "contest", "devil", "evaluation"])
 def test_names_that_only_resemble_splits_are_not_splits(name):
     assert split_of(name) is None
+
+
+@pytest.mark.parametrize("around", ["", "ds"])
+@pytest.mark.parametrize("loose", [["train"], ["train", "val"]])
+def test_images_beside_the_classes_of_a_split_are_skipped(tmp_path, opened, around, loose):
+    folder = tmp_path / "photos"
+    for split in ("train", "val"):
+        write_folder(folder / around / split, 6)
+    for split in loose:
+        Image.new("RGB", (8, 8)).save(folder / around / split / "preview.png")
+    for split in ("train", "val"):
+        found = opened(folder, split)
+        assert found.classes == ("blue", "green", "red")
+        assert len(found) == 6
+        assert sum(found.skipped.values()) == (split in loose)
+
+
+def test_a_test_folder_of_loose_images_is_no_class(tmp_path, opened):
+    write_folder(tmp_path / "photos/train", 6)
+    (tmp_path / "photos/test").mkdir()
+    for name in ("train/preview.png", "test/1.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name)
+    assert opened(tmp_path / "photos", "train").classes == ("blue", "green", "red")
+    with pytest.raises(NoSplitError, match="test holds images without class folders"):
+        opened(tmp_path / "photos", "val")
+
+
+@pytest.mark.parametrize("inside", ["run", "runs/one"])
+def test_a_new_folder_that_would_become_a_class_is_refused(tmp_path, inside):
+    source = write_folder(tmp_path / "images", 6)
+    for _ in range(2):  # before it exists, and after
+        with pytest.raises(ConfigError, match="would become a class; name a folder elsewhere"):
+            refuse_new_class(source / inside, source, "train")
+        (source / inside).mkdir(parents=True, exist_ok=True)
+    assert len(open_set(source).classes) == 4
+
+
+def test_other_new_folders_are_allowed(tmp_path):
+    source = write_folder(tmp_path / "images", 6)
+    for inside in ("red/run", ".kept", "../run"):
+        refuse_new_class(source / inside, source, "train")
+    for split in ("train", "val"):
+        write_folder(tmp_path / "splits" / split, 6)
+        refuse_new_class(tmp_path / "splits/run", tmp_path / "splits", split)
+    (tmp_path / "p/plain_text").mkdir(parents=True)
+    (tmp_path / "p/plain_text/train.parquet").write_bytes(b"")
+    refuse_new_class(tmp_path / "p/run", tmp_path / "p", "train")

@@ -268,3 +268,47 @@ def test_invalid_descriptions_are_ignored(tmp_path, described):
     table = parquet.read_table(path).replace_schema_metadata({"huggingface": described})
     parquet.write_table(table, path)
     assert open_set(path).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("cifar10-train.parquet", "cifar10-test.parquet"),
+        ("mnist_train.parquet", "mnist_validation.parquet"),
+        ("train2017.parquet", "val2017.parquet"),
+        ("default/partial-train/0000.parquet", "default/partial-test/0000.parquet"),
+        ("data/train.parquet", "data/test.parquet"),
+        ("test_of_time/train-0.parquet", "test_of_time/test-0.parquet"),
+    ],
+)
+def test_splits_of_parquet_files_are_recognized_by_any_word(tmp_path, train, val):
+    for name, count in ((train, 4), (val, 3)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(tmp_path / name, count)
+    assert len(open_set(tmp_path, "train")) == 4
+    assert len(open_set(tmp_path, "val")) == 3
+
+
+def test_data_sets_side_by_side_are_not_joined(tmp_path):
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+        write_parquet(tmp_path / "data" / name / "train.parquet", 4)
+    with pytest.raises(DataError, match=r"holds several data sets; .* data/a, data/b"):
+        open_set(tmp_path, "train")
+
+
+def test_links_in_a_tar_file_are_followed(tmp_path):
+    folder = write_folder(tmp_path / "set", 6)
+    (folder / "red/hard.png").hardlink_to(folder / "red/0000.png")
+    (folder / "red/soft.png").symlink_to("0003.png")
+    (folder / "green/far.png").symlink_to("../red/soft.png")
+    (folder / "green/none.png").symlink_to("nothing.png")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(folder, "set")
+    held = open_set(tmp_path / "set.tar")
+    assert len(held) == 9
+    assert held.skipped == {"links to nothing in the archive": 1}
+    unpacked = open_set(folder)
+    for number, name in enumerate(held.names):
+        there = list(unpacked.names).index(name.removeprefix("set/"))
+        assert held.open(number).tobytes() == unpacked.open(there).tobytes()

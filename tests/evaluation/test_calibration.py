@@ -23,7 +23,10 @@ from regnet.evaluation.calibration import (
     hold_out,
     judge,
 )
-from regnet.training import checkpoint
+from regnet.training import checkpoint, loop
+from regnet.training.recipe import Recipe
+from tests.pictures import write_folder
+from tests.training.test_recipe import TINY
 
 
 def drawn(seed, count=400, classes=7, sharpness=2.0):
@@ -202,3 +205,30 @@ def test_training_calibrates_on_images_that_it_does_not_train_on(tmp_path):
     assert document["calibration"]["temperature"] == pytest.approx(found.temperature, rel=1e-3)
     with pytest.raises(ConfigError, match="--calibrate would change the run"):
         CliRunner().invoke(app, [*words, "--calibrate"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("right", [100, 99])
+def test_answers_that_are_all_right_fit_no_temperature(right):
+    """If all answers of a half are right, any lower temperature makes its labels more likely."""
+    logits = torch.full((100, 3), -4.0)
+    labels = torch.arange(100) % 3
+    logits[torch.arange(100), labels] = 4.0
+    labels[right:] = (labels[right:] + 1) % 3
+    with pytest.raises(DataError, match=rf"can be fitted: {right}.0% of 100 answers"):
+        judge(logits, labels)
+
+
+def test_training_ends_well_without_a_temperature(tmp_path, monkeypatch, caplog):
+    write_folder(tmp_path / "set/train", 360)
+    monkeypatch.setattr(loop, "calibrate_on", _no_temperature)
+    done = regnet.train(
+        TINY, tmp_path / "set", tmp_path / "run", calibrate=True,
+        recipe=Recipe(epochs=1, batch_size=60, lr=0.1, warmup_epochs=0, crop="pad"),
+    )  # fmt: skip
+    assert done.calibration is None
+    assert "is not calibrated: all answers are right" in caplog.text
+    assert regnet.create(f"local-dir:{tmp_path / 'run/model'}", pretrained=True)
+
+
+def _no_temperature(*_args, **_options):
+    raise DataError("all answers are right")

@@ -424,3 +424,20 @@ def test_few_images_say_nothing_about_the_order():
     top[[2, 5]] = 5, 7
     answers = Answers(indices=np.arange(10), top=top[:, None], confidence=np.ones(10))
     assert scores.find_shuffle(answers, labels, {}) is None
+
+
+def test_answers_about_files_that_have_changed_are_not_used_again(model, tmp_path):
+    """The new images have the names and sizes of the old ones, as bitmaps do."""
+    write_folder(tmp_path / "set", 10, names=NAMES, suffix=".bmp")
+    assert evaluate(model, tmp_path / "set", keep=tmp_path / "kept").top1 == 100
+    for path in (tmp_path / "set").rglob("*.bmp"):
+        Image.new("RGB", (16, 16), "white").save(path)
+    with pytest.raises(ConfigError, match="holds the answers of another evaluation"):
+        evaluate(model, tmp_path / "set", keep=tmp_path / "kept")
+
+
+def test_answers_are_not_kept_where_they_would_be_a_class(model, tmp_path):
+    write_folder(tmp_path / "set", 10, names=NAMES)
+    with pytest.raises(ConfigError, match="would become a class"):
+        evaluate(model, tmp_path / "set", keep=tmp_path / "set/kept")
+    assert not (tmp_path / "set/kept").exists()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import signal
 import subprocess
@@ -439,3 +440,26 @@ def test_a_part_whose_processes_die_is_reported_and_the_others_are_saved(
     assert ended.returncode == 1
     assert f"{ExecutorError.__name__}: 1 parts failed (part 1: its process ended" in (ended.stderr)
     assert len(list(tmp_path.glob("out.parquet.parts/[0-9]*.parquet"))) == 2
+
+
+@posix
+def test_names_that_are_not_utf8_and_links_in_archives_are_rows(
+    photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    [first, *_] = sorted(photos.rglob("*.png"))
+    (folder / "good.png").write_bytes(first.read_bytes())
+    odd = os.fsencode(folder) + b"/\xff\xe9.png"
+    Path(os.fsdecode(odd)).write_bytes(first.read_bytes())
+    (folder / "soft.png").symlink_to("good.png")
+    (folder / "none.png").symlink_to("nothing.png")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(folder, "set")
+    predict_collection([folder], tmp_path / "folder.parquet")
+    predict_collection([tmp_path / "set.tar"], tmp_path / "tar.parquet")
+    tables = [parquet.read_table(tmp_path / name) for name in ("folder.parquet", "tar.parquet")]
+    for table in tables:
+        rows = {Path(row["path"]).name: row for row in table.to_pylist()}
+        assert set(rows) == {"good.png", "\\xff\\xe9.png", "soft.png", "none.png"}
+        assert [name for name, row in rows.items() if row["error"]] == ["none.png"]

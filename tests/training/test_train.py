@@ -671,3 +671,50 @@ def test_relative_paths_are_those_of_the_run_wherever_it_is_resumed(data, tmp_pa
     (tmp_path / "runs").rename(tmp_path / "whole/runs")
     (tmp_path / "photos").rename(tmp_path / "whole/photos")
     assert len(resume(tmp_path / "whole/runs/a").log) == 1
+
+
+def test_more_outputs_than_classes_keep_the_names(data, tmp_path):
+    train(TINY, data, tmp_path / "run", recipe=SHORT, num_classes=5)
+    model = regnet.create(f"local-dir:{tmp_path / 'run/model'}", pretrained=True)
+    assert model.card.labels == ("blue", "green", "red", "class 3", "class 4")
+    assert regnet.evaluate(model, data).top1 == pytest.approx(
+        regnet.evaluate(model, data / "val").top1
+    )
+
+
+def test_test_images_of_another_size_get_the_preprocessing_of_the_model(data, tmp_path):
+    write_folder(tmp_path / "large", 18, size=(40, 40), seed=1)
+    done = train(TINY, data, tmp_path / "run", recipe=SHORT, val=tmp_path / "large")
+    model = f"local-dir:{tmp_path / 'run/model'}"
+    assert done.log[-1]["average_top1"] == pytest.approx(
+        regnet.evaluate(model, tmp_path / "large").top1
+    )
+
+
+@pytest.mark.parametrize("where", ["run", "recipe"])
+def test_a_size_that_a_recipe_for_small_images_cannot_use_is_refused(data, tmp_path, where):
+    recipe = replace(SHORT, image_size=64) if where == "recipe" else SHORT
+    size = 64 if where == "run" else None
+    with pytest.raises(ConfigError, match="of the size that they have, 16 x 16 pixels; leave"):
+        train(TINY, data, tmp_path / "run", recipe=recipe, image_size=size)
+    train(TINY, data, tmp_path / "same", recipe=replace(SHORT, epochs=1), image_size=16)
+
+
+def test_test_images_cannot_be_added_to_a_run(data, tmp_path):
+    train(TINY, data / "train", tmp_path / "run", recipe=replace(SHORT, epochs=1))
+    with pytest.raises(ConfigError, match="has no test images, so they cannot be in /nowhere"):
+        resume(tmp_path / "run", val="/nowhere")
+
+
+def test_a_run_is_not_repeated_by_another_number_of_processes(data, tmp_path):
+    train(TINY, data, tmp_path / "a", recipe=SHORT)
+    run, facts = read(tmp_path / "a")
+    with pytest.raises(ConfigError, match="the run is of 2 processes, and without micro"):
+        start(run, tmp_path / "b", facts=replace(facts, processes=2))
+
+
+def test_a_run_among_the_classes_is_refused(data, tmp_path):
+    source = shutil.copytree(data / "train", tmp_path / "images")
+    with pytest.raises(ConfigError, match="would become a class"):
+        train(TINY, source, source / "run", recipe=SHORT)
+    assert not (source / "run").exists()

@@ -24,8 +24,11 @@ from regnet.data.readers import (
     Files,
     Reader,
     Rows,
+    linked,
+    mark,
     open_parquet,
     refuse_compressed,
+    resolved,
 )
 from regnet.data.sets import fetch
 from regnet.data.sources import HUB_PREFIX
@@ -96,7 +99,7 @@ def chunks(
         if not suffix:
             while paths := tuple(islice(group, size)):
                 yield Chunk(
-                    names=tuple(map(str, paths)), marks=tuple(map(_mark, paths)),
+                    names=tuple(map(str, paths)), marks=tuple(map(mark, paths)),
                     reader=Files(paths),
                 )  # fmt: skip
         for path in group:
@@ -142,27 +145,29 @@ def _kind(path: Path) -> str:
     return suffix if suffix in ARCHIVES else ""
 
 
-def _mark(path: Path) -> int:
-    try:
-        found = path.stat()
-    except OSError:
-        return 0
-    return found.st_size ^ found.st_mtime_ns
-
-
 def _in_tar(path: Path, size: int) -> Iterator[Chunk]:
     members: list[tuple[str, int, int]] = []
+    links: dict[str, str] = {}
     count = 0
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 archive.members = []  # type: ignore[attr-defined]  # else it stores every member
                 parts = PurePosixPath(member.name).parts
-                image = member.isfile() and PurePosixPath(member.name).suffix.lower()
+                image = not member.isdir() and PurePosixPath(member.name).suffix.lower()
                 if image not in IMAGE_SUFFIXES or is_hidden(parts):
                     continue
-                members.append((member.name, member.offset_data, member.size))
                 count += 1
+                if member.islnk() or member.issym():
+                    links[member.name] = linked(member)
+                    continue
+                members.append((member.name, member.offset_data, member.size))
+                if len(members) == size:
+                    yield _chunk_of_tar(path, members)
+                    members = []
+        if links:
+            for member_of_link in resolved(path, links):
+                members.append(member_of_link)
                 if len(members) == size:
                     yield _chunk_of_tar(path, members)
                     members = []
@@ -177,7 +182,7 @@ def _in_tar(path: Path, size: int) -> Iterator[Chunk]:
 def _chunk_of_tar(path: Path, members: Sequence[tuple[str, int, int]]) -> Chunk:
     return Chunk(
         names=tuple(f"{path}/{name}" for name, _, _ in members),
-        marks=(_mark(path), *(offset for _, offset, _ in members)),
+        marks=(mark(path), *(offset for _, offset, _ in members)),
         reader=Archive(path, tuple(members)),
     )
 
@@ -196,7 +201,7 @@ def _in_parquet(path: Path, size: int) -> Iterator[Chunk]:
             rows = range(first, min(first + size, start + count))
             yield Chunk(
                 names=tuple(f"{path} row {row}" for row in rows),
-                marks=(_mark(path),),
+                marks=(mark(path),),
                 reader=reader,
                 first=first,
             )

@@ -26,8 +26,11 @@ IMAGE_SUFFIXES = frozenset(
 )
 """File name extensions that count as images when a folder is read."""
 
-_LEAST, _MOST = 340, 341
-"""TIFF's tags SMinSampleValue and SMaxSampleValue."""
+_LEAST, _MOST, _BITS, _KIND = 340, 341, 258, 262
+"""TIFF's tags SMinSampleValue, SMaxSampleValue, BitsPerSample and PhotometricInterpretation."""
+
+_WHITE_IS_ZERO = 0
+"""The value of the last tag in negatives."""
 
 _OVERSHOOT: Final = 0.01
 """How far resampling may take pixel values below black (0) or above white (1)."""
@@ -132,7 +135,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     with suppress(Exception):  # if the metadata are damaged, the pixels are still good
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bits(image, declared or ((0, 65535) if stored_as == "PPM" else None))
+        whole = stored_as == "PPM" and image.mode.startswith("I")  # Pillow also calls PFM so
+        image = _to_8_bits(image, declared or ((0, 65535) if whole else None))
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -154,8 +158,14 @@ def _bytes_per_pixel(image: Image.Image) -> int:
 def _declared_range(image: Image.Image) -> tuple[float, float] | None:
     """Return the values that a TIFF file declares as black and white."""
     tags = getattr(image, "tag_v2", {})
-    low, high = (float(np.ravel(tags.get(tag, [np.nan]))[0]) for tag in (_LEAST, _MOST))
-    return (low, high) if low < high else None
+    low, high, bits, kind = (
+        float(np.ravel(tags.get(tag, [np.nan]))[0]) for tag in (_LEAST, _MOST, _BITS, _KIND)
+    )
+    if not low < high:
+        if not image.mode.startswith("I;16") or not bits <= 16:
+            return None
+        low, high = 0.0, 2**bits - 1
+    return (high, low) if kind == _WHITE_IS_ZERO else (low, high)
 
 
 def _to_8_bits(image: Image.Image, declared: tuple[float, float] | None) -> Image.Image:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeAlias
 
 from regnet.data.images import IMAGE_SUFFIXES
-from regnet.errors import DataError, NoSplitError
+from regnet.errors import ConfigError, DataError, NoSplitError
 
 Split = Literal["train", "val"]
 
@@ -136,6 +136,12 @@ def split_of(name: str) -> Split | None:
     return next((s for s, known in SPLITS.items() if _words(name) & set(known)), None)
 
 
+def split_word(name: str) -> str:
+    """Return the first word in the name of a folder or file that stands for a split, or ""."""
+    known = {word for words in SPLITS.values() for word in words}
+    return next((word for word in re.findall("[a-z]+", name.lower()) if word in known), "")
+
+
 def _words(name: str) -> set[str]:
     return set(re.findall("[a-z]+", name.lower()))
 
@@ -203,6 +209,43 @@ def arrange(listing: Listing, split: Split, source: str) -> Arranged:
     )
 
 
+def refuse_new_class(out: Path, source: Path, split: Split) -> None:
+    """Refuse a new folder that would become a class of the images around it.
+
+    Args:
+        out: the folder, which need not exist.
+        source: a folder of images.
+        split: the split that is used.
+
+    Raises:
+        ConfigError: the folder would change the classes.
+    """
+    try:
+        parts = out.resolve().relative_to(source.resolve()).parts
+    except ValueError:
+        return
+    listing = listed(source)
+    if is_hidden(parts) or not listing.files:  # Parquet files have no class folders
+        return
+    around = {parts[:depth] for depth in range(1, len(parts) + 1)}
+    files = [file for file in listing.files if file[: len(parts)] != parts]
+    used = {file[:depth] for file in files for depth in range(1, len(file))}
+    listing.folders.difference_update(
+        {p for p in listing.folders if p[: len(parts)] == parts or p in around - used}
+    )
+    try:
+        before = arrange(listing, split, str(source)).classes
+        listing.folders.update(around)
+        after = arrange(listing, split, str(source)).classes
+    except DataError:  # whoever opens the images reports what is wrong
+        return
+    if before and before != after:
+        raise ConfigError(
+            f"{out} lies among the class folders of {source} and would become a class; name a "
+            "folder elsewhere"
+        )
+
+
 def _inside(
     name: str, places: dict[int, Parts], folders: set[Parts]
 ) -> tuple[dict[int, Parts], set[Parts]]:
@@ -230,9 +273,18 @@ def _around_all(places: dict[int, Parts], folders: set[Parts]) -> str | None:
 
 
 def _splits(places: dict[int, Parts], folders: set[Parts]) -> list[str]:
-    """Return the folders that are splits. A class named "train" contains images, not folders."""
+    """Return the folders that are splits. A class named "train" contains images, not folders.
+
+    If all folders have the names of splits, those are splits that contain folders with images,
+    although there may be images beside these.
+    """
     tops = sorted({parts[0] for parts in folders})
-    return [name for name in tops if split_of(name) and _holds_folders(name, places, folders)]
+    named = [name for name in tops if split_of(name)]
+    if len(named) == len(tops):
+        deep = {parts[0] for parts in places.values() if len(parts) > 2}
+        if found := [name for name in named if name in deep]:
+            return found
+    return [name for name in named if _holds_folders(name, places, folders)]
 
 
 def _check_classes(places: dict[int, Parts], source: str) -> None:

@@ -1,6 +1,8 @@
 """Read one of many images: from its file, from a tar file, or from a row of a Parquet file."""
 
-from collections.abc import Iterator, Sequence
+import posixpath
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +34,29 @@ def refuse_compressed(path: Path) -> None:
         )
 
 
+def mark(path: Path) -> int:
+    """Return a number that is likely to change when a file is written to; 0 for a missing file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0
+    return found.st_size ^ found.st_mtime_ns
+
+
 class Reader(Protocol):
     """Reads the images of a set."""
 
     def open(self, index: int) -> Image.Image:
         """Return one image, upright, in 8-bit RGB; raise ImageError if it cannot be read."""
+        ...
+
+
+class Stored(Reader, Protocol):
+    """A reader that knows its files."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that contain the images."""
         ...
 
 
@@ -46,9 +66,45 @@ class Files:
 
     paths: tuple[Path, ...]
 
+    @property
+    def files(self) -> Sequence[Path]:
+        """See `Stored.files`."""
+        return self.paths
+
     def open(self, index: int) -> Image.Image:
         """See `Reader.open`."""
         return open_image(self.paths[index])
+
+
+def linked(member: tarfile.TarInfo) -> str:
+    """Return the name of the member that a link in a tar file refers to."""
+    if member.issym():  # relative to the folder of the link
+        return posixpath.normpath(posixpath.join(posixpath.dirname(member.name), member.linkname))
+    return posixpath.normpath(member.linkname)
+
+
+def resolved(path: Path, links: Mapping[str, str]) -> Iterator[tuple[str, int, int]]:
+    """Yield the links of a tar file as members: name, and offset and size of what they refer to.
+
+    Args:
+        path: the tar file.
+        links: what each link refers to, by its name.
+    """
+    if not links:
+        return
+    wanted = {*links.values()}
+    found: dict[str, tuple[int, int]] = {}
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # else it stores every member
+            if member.isfile() and (name := posixpath.normpath(member.name)) in wanted:
+                found[name] = member.offset_data, member.size
+    for name, target in links.items():
+        seen = {name}
+        while target in links and target not in seen:  # a link to a link
+            seen.add(target)
+            target = links[target]
+        yield (name, *found.get(target, (0, -1)))
 
 
 @dataclass(frozen=True)
@@ -57,11 +113,18 @@ class Archive:
 
     path: Path
     members: tuple[tuple[str, int, int], ...]
-    """Name, offset in bytes and size in bytes of each image."""
+    """Name, offset and size in bytes of each image; the size of a link to nothing is -1."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """See `Stored.files`."""
+        return (self.path,)
 
     def open(self, index: int) -> Image.Image:
         """See `Reader.open`."""
         name, offset, size = self.members[index]
+        if size < 0:
+            raise ImageError(f"{self.path}/{name}: a link to a file that is not in the archive")
         try:
             with self.path.open("rb") as file:
                 file.seek(offset)
@@ -80,6 +143,11 @@ class Rows:
         self.column = column
         self._starts = np.array([start for _, _, start in groups])
         self._last: tuple[int, Any] | None = None
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """See `Stored.files`."""
+        return sorted({path for path, _, _ in self.groups})
 
     def open(self, index: int) -> Image.Image:
         """See `Reader.open`."""

@@ -8,7 +8,6 @@ pickled and sent to other processes.
 """
 
 import json
-import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +23,6 @@ from regnet import digest
 from regnet.data import shapes
 from regnet.data.images import IMAGE_SUFFIXES
 from regnet.data.layout import (
-    SPLITS,
     Arranged,
     Listing,
     Parts,
@@ -33,17 +31,21 @@ from regnet.data.layout import (
     choose,
     is_hidden,
     listed,
+    split_word,
     told,
 )
 from regnet.data.readers import (
     IMAGE_COLUMNS,
     Archive,
     Files,
-    Reader,
     Rows,
+    Stored,
     column_of,
+    linked,
+    mark,
     open_parquet,
     refuse_compressed,
+    resolved,
 )
 from regnet.data.sources import HUB_PREFIX
 from regnet.errors import DataError, NoSplitError, NotFoundError
@@ -53,8 +55,6 @@ from regnet.paths import expanded
 
 MOST_CLASSES: Final = 100_000
 """Without class names, the labels may have gaps if they stay below this number."""
-
-SPLIT_NAMES: Final = frozenset(name for names in SPLITS.values() for name in names)
 
 LABEL_COLUMNS: Final = ("label", "labels", "fine_label", "wnid", "class_name", "cls")
 
@@ -71,7 +71,7 @@ class ImageSet:
     """(N,): indices into `classes`."""
     classes: tuple[str, ...]
     """Names of the classes in the source: of their folders, or from the metadata of the file."""
-    reader: Reader
+    reader: Stored
     sizes: Sequence[int] = ()
     """Bytes of each image file, or of each row group, for the fingerprint."""
     skipped: Mapping[str, int] = field(default_factory=dict)
@@ -186,11 +186,25 @@ class ImageSet:
         what = [list(self.names), self.classes, list(self.sizes)]
         return digest.of_bytes(json.dumps(what).encode(), self.labels.tobytes())[:16]
 
+    @cached_property
+    def modified(self) -> str:
+        """The first 16 digits of the SHA-256 of when the files were modified.
+
+        It notices other images in files of the same names and sizes. A copy of the files may have
+        another value.
+        """
+        return digest.of_bytes(json.dumps([mark(path) for path in self.reader.files]).encode())[:16]
+
 
 @dataclass(frozen=True)
 class _Part:
-    reader: Reader
+    reader: Stored
     kept: tuple[int, ...]
+
+    @property
+    def files(self) -> Sequence[Path]:
+        found = self.reader.files
+        return [found[index] for index in self.kept] if isinstance(self.reader, Files) else found
 
     def open(self, index: int) -> Image.Image:
         return self.reader.open(self.kept[index])
@@ -267,16 +281,22 @@ def _open_folder(path: Path, split: Split) -> ImageSet:
 def _open_tar(path: Path, split: Split) -> ImageSet:
     listing = Listing()
     held: dict[Parts, tuple[int, int]] = {}
+    links: dict[str, str] = {}
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 parts = PurePosixPath(member.name).parts
-                # A hard link has no bytes of its own; it refers to an earlier member.
-                file = archive.getmember(member.linkname) if member.islnk() else member
                 if member.isdir() and not is_hidden(parts):
                     listing.folders.add(parts)
-                elif file.isfile() and listing.add(parts):
-                    held[parts] = file.offset_data, file.size
+                elif (member.islnk() or member.issym()) and not is_hidden(parts):
+                    links["/".join(parts)] = linked(member)
+                elif member.isfile() and listing.add(parts):
+                    held[parts] = member.offset_data, member.size
+        for name, offset, bytes_ in resolved(path, links):
+            if bytes_ < 0:
+                listing.skipped["links to nothing in the archive"] += 1
+            elif listing.add(parts := PurePosixPath(name).parts):
+                held[parts] = offset, bytes_
     except (tarfile.TarError, OSError, KeyError) as error:
         raise DataError(f"{path}: not a readable tar file ({error})") from error
     listing.files[:] = sorted(held)
@@ -294,7 +314,7 @@ def _open_tar(path: Path, split: Split) -> ImageSet:
 
 
 def _labelled(
-    source: str, found: Arranged, *, names: list[str], sizes: list[int], reader: Reader
+    source: str, found: Arranged, *, names: list[str], sizes: list[int], reader: Stored
 ) -> ImageSet:
     if not names:
         endings = ", ".join(sorted(IMAGE_SUFFIXES))
@@ -313,24 +333,28 @@ def _labelled(
 
 
 def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> list[Path]:
-    """Return the Parquet files whose name or folder names the split; all if none names any.
+    """Return the Parquet files whose name, or else folder, names the split; all if none does.
 
     Raises:
         NoSplitError: the files belong to other splits.
         DataError: the files belong to several data sets.
     """
-    words = {file: {re.split(r"[-_.]", file.name.lower())[0]} for file in files}
-    for file in files:
-        words[file] |= {file.parent.name.lower()} if file.parent != root else set()
+    words = {
+        file: split_word(file.stem) or (split_word(file.parent.name) if file.parent != root else "")
+        for file in files
+    }
     chosen = list(files)
-    if held := set().union(*words.values()) & SPLIT_NAMES:
+    if held := {word for word in words.values() if word}:
         name = choose(sorted(held), split, source)
-        chosen = [file for file in files if name in words[file]]
-    tops = {file.relative_to(root).parts[0] for file in chosen if file.parent != root}
-    tops -= SPLIT_NAMES
-    if len(tops) > 1:
+        chosen = [file for file in files if words[file] == name]
+    folders = {
+        "/".join(part for part in file.relative_to(root).parts[:-1] if not split_word(part))
+        for file in chosen
+    } - {""}
+    if len(folders) > 1:
         raise DataError(
-            f"{source}: holds several data sets; pass one of its folders: {', '.join(sorted(tops))}"
+            f"{source}: holds several data sets; pass one of its folders: "
+            f"{', '.join(sorted(folders))}"
         )
     return chosen
 

@@ -1,6 +1,8 @@
 """Draw shapes: labelled images that need no files, for trying things out."""
 
+from collections.abc import Sequence
 from math import cos, pi, sin
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -25,6 +27,7 @@ class Shapes:
 
     def __init__(self, split: str) -> None:
         self.stream = list(COUNTS).index(split)
+        self.files: Sequence[Path] = ()
 
     def open(self, index: int) -> Image.Image:
         """Draw the image with this index, 32x32 pixels in RGB, of class `CLASSES[index % 6]`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from regnet.data import shapes
+from regnet.errors import ConfigError
 
 HUB_PREFIX: Final = "hf:"
 
@@ -46,6 +47,8 @@ def moved(
     """
     now = train if data is None else str(data)
     if val is None:
+        if tests is not None:
+            raise ConfigError(f"this run has no test images, so they cannot be in {tests}")
         return now, val
     if tests is not None:
         return now, str(tests)

@@ -103,7 +103,8 @@ def judge(logits: Tensor, labels: Tensor, seed: int = 0) -> Calibration:
         seed: seed of the random division into halves.
 
     Raises:
-        DataError: there are fewer than `LEAST_IMAGES` images.
+        DataError: there are fewer than `LEAST_IMAGES` images, or the answers are so good, or so
+            bad, that no temperature is the best.
     """
     count = len(labels)
     if count < LEAST_IMAGES:
@@ -113,13 +114,21 @@ def judge(logits: Tensor, labels: Tensor, seed: int = 0) -> Calibration:
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     halves = order[: count // 2], order[count // 2 :]
     first, second = (fit_temperature(logits[half], labels[half]) for half in halves)
+    whole = fit_temperature(logits, labels)
+    if not all(1.01 * RANGE[0] < found < 0.99 * RANGE[1] for found in (first, second, whole)):
+        right = float((logits.argmax(1) == labels).float().mean())
+        raise DataError(
+            f"no temperature can be fitted: {right:.1%} of {count:,} answers are right, and the "
+            "confidences of at least one half of them say nothing about which; calibrate on more, "
+            "or on harder, images"
+        )
     crossed = logits.double().clone()
     crossed[halves[0]] /= second
     crossed[halves[1]] /= first
     before, after = (_answers(found) for found in (logits.double(), crossed))
     truth = labels.numpy()
     return Calibration(
-        temperature=fit_temperature(logits, labels),
+        temperature=whole,
         halves=(first, second),
         images=count,
         error_before=scores.calibration_error(before, truth),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from regnet import documents
-from regnet.data.layout import Split
+from regnet.data.layout import Split, refuse_new_class
 from regnet.data.loading import load, lost_workers
 from regnet.data.preprocess import Preprocess
 from regnet.data.sets import ImageSet, open_set
@@ -29,6 +29,7 @@ from regnet.evaluation.kept import Kept, kept
 from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
 from regnet.machine import environment
 from regnet.nn.model import AnyNet, digest_of, evaluation_view
+from regnet.paths import expanded
 from regnet.prediction.images import DEFAULT_MODEL
 from regnet.process_group import Group, joined
 from regnet.weights.card import Card
@@ -162,11 +163,14 @@ def evaluate(
     names: Sequence[str] = network.card.labels if network.card else ()
     match = match_classes(images, names, network.num_classes)
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
+    if keep is not None and not isinstance(data, ImageSet) and expanded(data).is_dir():
+        refuse_new_class(Path(keep), expanded(data), split)
     weights, home = digest_of(network), device_of(network)
     with joined(find_device(device) if device is not None else home) as group:
         what = {
             "weights": weights,
             "images": images.fingerprint,
+            "modified": images.modified,
             "preprocess": look,
             "engine": engine,
             "precision": precision,
@@ -233,10 +237,10 @@ def _runner(
 ) -> tuple[Callable[[Tensor], Tensor], str]:
     """Return a function that runs batches, and the precision that it computes in."""
     if isinstance(network, FileNetwork):
-        if engine != "eager" or group.device.type != "cpu":
+        if engine != "eager" or group.device.type != "cpu" or precision != "fp32":
             raise ConfigError(
-                f"{network.path} always runs in {network.runtime} on the CPU; leave engine and "
-                "device out"
+                f"{network.path} always runs in {network.runtime} on the CPU, in its own "
+                "precision; leave engine, device and precision out"
             )
         return (lambda x: network(x).float()), network.precision
     shape = (batch_size, network.config.in_chans, *look.size)

@@ -190,11 +190,11 @@ def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
 
     Only the first computation updates the statistics of batch norm. Compiled code does so itself.
     """
-    if torch.compiler.is_compiling():
-        return checkpoint(block, x, use_reentrant=False)
-    return checkpoint(
-        block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _statistics_kept(block))
-    )
+    contexts: dict[str, Any] = {}
+    if not torch.compiler.is_compiling():
+        contexts["context_fn"] = lambda: (nullcontext(), _statistics_kept(block))
+    found: Tensor = checkpoint(block, x, use_reentrant=False, **contexts)
+    return found
 
 
 @contextmanager

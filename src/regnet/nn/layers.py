@@ -50,14 +50,17 @@ class StridedDepthwiseConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():  # TorchScript cannot change autocast
-            return self._conv_forward(x, self.weight, self.bias)
-        else:  # noqa: RET505 - TorchScript must not compile this branch
+        found: Tensor
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            found = self._conv_forward(x, self.weight, self.bias)
+        else:  # TorchScript, which cannot change autocast, does not compile this branch
             if self.padding_mode != "zeros":
-                return self._conv_forward(x, self.weight, self.bias)
-            return _convolved(
-                x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-            )
+                found = self._conv_forward(x, self.weight, self.bias)
+            else:
+                found = _convolved(
+                    x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+                )
+        return found
 
 
 def _convolved(

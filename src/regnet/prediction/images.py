@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -87,7 +88,7 @@ def predict_each(
 
     An image that cannot be read gives a result with `error` instead of an exception.
     """
-    network = open_model(model, trust=trust) if isinstance(model, str) else model
+    network: Any = open_model(model, trust=trust) if isinstance(model, str) else model
     if isinstance(network, nn.Module):
         network = unwrapped(network)
     if not isinstance(network, AnyNet | FeatureNet | FileNetwork):

@@ -1,5 +1,6 @@
 """Predict one part of a collection, from its images to a Parquet file, in any process."""
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -211,7 +212,11 @@ def predict_part(part: Part, device: str) -> int:
                 answers[index] = row
     table = pa.table(
         {
-            "path": pa.array(part.chunk.names, pa.string()),
+            # Names of files need not be UTF-8, but text in a table must be.
+            "path": pa.array(
+                [os.fsencode(n).decode("utf-8", "backslashreplace") for n in part.chunk.names],
+                pa.string(),
+            ),
             **_columns(answers, part, names),
             "error": pa.array(errors, pa.string()),
         }

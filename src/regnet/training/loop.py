@@ -18,6 +18,7 @@ import torch
 
 from regnet import documents, runfolder
 from regnet.atomic import write_bytes
+from regnet.data.layout import Split, refuse_new_class
 from regnet.data.loading import lost_workers
 from regnet.data.sets import open_set
 from regnet.design.config import AnyNetConfig, RegNetConfig
@@ -25,6 +26,7 @@ from regnet.devices import find_device
 from regnet.errors import ConfigError, DataError, MissingExtraError, NoSplitError, TrainingError
 from regnet.evaluation.calibration import Calibration, calibrate_on
 from regnet.nn.model import AnyNet
+from regnet.paths import expanded
 from regnet.process_group import Group, joined
 from regnet.training import checkpoint
 from regnet.training import run as runs
@@ -187,6 +189,11 @@ def start(
     folder, options = Path(out) if out is not None else None, options or Options()
     if options.tensorboard:
         _summary_writer()
+    if folder is not None:
+        sources: tuple[tuple[str | None, Split], ...] = ((run.train, "train"), (run.val, "val"))
+        for source, split in sources:
+            if source is not None and expanded(source).is_dir():
+                refuse_new_class(folder, expanded(source), split)
     with (
         joined(find_device(options.device)) as group,
         _own_randomness(group.device),
@@ -200,6 +207,8 @@ def start(
                 )
             if held:
                 raise ConfigError(f"{folder} holds other files; name a new folder")
+        if facts is not None:
+            _check_processes(run, facts, group, "the run")
         session = Session(run, group, options, images, build)
         _tell(session)
         now = session.facts
@@ -241,11 +250,7 @@ def resume(
         _own_randomness(group.device),
         _owned(folder, group),
     ):
-        if run.recipe.micro_batch_size is None and facts.processes != group.size:
-            raise ConfigError(
-                f"{folder} is a run of {facts.processes} processes, and without micro_batch_size "
-                f"batch norm depends on their number; start the same number, not {group.size}"
-            )
+        _check_processes(run, facts, group, str(folder))
         session = Session(run, group, options)
         _tell(session)
         now = session.facts
@@ -310,6 +315,15 @@ def _tell(session: Session) -> None:
     """Report the images that were found and what will be done, in the leading process."""
     if session.options.on_begin and session.group.leads:
         session.options.on_begin(session.summary)
+
+
+def _check_processes(run: Run, before: Facts, group: Group, name: str) -> None:
+    """Raise an error if another number of processes would compute something else."""
+    if run.recipe.micro_batch_size is None and before.processes != group.size:
+        raise ConfigError(
+            f"{name} is of {before.processes} processes, and without micro_batch_size batch norm "
+            f"depends on their number; start the same number, not {group.size}"
+        )
 
 
 def _check_facts(before: Facts, now: Facts) -> None:
@@ -476,11 +490,14 @@ class _Loop:
             network.load_state_dict(saved["average"] or saved["model"])
             network.card = trained.card
             if self.session.images.calibration is not None:
-                self.calibration = calibrate_on(
-                    network.to(self.group.device),
-                    self.session.images.calibration,
-                    workers=self.options.worker_count,
-                )
+                try:
+                    self.calibration = calibrate_on(
+                        network.to(self.group.device),
+                        self.session.images.calibration,
+                        workers=self.options.worker_count,
+                    )
+                except DataError as error:  # the network is good without it
+                    _log.warning("%s is not calibrated: %s", self.out / MODEL, error)
                 network.cpu()
             network.save_pretrained(self.out / MODEL, readme=self._readme(network))
 

@@ -236,6 +236,12 @@ class Session:
         if recipe.crop == "pad":
             source = self.images.resident(device)
             height, width = source.pixels.shape[2:]
+            asked = {recipe.image_size, self.run.image_size} - {None, height}
+            if asked:
+                raise ConfigError(
+                    f'crop="pad" trains on images of the size that they have, {height} x {width} '
+                    f"pixels; leave image_size={min(filter(None, asked))} out, or use another crop"
+                )
             look = replace(look, size=(height, width), crop_pct=1.0)
             if not self.run.pretrained:
                 mean, std = source.colors(look.channels)
@@ -249,11 +255,12 @@ class Session:
                 device=device,
             )
         classes = self.images.train.classes
+        more = range(len(classes), network.num_classes)
         # A new card: what was published about the first weights does not hold for the result.
         network.card = Card(
             architecture=card.architecture,
             preprocess=look,
-            labels=classes if network.num_classes == len(classes) else (),
+            labels=(*classes, *(f"class {number}" for number in more)),
             license=card.license,
             origin=card.origin,
         )
@@ -278,11 +285,14 @@ class Session:
     def _test(self) -> Test | None:
         if self.images.val is None:
             return None
+        look, pixels = preprocess(self.network), None
+        if self.recipe.crop == "pad" and self.images.val.open(0).size == look.size[::-1]:
+            pixels = self.images.val_pixels(self.group.device)
         return Test(
             self.images.val,
-            preprocess(self.network),
+            look,
             group=self.group,
-            pixels=self.images.val_pixels(self.group.device) if self.recipe.crop == "pad" else None,
+            pixels=pixels,
             batch_size=self.plan.micro_size,
             workers=self.options.worker_count,
         )
