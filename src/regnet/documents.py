@@ -46,6 +46,11 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+def finite(values: Any) -> Any:
+    """Return the JSON form of a value, with None for numbers that are not finite."""
+    return json.loads(json.dumps(values, default=plain), parse_constant=lambda _: None)
+
+
 def sealed(values: Any) -> dict[str, Any]:
     """Return the JSON form of a document, with its digest added."""
     body: dict[str, Any] = json.loads(json.dumps(values, default=plain))

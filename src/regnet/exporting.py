@@ -243,12 +243,16 @@ def export(
     if form.runtime and (obstacle := form.runtime.obstacle(Target(device=device))):
         raise MissingExtraError(f"{form.name}: {obstacle}")
     shape = tuple(example.shape)
-    said = {
+    said: dict[str, Any] = {
         "runtime": form.name,
         "precision": precision,
         "input": input,
         "version": __version__,
     }
+    sizes = [None if AXES.get(axis) in free else size for axis, size in enumerate(shape)]
+    # Programs of AOTInductor do not say what they take, and compute nonsense from anything else.
+    if form.name == "aot_inductor":
+        said["shape"] = sizes
     facts = _facts(model) | said
     if "input_size" in facts and not {"height", "width"} & {*free}:
         facts["input_size"] = shape[1:]  # the file takes no other size

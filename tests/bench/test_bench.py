@@ -383,6 +383,22 @@ def test_the_command_measures_and_compares(tmp_path, config_file):
     )
     [row] = json.loads(regnet("bench", *args, "--json").stdout)["rows"]
     assert row["latency_ms"] > 0
+    other = tmp_path / "other.json"
+    regnet("bench", *args[:-1], "folded", "--batch-size", 2, "--out", other, code=0)
+    refused(regnet("bench", "compare", out, other), 2, "have no measured case in common")
+    both = regnet("bench", *args, "--layout", "channels_last,contiguous", code=0).stdout
+    assert "eager fp32 contiguous" in both
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--layout", "contiguous"), "auto and best choose the layout; name engines"),
+        (("--models", "a.onnx", "--train"), "a.onnx is an exported file, which cannot be trained"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(args, words):
+    refused(regnet("bench", *args), 2, words)
 
 
 @pytest.mark.slow

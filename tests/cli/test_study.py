@@ -8,6 +8,7 @@ import pytest
 import regnet.selection.search as searching
 from regnet.cli.networks import Networks
 from regnet.cli.progress import ProgressBar
+from regnet.design.complexity import complexity
 from regnet.design.config import config_from_dict
 from regnet.spaces import LatencyModel, find_space, sample
 from regnet.studies import population
@@ -170,6 +171,10 @@ def test_a_space_may_be_a_file(data, tmp_path):
         (("--space", "regnetx", "--recipe", "cifra"), 2, "did you mean 'cifar'"),
         (("--space", "regnetx", "--executor", "k8s", "--run"), 2, "there are local, ray, slurm"),
         (("--space", "regnetx", "--device", "cuda", "--run"), 2, "no CUDA GPU"),
+        (("--space", "regnetx", "--slurm", "a=b"), 2, "--slurm needs --executor slurm; add it"),
+        (("--space", "regnetx", "--gpus", "0.5"), 2, "--gpus needs --executor ray; add it"),
+        (("--configs", "nets.json", "--flops", "4M"), 2, "--flops only restricts a space; the net"),
+        (("--configs", "nets.json", "--final"), 2, "--final only restricts a space; the networks"),
     ],
 )
 def test_wrong_usage_is_explained_in_one_line(data, tmp_path, arguments, code, message):
@@ -177,6 +182,40 @@ def test_wrong_usage_is_explained_in_one_line(data, tmp_path, arguments, code, m
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("option", [("--set", "epochs=7"), ("--train-images", "10")])
+def test_an_objective_takes_no_options_of_training(tmp_path, option):
+    done = regnet(
+        "study", "init", tmp_path / "s", "--space", "regnetx", "--objective", "judges:judge",
+        "--trust", *option, code=2,
+    )  # fmt: skip
+    assert f"{option[0]} is only for training on images, and the objective trains" in done.stderr
+    assert not (tmp_path / "s").exists()
+
+
+SMALL_ERRORS = """
+def judge(parameters, seed, device):
+    return 1e-6 * parameters.depth
+"""
+
+
+def test_small_values_of_an_objective_can_be_told_apart(tmp_path):
+    (tmp_path / "small_errors.py").write_text(SMALL_ERRORS)
+    nets = tmp_path / "nets.json"
+    found = sample(find_space("regnetx").restrict(d=(None, 16)), 4).configs
+    nets.write_text(json.dumps([config.to_dict() for config in found]))
+    regnet(
+        "study", "init", "s", "--configs", nets, "--objective", "small_errors:judge",
+        "--image-size", "32", "--trust", "--run", cwd=tmp_path, code=0,
+    )  # fmt: skip
+    table = regnet("study", "analyze", "s", cwd=tmp_path, code=0).stdout
+    depths = [sum(config.depths) for config in found]
+    assert f"{1e-6 * min(depths):.4g}" in table
+    [row, *_] = population.load(tmp_path / "s")["nets"].rows
+    assert row.metrics["flops"] == complexity(config_from_dict(row.config), 32).flops
+    page = (tmp_path / "s/report.html").read_text()
+    assert f"{1e-6 * min(depths):.6g}" in page
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):

@@ -128,6 +128,11 @@ def test_the_result_of_a_race_is_saved(model, tmp_path, monkeypatch):
     wider = options | {"engines": ["eager", "folded", "padded"]}
     assert not regnet.optimize(model, images(), **wider).report.remembered
     assert regnet.optimize(model, images(), **wider).report.remembered
+    # Times of two races were never compared.
+    for name in ("compiled", "padded"):
+        regnet.optimize(model, images(2), engines=[name], precision="fp32", seconds=0.1)
+    both = {"engines": ["compiled", "padded"], "precision": "fp32", "seconds": 0.1}
+    assert not regnet.optimize(model, images(2), **both).report.remembered
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     assert not regnet.optimize(model, images(), **options).report.remembered

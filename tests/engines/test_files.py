@@ -3,12 +3,13 @@
 import os
 import pickle
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import regnet
-from regnet.engines.files import _OPENERS, FileNetwork, open_model
+from regnet.engines.files import _OPENERS, KEY, FileNetwork, open_model
 from regnet.errors import ConfigError, NotFoundError
 from regnet.nn.model import digest_of
 from regnet.zoo.resolver import EXPORTED_SUFFIXES, is_exported
@@ -181,3 +182,29 @@ def test_exported_files_are_recognized_by_their_suffixes():
     assert not is_exported("hf-hub:owner/name.onnx")
     assert not is_exported("regnety_016.tv2_in1k")
     assert tuple(_OPENERS) == EXPORTED_SUFFIXES
+
+
+@pytest.mark.long
+def test_a_compiled_file_of_one_size_takes_any_batch_and_no_other_size(model, tmp_path):
+    """The compiled program itself would read beyond smaller images and ignore other batches."""
+    path = tmp_path / "fixed.pt2"
+    regnet.export(
+        model, path, format="aot_inductor", dynamic=False, example=torch.zeros(2, 3, 32, 32)
+    )
+    file = open_model(str(path), trust=True)
+    assert file.shape == (2, 3, 32, 32)
+    for count in (1, 2, 5):
+        x = torch.randn(count, 3, 32, 32)
+        torch.testing.assert_close(file(x), model(x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ConfigError, match="takes images of height 32, got 16"):
+        file(torch.randn(2, 3, 16, 16))
+
+
+def test_a_compiled_file_that_does_not_record_its_size_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "old.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data/aotinductor/model.so", b"")
+    package = SimpleNamespace(get_metadata=lambda: {KEY: '{"runtime": "aot_inductor"}'})
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda *_: package, raising=False)
+    with pytest.raises(ConfigError, match="did not record the size of its images; export the net"):
+        open_model(str(path), trust=True)

@@ -19,13 +19,14 @@ from regnet.errors import ConfigError, FunctionError
 from regnet.executors.base import InProcess
 from regnet.executors.pool import ProcessPool
 from regnet.nn.model import AnyNet
-from regnet.spaces import Distribution, Space, sample, sample_by_flops
+from regnet.spaces import Distribution, Space, find_space, sample, sample_by_flops
 from regnet.spaces.custom import CustomConfig
 from regnet.studies import population
 from regnet.studies.analysis import analyze, refine
 from regnet.studies.custom import counted, sample_networks
 from regnet.studies.report import render, save_plots
 from regnet.studies.study import Study
+from regnet.studies.tables import read_table, write_table
 from regnet.training.recipe import Recipe
 from tests.command import refused, regnet
 from tests.pictures import write_folder
@@ -365,12 +366,49 @@ def test_the_record_of_an_objective_is_saved(own: Path, tmp_path: Path) -> None:
     population.resume(tmp_path / "s", executor=InProcess())
     for row in population.load(tmp_path / "s")["mine"].rows:
         assert row.outcome is not None
-        assert row.outcome["iou"] == 0.5
+        assert row.outcome["also"]["iou"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"error": 40.0, "epochs": [{"epoch": 1, "top1": 10.0}]}, [{"epoch": 1, "top1": 10.0}]),
+        ({"error": 40.0, "epochs": 90}, 90),
+        ({"error": np.float32(40), "epochs": np.arange(2)}, [0, 1]),
+        ({"error": torch.tensor(40.0), "epochs": torch.tensor(0.5)}, 0.5),
+    ],
+)
+def test_fields_of_an_objective_cannot_change_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: Any, expected: Any
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "judge", lambda *_: record, raising=False)
+    found = Study(spaces=(find_space("regnetx"),), models=2, objective=f"{__name__}:judge")
+    population.init(tmp_path / "s", found)
+    population.resume(tmp_path / "s", executor=InProcess())
+    done = population.load(tmp_path / "s")
+    assert done["regnetx"].errors.tolist() == [40.0, 40.0]
+    write_table(done, tmp_path / "s.csv")
+    again = read_table(tmp_path / "s.csv")["regnetx"]
+    assert again.errors.tolist() == [40.0, 40.0]
+    for row in done["regnetx"].rows:
+        assert row.outcome is not None
+        assert row.outcome["also"]["epochs"] == expected
+
+
+def test_a_record_without_a_json_form_is_a_failed_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"error": 40.0, "model": nn.Identity()}
+    monkeypatch.setattr(sys.modules[__name__], "judge", lambda *_: record, raising=False)
+    found = Study(spaces=(find_space("regnetx"),), models=2, objective=f"{__name__}:judge")
+    population.init(tmp_path / "s", found)
+    population.resume(tmp_path / "s", executor=InProcess())
+    for row in population.load(tmp_path / "s")["regnetx"].failed:
+        assert row.outcome is not None
+        assert "must return what has a JSON form: Identity has none" in row.outcome["reason"]
 
 
 def test_an_objective_of_the_papers_spaces_gets_configs(own: Path, tmp_path: Path) -> None:
-    from regnet.spaces import find_space
-
     found = study(own, objective="of_a_config", models=3, spaces=(find_space("regnetx"),))
     population.init(tmp_path / "s", found)
     population.resume(tmp_path / "s", executor=InProcess())

@@ -27,7 +27,7 @@ from regnet.studies.analysis import analyze, gain, refine
 from regnet.studies.report import render
 from regnet.studies.store import _SELECT, Row, Store, _digest
 from regnet.studies.study import Given, Study
-from regnet.studies.tables import write_table
+from regnet.studies.tables import read_table, write_table
 from regnet.studies.task import _images
 from regnet.training.recipe import Recipe
 from tests.faults import flipped_bits
@@ -107,6 +107,13 @@ def test_replicas_are_the_first_networks_with_other_seeds(study: Study, tmp_path
         assert len(found) == 4
         assert {number: len(errors) for number, errors in found.repeats.items()} == {0: 3, 1: 3}
         assert found.repeats[1][0] == found.errors[1]
+    write_table(population.load(folder), tmp_path / "all.csv")
+    for name, found in read_table(tmp_path / "all.csv").items():
+        there = population.load(folder)[name]
+        assert len(found) == 4
+        assert found.repeats.keys() == there.repeats.keys()
+        for number, errors in found.repeats.items():
+            assert sorted(errors) == pytest.approx(sorted(there.repeats[number]))
     analysis = analyze(population.load(folder))
     noise = analysis.spaces["regnetx"].noise
     assert noise is not None

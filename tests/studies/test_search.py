@@ -151,6 +151,9 @@ def test_another_search_in_the_folder_is_refused(data: Path, tmp_path: Path) -> 
     searched(tmp_path / "s", data)
     with pytest.raises(ConfigError, match=r"holds another search, which differs in recipe, seed;"):
         searched(tmp_path / "s", data, recipe=replace(RECIPE, epochs=8), seed=1)
+    other = replace(space(), image_size=48)
+    with pytest.raises(ConfigError, match="holds another search, which differs in space;"):
+        searched(tmp_path / "s", data, space=other)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"holds other files, such as notes\.txt"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regnet.errors import DataError
+from regnet.errors import ConfigError, DataError
 from regnet.studies.analysis import analyze
 from regnet.studies.tables import read_table, write_table
 from tests.command import refused
@@ -118,3 +118,41 @@ def test_any_number_survives_a_csv_file(
     found = read_table(path)["x"]
     assert found.errors.tolist() == [error for error, _ in rows]
     assert found.metrics["metric"].tolist() == [metric for _, metric in rows]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_network_number_0_keeps_its_number(tmp_path: Path, order: int) -> None:
+    rows = [f"plain,{n},{40 + n}" for n in range(20)]
+    rows += [f"gated,{n},{39.8 + n}" for n in range(20)][::order]
+    path = tmp_path / "paired.csv"
+    path.write_text("space,number,error\n" + "\n".join(rows) + "\n")
+    [pair] = analyze(read_table(path), paired=True).pairs
+    assert pair.comparison.difference == pytest.approx(-0.2)
+    assert pair.comparison.high == pytest.approx(-0.2)
+
+
+def test_networks_of_the_same_number_form_no_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "twice.csv"
+    path.write_text("space,number,error\na,0,40\na,0,41\nb,0,42\nb,1,43\n")
+    with pytest.raises(ConfigError, match="have the same number, so they form no pairs"):
+        analyze(read_table(path), paired=True)
+
+
+def test_spaces_may_have_numbers_as_names(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("space,error\n0,40\n1,41\n007,42\n,43\n")
+    assert list(read_table(path)) == ["0", "1", "007", "mine"]
+
+
+def test_a_byte_order_mark_is_not_part_of_a_column(tmp_path: Path) -> None:
+    path = tmp_path / "excel.csv"
+    path.write_text("space,error\na,40\nb,41\n", encoding="utf-8-sig")
+    assert list(read_table(path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("cell", ["10%", '"12,3"', "n/a"])
+def test_an_error_that_is_no_number_is_refused(tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "odd.csv"
+    path.write_text(f"space,error\na,40\na,{cell}\n")
+    with pytest.raises(DataError, match="is not a number; the cell of a failed network must be e"):
+        read_table(path)

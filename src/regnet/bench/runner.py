@@ -17,7 +17,7 @@ from regnet.bench.networks import PAIRINGS, PEERS, load
 from regnet.design.complexity import total
 from regnet.design.layers import Layer
 from regnet.engines.base import Precision, Runner, Target, inference
-from regnet.engines.check import INPUT_SETS, answers, build_checked, worst_error, wrong
+from regnet.engines.check import INPUT_SETS, answers, build_checked, known, worst_error, wrong
 from regnet.engines.files import FileNetwork
 from regnet.engines.optimize import ENGINES, find_engine, optimize
 from regnet.errors import check_number, in_one_line
@@ -375,13 +375,14 @@ def _checked(
             ran=str(winner),
             build_seconds=winner.build_seconds,
             peak_bytes=winner.peak_bytes,
-            output_error=error,
+            output_error=known(error),
         )
     else:
         built = build_checked(find_engine(case.engine), model, inputs, reference, target)
         row = replace(
             row,
-            ran=f"{case.engine} {case.precision}",
+            ran=f"{case.engine} {case.precision}"
+            + (" contiguous" if case.layout == "contiguous" else ""),
             build_seconds=built.seconds,
             output_error=built.error,
         )

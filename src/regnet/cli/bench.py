@@ -141,6 +141,13 @@ def command(
     for option, asked, known in (("precision", precision, DTYPES), ("layout", layout, LAYOUTS)):
         for name in split(asked):
             check_choice(option, name, known)
+    precisions, layouts = split(precision), split(layout)
+    ran = ["eager"] if train else engines
+    if layouts[0] != LAYOUTS[0] and {AUTO, BEST} & {*ran}:
+        raise ConfigError(f"{AUTO} and {BEST} choose the layout; name engines, or omit --layout")
+    networks = expand(chosen, split(peers or ""))
+    if train and (exported := [name for name in networks if is_exported(name)]):
+        raise ConfigError(f"{exported[0]} is an exported file, which cannot be trained")
     cases = [
         Case(
             model=model,
@@ -152,12 +159,13 @@ def command(
             train=train,
         )
         for batch in whole_numbers("--batch-size", batch_size)
-        for kind in split(precision)
-        for number, order in enumerate(split(layout))
-        for way in (["eager"] if train else engines)
-        if not number or way not in (AUTO, BEST)  # auto and best choose the layout
-        for model in expand(chosen, split(peers or ""))
-        if way == engines[0] or not is_exported(model)  # an exported file has one engine
+        for kind in precisions
+        for order in layouts
+        for way in ran
+        if order == layouts[0] or way not in (AUTO, BEST)  # which choose the layout
+        for model in networks
+        # An exported file has one engine, precision and layout.
+        if (kind, order, way) == (precisions[0], layouts[0], ran[0]) or not is_exported(model)
     ]
     if plot:
         from regnet.figures import check_plot_file
@@ -225,6 +233,11 @@ def compare(
     from regnet.bench.document import read
 
     changes = compare_documents(read(before), read(after))
+    if not changes:
+        raise ConfigError(
+            f"{before} and {after} have no measured case in common; a case is a network with its "
+            "batch size, precision, engine, layout and image size"
+        )
     if as_json:
         print_json(changes)
     else:

@@ -46,6 +46,9 @@ def executor_of(
     if time_limit is not None:
         check_number("--time-limit", time_limit, least=1e-3)
     seconds = None if time_limit is None else 60 * time_limit
+    for option, value, needs in (("--gpus", gpus, "ray"), ("--slurm", slurm, "slurm")):
+        if value and name != needs:
+            raise ConfigError(f"{option} needs --executor {needs}; add it, or leave {option} out")
     if name == "local":
         for device in devices or []:
             find_device(device)
@@ -72,7 +75,8 @@ def _parameter(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--slurm needs name=value, such as slurm_partition=gpu; got {text!r}")
-    return name, int(value) if value.isdigit() else value
+    whole = value.isdigit() and str(int(value)) == value  # an account may be called 00123
+    return name, int(value) if whole else value
 
 
 def _one(devices: list[str] | None) -> str:

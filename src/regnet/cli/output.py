@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from regnet.documents import plain
+from regnet.documents import finite
 from regnet.errors import printable
 
 for _name in ("stdin", "stdout", "stderr"):
@@ -43,7 +43,7 @@ stderr = _SafeConsole(stderr=True, highlight=False, markup=False, emoji=False, s
 
 def print_json(value: Any) -> None:
     """Print one JSON document on stdout, and nothing else."""
-    print(json.dumps(value, indent=2, default=plain))
+    print(json.dumps(finite(value), indent=2))
 
 
 def print_error(message: str) -> None:

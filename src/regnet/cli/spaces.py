@@ -25,15 +25,19 @@ def read_space(name: str, **options: Any) -> "Space":
         raise ConfigError(f"{name}: {error}") from error
 
 
-def read_networks(path: Path) -> "Given":
-    """Return the networks in a JSON file: a list of configs, as `AnyNetConfig.to_dict` returns."""
+def read_networks(path: Path, image_size: int | None = None) -> "Given":
+    """Return the networks in a JSON file: a list of configs, as `AnyNetConfig.to_dict` returns.
+
+    `image_size` is the side of the images at which complexity is counted; None: 224 pixels.
+    """
     from regnet.design.config import config_from_dict
     from regnet.studies.study import Given
 
     try:
         listed = documents.load(path, "a list of networks")
         configs = tuple(config_from_dict(config) for config in listed)
-        return Given(name=path.stem, configs=configs)
+        size = {} if image_size is None else {"image_size": image_size}
+        return Given(name=path.stem, configs=configs, **size)
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise ConfigError(f"{path} is not a JSON list of networks: {error}") from error
 

@@ -1,5 +1,6 @@
 """`regnet study`: sample, train, compare and refine design spaces, as the paper does."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,6 +51,13 @@ TrustCode = Annotated[
     bool, typer.Option("--trust", help="Run the functions that the study or a space specifies.")
 ]
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Train failed networks again.")]
+
+
+def _refuse(reason: str, options: Mapping[str, Any]) -> None:
+    """Raise an error if one of these options was given."""
+    for name, value in options.items():
+        if value:
+            raise ConfigError(f"--{name} {reason}; leave it out")
 
 
 @app.command("init")
@@ -157,6 +165,17 @@ def init(
         raise ConfigError(
             "--image-size needs --objective; otherwise the images and the recipe decide the size"
         )
+    if objective and not data:
+        _refuse(
+            "is only for training on images, and the objective trains",
+            {"set": set_, "train-images": train_images, "val-images": val_images, "val": val},
+        )
+    if not space:
+        _refuse(
+            "only restricts a space; the networks of --configs are given",
+            {"flops": flops, "latency-ms": latency_ms, "stages": stages, "final": final,
+             "restrict": restrict, "stem": stem, "stem-width": stem_width},
+        )  # fmt: skip
     shape: dict[str, Any] = {
         name: value
         for name, value in (("stem", stem), ("stem_width", stem_width))
@@ -177,7 +196,7 @@ def init(
     study = Study(
         spaces=tuple(restricted(spaces, restrict or [])),
         models=models,
-        given=tuple(read_networks(path) for path in configs or ()),
+        given=tuple(read_networks(path, image_size) for path in configs or ()),
         replicas=replicas,
         replicated=replicated,
         train="" if objective and not data else data or "shapes",
@@ -321,11 +340,11 @@ def analyze(
         return
     if study:
         _tell_of_the_rest(source)
-    percent = "" if study and study.objective else " %"
+    percent, digits = ("", ".4g") if study and study.objective else (" %", ".2f")
     print_table(
         ("space", ">networks", ">failed", f">min error{percent}", f">mean error{percent}"),
         [
-            (name, f"{r.models}", f"{r.failed}", f"{r.minimum:.2f}", f"{r.mean:.2f}")
+            (name, f"{r.models}", f"{r.failed}", f"{r.minimum:{digits}}", f"{r.mean:{digits}}")
             for name, r in found.spaces.items()
         ],
     )
@@ -334,7 +353,8 @@ def analyze(
         print_table(
             ("first", "second", ">difference of means", ">95 %", ">p", ">KS", "the first is"),
             [
-                (p.first, p.second, f"{c.difference:+.2f}", f"{c.low:+.2f} to {c.high:+.2f}",
+                (p.first, p.second, f"{c.difference:+{digits}}",
+                 f"{c.low:+{digits}} to {c.high:+{digits}}",
                  f"{c.p_value:.4f}", f"{c.ks:.3f}", c.verdict)
                 for p in found.pairs
                 for c in [p.comparison]
@@ -347,7 +367,8 @@ def analyze(
             ("space", ">trained again", ">seeds differ by", ">networks differ by",
              ">of the variance between networks"),
             [
-                (name, f"{n.networks}", f"{n.seed_deviation:.2f}", f"{n.network_deviation:.2f}",
+                (name, f"{n.networks}", f"{n.seed_deviation:{digits}}",
+                 f"{n.network_deviation:{digits}}",
                  f"{n.share:.0%} ({n.low:.0%} to {n.high:.0%})")
                 for name, n in noisy.items()
             ],
@@ -453,7 +474,7 @@ def _print_gain(found: "Gain", networks: int) -> None:
     name, points = max(found.alone.items(), key=lambda item: item[1])
     stderr.print(
         f"{found.inside} of {networks} networks lie in all intervals, with a mean error "
-        f"{found.points:.1f} points below that of all; {name} alone explains {points:.1f} points"
+        f"{found.points:.3g} points below that of all; {name} alone explains {points:.3g} points"
     )
 
 

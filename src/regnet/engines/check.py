@@ -35,7 +35,7 @@ class Built:
     runner: Runner | None = None
     seconds: float | None = None
     error: float | None = None
-    """The largest relative error; see `worst_error`."""
+    """The largest relative error, see `worst_error`; None if it is not finite."""
     reason: str | None = None
     """Why the runner must not be used; None if it may be used."""
 
@@ -54,7 +54,8 @@ def build_checked(
     runner = engine.build(model, inputs[0], target)
     seconds = time.perf_counter() - start
     error = worst_error(runner, inputs, reference)
-    return Built(runner=runner, seconds=seconds, error=error, reason=wrong(error, target))
+    reason = wrong(error, target)
+    return Built(runner=runner, seconds=seconds, error=known(error), reason=reason)
 
 
 def wrong(error: float, target: Target) -> str | None:
@@ -63,6 +64,11 @@ def wrong(error: float, target: Target) -> str | None:
         return None
     # Also if the error is nan.
     return f"wrong: its outputs differ by {error:.1e}, more than {tolerance(target):.0e}"
+
+
+def known(error: float) -> float | None:
+    """Return an error for a result; None if it is not finite, which JSON cannot express."""
+    return error if math.isfinite(error) else None
 
 
 def worst_error(runner: Runner, inputs: Sequence[Tensor], reference: Sequence[Any]) -> float:

@@ -196,7 +196,13 @@ def _open_torch(path: Path) -> Opened:
     if package:
         loaded: Any = torch._inductor.aoti_load_package(str(path))
         text = loaded.get_metadata().get(KEY)
-        return load_package(path, Target(device=CPU)), (None,) * 4, text
+        said = json.loads(text) if text else {"shape": (None,) * 4}
+        if "shape" not in said:
+            raise ConfigError(
+                f"{path} was written by an earlier version, which did not record the size of its "
+                "images; export the network again"
+            )
+        return load_package(path, Target(device=CPU)), tuple(said["shape"]), text
     extra: dict[str, Any] = {KEY: ""}
     program = torch.export.load(path, extra_files=extra)
     [name] = program.graph_signature.user_inputs

@@ -76,7 +76,9 @@ collection of images is predicted on one, "auto" takes the fastest of these engi
 STREAMS: Final = ("onnx_runtime", "openvino")
 """Engines that can compute several pieces of a batch at the same time (`Target.streams`)."""
 
-LASTING: Final = ("wrong: ", "unsuitable: ", "not tried: ")
+NOT_TRIED: Final = "not tried: "
+
+LASTING: Final = ("wrong: ", "unsuitable: ", NOT_TRIED)
 """Beginnings of the reasons that would be the same in another race. A saved result is used only if
 every candidate has a time, such a reason, or an obstacle."""
 
@@ -272,8 +274,8 @@ def optimize(
             on_step=step,
         )
         key = key_of(model, {"shape": shape, **conditions, **what_decides_speed(device)})
-        before = {} if refresh else _known(key)
-        candidates = _recalled(ways, before)
+        before = [] if refresh else _races(key)
+        candidates = next(filter(None, (_recalled(ways, race) for race in reversed(before))), None)
         winner = fastest(candidates) if candidates else None
         remembered, runner = winner is not None, None
         if winner:
@@ -281,8 +283,12 @@ def optimize(
         if runner is None:
             candidates, runner = race.run(ways)
             remembered, winner = False, fastest(candidates)
-            before |= {row.key: row for row in candidates}
-            remember(key, [asdict(row) for row in before.values()])
+            now = {row.key: row for row in candidates}
+            before = [*(race for race in before if race.keys() != now.keys()), now]
+            remember(key, [
+                {"race": number, **asdict(row)}
+                for number, race in enumerate(before) for row in race.values()
+            ])  # fmt: skip
     assert candidates is not None
     if winner is None or runner is None:
         reasons = "; ".join(f"{row}: {row.reason}" for row in candidates)
@@ -351,27 +357,36 @@ def _chosen(engines: Sequence[str] | str) -> tuple[Engine, ...]:
     return tuple(map(find_engine, [engines] if isinstance(engines, str) else engines))
 
 
-def _recalled(ways: Sequence[Way], known: Mapping[Key, Candidate]) -> list[Candidate] | None:
-    """Return the saved results of all candidates; None if one of them has to be tried now."""
+def _recalled(ways: Sequence[Way], race: Mapping[Key, Candidate]) -> list[Candidate] | None:
+    """Return the results of all candidates in an earlier race; None if one has to be tried now.
+
+    Times of several races are not compared. What was not tried may have been left out because of
+    the other candidates, so that this only holds for the same ones.
+    """
+    same = race.keys() == {way.key for way in ways}
+    lasting = LASTING if same else tuple(text for text in LASTING if text != NOT_TRIED)
     rows = []
     for way in ways:
-        row = known.get(way.key)
+        row = race.get(way.key)
         # Obstacles are looked up again, because a package may have been installed since.
         if obstacle := way.engine.obstacle(way.target):
             row = candidate(way, reason=obstacle)
-        elif row is None or not (row.latency_ms or (row.reason or "").startswith(LASTING)):
+        elif row is None or not (row.latency_ms or (row.reason or "").startswith(lasting)):
             return None
         rows.append(row)
     return rows
 
 
-def _known(key: str) -> dict[Key, Candidate]:
-    """Return the candidates of earlier races that were saved under a key."""
+def _races(key: str) -> list[dict[Key, Candidate]]:
+    """Return the candidates of each earlier race that was saved under a key, the oldest first."""
+    found: dict[int, dict[Key, Candidate]] = {}
     try:
-        rows = [build(Candidate, row) for row in recall(key) or ()]
-    except ConfigError:  # saved by another version
-        return {}
-    return {row.key: row for row in rows}
+        for values in recall(key) or ():
+            row = build(Candidate, {name: v for name, v in values.items() if name != "race"})
+            found.setdefault(values["race"], {})[row.key] = row
+    except (ConfigError, KeyError, TypeError):  # saved by another version
+        return []
+    return list(found.values())
 
 
 def find_engine(name: str) -> Engine:

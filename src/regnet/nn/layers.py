@@ -50,9 +50,8 @@ class StridedDepthwiseConv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            found = self._conv_forward(x, self.weight, self.bias)
+            found: Tensor = self._conv_forward(x, self.weight, self.bias)
         else:  # TorchScript, which cannot change autocast, does not compile this branch
             if self.padding_mode != "zeros":
                 found = self._conv_forward(x, self.weight, self.bias)

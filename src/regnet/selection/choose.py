@@ -7,7 +7,7 @@ Networks that could be the answer are then measured, too.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Any, Final
 
 import torch
@@ -226,10 +226,11 @@ def choose(
     # The last measurements count, too: a repeated call reads all of them from disk, and must return
     # the same answer.
     found.fit()
-    slower = [c for c in map(found.choice, allowed) if c.setting.accuracy > best]
+    run = [choice for choice in map(found.choice, allowed) if isfinite(choice.latency_ms)]
+    slower = [choice for choice in run if choice.setting.accuracy > best]
     if not clock.problem:
         timings.answered(question)
-    front = _front(map(found.choice, allowed))
+    front = _front(run)
     if pick and pick not in front:
         front.append(pick)
     return Chosen(
@@ -237,7 +238,7 @@ def choose(
         front=tuple(sorted(front, key=lambda c: c.latency_ms)),
         next_better=min(slower, key=lambda c: c.latency_ms, default=None) if pick else None,
         without_license=others,
-        fastest=min(map(found.choice, allowed), key=lambda c: c.latency_ms),
+        fastest=min(run, key=lambda c: c.latency_ms),
         peers=peer_rows,
         problem=clock.problem or (waiting.problem if clock.measured else None),
         latency_ms=latency_ms,

@@ -181,6 +181,8 @@ def _paired(first: Population, second: Population, seed: int) -> Comparison:
         {row.number: error for row, error in zip(each.rows, each.errors, strict=True)}
         for each in (first, second)
     ]
+    if any(len(found) < len(each) for found, each in zip(by_number, (first, second), strict=True)):
+        raise ConfigError("networks of a space have the same number, so they form no pairs")
     both = sorted(by_number[0].keys() & by_number[1].keys())
     if not both:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """Count and train networks that a user's functions build, and call a user's objective."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -200,18 +201,19 @@ class CustomNetwork(Described):
 def objective_of(
     text: str, parameters: Any, seed: int, device: str, folder: str | None
 ) -> dict[str, Any]:
-    """Call a user's objective for a network, and return its record, which has a finite `error`.
+    """Call a user's objective for a network, and return a finite `error` and what is to be saved.
 
     Args:
         text: `package.module:function`. The function takes parameters, seed and device. It returns
-            the error, or a mapping with `error` and anything else that is to be saved.
+            the error, or a mapping with `error` and anything else that is to be saved, which is
+            returned under `also`. It must have a JSON form; numbers of NumPy and torch have one.
         parameters: the drawn parameters of a custom network; for other networks, the config.
         seed: seed of this training.
         device: name of the device to train on.
         folder: a folder to import modules from, in addition to the installed ones.
 
     Raises:
-        ConfigError: the objective did not return a finite error.
+        ConfigError: the objective did not return a finite error, or something has no JSON form.
         FunctionError: the objective cannot be imported.
     """
     found = find_function(text, folder)(parameters, seed, device)
@@ -222,6 +224,18 @@ def objective_of(
         raise ConfigError(
             f"{text} must return a number or a mapping with 'error', got {found!r:.100}"
         ) from None
-    if not math.isfinite(record["error"]):
-        raise ConfigError(f"{text} must return a finite error, got {record['error']}")
-    return record
+    error = record.pop("error")
+    if not math.isfinite(error):
+        raise ConfigError(f"{text} must return a finite error, got {error}")
+    try:
+        also = json.loads(json.dumps(record, default=_number))
+    except (TypeError, ValueError) as reason:
+        raise ConfigError(f"{text} must return what has a JSON form: {reason}") from None
+    return {"error": error, **({"also": also} if also else {})}
+
+
+def _number(given: Any) -> Any:
+    """Return a number or an array of NumPy or torch as Python's."""
+    if not callable(to_list := getattr(given, "tolist", None)):
+        raise TypeError(f"{type(given).__name__} has none")
+    return to_list()

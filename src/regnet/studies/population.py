@@ -55,6 +55,8 @@ class Population:
     rows: tuple[Row, ...]
     failed: tuple[Row, ...] = ()
     """Networks whose training failed; no statistic includes them."""
+    replicas: tuple[tuple[int, Row], ...] = ()
+    """Further trainings, each with the number of the network that it repeats with another seed."""
     repeats: Mapping[int, FloatArray] = field(default_factory=dict)
     """Errors of the networks that were trained more than once, by the numbers of the networks."""
     select: Select = "last"
@@ -358,8 +360,17 @@ def load(folder: str | Path, select: Select = "last") -> dict[str, Population]:
             errors=np.array([error_of(row, select) for row in done]),
             metrics={name: np.array([row.metrics[name] for row in done]) for name in metrics},
             rows=done,
-            failed=tuple(row for row in rows if row.space == name and row.status == "failed"),
+            failed=tuple(
+                row
+                for row in rows
+                if row.space == name
+                and row.status == "failed"
+                and row.number not in range(networks, study.trainings(name))
+            ),
             repeats={at: np.array(errors) for at, errors in repeats.items() if len(errors) > 1},
+            replicas=tuple(
+                (study.network(name, row.number), row) for row in trained if row.number >= networks
+            ),
             select=select,
         )
     return found

@@ -123,7 +123,8 @@ def save_plots(
     shade = min(0.12, 0.3 / len(analysis.spaces))  # bands lie on each other
     for number, (name, result) in enumerate(analysis.spaces.items()):
         color = COLORS[number % len(COLORS)]
-        label = f"{name} [{result.minimum:.1f} | {result.mean:.1f}]"
+        digits = ".1f" if unit else ".3g"
+        label = f"{name} [{result.minimum:{digits}} | {result.mean:{digits}}]"
         curve = _edf(populations[name], seed)
         edf_axes.step(curve["errors"], curve["share"], where="post", color=color, label=label)
         edf_axes.fill_between(curve["at"], curve["low"], curve["high"], color=color, alpha=shade)
@@ -249,7 +250,7 @@ def _edf(population: Population, seed: int) -> dict[str, list[float]]:
     at = np.linspace(curve.errors[0], curve.errors[-1], _BAND_POINTS)
     low, high = statistics.edf_band(population.errors, at, np.random.default_rng(seed))
     return {
-        name: np.round(values, 5).tolist()
+        name: [float(f"{value:.6g}") for value in values]
         for name, values in (
             ("errors", curve.errors), ("share", curve.share), ("at", at), ("low", low),
             ("high", high),

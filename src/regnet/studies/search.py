@@ -180,7 +180,7 @@ def search_with_data(
         "limits": limits,
         "recipe": recipe,
         "images": fingerprints(images),
-        "space": (space or search_space()).name,
+        "space": _described(space or search_space()),
         "candidates": candidates,
         "budget": budget,
         "replicas": replicas,
@@ -379,6 +379,11 @@ def _measured(values: Mapping[str, Any]) -> Measured:
     return Measured(
         **{**values, "config": config, "reference_ms": tuple(reference) if reference else None}
     )
+
+
+def _described(space: Space) -> dict[str, Any]:
+    """Return a space as a dictionary, with the names of its conditions that are code."""
+    return {**replace(space, predicates={}).to_dict(), "predicates": list(space.predicates)}
 
 
 def _given(name: str, rows: Sequence[Measured], size: int) -> Given:

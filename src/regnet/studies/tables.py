@@ -13,6 +13,7 @@ import numpy as np
 from regnet import documents
 from regnet.atomic import write_bytes, writing
 from regnet.data.readers import open_parquet
+from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, DataError, MissingExtraError, in_one_line
 from regnet.studies.population import Population, Select, error_of
 from regnet.studies.store import Row
@@ -25,7 +26,7 @@ _TRAINED: Final = ("seconds", "host", "device", "threads", "torch", "code", "fin
 
 _NO_METRICS: Final = frozenset(
     {"space", "number", "error", "lowest_error", "reason", "seed", "config", "epochs",
-     "train_images", "val_images", *_TRAINED}
+     "also", "repeats", "train_images", "val_images", *_TRAINED}
 )  # fmt: skip
 """Columns that are not metrics of a network."""
 
@@ -51,11 +52,11 @@ def write_table(populations: Mapping[str, Population], path: Path) -> int:
     """
     if path.suffix not in SUFFIXES[:2]:
         raise ConfigError(f"{path}: the file of a table must end in .csv or .parquet")
-    rows = [
-        _cells(row)
-        for population in populations.values()
-        for row in sorted((*population.rows, *population.failed), key=lambda row: row.number)
-    ]
+    rows = []
+    for population in populations.values():
+        networks = (*population.rows, *population.failed)
+        rows += [_cells(row) for row in sorted(networks, key=lambda row: row.number)]
+        rows += [_cells(row) | {"repeats": number} for number, row in population.replicas]
     # Spaces have different metrics; a metric that a space lacks is an empty cell in its rows.
     names = list(dict.fromkeys(name for row in rows for name in row))
     if path.suffix == ".csv":
@@ -95,6 +96,7 @@ def _cells(row: Row) -> dict[str, Any]:
         "seed": row.seed,
         "config": json.dumps(row.config),
         "epochs": json.dumps(outcome.get("epochs")),
+        **({"also": json.dumps(outcome["also"])} if "also" in outcome else {}),
     }
 
 
@@ -133,14 +135,23 @@ def read_table(path: Path, select: Select = "last") -> dict[str, Population]:
         raise DataError(f"{path} has no column 'error'; it has {', '.join(map(str, cells[0]))}")
     found: dict[str, list[dict[str, Any]]] = {}
     for row in cells:
-        found.setdefault(str(row.get("space") or path.stem), []).append(row)
+        space = row.get("space")
+        found.setdefault(path.stem if space is None else str(space), []).append(row)
     return {name: _population(path, name, rows, select) for name, rows in found.items()}
 
 
 def _population(
     path: Path, name: str, cells: Sequence[Mapping[str, Any]], select: Select
 ) -> Population:
-    errors = [_error(row, select) for row in cells]
+    again = [row for row in cells if row.get("repeats") is not None]
+    cells = [row for row in cells if row.get("repeats") is None]
+    try:
+        errors = [_error(row, select) for row in cells]
+        replicas = [(int(row["repeats"]), row, _error(row, select)) for row in again]
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    if not cells:
+        raise DataError(f"{path}: {name} has only trainings that repeat networks")
     done = [n for n, error in enumerate(errors) if error is not None]
     columns = [column for column in cells[0] if column not in _NO_METRICS]
     metrics = {}
@@ -163,8 +174,26 @@ def _population(
         metrics=metrics,
         rows=tuple(rows[n] for n in done),
         failed=tuple(row for n, row in enumerate(rows) if errors[n] is None),
+        replicas=tuple(
+            (network, _row(name, 0, row, metrics, failed=False))
+            for network, row, error in replicas
+            if error is not None
+        ),
+        repeats=_repeats(
+            [(row.number, errors[n]) for n, row in enumerate(rows)]
+            + [(network, error) for network, _, error in replicas]
+        ),
         select=select,
     )
+
+
+def _repeats(trainings: Iterable[tuple[int, float | None]]) -> dict[int, FloatArray]:
+    """Return the errors of the networks that were trained more than once, by their numbers."""
+    found: dict[int, list[float]] = {}
+    for number, error in trainings:
+        if error is not None:
+            found.setdefault(number, []).append(error)
+    return {number: np.array(errors) for number, errors in found.items() if len(errors) > 1}
 
 
 def _error(row: Mapping[str, Any], select: Select) -> float | None:
@@ -176,6 +205,10 @@ def _error(row: Mapping[str, Any], select: Select) -> float | None:
     if epochs and "lowest_error" not in row:  # Older tables have the lowest error as `error`.
         last = 100 - float(epochs[-1].get("average_top1", epochs[-1]["top1"]))
     found = lowest if select == "lowest" else last
+    if isinstance(found, str):
+        raise ValueError(
+            f"the error {found!r} is not a number; the cell of a failed network must be empty"
+        )
     return float(found) if _is_number(found) else None
 
 
@@ -190,7 +223,7 @@ def _row(
     return Row(
         id=0,
         space=space,
-        number=int(cells.get("number") or number),
+        number=int(number if cells.get("number") is None else cells["number"]),
         config=decoded("config") or {},
         metrics={name: cells[name] for name in metrics if _is_number(cells.get(name))},
         seed=int(cells.get("seed") or 0),
@@ -211,8 +244,14 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel begins with a byte order mark
+        return [
+            {
+                name: (text or None) if name == "space" else _value(text)
+                for name, text in row.items()
+            }
+            for row in csv.DictReader(file)
+        ]
 
 
 def _value(text: str | None) -> Any:
