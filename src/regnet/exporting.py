@@ -217,6 +217,8 @@ def export(
         OSError: the file cannot be written.
     """
     start, path = time.monotonic(), Path(path)
+    if path.resolve().suffix == path.suffix:  # the file that a link points to is replaced
+        path = path.resolve()
     check_number("min_agreement", min_agreement, least=0)
     check_number("max_drop", max_drop, least=0)
     form = _format(path, format, precision)

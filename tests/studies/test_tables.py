@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regnet.design.config import RegNetConfig
 from regnet.errors import ConfigError, DataError
 from regnet.studies.analysis import analyze
+from regnet.studies.report import render
 from regnet.studies.tables import read_table, write_table
 from tests.command import refused
 from tests.command import regnet as command
@@ -156,3 +158,12 @@ def test_an_error_that_is_no_number_is_refused(tmp_path: Path, cell: str) -> Non
     path.write_text(f"space,error\na,40\na,{cell}\n")
     with pytest.raises(DataError, match="is not a number; the cell of a failed network must be e"):
         read_table(path)
+
+
+def test_a_report_of_networks_without_flops(tmp_path: Path) -> None:
+    config = RegNetConfig(depth=4, w0=16, wa=16.0, wm=2.0, group_width=8).to_json()
+    cells = [(40, 1e6), (41, ""), (42, 3e6)]
+    text = "\n".join(f'a,{e},{f},"{config.replace(chr(34), chr(34) * 2)}"' for e, f in cells)
+    path = tmp_path / "mine.csv"
+    path.write_text(f"space,error,flops,config\n{text}\n")
+    assert "<svg" in render(None, read_table(path))

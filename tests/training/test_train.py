@@ -718,3 +718,18 @@ def test_a_run_among_the_classes_is_refused(data, tmp_path):
     with pytest.raises(ConfigError, match="would become a class"):
         train(TINY, source, source / "run", recipe=SHORT)
     assert not (source / "run").exists()
+
+
+def test_a_run_is_not_repeated_from_other_weights(data, tmp_path):
+    recipe = replace(SHORT, epochs=1)
+    train(TINY, data, tmp_path / "start", recipe=recipe)
+    model = f"local-dir:{tmp_path / 'start/model'}"
+    train(model, data, tmp_path / "a", recipe=recipe)
+    run, facts = read(tmp_path / "a")
+    start(run, tmp_path / "b", facts=facts)
+    assert same(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "start")
+    train(TINY, data, tmp_path / "start", recipe=recipe, seed=1)
+    with pytest.raises(ConfigError, match="are not those that the run started from"):
+        start(run, tmp_path / "c", facts=facts)
+    resume(tmp_path / "a")  # it has weights of its own

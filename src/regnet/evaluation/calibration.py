@@ -160,7 +160,8 @@ def calibrate(
 
     Raises:
         ConfigError: the model has no linear classifier.
-        DataError: the images cannot be used, are too few, or lack classes of the model.
+        DataError: the images cannot be used, are too few, or are those of a set with a part of the
+            model's classes, such as ImageNet-A.
     """
     _classifier(model)
     images = data if isinstance(data, ImageSet) else open_set(data, split)

@@ -302,10 +302,10 @@ def _beside(populations: Mapping[str, Population], names: Sequence[str]) -> list
                 config = config_from_dict(row.config)
                 error = float(population.errors[at])
                 rows.append(_structure(f"{name} {row.number}", config, row.metrics, error))
-                flops.append(row.metrics["flops"])
+                flops += [row.metrics["flops"]] if "flops" in row.metrics else []
     spaces = [populations[name].space for name in names]
     space = next((space for space in spaces if space and space.family != KIND), None)
-    if not rows or space is None:
+    if not flops or space is None:
         return []
     configs, size = published_like(space), space.image_size
     for name in nearest_published(float(np.median(flops)), configs, size)[:_FEW]:
@@ -324,8 +324,8 @@ def _structure(
     return {
         "name": name,
         "error": error,
-        "flops": metrics["flops"],
-        "params": metrics["params"],
+        "flops": metrics.get("flops"),
+        "params": metrics.get("params"),
         "depth": sum(config.depths),
         "depths": list(config.depths),
         "widths": list(config.widths),

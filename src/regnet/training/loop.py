@@ -214,6 +214,7 @@ def start(
         now = session.facts
         if facts is not None:
             _check_facts(facts, now)
+            _check_start(facts, now)
         if folder is not None and group.leads:
             runs.write(folder, run, now)
         return _Loop(session, folder, []).go()
@@ -258,6 +259,8 @@ def resume(
         if group.leads and run != began:
             runs.write(folder, run, facts)
         saved = checkpoint.load_last(folder)
+        if saved is None:
+            _check_start(facts, now)
         if group.leads:
             if saved is not None:
                 _check_conditions(facts, now)
@@ -338,6 +341,12 @@ def _check_facts(before: Facts, now: Facts) -> None:
     for name, digest in now.teachers.items():
         if before.teachers.get(name, digest) != digest:
             raise ConfigError(f"teacher {name}: its weights are not those of the run")
+
+
+def _check_start(before: Facts, now: Facts) -> None:
+    """Raise an error if the weights to start from are not those of an earlier run."""
+    if before.start and before.start != now.start:
+        raise ConfigError("the weights to start from are not those that the run started from")
 
 
 def _rows(out: Path, epochs: int) -> list[dict[str, Any]]:

@@ -119,6 +119,8 @@ class Facts:
     processes: int
     options: SavedOptions
     environment: dict[str, Any]
+    start: str = ""
+    """Digest of the weights that training started from; empty if they were random."""
 
     @property
     def conditions(self) -> dict[str, Any]:

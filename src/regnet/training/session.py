@@ -22,7 +22,7 @@ from regnet.engines.base import DTYPES
 from regnet.errors import ConfigError, TrainingError, out_of_memory
 from regnet.machine import environment
 from regnet.nn.blocks import Stage
-from regnet.nn.model import AnyNet
+from regnet.nn.model import AnyNet, digest_of
 from regnet.process_group import Group
 from regnet.training.average import Average
 from regnet.training.checkpoint import State
@@ -126,6 +126,7 @@ class Session:
             calibrate=run.calibrate,
         )
         count = len(self.images.train)
+        self.start = ""
         self.plan = Plan(images=count, recipe=run.recipe, seed=run.seed, group=group)
         self.network = self._built(build or self._created)
         self.input = self._input()
@@ -170,6 +171,7 @@ class Session:
             processes=self.group.size,
             options=self.options.saved,
             environment=environment(self.group.device),
+            start=self.start,
         )
 
     @property
@@ -212,6 +214,8 @@ class Session:
             zero_init_last=recipe.zero_init_last,
         )
         network.set_grad_checkpointing(self.options.grad_checkpointing)
+        if run.pretrained:
+            self.start = digest_of(network)
         return network
 
     def _built(self, build: Build) -> AnyNet:
