@@ -17,8 +17,8 @@ networks were known, and made stricter when those of 81 were:
   on each side of it.
 - In all other cases the verdict is "not told apart".
 
-Differences within spaces count only the spaces with at least `FEWEST` networks of each kind; if
-there is none, the verdict is "too few networks".
+Differences need at least `FEWEST` networks on each side, and those within spaces count only the
+spaces that have so many of each kind; otherwise the verdict is "too few networks".
 """
 
 import argparse
@@ -182,8 +182,11 @@ def main() -> None:
     args = parser.parse_args()
     populations: dict[str, Population] = {}
     for table in args.tables:
-        # Spaces that an earlier version restricted to three stages have that in their names.
-        populations |= {name.removesuffix("_3"): one for name, one in read_table(table).items()}
+        for name, one in read_table(table).items():
+            # Spaces that an earlier version restricted to three stages have that in their names.
+            if (known := name.removesuffix("_3")) in populations:
+                sys.exit(f"{table}: there are two populations of the space {known}")
+            populations[known] = one
     analysis = analyze(populations)
     findings = judged(populations)
     if not findings:
@@ -214,13 +217,15 @@ def main() -> None:
         print(text, end="")
 
 
-def complexity(order: Populations) -> dict[str, Any]:
+def complexity(order: Populations) -> dict[str, Any] | None:
     """Return how the spaces differ in depth, and their mean errors at equal depth and complexity.
 
     A metric is made uniform by weights, with the largest number of bins up to `MAX_BINS` with which
     each bin has at least `FEWEST` networks of every space. A metric for which not even two bins
-    have that is left out.
+    have that is left out. Less than two spaces have nothing to compare: the result is None.
     """
+    if len(order) < 2:
+        return None
     networks = {name: Networks.of(population) for name, population in order.items()}
     errors = np.concatenate([one.errors for one in networks.values()])
     depths = np.concatenate([one.depths for one in networks.values()])
@@ -305,12 +310,15 @@ def _steps(populations: Populations) -> Iterator[tuple[dict[str, Any], Compariso
             "source": statement.source,
             "paper": statement.paper,
             "expects": statement.expects,
-            "networks": (len(a), len(b)),
+            "networks": (len(a.errors), len(b.errors)),
         }
         if statement.paired:
             both = {statement.second: b, statement.first: a}
             [pair] = analyze(both, paired=True).pairs
             yield claim, pair.comparison
+            continue
+        if min(claim["networks"]) < FEWEST:
+            yield claim, None
             continue
         strata = [(Networks.of(a), Networks.of(b))]
         claim["at_equal_depth"] = at_equal_depth(strata)

@@ -69,8 +69,8 @@ as those of AnyNetX_E. With so few multiply-adds, the slopes from 8 on that RegN
 shallow ones. Squeeze-excitation has no space here: it is compared network by network (`paired`)."""
 
 FAMILIES: Final = (
-    space("regnetx", b=values(1), g=SEVERAL),
-    space("regnety", b=values(1), g=SEVERAL, se_ratio=0.25),
+    space("regnetx_like", b=values(1), g=SEVERAL),
+    space("regnety_like", b=values(1), g=SEVERAL, se_ratio=0.25),
     space(
         "efficientnet_like",
         b=values(1 / 4, 1 / 6),

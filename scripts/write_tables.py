@@ -705,16 +705,20 @@ def order_summary(document: Document) -> Iterator[str]:
     )
     yield ""
     rows = []
-    for verdict in ("seen", "opposite", "not told apart"):
+    for verdict in ("seen", "opposite", "not told apart", "too few networks"):
         found = [one for one in document["findings"] if one["verdict"] == verdict]
-        lines = [f"{one['statement']}: {finding(one)}" for one in found]
-        if verdict != "not told apart":
+        lines = [
+            one["statement"] + (f": {finding(one)}" if one["ours"] is not None else "")
+            for one in found
+        ]
+        if verdict in ("seen", "opposite"):
             lines = [
                 line + (f"; at equal depth {interval(*equal)}" if equal else "")
                 for line, one in zip(lines, found, strict=True)
                 for equal in [one["at_equal_depth"]]
             ]
-        rows.append([verdict, "<br>".join(lines) or "none"])
+        if lines or verdict in ("seen", "opposite"):
+            rows.append([verdict, "<br>".join(lines) or "none"])
     yield "| verdict | statements |"
     yield "| --- | --- |"
     yield from (f"| {' | '.join(row)} |" for row in rows)
@@ -765,9 +769,9 @@ def order_power(document: Document) -> Iterator[str]:
     """What the study cannot show."""
     least = document["complexity"]["detectable"]
     yield (
-        f"With 64 networks of each space, a difference of {least:.1f} points would be seen in four "
-        "of five studies before the correction for several comparisons, and smaller ones more "
-        "rarely."
+        f"With {order_plan()['models']} networks of each space, a difference of {least:.1f} points "
+        "would be seen in four of five studies before the correction for several comparisons, and "
+        "smaller ones more rarely."
     )
 
 

@@ -259,6 +259,25 @@ def test_a_value_is_not_judged_by_noise(principles):
     assert verdicts == ["not told apart"] * 20
 
 
+def test_spaces_that_have_just_begun_are_too_few(principles):
+    def some(count):
+        return population(np.arange(count) + 40, d=np.arange(count) + 3)
+
+    few = principles.judged({"b_1": some(1), "b_half": some(12), "b_2": some(12)})
+    verdicts = {f.statement: f.verdict for f in few}
+    assert verdicts["b = 1 beats b = 1/2"] == "too few networks"
+    assert principles.complexity({}) is None
+
+
+def test_two_populations_of_a_space_are_refused(tmp_path):
+    for name in ("regnetx", "regnetx_3"):
+        rows = "\n".join(f"{name},{40 + n},{n}" for n in range(6))
+        (tmp_path / f"{name}.csv").write_text(f"space,error,d\n{rows}\n")
+    done = run("benchmarks/principles.py", tmp_path / "regnetx.csv", tmp_path / "regnetx_3.csv")
+    assert done.returncode == 1
+    assert "there are two populations of the space regnetx" in done.stderr
+
+
 def test_tables_without_a_known_space_are_refused(tmp_path):
     table = tmp_path / "mine.csv"
     table.write_text("space,error,d\nmine,40,3\nmine,41,4\n")

@@ -217,8 +217,6 @@ def export(
         OSError: the file cannot be written.
     """
     start, path = time.monotonic(), Path(path)
-    if path.resolve().suffix == path.suffix:  # the file that a link points to is replaced
-        path = path.resolve()
     check_number("min_agreement", min_agreement, least=0)
     check_number("max_drop", max_drop, least=0)
     form = _format(path, format, precision)
@@ -320,7 +318,8 @@ def export(
         size = sum(file.stat().st_size for file in files)
         # The requested file is moved last, so that its weights are there when it appears.
         for file in files:
-            file.replace(path.parent / file.name)
+            place = path.parent / file.name
+            file.replace(place.resolve() if place.is_symlink() else place)
     return Exported(
         path=path,
         format=form.name,

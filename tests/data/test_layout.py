@@ -6,8 +6,8 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from regnet.data.layout import refuse_new_class, split_of
-from regnet.data.sets import open_set
+from regnet.data.layout import split_of
+from regnet.data.sets import open_set, refuse_new_class
 from regnet.errors import ConfigError, DataError, NoSplitError
 from regnet.training.input import Images
 from tests.marks import posix
@@ -203,7 +203,7 @@ def test_a_new_folder_that_would_become_a_class_is_refused(tmp_path, inside):
     source = write_folder(tmp_path / "images", 6)
     for _ in range(2):  # before it exists, and after
         with pytest.raises(ConfigError, match="would become a class; name a folder elsewhere"):
-            refuse_new_class(source / inside, source, "train")
+            refuse_new_class(source / inside, source)
         (source / inside).mkdir(parents=True, exist_ok=True)
     assert len(open_set(source).classes) == 4
 
@@ -211,10 +211,27 @@ def test_a_new_folder_that_would_become_a_class_is_refused(tmp_path, inside):
 def test_other_new_folders_are_allowed(tmp_path):
     source = write_folder(tmp_path / "images", 6)
     for inside in ("red/run", ".kept", "../run"):
-        refuse_new_class(source / inside, source, "train")
+        refuse_new_class(source / inside, source)
     for split in ("train", "val"):
         write_folder(tmp_path / "splits" / split, 6)
-        refuse_new_class(tmp_path / "splits/run", tmp_path / "splits", split)
+        refuse_new_class(tmp_path / "splits/run", tmp_path / "splits")
     (tmp_path / "p/plain_text").mkdir(parents=True)
     (tmp_path / "p/plain_text/train.parquet").write_bytes(b"")
-    refuse_new_class(tmp_path / "p/run", tmp_path / "p", "train")
+    (tmp_path / "p/assets").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "p/assets/logo.png")
+    refuse_new_class(tmp_path / "p/run", tmp_path / "p")
+
+
+def test_a_folder_that_is_a_class_of_the_other_split_is_refused(tmp_path):
+    for split in ("train", "val"):
+        write_folder(tmp_path / split, 6)
+    with pytest.raises(ConfigError, match="would become a class"):
+        refuse_new_class(tmp_path / "train/runs", tmp_path)
+
+
+def test_a_split_without_readable_images_is_not_overlooked(tmp_path, opened):
+    write_folder(tmp_path / "photos/train", 6)
+    (tmp_path / "photos/val/red").mkdir(parents=True)
+    (tmp_path / "photos/val/red/1.heic").write_bytes(b"")
+    with pytest.raises(DataError, match=r"skipped: 1 \.heic"):
+        opened(tmp_path / "photos", "val")

@@ -279,6 +279,7 @@ def test_invalid_descriptions_are_ignored(tmp_path, described):
         ("default/partial-train/0000.parquet", "default/partial-test/0000.parquet"),
         ("data/train.parquet", "data/test.parquet"),
         ("test_of_time/train-0.parquet", "test_of_time/test-0.parquet"),
+        ("train/en/0.parquet", "test/en/0.parquet"),
     ],
 )
 def test_splits_of_parquet_files_are_recognized_by_any_word(tmp_path, train, val):
@@ -297,14 +298,25 @@ def test_data_sets_side_by_side_are_not_joined(tmp_path):
         open_set(tmp_path, "train")
 
 
+def test_shards_in_folders_of_their_own_are_one_set(tmp_path):
+    for number in range(3):
+        (tmp_path / f"train/part-{number}").mkdir(parents=True)
+        write_parquet(tmp_path / f"train/part-{number}/x.parquet", 4)
+    assert len(open_set(tmp_path, "train")) == 12
+
+
 def test_links_in_a_tar_file_are_followed(tmp_path):
     folder = write_folder(tmp_path / "set", 6)
     (folder / "red/hard.png").hardlink_to(folder / "red/0000.png")
     (folder / "red/soft.png").symlink_to("0003.png")
     (folder / "green/far.png").symlink_to("../red/soft.png")
     (folder / "green/none.png").symlink_to("nothing.png")
+    (folder / "README").symlink_to("red/0000.png")
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
         archive.add(folder, "set")
+    with tarfile.open(tmp_path / "here.tar", "w") as archive:
+        archive.add(folder, ".")  # its first member is the folder itself
+    assert len(open_set(tmp_path / "here.tar")) == 9
     held = open_set(tmp_path / "set.tar")
     assert len(held) == 9
     assert held.skipped == {"links to nothing in the archive": 1}

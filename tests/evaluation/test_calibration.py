@@ -207,6 +207,14 @@ def test_training_calibrates_on_images_that_it_does_not_train_on(tmp_path):
         CliRunner().invoke(app, [*words, "--calibrate"], catch_exceptions=False)
 
 
+@pytest.mark.parametrize("factor", [1 / 400, 400])
+def test_confidences_far_off_by_a_constant_are_calibrated(factor):
+    logits, labels = drawn(0, sharpness=1.0)
+    found = judge(logits * factor, labels)
+    assert found.temperature == pytest.approx(factor, rel=0.2)
+    assert found.error_after < found.error_before
+
+
 @pytest.mark.parametrize("right", [100, 99])
 def test_answers_that_are_all_right_fit_no_temperature(right):
     """If all answers of a half are right, any lower temperature makes its labels more likely."""
@@ -214,7 +222,14 @@ def test_answers_that_are_all_right_fit_no_temperature(right):
     labels = torch.arange(100) % 3
     logits[torch.arange(100), labels] = 4.0
     labels[right:] = (labels[right:] + 1) % 3
-    with pytest.raises(DataError, match=rf"can be fitted: {right}.0% of 100 answers"):
+    with pytest.raises(DataError, match=rf"can be fitted: {right} of 100 answers"):
+        judge(logits, labels)
+
+
+def test_confidences_that_say_nothing_fit_no_temperature():
+    logits = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    labels = logits.argmin(1)  # the surer the answer, the more wrong
+    with pytest.raises(DataError, match="and the confidences do not say which"):
         judge(logits, labels)
 
 

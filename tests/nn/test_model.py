@@ -544,6 +544,18 @@ def test_gradient_checkpointing_changes_no_statistics(config):
         assert torch.equal(one, other), name
 
 
+def test_a_graph_with_recomputed_blocks_can_be_traversed_twice():
+    model = AnyNet(SMALL).train()
+    model.set_grad_checkpointing()
+    loss = model(images(32, 32)).sum()
+    loss.backward(retain_graph=True)
+    once = model.stem.conv.weight.grad.clone()
+    counters = {n: b.clone() for n, b in model.named_buffers()}
+    loss.backward()
+    torch.testing.assert_close(model.stem.conv.weight.grad, 2 * once)
+    assert all(torch.equal(b, counters[n]) for n, b in model.named_buffers())
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_depthwise_networks_can_be_scripted():
     model = AnyNet(replace(SMALL, group_width=1)).eval()

@@ -454,12 +454,13 @@ def test_names_that_are_not_utf8_and_links_in_archives_are_rows(
     Path(os.fsdecode(odd)).write_bytes(first.read_bytes())
     (folder / "soft.png").symlink_to("good.png")
     (folder / "none.png").symlink_to("nothing.png")
+    (folder / "again.png").symlink_to("soft.png")
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
-        archive.add(folder, "set")
+        archive.add(folder, ".")
     predict_collection([folder], tmp_path / "folder.parquet")
     predict_collection([tmp_path / "set.tar"], tmp_path / "tar.parquet")
     tables = [parquet.read_table(tmp_path / name) for name in ("folder.parquet", "tar.parquet")]
     for table in tables:
         rows = {Path(row["path"]).name: row for row in table.to_pylist()}
-        assert set(rows) == {"good.png", "\\xff\\xe9.png", "soft.png", "none.png"}
+        assert set(rows) == {"good.png", "\\xff\\xe9.png", "soft.png", "none.png", "again.png"}
         assert [name for name, row in rows.items() if row["error"]] == ["none.png"]

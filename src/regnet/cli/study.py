@@ -170,7 +170,7 @@ def init(
             "is only for training on images, and the objective trains",
             {"set": set_, "train-images": train_images, "val-images": val_images, "val": val},
         )
-    if not space:
+    if configs and not space:
         _refuse(
             "only restricts a space; the networks of --configs are given",
             {"flops": flops, "latency-ms": latency_ms, "stages": stages, "final": final,

@@ -6,8 +6,9 @@
 The same sources give the same chunks, in the same order.
 """
 
+import posixpath
 import tarfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
@@ -159,24 +160,36 @@ def _in_tar(path: Path, size: int) -> Iterator[Chunk]:
                     continue
                 count += 1
                 if member.islnk() or member.issym():
-                    links[member.name] = linked(member)
+                    links[posixpath.normpath(member.name)] = linked(member)
                     continue
                 members.append((member.name, member.offset_data, member.size))
                 if len(members) == size:
                     yield _chunk_of_tar(path, members)
                     members = []
-        if links:
-            for member_of_link in resolved(path, links):
-                members.append(member_of_link)
-                if len(members) == size:
-                    yield _chunk_of_tar(path, members)
-                    members = []
+        for member_of_link in resolved(links, _offsets(path, links)):
+            members.append(member_of_link)
+            if len(members) == size:
+                yield _chunk_of_tar(path, members)
+                members = []
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path}: not a readable tar file ({error})") from error
     if not count:
         raise DataError(f"{path}: there are no images in this archive")
     if members:
         yield _chunk_of_tar(path, members)
+
+
+def _offsets(path: Path, links: Mapping[str, str]) -> dict[str, tuple[int, int]]:
+    """Return offset and size of the files of a tar file that links refer to, by a second look."""
+    wanted, found = {*links.values()}, dict[str, tuple[int, int]]()
+    if not links:
+        return found
+    with tarfile.open(path, "r:") as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # else it stores every member
+            if member.isfile() and (name := posixpath.normpath(member.name)) in wanted:
+                found[name] = member.offset_data, member.size
+    return found
 
 
 def _chunk_of_tar(path: Path, members: Sequence[tuple[str, int, int]]) -> Chunk:

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeAlias
 
 from regnet.data.images import IMAGE_SUFFIXES
-from regnet.errors import ConfigError, DataError, NoSplitError
+from regnet.errors import DataError, NoSplitError
 
 Split = Literal["train", "val"]
 
@@ -133,7 +133,7 @@ def listed(folder: Path) -> Listing:
 
 def split_of(name: str) -> Split | None:
     """Return the split that the name of a folder or file stands for, or None."""
-    return next((s for s, known in SPLITS.items() if _words(name) & set(known)), None)
+    return next((s for s, known in SPLITS.items() if split_word(name) in known), None)
 
 
 def split_word(name: str) -> str:
@@ -209,43 +209,6 @@ def arrange(listing: Listing, split: Split, source: str) -> Arranged:
     )
 
 
-def refuse_new_class(out: Path, source: Path, split: Split) -> None:
-    """Refuse a new folder that would become a class of the images around it.
-
-    Args:
-        out: the folder, which need not exist.
-        source: a folder of images.
-        split: the split that is used.
-
-    Raises:
-        ConfigError: the folder would change the classes.
-    """
-    try:
-        parts = out.resolve().relative_to(source.resolve()).parts
-    except ValueError:
-        return
-    listing = listed(source)
-    if is_hidden(parts) or not listing.files:  # Parquet files have no class folders
-        return
-    around = {parts[:depth] for depth in range(1, len(parts) + 1)}
-    files = [file for file in listing.files if file[: len(parts)] != parts]
-    used = {file[:depth] for file in files for depth in range(1, len(file))}
-    listing.folders.difference_update(
-        {p for p in listing.folders if p[: len(parts)] == parts or p in around - used}
-    )
-    try:
-        before = arrange(listing, split, str(source)).classes
-        listing.folders.update(around)
-        after = arrange(listing, split, str(source)).classes
-    except DataError:  # whoever opens the images reports what is wrong
-        return
-    if before and before != after:
-        raise ConfigError(
-            f"{out} lies among the class folders of {source} and would become a class; name a "
-            "folder elsewhere"
-        )
-
-
 def _inside(
     name: str, places: dict[int, Parts], folders: set[Parts]
 ) -> tuple[dict[int, Parts], set[Parts]]:
@@ -282,9 +245,9 @@ def _splits(places: dict[int, Parts], folders: set[Parts]) -> list[str]:
     named = [name for name in tops if split_of(name)]
     if len(named) == len(tops):
         deep = {parts[0] for parts in places.values() if len(parts) > 2}
-        if found := [name for name in named if name in deep]:
-            return found
-    return [name for name in named if _holds_folders(name, places, folders)]
+    else:
+        deep = set()
+    return [name for name in named if name in deep or _holds_folders(name, places, folders)]
 
 
 def _check_classes(places: dict[int, Parts], source: str) -> None:

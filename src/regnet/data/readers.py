@@ -83,28 +83,23 @@ def linked(member: tarfile.TarInfo) -> str:
     return posixpath.normpath(member.linkname)
 
 
-def resolved(path: Path, links: Mapping[str, str]) -> Iterator[tuple[str, int, int]]:
+def resolved(
+    links: Mapping[str, str], offsets: Mapping[str, tuple[int, int]]
+) -> Iterator[tuple[str, int, int]]:
     """Yield the links of a tar file as members: name, and offset and size of what they refer to.
 
+    The size is -1 if that is not a file in the archive.
+
     Args:
-        path: the tar file.
         links: what each link refers to, by its name.
+        offsets: offset and size of each file, by its name. Names are normalized.
     """
-    if not links:
-        return
-    wanted = {*links.values()}
-    found: dict[str, tuple[int, int]] = {}
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            archive.members = []  # type: ignore[attr-defined]  # else it stores every member
-            if member.isfile() and (name := posixpath.normpath(member.name)) in wanted:
-                found[name] = member.offset_data, member.size
     for name, target in links.items():
         seen = {name}
         while target in links and target not in seen:  # a link to a link
             seen.add(target)
             target = links[target]
-        yield (name, *found.get(target, (0, -1)))
+        yield (name, *offsets.get(target, (0, -1)))
 
 
 @dataclass(frozen=True)

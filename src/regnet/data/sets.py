@@ -8,6 +8,7 @@ pickled and sent to other processes.
 """
 
 import json
+import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from regnet import digest
 from regnet.data import shapes
 from regnet.data.images import IMAGE_SUFFIXES
 from regnet.data.layout import (
+    SPLITS,
     Arranged,
     Listing,
     Parts,
@@ -48,7 +50,7 @@ from regnet.data.readers import (
     resolved,
 )
 from regnet.data.sources import HUB_PREFIX
-from regnet.errors import DataError, NoSplitError, NotFoundError
+from regnet.errors import ConfigError, DataError, NoSplitError, NotFoundError
 from regnet.hub.files import Repository
 from regnet.hub.transfer import retrying
 from regnet.paths import expanded
@@ -204,7 +206,8 @@ class _Part:
     @property
     def files(self) -> Sequence[Path]:
         found = self.reader.files
-        return [found[index] for index in self.kept] if isinstance(self.reader, Files) else found
+        one_each = isinstance(self.reader, Files | _Part) and len(found) > max(self.kept)
+        return [found[index] for index in self.kept] if one_each else found
 
     def open(self, index: int) -> Image.Image:
         return self.reader.open(self.kept[index])
@@ -257,11 +260,53 @@ def _drawn(split: Split) -> ImageSet:
     )
 
 
-def _open_folder(path: Path, split: Split) -> ImageSet:
-    # A local copy of a data set of the Hub has its Parquet files up to two folders deep.
+def _parquet_in(folder: Path) -> list[Path]:
+    """Return the Parquet files in a folder, or up to two folders deep as in copies from the Hub."""
     for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"):
-        if files := sorted(path.glob(pattern)):
-            return _open_parquet(_of_split(files, split, path, str(path)), str(path))
+        if files := sorted(folder.glob(pattern)):
+            return files
+    return []
+
+
+def refuse_new_class(out: Path, source: Path) -> None:
+    """Refuse a new folder that would become a class of the images around it.
+
+    Args:
+        out: the folder, which need not exist.
+        source: a folder of images.
+
+    Raises:
+        ConfigError: the folder would change the classes.
+    """
+    try:
+        parts = out.resolve().relative_to(source.resolve()).parts
+    except ValueError:
+        return
+    if is_hidden(parts) or _parquet_in(source):
+        return
+    listing = listed(source)
+    around = {parts[:depth] for depth in range(1, len(parts) + 1)}
+    files = [file for file in listing.files if file[: len(parts)] != parts]
+    used = {file[:depth] for file in files for depth in range(1, len(file))}
+    without = {p for p in listing.folders if p[: len(parts)] != parts and p not in around - used}
+    for split in SPLITS:
+        try:
+            before, after = (
+                arrange(replace(listing, folders=set(folders)), split, str(source)).classes
+                for folders in (without, without | around)
+            )
+        except DataError:  # whoever opens the images reports what is wrong
+            continue
+        if before and before != after:
+            raise ConfigError(
+                f"{out} lies among the class folders of {source} and would become a class; name a "
+                "folder elsewhere"
+            )
+
+
+def _open_folder(path: Path, split: Split) -> ImageSet:
+    if files := _parquet_in(path):
+        return _open_parquet(_of_split(files, split, path, str(path)), str(path))
     listing = listed(path)
     if not listing.folders:
         held = "holds no folders" if listing.files or listing.skipped else "is empty"
@@ -282,22 +327,30 @@ def _open_tar(path: Path, split: Split) -> ImageSet:
     listing = Listing()
     held: dict[Parts, tuple[int, int]] = {}
     links: dict[str, str] = {}
+    offsets: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
                 parts = PurePosixPath(member.name).parts
-                if member.isdir() and not is_hidden(parts):
-                    listing.folders.add(parts)
-                elif (member.islnk() or member.issym()) and not is_hidden(parts):
-                    links["/".join(parts)] = linked(member)
-                elif member.isfile() and listing.add(parts):
-                    held[parts] = member.offset_data, member.size
-        for name, offset, bytes_ in resolved(path, links):
+                if not parts:  # the folder that was packed
+                    continue
+                if member.isdir():
+                    if not is_hidden(parts):
+                        listing.folders.add(parts)
+                elif member.islnk() or member.issym():
+                    image = PurePosixPath(member.name).suffix.lower() in IMAGE_SUFFIXES
+                    if image and not is_hidden(parts):
+                        links["/".join(parts)] = linked(member)
+                elif member.isfile():
+                    offsets["/".join(parts)] = member.offset_data, member.size
+                    if listing.add(parts):
+                        held[parts] = member.offset_data, member.size
+        for name, offset, bytes_ in resolved(links, offsets):
             if bytes_ < 0:
                 listing.skipped["links to nothing in the archive"] += 1
             elif listing.add(parts := PurePosixPath(name).parts):
                 held[parts] = offset, bytes_
-    except (tarfile.TarError, OSError, KeyError) as error:
+    except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path}: not a readable tar file ({error})") from error
     listing.files[:] = sorted(held)
     found = arrange(listing, split, str(path))
@@ -339,22 +392,24 @@ def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> l
         NoSplitError: the files belong to other splits.
         DataError: the files belong to several data sets.
     """
+    places = {file: file.relative_to(root).parts for file in files}
     words = {
-        file: split_word(file.stem) or (split_word(file.parent.name) if file.parent != root else "")
-        for file in files
+        file: next(filter(None, map(split_word, (file.stem, *reversed(parts[:-1])))), "")
+        for file, parts in places.items()
     }
     chosen = list(files)
     if held := {word for word in words.values() if word}:
         name = choose(sorted(held), split, source)
         chosen = [file for file in files if words[file] == name]
-    folders = {
-        "/".join(part for part in file.relative_to(root).parts[:-1] if not split_word(part))
-        for file in chosen
-    } - {""}
+    folders: dict[str, str] = {}
+    for file in chosen:  # folders that differ in a number, such as part-0 and part-1, are shards
+        around = [part for part in places[file][:-1] if not split_word(part)]
+        if around:
+            folders[re.sub(r"\d+", "#", "/".join(around))] = "/".join(places[file][:-1])
     if len(folders) > 1:
         raise DataError(
             f"{source}: holds several data sets; pass one of its folders: "
-            f"{', '.join(sorted(folders))}"
+            f"{', '.join(sorted(folders.values()))}"
         )
     return chosen
 

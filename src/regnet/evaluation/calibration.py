@@ -33,11 +33,11 @@ MOST_IMAGES: Final = 5000
 """Training that calibrates holds out this share of its images, but at least `LEAST_IMAGES` and at
 most `MOST_IMAGES`, with which a temperature is known to about one percent."""
 
-RANGE: Final = (0.05, 20.0)
+RANGE: Final = (1e-4, 1e4)
 """Least and largest temperature. They are needed because the likelihood has no maximum if every
 answer is correct."""
 
-_STEPS: Final = 60
+_STEPS: Final = 70
 """Steps of bisection, after which the interval is narrower than float64 can resolve."""
 
 
@@ -113,14 +113,18 @@ def judge(logits: Tensor, labels: Tensor, seed: int = 0) -> Calibration:
         )
     order = torch.from_numpy(np.random.default_rng(seed).permutation(count))
     halves = order[: count // 2], order[count // 2 :]
+    right = logits.argmax(1) == labels
     first, second = (fit_temperature(logits[half], labels[half]) for half in halves)
     whole = fit_temperature(logits, labels)
-    if not all(1.01 * RANGE[0] < found < 0.99 * RANGE[1] for found in (first, second, whole)):
-        right = float((logits.argmax(1) == labels).float().mean())
+    if any(bool(right[half].all()) for half in halves):
         raise DataError(
-            f"no temperature can be fitted: {right:.1%} of {count:,} answers are right, and the "
-            "confidences of at least one half of them say nothing about which; calibrate on more, "
-            "or on harder, images"
+            f"no temperature can be fitted: {int(right.sum()):,} of {count:,} answers are right, "
+            "too many to say how sure the others should be; calibrate on more, or harder, images"
+        )
+    if not max(first, second, whole) < 0.99 * RANGE[1]:
+        raise DataError(
+            f"no temperature can be fitted: {int(right.sum()):,} of {count:,} answers are right, "
+            "and the confidences do not say which; calibrate on more images"
         )
     crossed = logits.double().clone()
     crossed[halves[0]] /= second

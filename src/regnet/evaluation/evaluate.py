@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from regnet import documents
-from regnet.data.layout import Split, refuse_new_class
+from regnet.data.layout import Split
 from regnet.data.loading import load, lost_workers
 from regnet.data.preprocess import Preprocess
-from regnet.data.sets import ImageSet, open_set
+from regnet.data.sets import ImageSet, open_set, refuse_new_class
 from regnet.devices import find_device
 from regnet.engines.base import Precision
 from regnet.engines.files import FileNetwork, open_model
@@ -164,13 +164,13 @@ def evaluate(
     match = match_classes(images, names, network.num_classes)
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
     if keep is not None and not isinstance(data, ImageSet) and expanded(data).is_dir():
-        refuse_new_class(Path(keep), expanded(data), split)
+        refuse_new_class(Path(keep), expanded(data))
     weights, home = digest_of(network), device_of(network)
     with joined(find_device(device) if device is not None else home) as group:
         what = {
             "weights": weights,
             "images": images.fingerprint,
-            "modified": images.modified,
+            "modified": images.modified if keep is not None else "",
             "preprocess": look,
             "engine": engine,
             "precision": precision,

@@ -84,8 +84,9 @@ def kept(folder: Path, what: Mapping[str, Any], group: Group, *, images: int) ->
         if (folder / FILE).exists():
             if runfolder.begun(folder, FILE, "an evaluation") != asked:
                 raise ConfigError(
-                    f"{folder} holds the answers of another evaluation (weights, images or "
-                    "settings differ); name another folder"
+                    f"{folder} holds the answers of another evaluation (weights, images, the "
+                    "times at which their files were modified, or settings differ); name another "
+                    "folder"
                 )
         elif held := [name for name in runfolder.contents(folder) if name.startswith("answers-")]:
             raise ConfigError(f"{folder} holds {held[0]} without {FILE}; name another folder")

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -192,23 +192,30 @@ def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
     """
     contexts: dict[str, Any] = {}
     if not torch.compiler.is_compiling():
-        contexts["context_fn"] = lambda: (nullcontext(), _statistics_kept(block))
+        contexts["context_fn"] = lambda: (nullcontext(), _StatisticsKept(block))
     found: Tensor = checkpoint(block, x, use_reentrant=False, **contexts)
     return found
 
 
-@contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Leave the running statistics of batch norm in a block as they are."""
-    norms = [module for module in block.modules() if isinstance(module, BatchNorm)]
-    found = [dict(norm.named_buffers(recurse=False)) for norm in norms]
-    for norm, buffers in zip(norms, found, strict=True):
-        for name, value in buffers.items():
-            setattr(norm, name, value.clone())
-    try:
-        yield
-    finally:
-        for norm, buffers in zip(norms, found, strict=True):
+class _StatisticsKept:
+    """A context that leaves the statistics of batch norm in a block as they are.
+
+    It can be entered several times, because a graph can be traversed several times.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self.norms = [module for module in block.modules() if isinstance(module, BatchNorm)]
+        self.found: list[dict[str, Tensor]] = []
+
+    def __enter__(self) -> None:
+        self.found = [dict(norm.named_buffers(recurse=False)) for norm in self.norms]
+        self._set([{name: v.clone() for name, v in buffers.items()} for buffers in self.found])
+
+    def __exit__(self, *_: object) -> None:
+        self._set(self.found)
+
+    def _set(self, values: Sequence[Mapping[str, Tensor]]) -> None:
+        for norm, buffers in zip(self.norms, values, strict=True):
             for name, value in buffers.items():
                 setattr(norm, name, value)
 

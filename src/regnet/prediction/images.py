@@ -96,7 +96,9 @@ def predict_each(
             "model must be a network of this library, or a name, got "
             f"{type(network).__module__}.{type(network).__name__}"
         )
-    if isinstance(network, FeatureNet) or not network.num_classes:
+    if isinstance(network, FeatureNet):
+        raise ConfigError("feature networks have no classifier; create it without features_only")
+    if not network.num_classes:
         raise ConfigError("this model has no classifier; create it with num_classes=...")
     classes = network.num_classes
     topk = min(5, classes) if topk is None else topk

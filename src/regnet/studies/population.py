@@ -56,7 +56,8 @@ class Population:
     failed: tuple[Row, ...] = ()
     """Networks whose training failed; no statistic includes them."""
     replicas: tuple[tuple[int, Row], ...] = ()
-    """Further trainings, each with the number of the network that it repeats with another seed."""
+    """Further trainings, each with the number of the network that it repeats with another seed;
+    failed ones, too."""
     repeats: Mapping[int, FloatArray] = field(default_factory=dict)
     """Errors of the networks that were trained more than once, by the numbers of the networks."""
     select: Select = "last"
@@ -369,7 +370,9 @@ def load(folder: str | Path, select: Select = "last") -> dict[str, Population]:
             ),
             repeats={at: np.array(errors) for at, errors in repeats.items() if len(errors) > 1},
             replicas=tuple(
-                (study.network(name, row.number), row) for row in trained if row.number >= networks
+                (study.network(name, row.number), row)
+                for row in rows
+                if row.space == name and row.number in range(networks, study.trainings(name))
             ),
             select=select,
         )
@@ -429,6 +432,11 @@ def _classes_and_side(study: Study, images: Images) -> tuple[int, int | None]:
         raise DataError(
             f"{error}; every image of a set that is held in memory must be readable"
         ) from error
+    if study.recipe.image_size not in (None, height):
+        raise ConfigError(
+            f'the crop "pad" trains on images of the size that they have, {width} x {height} '
+            f"pixels; leave image_size={study.recipe.image_size} out, or use another crop"
+        )
     if width != height:
         raise ConfigError(
             f"{images.train.source} has images of {width} x {height} pixels; the crop 'pad' "

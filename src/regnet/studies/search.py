@@ -408,7 +408,8 @@ def _errors(found: population.Population) -> dict[int, float]:
 def _repeats(found: population.Population, replicas: int) -> list[float]:
     errors = [float(error) for error in found.repeats.get(0, found.errors)]
     if len(errors) < replicas:
-        outcome = found.failed[0].outcome if found.failed else None
+        again = [row for _, row in found.replicas if row.status == "failed"]
+        outcome = next((row.outcome for row in (*found.failed, *again)), None)
         reason = outcome["reason"] if outcome else "the others are missing"
         raise StudyError(
             f"only {len(errors)} of {replicas} trainings for the comparison succeeded: {reason}"

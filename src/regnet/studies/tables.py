@@ -26,7 +26,7 @@ _TRAINED: Final = ("seconds", "host", "device", "threads", "torch", "code", "fin
 
 _NO_METRICS: Final = frozenset(
     {"space", "number", "error", "lowest_error", "reason", "seed", "config", "epochs",
-     "also", "repeats", "train_images", "val_images", *_TRAINED}
+     "also", "repeats_network", "train_images", "val_images", *_TRAINED}
 )  # fmt: skip
 """Columns that are not metrics of a network."""
 
@@ -56,7 +56,7 @@ def write_table(populations: Mapping[str, Population], path: Path) -> int:
     for population in populations.values():
         networks = (*population.rows, *population.failed)
         rows += [_cells(row) for row in sorted(networks, key=lambda row: row.number)]
-        rows += [_cells(row) | {"repeats": number} for number, row in population.replicas]
+        rows += [_cells(row) | {"repeats_network": number} for number, row in population.replicas]
     # Spaces have different metrics; a metric that a space lacks is an empty cell in its rows.
     names = list(dict.fromkeys(name for row in rows for name in row))
     if path.suffix == ".csv":
@@ -143,11 +143,11 @@ def read_table(path: Path, select: Select = "last") -> dict[str, Population]:
 def _population(
     path: Path, name: str, cells: Sequence[Mapping[str, Any]], select: Select
 ) -> Population:
-    again = [row for row in cells if row.get("repeats") is not None]
-    cells = [row for row in cells if row.get("repeats") is None]
+    again = [row for row in cells if _is_number(row.get("repeats_network"))]
+    cells = [row for row in cells if not _is_number(row.get("repeats_network"))]
     try:
         errors = [_error(row, select) for row in cells]
-        replicas = [(int(row["repeats"]), row, _error(row, select)) for row in again]
+        replicas = [(int(row["repeats_network"]), row, _error(row, select)) for row in again]
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
     if not cells:
@@ -175,9 +175,8 @@ def _population(
         rows=tuple(rows[n] for n in done),
         failed=tuple(row for n, row in enumerate(rows) if errors[n] is None),
         replicas=tuple(
-            (network, _row(name, 0, row, metrics, failed=False))
+            (network, _row(name, 0, row, metrics, failed=error is None))
             for network, row, error in replicas
-            if error is not None
         ),
         repeats=_repeats(
             [(row.number, errors[n]) for n, row in enumerate(rows)]

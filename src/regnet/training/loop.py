@@ -18,9 +18,8 @@ import torch
 
 from regnet import documents, runfolder
 from regnet.atomic import write_bytes
-from regnet.data.layout import Split, refuse_new_class
 from regnet.data.loading import lost_workers
-from regnet.data.sets import open_set
+from regnet.data.sets import open_set, refuse_new_class
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.devices import find_device
 from regnet.errors import ConfigError, DataError, MissingExtraError, NoSplitError, TrainingError
@@ -190,10 +189,9 @@ def start(
     if options.tensorboard:
         _summary_writer()
     if folder is not None:
-        sources: tuple[tuple[str | None, Split], ...] = ((run.train, "train"), (run.val, "val"))
-        for source, split in sources:
-            if source is not None and expanded(source).is_dir():
-                refuse_new_class(folder, expanded(source), split)
+        for source in filter(None, (run.train, run.val)):
+            if expanded(source).is_dir():
+                refuse_new_class(folder, expanded(source))
     with (
         joined(find_device(options.device)) as group,
         _own_randomness(group.device),

@@ -1,5 +1,6 @@
 """Describe a model and its weights in one typed card, and convert it from and to timm's form."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from math import prod
@@ -12,6 +13,9 @@ from regnet.errors import ConfigError, unknown
 
 OWN: Final = "regnet"
 """Architecture name of a network that is not a published variant."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,11 +158,10 @@ def _labels(given: Sequence[Any] | Mapping[Any, Any]) -> tuple[str, ...]:
     try:
         numbered = {int(number): str(name) for number, name in given.items()}
     except ValueError:
-        raise ConfigError(
-            f"label_names must be a list, or be numbered from 0; got {next(iter(given))!r}"
-        ) from None
-    if sorted(numbered) != list(range(len(given))):
-        return ()  # with gaps, it is not known which outputs exist
+        numbered = {}
+    if sorted(numbered) != list(range(len(given))):  # it is not known which output each one names
+        _log.warning("names of classes that are not numbered from 0 are left out")
+        return ()
     return tuple(numbered[number] for number in range(len(given)))
 
 
