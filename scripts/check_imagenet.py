@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import regnet
+from regnet import digest
 from regnet.atomic import write_bytes
 from regnet.data.sets import ImageSet, open_set
 from regnet.devices import core_count, find_device
@@ -146,14 +147,25 @@ def main() -> None:
         document["rows"] = json.loads(args.out.read_text())["rows"]
     # Rows with a reason are failures; dropping them makes the loop below try them again.
     rows = [row for row in document["rows"] if "reason" not in row]
-    done = {(row["checkpoint"], row["path"], *row["setting"]) for row in rows}
+    asked = {
+        "dataset": args.dataset, "engine": args.engine,
+        "real": None if args.real is None else digest.of_file(args.real),
+    }  # fmt: skip
+    done = {
+        (row["checkpoint"], row["path"], *row["setting"])
+        for row in rows
+        if row.get("asked", asked) == asked
+    }
     for where in args.sets:
         images = open_set(where, "val")
         for name in names:
             for setting in settings(name):
                 if (name, str(where), *setting) in done:
                     continue
-                rows += check(name, images, where, setting, args)
+                found = check(name, images, where, setting, args)
+                key = (name, str(where), list(setting))  # what other options gave is replaced
+                rows = [r for r in rows if (r["checkpoint"], r["path"], r["setting"]) != key]
+                rows += [{**row, "asked": asked} for row in found]
                 print(json.dumps(rows[-1]), flush=True)
                 document["rows"] = rows
                 write_bytes(args.out, json.dumps(document, indent=1).encode())

@@ -630,8 +630,8 @@ def prior(document: Document) -> Iterator[str]:
         f"Rank correlation of predictions with errors; {evidence['networks']} networks of "
         f"{evidence['images']}, {evidence['flops']}, {evidence['date']}. For "
         f"{len(known['networks'])} published RegNetX on ImageNet, the rank correlation with the "
-        f"error that their flops do not explain is {known['rank_correlation']:.2f}, so the effects "
-        f"of the prior are multiplied by {known['scale']:.2f}."
+        f"error that their flops do not explain is {known['rank_correlation']:.2f}. The effects of "
+        f"the prior are multiplied by {known['scale']:.2f}, so that they spread as that error does."
     )
 
 

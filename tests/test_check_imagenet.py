@@ -64,6 +64,12 @@ def test_known_answers_are_found_and_judged(known, tmp_path):
     again = check(tmp_path, known, "--models", EMBEDDED, "--dataset", "cifar-10-jpeg")
     assert again.stdout.count("\n") == 2  # only the table: nothing is evaluated again
     assert rows(tmp_path) == [row]
+    check(tmp_path, known, "--models", EMBEDDED)
+    [row] = rows(tmp_path)
+    assert row["verdict"] == "nothing is published"
+    check(tmp_path, known, "--models", EMBEDDED, "--dataset", "cifar-10-jpeg")
+    [row] = rows(tmp_path)  # with the name of the set, it is evaluated again
+    assert row["published"] == published
 
 
 def test_a_failure_is_a_row_and_the_other_evaluations_run(known, tmp_path, hub):

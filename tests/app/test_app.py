@@ -20,10 +20,12 @@ import torch
 import regnet
 from regnet import app, documents
 from regnet.app import reports
+from regnet.app.page import _config, _parameterized, _values
 from regnet.bench.document import Case
 from regnet.bench.report import render
 from regnet.bench.runner import run
 from regnet.design.config import RegNetConfig
+from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError
 from regnet.selection.device import learn
 from tests.marks import linux, posix
@@ -352,3 +354,12 @@ def test_only_this_machine_can_connect():
             assert listeners(port) == {"0100007F"}  # 127.0.0.1 in the kernel's notation
         finally:
             run.kill()
+
+
+def test_only_networks_that_the_controls_can_represent_are_offered():
+    offered = [name for name in VARIANTS if _parameterized(name)]
+    assert {"regnety_016", "regnetx_002"} <= set(offered)
+    for name in offered:
+        assert _config(*_values(name)) == VARIANTS[name].config
+    # These have other roundings, norms or activations.
+    assert not {"regnetx_004_tv", "regnety_008_tv", "regnety_040_sgn"} & set(offered)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from regnet.data.sets import open_set
@@ -221,6 +222,19 @@ def test_a_data_set_is_downloaded_from_the_hub(tmp_path, hub):
     images.open(4)
     with pytest.raises(DataError, match="hf:owner/none: cannot be downloaded"):
         open_set("hf:owner/none")
+
+
+def test_a_data_set_in_the_cache_is_opened_offline_if_it_is_complete(tmp_path, hub, monkeypatch):
+    held = write_parquet(tmp_path / "x.parquet", 5, image="image").read_bytes()
+    names = [f"data/train-0000{number}-of-00003.parquet" for number in range(3)]
+    hub.repos["datasets/owner/set"] = dict.fromkeys(names, held)
+    assert len(open_set("hf:owner/set", "train")) == 15
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert len(open_set("hf:owner/set", "train")) == 15
+    [lost] = Path(constants.HF_HUB_CACHE).rglob("train-00001-of-00003.parquet")
+    lost.unlink()
+    with pytest.raises(DataError, match="is in the cache, without train-00001-of-00003"):
+        open_set("hf:owner/set", "train")
 
 
 def test_shapes_are_drawn_and_always_the_same():

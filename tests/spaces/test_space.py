@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from regnet.design.complexity import complexity
-from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig
+from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig, StageConfig
 from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError
 from regnet.spaces import sampling
 from regnet.spaces.distributions import Distribution
-from regnet.spaces.latency import LatencyModel
+from regnet.spaces.latency import FEATURES, LatencyModel, features_of_config
 from regnet.spaces.paper import SPACES, constrained, find_space
 from regnet.spaces.sampling import draw, sample
 from regnet.spaces.space import Space
@@ -353,3 +353,16 @@ def test_ordered_stages_that_are_too_rare_are_refused(monkeypatch) -> None:
         sample(find_space("anynetx_d", num_stages=8), 1)
     sorted_ = replace(find_space("anynetx_d", num_stages=8), ordering="sorting")
     assert len(sample(sorted_, 1)) == 1
+
+
+def test_the_work_of_grouped_convolutions_grows_with_the_group_width() -> None:
+    """Also where a group has a ninth of the channels, so that a filter has as many weights as a
+    convolution of 1x1."""
+    stage = StageConfig(depth=1, width=216)
+    found = [
+        features_of_config(AnyNetConfig(stages=(replace(stage, group_width=g),)), 64)[0]
+        for g in (18, 24, 36)
+    ]
+    grouped = [row[FEATURES.index("grouped")] for row in found]
+    assert grouped[0] < grouped[1] < grouped[2]
+    assert len({row[FEATURES.index("dense")] for row in found}) == 1

@@ -2,10 +2,12 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -526,6 +528,21 @@ def test_the_processor_of_a_repository_is_fetched_too(hub, cache):
     }
     source = find_source("hf-hub:someone/mine", pretrained=True)
     assert source.checkpoint.preprocess.size == (288, 288)
+
+
+def test_a_processor_that_cannot_be_fetched_is_not_replaced_by_a_guess(hub):
+    hub.repos["someone/mine"] = {
+        "config.json": json.dumps(TRANSFORMERS_Y).encode(),
+        "preprocessor_config.json": b'{"size": 288, "crop_pct": 1.0}',
+    }
+    find_source("hf-hub:someone/mine", pretrained=True)
+    [processor] = Path(constants.HF_HUB_CACHE).rglob("preprocessor_config.json")
+    processor.unlink()
+    hub.head_faults = [(403, {}), (403, {})]  # the config is in the cache
+    with pytest.raises(WeightsError, match=r"someone/mine: .* answers 403"):
+        find_source("hf-hub:someone/mine", pretrained=True)
+    del hub.repos["someone/mine"]["preprocessor_config.json"]
+    assert find_source("hf-hub:someone/mine", pretrained=True)  # it need not have one
 
 
 def _nan(model):

@@ -116,11 +116,31 @@ def _design(page: gr.Blocks) -> None:
 def _parameterized(name: str) -> bool:
     """Whether the controls can represent a published network."""
     config = VARIANTS[name].config
-    plain = isinstance(config, RegNetConfig) and config.stem == "simple"
-    if not plain or config.block != "bottleneck":
+    if not isinstance(config, RegNetConfig) or _config(*_values(name)) != config:
         return False
     controls = zip(_PARAMETERS, _values(name), strict=False)
     return all(low <= value <= high for (_, low, high, _, _), value in controls)
+
+
+def _config(
+    w0: float,
+    wa: float,
+    wm: float,
+    depth: float,
+    group_width: float,
+    ratio: float,
+    se_ratio: float,
+) -> RegNetConfig:
+    """Return the network of these parameters; other settings have their defaults."""
+    return RegNetConfig(
+        w0=round(w0),
+        wa=wa,
+        wm=wm,
+        depth=round(depth),
+        group_width=round(group_width),
+        bottleneck_ratio=ratio,
+        se_ratio=se_ratio,
+    )
 
 
 def _values(name: str) -> list[float]:
@@ -144,15 +164,7 @@ def _shown(
     """Return the content of all outputs; for parameters that fit no network, only the reason."""
     size = round(size)
     try:
-        config = RegNetConfig(
-            w0=round(w0),
-            wa=wa,
-            wm=wm,
-            depth=round(depth),
-            group_width=round(group_width),
-            bottleneck_ratio=ratio,
-            se_ratio=se_ratio,
-        )
+        config = _config(w0, wa, wm, depth, group_width, ratio, se_ratio)
         tables = (explore.stage_table(config), explore.cost_table(config, size))
     except ConfigError as error:
         return (f"⚠ {escape(str(error))}", "", [], [], "", [], "", None)

@@ -114,7 +114,7 @@ def init(
         ),
     ] = None,
     final: Annotated[
-        bool, typer.Option("--final", help="Constrain RegNet spaces as in the paper's section 4.")
+        bool, typer.Option("--final", help="Constrain RegNet spaces as in the paper's section 5.")
     ] = False,
     restrict: Annotated[
         list[str] | None,

@@ -54,7 +54,9 @@ def fetch(
 def verify(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Checkpoints, variants or files. Default: all weights in the cache."),
+        typer.Argument(
+            help="Checkpoints, variants or files. Default: all published weights in the cache."
+        ),
     ] = None,
     *,
     sha256: Annotated[

@@ -414,6 +414,20 @@ def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> l
     return chosen
 
 
+def _missing_shards(files: Sequence[Path]) -> str | None:
+    """Return the first file that is missing among files named train-00000-of-00003 and so on."""
+    there = {file.as_posix() for file in files}
+    for file in files:
+        found = re.search(r"-(\d+)-of-(\d+)(?=[-.])", file.name)
+        for number in range(int(found[2]) if found else 0):
+            assert found
+            begins = f"{file.name[: found.start()]}-{number:0{len(found[1])}}-of-{found[2]}"
+            wanted = file.with_name(begins).as_posix()
+            if not any(name.startswith(wanted) for name in there):
+                return begins
+    return None
+
+
 def fetch(asked: str, split: Split) -> list[Path]:
     """Return the Parquet files of a split of a data set of the Hub, downloaded if necessary.
 
@@ -446,7 +460,7 @@ def fetch(asked: str, split: Split) -> list[Path]:
             info = retrying(lambda: HfApi().dataset_info(repository, revision=commit))
             get = Repository(
                 name=repository, type="dataset", revision=info.sha or "",
-                cache=Path(constants.HF_HUB_CACHE),
+                cache=Path(constants.HF_HUB_CACHE), also=commit or "main",
             ).get  # fmt: skip
             names = sorted(s.rfilename for s in info.siblings or ())
             held = [Path(n) for n in names if n.endswith(".parquet")]
@@ -455,7 +469,13 @@ def fetch(asked: str, split: Split) -> list[Path]:
             raise DataError(
                 f"{source}: no Parquet files found; try the revision @refs/convert/parquet"
             )
-        return [get(path.as_posix()) for path in _of_split(held, split, Path(folder), source)]
+        chosen = _of_split(held, split, Path(folder), source)
+        if constants.HF_HUB_OFFLINE and (lacking := _missing_shards(chosen)):
+            raise DataError(
+                f"{source}: only a part of it is in the cache, without {lacking}; allow access to "
+                "the network"
+            )
+        return [get(path.as_posix()) for path in chosen]
     except GatedRepoError as error:
         raise DataError(
             f"{source}: access is restricted; request it at "

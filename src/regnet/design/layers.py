@@ -47,6 +47,8 @@ class Layer:
     area: Any = 0
     fan_in: Any = 0
     """Weights per output channel."""
+    grouped: Any = False
+    """Whether a convolution has several groups."""
     bias: bool = False
     other_params: Any = 0
     """Parameters other than weights and biases: those of norms, gains and relative positions."""
@@ -69,7 +71,7 @@ class Layer:
 
     @property
     def activations(self) -> Any:
-        """Output elements as the paper counts them: of convolutions and of the stem's max pool."""
+        """Output elements of convolutions, and of the stem's max pool, which pycls counts, too."""
         if self.kind in ("norm", "attention"):
             return 0
         return self.width * self.area * self.times
@@ -219,7 +221,10 @@ def _block(
         if attention:
             yield from _attention(config, inner, area_in, area)
         else:
-            yield _conv(config, 9 * group_width, inner, inner, area_in, area, times=times)
+            yield _conv(
+                config, 9 * group_width, inner, inner, area_in, area, times=times,
+                grouped=group_width < inner,
+            )  # fmt: skip
         yield from _norm(config, inner, times=times)
         if config.se_ratio and not attention:
             yield from squeeze_excitation(inner, se_width, area, times)
@@ -242,6 +247,7 @@ def _conv(
     *,
     added: Any = 0,
     times: Any = 1,
+    grouped: Any = False,
 ) -> Layer:
     """Return a convolution; in norm-free networks it has a bias and a gain per output channel."""
     normfree = config.block == "normfree_bottleneck"
@@ -252,6 +258,7 @@ def _conv(
         area_in=area_in,
         area=area,
         fan_in=fan_in,
+        grouped=grouped,
         bias=normfree,
         other_params=normfree * width,
         added=added,

@@ -32,11 +32,15 @@ class Repository:
     type: RepoType = "model"
     revision: str = "main"
     cache: Path
+    also: str = ""
+    """A branch or tag that stands for the revision, so that the cache can be asked for it."""
     token: str | bool | None = field(default=None, repr=False)
     """For private and gated repositories; None: the token of the user who is logged in."""
 
     def __post_init__(self) -> None:
         check_name(self.revision, "revision")
+        if self.also:
+            check_name(self.also, "revision")
 
     @property
     def folder(self) -> Path:
@@ -127,8 +131,8 @@ class Repository:
         )
         path = folder / "snapshots" / commit / name
         _point(path, blob)
-        if self.revision != commit:
-            reference = folder / "refs" / self.revision
+        for name in {self.revision, self.also} - {commit, ""}:
+            reference = folder / "refs" / name
             reference.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(reference, commit.encode())
         return path

@@ -76,6 +76,7 @@ def _conv_norm(
         area_in=area_in,
         area=area,
         fan_in=fan_in,
+        grouped=fan_in < width_in,
         added=added,
     )
     yield Layer(kind="norm", width=width, other_params=2 * width)

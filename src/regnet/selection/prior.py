@@ -1,8 +1,8 @@
 """Predict from its structure how good a network is, as learned from trained populations.
 
 The result is a prior, not a measurement. It is a ridge regression of the logarithm of the error on
-features that do not depend on the size of a network: shares of stages, ratios of widths, group
-widths over widths, and parameters and activations per flop. `scripts/fit_prior.py` fits it to
+features of its structure: depth, shares of stages, ratios of widths, group widths over widths,
+bottleneck ratios, and parameters and activations per flop. `scripts/fit_prior.py` fits it to
 networks of about equal flops. The decrease of the error with flops is taken from the published
 RegNetX on ImageNet. The effect of the structure is scaled down to the size that it has there,
 because published networks differ little beyond what their flops explain. For flops, images and

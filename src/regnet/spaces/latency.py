@@ -150,8 +150,7 @@ def features_of_layers(layers: Iterable[Layer], shared: ArchitectureConfig) -> F
         params = params + layer.params
         dense = dense + layer.products * np.asarray(layer.times)
         if layer.kind == "conv":
-            width_in, fan_in = np.asarray(layer.width_in), np.asarray(layer.fan_in)
-            whole = (fan_in == width_in) | (fan_in >= 9 * width_in)
+            fan_in, whole = np.asarray(layer.fan_in), ~np.asarray(layer.grouped, dtype=bool)
             padded = 9 * np.maximum(fan_in / 9, NARROW) * layer.width * layer.area * layer.times
             dense = dense + np.where(whole, layer.flops, 0)
             grouped = grouped + np.where(whole, 0, padded)

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from regnet import digest
-from regnet.errors import WeightsError
+from regnet.errors import NotFoundError, WeightsError
 from regnet.hub.files import SMALL, Repository
 from regnet.hub.transfer import Check, anything, http_client, locked, retry_after, transfer
 from regnet.weights.catalog import Checkpoint, data_dir
@@ -128,7 +128,7 @@ def fetch_file(repo: str, name: str, revision: str | None, how: Fetch | None = N
         try:
             return repository.fetch(name, most=SMALL)
         except errors.EntryNotFoundError as error:
-            raise WeightsError(f"the repository has no {name}") from error
+            raise NotFoundError(f"the repository has no {name}") from error
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
             raise  # the server answered; the cached file does not replace its answer
         except http_client().HTTPError:
@@ -307,6 +307,8 @@ def _explained(name: str, where: str, how: Fetch, *, revision: str | None = None
         ) from error
     except errors.RevisionNotFoundError as error:
         raise WeightsError(f"{name}: {where} has no revision {revision}") from error
+    except NotFoundError as error:
+        raise NotFoundError(f"{name}: {error}; {WAYS_OUT}") from error
     except httpx.HTTPError as error:
         raise WeightsError(f"{name}: {where}: {_reason(error)}; {WAYS_OUT}") from error
     except (ValueError, UnicodeError) as error:  # for example a malformed proxy or token

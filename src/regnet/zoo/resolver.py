@@ -4,7 +4,7 @@ import logging
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from regnet import documents
 from regnet.data.preprocess import Preprocess
@@ -157,11 +157,20 @@ def _repository(name: str, revision: str | None, how: "Fetch | None") -> Source:
     revision = revision or named or None
     if repo.count("/") != 1:
         raise WeightsError(f"a repository of the Hub is named owner/name, got {repo!r}")
-    path = fetch_file(repo, CONFIG_FILE, revision, how or Fetch())
-    with suppress(ConfigError, WeightsError):  # `read_repository` reports what is wrong
+    how = how or Fetch()
+    path = fetch_file(repo, CONFIG_FILE, revision, how)
+    values: Any = None
+    with suppress(ConfigError):  # `read_repository` reports what is wrong
         values = documents.load(path, "the config of a model")
-        if isinstance(values, dict) and values.get("model_type") == TRANSFORMERS:
-            fetch_file(repo, PROCESSOR_FILE, path.parent.name, how or Fetch())
+    if isinstance(values, dict) and values.get("model_type") == TRANSFORMERS:
+        try:
+            fetch_file(repo, PROCESSOR_FILE, path.parent.name, how)
+        except NotFoundError:
+            pass  # a repository need not have one
+        except WeightsError as error:
+            if not how.offline:
+                raise
+            _log.warning("%s: %s; the usual preprocessing is used", repo, error)
     return read_repository(path, repo=repo, revision=revision)
 
 
