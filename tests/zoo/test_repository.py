@@ -616,3 +616,12 @@ def test_flat_configs_of_early_timm_are_read(tmp_path, caplog):
     assert source.card(loaded=True).labels == ("cat", "dog", "horse")
     assert source.config.num_classes == 3
     assert not caplog.text
+
+
+def test_a_config_in_the_cache_does_not_wait_for_a_server_that_is_down(hub, monkeypatch):
+    hub.repos["someone/mine"] = {"config.json": json.dumps(TRANSFORMERS_Y).encode()}
+    find_source("hf-hub:someone/mine", pretrained=True)
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it waits"))
+    hub.head_faults = [(503, {})]
+    assert find_source("hf-hub:someone/mine", pretrained=True)
+    assert not hub.head_faults

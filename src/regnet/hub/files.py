@@ -78,6 +78,7 @@ class Repository:
         check: Check = anything,
         label: str | None = None,
         again: bool = False,
+        attempts: int | None = None,
     ) -> Path:
         """Download a file, unless the version that the server announces is in the cache.
 
@@ -89,6 +90,7 @@ class Repository:
             check: called with the file before it enters the cache, if no SHA-256 is known.
             label: text of the progress bar; None: the name of the file.
             again: download the file even if it is in the cache.
+            attempts: how often to ask the server for the version; None: several times.
 
         Raises:
             WeightsError: the answer of the server cannot be used, or the bytes differ from what it
@@ -102,7 +104,9 @@ class Repository:
         check_name(name, "file")
         folder = self.folder
         url = hf_hub_url(self.name, name, repo_type=self.type, revision=self.revision)
-        found = retrying(lambda: get_hf_file_metadata(url, token=self.token, library_name="regnet"))
+        found = retrying(
+            lambda: get_hf_file_metadata(url, token=self.token, library_name="regnet"), attempts
+        )
         commit, etag = found.commit_hash or "", found.etag or ""
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise WeightsError(f"{url}: the server did not name a commit but {_shown(commit)}")

@@ -67,8 +67,12 @@ def http_client() -> Any:
     return httpx
 
 
-def retrying(call: Callable[[], Result]) -> Result:
+def retrying(call: Callable[[], Result], attempts: int | None = None) -> Result:
     """Return the result of a call over the network; retry it while the error may be temporary.
+
+    Args:
+        call: the call.
+        attempts: largest number of attempts; None: `ATTEMPTS`.
 
     Raises:
         httpx.HTTPError, HfHubHTTPError: the error is permanent, or there were too many attempts.
@@ -80,7 +84,7 @@ def retrying(call: Callable[[], Result]) -> Result:
             return call()
         except httpx.HTTPError as error:  # HfHubHTTPError is one
             wait = _wait(error, attempt)
-            if wait is None or attempt == ATTEMPTS:
+            if wait is None or attempt == (attempts or ATTEMPTS):
                 raise
             _log.info("%s; retrying in %.1f s", error, wait)
             time.sleep(wait)

@@ -126,12 +126,13 @@ def fetch_file(repo: str, name: str, revision: str | None, how: Fetch | None = N
                 f"{name} is not in the cache {how.hub_cache}, and network access is disabled"
             )
         try:
-            return repository.fetch(name, most=SMALL)
+            # If the file is in the cache, it is not worth waiting for a server that is down.
+            return repository.fetch(name, most=SMALL, attempts=1 if held else None)
         except errors.EntryNotFoundError as error:
             raise NotFoundError(f"the repository has no {name}") from error
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
             raise  # the server answered; the cached file does not replace its answer
-        except http_client().HTTPError:
+        except (http_client().HTTPError, OSError):  # no answer, or a cache that is read-only
             if held is None:
                 raise
             return held
