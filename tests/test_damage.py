@@ -26,7 +26,7 @@ from regnet.data.preprocess import Preprocess
 from regnet.data.sets import open_set
 from regnet.design.complexity import complexity
 from regnet.design.config import RegNetConfig, config_from_json
-from regnet.engines.optimize import Candidate, _known
+from regnet.engines.optimize import Candidate, _races
 from regnet.errors import RegNetError
 from regnet.evaluation.evaluate import evaluate
 from regnet.machine import environment
@@ -145,14 +145,14 @@ def _use_config(path: Path) -> Any:
 
 def _choices(path: Path) -> Any:
     row = asdict(Candidate(engine="eager", precision="fp32", layout="channels_last", latency_ms=1))
-    documents.write(path, {"rows": [row, row]})
+    documents.write(path, {"rows": [{"race": 0, **row}, {"race": 1, **row}]})
     return documents.read(path, "")
 
 
 def _use_choices(path: Path) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("regnet.engines.choices.cache_folder", lambda: path.parent)
-        return _known(path.stem)
+        return _races(path.stem)
 
 
 KINDS = {
