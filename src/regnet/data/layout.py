@@ -243,10 +243,8 @@ def _splits(places: dict[int, Parts], folders: set[Parts]) -> list[str]:
     """
     tops = sorted({parts[0] for parts in folders})
     named = [name for name in tops if split_of(name)]
-    if len(named) == len(tops):
-        deep = {parts[0] for parts in places.values() if len(parts) > 2}
-    else:
-        deep = set()
+    all_named = len(named) == len(tops)
+    deep = {parts[0] for parts in places.values() if len(parts) > 2} if all_named else set()
     return [name for name in named if name in deep or _holds_folders(name, places, folders)]
 
 
