@@ -33,9 +33,9 @@ MOST_IMAGES: Final = 5000
 """Training that calibrates holds out this share of its images, but at least `LEAST_IMAGES` and at
 most `MOST_IMAGES`, with which a temperature is known to about one percent."""
 
-RANGE: Final = (1e-4, 1e4)
+RANGE: Final = (1e-4, 1e3)
 """Least and largest temperature. They are needed because the likelihood has no maximum if every
-answer is correct."""
+answer is correct, or if the confidences say nothing about the answers."""
 
 _STEPS: Final = 70
 """Steps of bisection, after which the interval is narrower than float64 can resolve."""
@@ -103,8 +103,8 @@ def judge(logits: Tensor, labels: Tensor, seed: int = 0) -> Calibration:
         seed: seed of the random division into halves.
 
     Raises:
-        DataError: there are fewer than `LEAST_IMAGES` images, or the answers are so good, or so
-            bad, that no temperature is the best.
+        DataError: there are fewer than `LEAST_IMAGES` images, or all answers about half of them are
+            right, so that no temperature is the best.
     """
     count = len(labels)
     if count < LEAST_IMAGES:
@@ -115,16 +115,10 @@ def judge(logits: Tensor, labels: Tensor, seed: int = 0) -> Calibration:
     halves = order[: count // 2], order[count // 2 :]
     right = logits.argmax(1) == labels
     first, second = (fit_temperature(logits[half], labels[half]) for half in halves)
-    whole = fit_temperature(logits, labels)
     if any(bool(right[half].all()) for half in halves):
         raise DataError(
             f"no temperature can be fitted: {int(right.sum()):,} of {count:,} answers are right, "
             "too many to say how sure the others should be; calibrate on more, or harder, images"
-        )
-    if not max(first, second, whole) < 0.99 * RANGE[1]:
-        raise DataError(
-            f"no temperature can be fitted: {int(right.sum()):,} of {count:,} answers are right, "
-            "and the confidences do not say which; calibrate on more images"
         )
     crossed = logits.double().clone()
     crossed[halves[0]] /= second
@@ -132,7 +126,7 @@ def judge(logits: Tensor, labels: Tensor, seed: int = 0) -> Calibration:
     before, after = (_answers(found) for found in (logits.double(), crossed))
     truth = labels.numpy()
     return Calibration(
-        temperature=whole,
+        temperature=fit_temperature(logits, labels),
         halves=(first, second),
         images=count,
         error_before=scores.calibration_error(before, truth),
