@@ -167,3 +167,14 @@ def test_a_report_of_networks_without_flops(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text(f"space,error,flops,config\n{text}\n")
     assert "<svg" in render(None, read_table(path))
+
+
+def test_a_column_with_missing_numbers_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("space,error,flops,depth\na,40,1,3\na,41,,4\nb,42,3,5\n")
+    found = read_table(path)
+    assert list(found["a"].metrics) == ["depth"]
+    assert list(found["b"].metrics) == ["flops", "depth"]
+    assert "flops is left out for a, because 1 of 2 networks have no number there" in caplog.text

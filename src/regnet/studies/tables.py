@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ SUFFIXES: Final = (".parquet", ".csv", ".json")
 
 _TRAINED: Final = ("seconds", "host", "device", "threads", "torch", "code", "finished")
 """Columns that describe the training of a network."""
+
+_log = logging.getLogger(__name__)
 
 _NO_METRICS: Final = frozenset(
     {"space", "number", "error", "lowest_error", "reason", "seed", "config", "epochs",
@@ -157,8 +160,14 @@ def _population(
     metrics = {}
     for column in columns:
         values = [cells[n].get(column) for n in done]
-        if values and all(_is_number(value) for value in values):
+        numbers = sum(map(_is_number, values))
+        if numbers == len(values) > 0:
             metrics[column] = np.array(values, dtype=np.float64)
+        elif numbers:
+            _log.warning(
+                "%s: %s is left out for %s, because %d of %d networks have no number there",
+                path, column, name, len(values) - numbers, len(values),
+            )  # fmt: skip
     wrong = [errors[n] for n in done if not 0 <= (errors[n] or 0) <= 100]
     if wrong:
         raise DataError(
