@@ -760,8 +760,9 @@ def order_complexity(document: Document) -> Iterator[str]:
     )  # fmt: skip
     yield ""
     yield (
-        f"Which space a network is from explains {found['explained_by_space']:.0%} of the variance "
-        f"of errors; space and depth together explain {found['explained_with_depth']:.0%}."
+        f"Which space a network is from explains {100 * found['explained_by_space']:.0f} % of the "
+        "variance of errors; space and depth together explain "
+        f"{100 * found['explained_with_depth']:.0f} %."
     )
 
 
