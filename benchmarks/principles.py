@@ -367,16 +367,7 @@ def stratified(strata: Strata, margin: float = 0.0) -> Comparison:
         means += [MeanError.of(each).scaled(share) for each in (a, b)]
         both = rng.permuted(np.tile(np.concatenate([a, b]), (REPEATS, 1)), axis=1)
         mixed += share * (both[:, : len(a)].mean(1) - both[:, len(a) :].mean(1))
-    half = statistics.half_width(means)
-    as_large = np.abs(mixed) >= abs(difference) * (1 - 1e-9)
-    return Comparison(
-        difference=difference,
-        low=difference - half,
-        high=difference + half,
-        p_value=float((1 + as_large.sum()) / (1 + REPEATS)),
-        ks=0.0,
-        verdict="",  # `statistics.adjust` gives it
-    )
+    return statistics.compared(difference, statistics.half_width(means), mixed)
 
 
 def at_equal_depth(strata: Strata) -> tuple[float, float, float]:

@@ -733,9 +733,8 @@ def finding(found: Document) -> str:
 
 def interval(value: float, low: float, high: float, sign: str = "+") -> str:
     """A number with its interval, without a sign at 0.0."""
-    shown = [f"{number:{sign}.1f}" for number in (value, low, high)]
-    value_, low_, high_ = ("0.0" if float(text) == 0 else text for text in shown)
-    return f"{value_} ({low_} to {high_})"
+    shown = (f"{number:{sign}.1f}" for number in (value, low, high))
+    return "{} ({} to {})".format(*("0.0" if float(text) == 0 else text for text in shown))
 
 
 def order_complexity(document: Document) -> Iterator[str]:

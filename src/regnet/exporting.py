@@ -249,10 +249,9 @@ def export(
         "input": input,
         "version": __version__,
     }
-    sizes = [None if AXES.get(axis) in free else size for axis, size in enumerate(shape)]
-    # Programs of AOTInductor do not say what they take, and compute nonsense from anything else.
     if form.name == "aot_inductor":
-        said["shape"] = sizes
+        # Its programs do not say what they take, and compute nonsense from anything else.
+        said["shape"] = [None if AXES.get(n) in free else size for n, size in enumerate(shape)]
     facts = _facts(model) | said
     if "input_size" in facts and not {"height", "width"} & {*free}:
         facts["input_size"] = shape[1:]  # the file takes no other size

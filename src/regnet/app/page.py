@@ -150,21 +150,17 @@ def _values(name: str) -> list[float]:
     return [c.w0, c.wa, c.wm, c.depth, c.group_width, c.bottleneck_ratio, c.se_ratio]
 
 
-def _shown(
-    w0: float,
-    wa: float,
-    wm: float,
-    depth: float,
-    group_width: float,
-    ratio: float,
-    se_ratio: float,
-    size: float,
-    device: Learned | None,
-) -> tuple[Any, ...]:
-    """Return the content of all outputs; for parameters that fit no network, only the reason."""
-    size = round(size)
+def _shown(*given: Any) -> tuple[Any, ...]:
+    """Return the content of all outputs; for parameters that fit no network, only the reason.
+
+    Args:
+        given: the values of the controls: those of `_config`, the image size, and the learned
+            device, if any.
+    """
+    *parameters, side, device = given
+    size = round(side)
     try:
-        config = _config(w0, wa, wm, depth, group_width, ratio, se_ratio)
+        config = _config(*parameters)
         tables = (explore.stage_table(config), explore.cost_table(config, size))
     except ConfigError as error:
         return (f"⚠ {escape(str(error))}", "", [], [], "", [], "", None)

@@ -17,9 +17,17 @@ from regnet.bench.networks import PAIRINGS, PEERS, load
 from regnet.design.complexity import total
 from regnet.design.layers import Layer
 from regnet.engines.base import Precision, Runner, Target, inference
-from regnet.engines.check import INPUT_SETS, answers, build_checked, known, worst_error, wrong
+from regnet.engines.check import (
+    INPUT_SETS,
+    answers,
+    build_checked,
+    finite_or_none,
+    worst_error,
+    wrong,
+)
 from regnet.engines.files import FileNetwork
 from regnet.engines.optimize import ENGINES, find_engine, optimize
+from regnet.engines.race import Candidate
 from regnet.errors import check_number, in_one_line
 from regnet.machine import environment, gpu_state
 from regnet.timing import (
@@ -375,14 +383,13 @@ def _checked(
             ran=str(winner),
             build_seconds=winner.build_seconds,
             peak_bytes=winner.peak_bytes,
-            output_error=known(error),
+            output_error=finite_or_none(error),
         )
     else:
         built = build_checked(find_engine(case.engine), model, inputs, reference, target)
         row = replace(
             row,
-            ran=f"{case.engine} {case.precision}"
-            + (" contiguous" if case.layout == "contiguous" else ""),
+            ran=str(Candidate(engine=case.engine, precision=case.precision, layout=case.layout)),
             build_seconds=built.seconds,
             output_error=built.error,
         )

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +49,23 @@ def check_choice(option: str, value: str, known: Collection[str]) -> None:
     """
     if value not in known:
         raise ConfigError(unknown(option, value, known))
+
+
+def refuse_given(context: typer.Context, parameters: Iterable[str], reason: str) -> None:
+    """Refuse options that the command line contains, because they would have no effect.
+
+    Args:
+        context: the context of the command.
+        parameters: names of the command's parameters.
+        reason: what is wrong with the option, to follow its name in the message.
+
+    Raises:
+        ConfigError: one of them was given.
+    """
+    for parameter in parameters:
+        source = context.get_parameter_source(parameter)
+        if source and source.name == "COMMANDLINE":
+            raise ConfigError(f"--{parameter.strip('_').replace('_', '-')} {reason}")
 
 
 def check_folder_of(*paths: Path | None) -> None:

@@ -13,6 +13,7 @@ from regnet.cli.arguments import (
     parse_count,
     parse_duration,
     read_recipe,
+    refuse_given,
     set_threads,
 )
 from regnet.cli.executors import ExecutorName, Slurm, executor_of
@@ -169,12 +170,10 @@ def command(
         "probes": probes,
         "seconds": seconds,
     }
-    for parameter in ALONE if data is not None else TRAINING:
-        source = context.get_parameter_source(parameter)
-        if source and source.name == "COMMANDLINE":
-            option = f"--{parameter.strip('_').replace('_', '-')}"
-            reason = "cannot be used with --data" if data is not None else "needs --data"
-            raise ConfigError(f"{option} {reason}; leave it out")
+    if data is not None:
+        refuse_given(context, ALONE, "cannot be used with --data; leave it out")
+    else:
+        refuse_given(context, TRAINING, "needs --data; leave it out")
     if data is not None:
         trained_search(
             folder,

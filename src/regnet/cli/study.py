@@ -1,12 +1,11 @@
 """`regnet study`: sample, train, compare and refine design spaces, as the paper does."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from regnet.cli.arguments import AsJson, check_choice, parse_count, read_recipe
+from regnet.cli.arguments import AsJson, check_choice, parse_count, read_recipe, refuse_given
 from regnet.cli.executors import Devices, ExecutorName, Gpus, Slurm, executor_of
 from regnet.cli.networks import Networks, SetOption, TrainImages, ValImages, Workers
 from regnet.cli.output import print_json, print_table, stderr, stdout
@@ -53,15 +52,17 @@ TrustCode = Annotated[
 Retry = Annotated[bool, typer.Option("--retry-failed", help="Train failed networks again.")]
 
 
-def _refuse(reason: str, options: Mapping[str, Any]) -> None:
-    """Raise an error if one of these options was given."""
-    for name, value in options.items():
-        if value:
-            raise ConfigError(f"--{name} {reason}; leave it out")
+_OF_TRAINING: Final = ("recipe", "set_", "train_images", "val_images", "val")
+"""Options of `init` that an objective does not use."""
+
+_OF_SPACES: Final = ("flops", "tolerance", "latency_ms", "stages", "final", "restrict", "stem",
+                     "stem_width")  # fmt: skip
+"""Options of `init` that choose a part of a space."""
 
 
 @app.command("init")
 def init(
+    context: typer.Context,
     folder: Folder,
     *,
     space: Annotated[
@@ -166,15 +167,14 @@ def init(
             "--image-size needs --objective; otherwise the images and the recipe decide the size"
         )
     if objective and not data:
-        _refuse(
-            "is only for training on images, and the objective trains",
-            {"set": set_, "train-images": train_images, "val-images": val_images, "val": val},
-        )
+        refuse_given(
+            context, _OF_TRAINING,
+            "is only for training on images, and the objective trains; leave it out",
+        )  # fmt: skip
     if configs and not space:
-        _refuse(
-            "only restricts a space; the networks of --configs are given",
-            {"flops": flops, "latency-ms": latency_ms, "stages": stages, "final": final,
-             "restrict": restrict, "stem": stem, "stem-width": stem_width},
+        refuse_given(
+            context, _OF_SPACES,
+            "only restricts a space; the networks of --configs are given; leave it out",
         )  # fmt: skip
     shape: dict[str, Any] = {
         name: value

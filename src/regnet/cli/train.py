@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from regnet.cli.arguments import AsJson, Threads, read_recipe, set_threads
+from regnet.cli.arguments import AsJson, Threads, read_recipe, refuse_given, set_threads
 from regnet.cli.evaluate import calibration_lines
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
@@ -158,15 +158,8 @@ def command(
             "--data needs --resume; give the images of a new run as the first argument"
         )
     if resume or replay:
-        for parameter in (*_DECIDED, "out") if resume else _DECIDED:
-            source = context.get_parameter_source(parameter)
-            if parameter == "val" and resume:
-                continue  # it says where the same test images are now
-            if source and source.name == "COMMANDLINE":
-                option = f"--{parameter.strip('_').replace('_', '-')}"
-                raise ConfigError(
-                    f"{option} would change the run; leave it out, or start a new run"
-                )
+        decided = {*_DECIDED, "out"} - {"val"} if resume else _DECIDED  # images may have moved
+        refuse_given(context, decided, "would change the run; leave it out, or start a new run")
     if resume is None and out is None:
         raise ConfigError("--out is missing; name a new folder for the results")
     set_threads(threads)

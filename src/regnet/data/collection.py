@@ -8,7 +8,7 @@ The same sources give the same chunks, in the same order.
 
 import posixpath
 import tarfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
@@ -147,57 +147,48 @@ def _kind(path: Path) -> str:
 
 
 def _in_tar(path: Path, size: int) -> Iterator[Chunk]:
-    members: list[tuple[str, int, int]] = []
-    links: dict[str, str] = {}
     count = 0
+    members = _members(path)
     try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # else it stores every member
-                parts = PurePosixPath(member.name).parts
-                image = not member.isdir() and PurePosixPath(member.name).suffix.lower()
-                if image not in IMAGE_SUFFIXES or is_hidden(parts):
-                    continue
-                count += 1
-                if member.islnk() or member.issym():
-                    links[posixpath.normpath(member.name)] = linked(member)
-                    continue
-                members.append((member.name, member.offset_data, member.size))
-                if len(members) == size:
-                    yield _chunk_of_tar(path, members)
-                    members = []
-        for member_of_link in resolved(links, _offsets(path, links)):
-            members.append(member_of_link)
-            if len(members) == size:
-                yield _chunk_of_tar(path, members)
-                members = []
+        while chosen := tuple(islice(members, size)):
+            count += len(chosen)
+            yield Chunk(
+                names=tuple(f"{path}/{name}" for name, _, _ in chosen),
+                marks=(mark(path), *(offset for _, offset, _ in chosen)),
+                reader=Archive(path, chosen),
+            )
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path}: not a readable tar file ({error})") from error
     if not count:
         raise DataError(f"{path}: there are no images in this archive")
-    if members:
-        yield _chunk_of_tar(path, members)
 
 
-def _offsets(path: Path, links: Mapping[str, str]) -> dict[str, tuple[int, int]]:
-    """Return offset and size of the files of a tar file that links refer to, by a second look."""
-    wanted, found = {*links.values()}, dict[str, tuple[int, int]]()
-    if not links:
-        return found
+def _members(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield name, offset and size of the images in a tar file, and after them those of links."""
+    links: dict[str, str] = {}
+    for member in _each(path):
+        place = PurePosixPath(member.name)
+        if member.isdir() or place.suffix.lower() not in IMAGE_SUFFIXES or is_hidden(place.parts):
+            continue
+        if member.islnk() or member.issym():
+            links[posixpath.normpath(member.name)] = linked(member)
+        else:
+            yield member.name, member.offset_data, member.size
+    if links:  # what they refer to may come after them, so the file is read again
+        wanted = {*links.values()}
+        offsets = {
+            name: (member.offset_data, member.size)
+            for member in _each(path)
+            if member.isfile() and (name := posixpath.normpath(member.name)) in wanted
+        }
+        yield from resolved(links, offsets)
+
+
+def _each(path: Path) -> Iterator[tarfile.TarInfo]:
     with tarfile.open(path, "r:") as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # else it stores every member
-            if member.isfile() and (name := posixpath.normpath(member.name)) in wanted:
-                found[name] = member.offset_data, member.size
-    return found
-
-
-def _chunk_of_tar(path: Path, members: Sequence[tuple[str, int, int]]) -> Chunk:
-    return Chunk(
-        names=tuple(f"{path}/{name}" for name, _, _ in members),
-        marks=(mark(path), *(offset for _, offset, _ in members)),
-        reader=Archive(path, tuple(members)),
-    )
+            yield member
 
 
 def _in_parquet(path: Path, size: int) -> Iterator[Chunk]:

@@ -174,6 +174,53 @@ def choose(names: Sequence[str], split: Split, source: str, *, flat: Sequence[st
     raise NoSplitError(f"{source}: has no images for {split!r}, only {', '.join(sorted(names))}")
 
 
+def of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> list[Path]:
+    """Return the Parquet files whose name, or else folder, names the split; all if none does.
+
+    Raises:
+        NoSplitError: the files belong to other splits.
+        DataError: the files belong to several data sets.
+    """
+    places = {file: file.relative_to(root).parts for file in files}
+    words = {
+        file: next(filter(None, map(split_word, (file.stem, *reversed(parts[:-1])))), "")
+        for file, parts in places.items()
+    }
+    chosen = list(files)
+    if held := {word for word in words.values() if word}:
+        name = choose(sorted(held), split, source)
+        chosen = [file for file in files if words[file] == name]
+    folders: dict[str, str] = {}
+    for file in chosen:  # folders that differ in a number, such as part-0 and part-1, are shards
+        around = [part for part in places[file][:-1] if not split_word(part)]
+        if around:
+            folders[re.sub(r"\d+", "#", "/".join(around))] = "/".join(places[file][:-1])
+    if len(folders) > 1:
+        raise DataError(
+            f"{source}: holds several data sets; pass one of its folders: "
+            f"{', '.join(sorted(folders.values()))}"
+        )
+    return chosen
+
+
+def missing_shards(files: Iterable[Path]) -> str | None:
+    """Return the beginning of the name of a file that is missing among numbered ones, if any.
+
+    Such names begin like train-00000-of-00003; the files are numbered from 0.
+    """
+    there: dict[tuple[Path, str, str], set[str]] = {}
+    for file in files:
+        if found := re.match(r"(.*-)(\d+)-of-(\d+)[-.]", file.name):
+            begins, number, count = found.groups()
+            there.setdefault((file.parent, begins, count), set()).add(number)
+    for (_, begins, count), numbers in there.items():
+        digits = len(next(iter(numbers)))
+        wanted = {f"{number:0{digits}}" for number in range(int(count))}
+        if lacking := wanted - numbers:
+            return f"{begins}{min(lacking)}-of-{count}"
+    return None
+
+
 def arrange(listing: Listing, split: Split, source: str) -> Arranged:
     """Find the images of a split and their classes.
 

@@ -8,7 +8,6 @@ pickled and sent to other processes.
 """
 
 import json
-import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,10 +29,10 @@ from regnet.data.layout import (
     Parts,
     Split,
     arrange,
-    choose,
     is_hidden,
     listed,
-    split_word,
+    missing_shards,
+    of_split,
     told,
 )
 from regnet.data.readers import (
@@ -268,23 +267,24 @@ def _parquet_in(folder: Path) -> list[Path]:
     return []
 
 
-def refuse_new_class(out: Path, source: Path) -> None:
+def refuse_new_class(out: Path, source: str | Path) -> None:
     """Refuse a new folder that would become a class of the images around it.
 
     Args:
         out: the folder, which need not exist.
-        source: a folder of images.
+        source: a source of images, as `open_set` takes it. Only folders can contain others.
 
     Raises:
         ConfigError: the folder would change the classes.
     """
+    folder = expanded(source)
     try:
-        parts = out.resolve().relative_to(source.resolve()).parts
+        parts = out.resolve().relative_to(folder.resolve()).parts
     except ValueError:
         return
-    if is_hidden(parts) or _parquet_in(source):
+    if not folder.is_dir() or is_hidden(parts) or _parquet_in(folder):
         return
-    listing = listed(source)
+    listing = listed(folder)
     around = {parts[:depth] for depth in range(1, len(parts) + 1)}
     files = [file for file in listing.files if file[: len(parts)] != parts]
     used = {file[:depth] for file in files for depth in range(1, len(file))}
@@ -306,7 +306,7 @@ def refuse_new_class(out: Path, source: Path) -> None:
 
 def _open_folder(path: Path, split: Split) -> ImageSet:
     if files := _parquet_in(path):
-        return _open_parquet(_of_split(files, split, path, str(path)), str(path))
+        return _open_parquet(of_split(files, split, path, str(path)), str(path))
     listing = listed(path)
     if not listing.folders:
         held = "holds no folders" if listing.files or listing.skipped else "is empty"
@@ -385,49 +385,6 @@ def _labelled(
     )
 
 
-def _of_split(files: Sequence[Path], split: Split, root: Path, source: str) -> list[Path]:
-    """Return the Parquet files whose name, or else folder, names the split; all if none does.
-
-    Raises:
-        NoSplitError: the files belong to other splits.
-        DataError: the files belong to several data sets.
-    """
-    places = {file: file.relative_to(root).parts for file in files}
-    words = {
-        file: next(filter(None, map(split_word, (file.stem, *reversed(parts[:-1])))), "")
-        for file, parts in places.items()
-    }
-    chosen = list(files)
-    if held := {word for word in words.values() if word}:
-        name = choose(sorted(held), split, source)
-        chosen = [file for file in files if words[file] == name]
-    folders: dict[str, str] = {}
-    for file in chosen:  # folders that differ in a number, such as part-0 and part-1, are shards
-        around = [part for part in places[file][:-1] if not split_word(part)]
-        if around:
-            folders[re.sub(r"\d+", "#", "/".join(around))] = "/".join(places[file][:-1])
-    if len(folders) > 1:
-        raise DataError(
-            f"{source}: holds several data sets; pass one of its folders: "
-            f"{', '.join(sorted(folders.values()))}"
-        )
-    return chosen
-
-
-def _missing_shards(files: Sequence[Path]) -> str | None:
-    """Return the first file that is missing among files named train-00000-of-00003 and so on."""
-    there = {file.as_posix() for file in files}
-    for file in files:
-        found = re.search(r"-(\d+)-of-(\d+)(?=[-.])", file.name)
-        for number in range(int(found[2]) if found else 0):
-            assert found
-            begins = f"{file.name[: found.start()]}-{number:0{len(found[1])}}-of-{found[2]}"
-            wanted = file.with_name(begins).as_posix()
-            if not any(name.startswith(wanted) for name in there):
-                return begins
-    return None
-
-
 def fetch(asked: str, split: Split) -> list[Path]:
     """Return the Parquet files of a split of a data set of the Hub, downloaded if necessary.
 
@@ -469,8 +426,8 @@ def fetch(asked: str, split: Split) -> list[Path]:
             raise DataError(
                 f"{source}: no Parquet files found; try the revision @refs/convert/parquet"
             )
-        chosen = _of_split(held, split, Path(folder), source)
-        if constants.HF_HUB_OFFLINE and (lacking := _missing_shards(chosen)):
+        chosen = of_split(held, split, Path(folder), source)
+        if constants.HF_HUB_OFFLINE and (lacking := missing_shards(chosen)):
             raise DataError(
                 f"{source}: only a part of it is in the cache, without {lacking}; allow access to "
                 "the network"

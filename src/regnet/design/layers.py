@@ -71,7 +71,7 @@ class Layer:
 
     @property
     def activations(self) -> Any:
-        """Output elements of convolutions, and of the stem's max pool, which pycls counts, too."""
+        """Output elements of convolutions and, as in pycls, of the stem's max pool."""
         if self.kind in ("norm", "attention"):
             return 0
         return self.width * self.area * self.times

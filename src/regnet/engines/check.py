@@ -55,7 +55,7 @@ def build_checked(
     seconds = time.perf_counter() - start
     error = worst_error(runner, inputs, reference)
     reason = wrong(error, target)
-    return Built(runner=runner, seconds=seconds, error=known(error), reason=reason)
+    return Built(runner=runner, seconds=seconds, error=finite_or_none(error), reason=reason)
 
 
 def wrong(error: float, target: Target) -> str | None:
@@ -66,8 +66,8 @@ def wrong(error: float, target: Target) -> str | None:
     return f"wrong: its outputs differ by {error:.1e}, more than {tolerance(target):.0e}"
 
 
-def known(error: float) -> float | None:
-    """Return an error for a result; None if it is not finite, which JSON cannot express."""
+def finite_or_none(error: float) -> float | None:
+    """Return an error, or None if it is not finite, which JSON cannot express."""
     return error if math.isfinite(error) else None
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from regnet.engines.base import AnyPrecision, Engine, Layout, Runner, Target
-from regnet.engines.check import INPUT_SETS, answers, build_checked, known, worst_error
+from regnet.engines.check import INPUT_SETS, answers, build_checked, finite_or_none, worst_error
 from regnet.engines.compiled import least_seconds
 from regnet.engines.int8 import Images, build_int8, floats
 from regnet.errors import EngineError, in_one_line
@@ -212,7 +212,7 @@ class Race:
             row,
             reason=problem and f"wrong: {problem}",
             build_seconds=seconds,
-            error=known(worst_error(runner, self.inputs, self.reference)),
+            error=finite_or_none(worst_error(runner, self.inputs, self.reference)),
             agreement=agreement,
         )
         return row, None if problem else runner

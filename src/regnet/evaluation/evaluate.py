@@ -29,7 +29,6 @@ from regnet.evaluation.kept import Kept, kept
 from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
 from regnet.machine import environment
 from regnet.nn.model import AnyNet, digest_of, evaluation_view
-from regnet.paths import expanded
 from regnet.prediction.images import DEFAULT_MODEL
 from regnet.process_group import Group, joined
 from regnet.weights.card import Card
@@ -163,8 +162,8 @@ def evaluate(
     names: Sequence[str] = network.card.labels if network.card else ()
     match = match_classes(images, names, network.num_classes)
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
-    if keep is not None and not isinstance(data, ImageSet) and expanded(data).is_dir():
-        refuse_new_class(Path(keep), expanded(data))
+    if keep is not None and not isinstance(data, ImageSet):
+        refuse_new_class(Path(keep), data)
     weights, home = digest_of(network), device_of(network)
     with joined(find_device(device) if device is not None else home) as group:
         what = {

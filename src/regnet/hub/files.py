@@ -135,8 +135,8 @@ class Repository:
         )
         path = folder / "snapshots" / commit / name
         _point(path, blob)
-        for name in {self.revision, self.also} - {commit, ""}:
-            reference = folder / "refs" / name
+        for revision in {self.revision, self.also} - {commit, ""}:
+            reference = folder / "refs" / revision
             reference.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(reference, commit.encode())
         return path

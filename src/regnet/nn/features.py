@@ -188,7 +188,8 @@ def run_trunk(
 def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
     """Run a block whose activations are computed again in the backward pass.
 
-    Only the first computation updates the statistics of batch norm. Compiled code does so itself.
+    Only the first computation updates the statistics of batch norm. The compiler ensures this for
+    compiled code.
     """
     contexts: dict[str, Any] = {}
     if not torch.compiler.is_compiling():

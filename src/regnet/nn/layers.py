@@ -52,13 +52,12 @@ class StridedDepthwiseConv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             found: Tensor = self._conv_forward(x, self.weight, self.bias)
-        else:  # TorchScript, which cannot change autocast, does not compile this branch
-            if self.padding_mode != "zeros":
-                found = self._conv_forward(x, self.weight, self.bias)
-            else:
-                found = _convolved(
-                    x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-                )
+        elif self.padding_mode != "zeros":  # TorchScript does not compile from here on
+            found = self._conv_forward(x, self.weight, self.bias)
+        else:
+            found = _convolved(
+                x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+            )
         return found
 
 

@@ -238,7 +238,7 @@ def choose(
         front=tuple(sorted(front, key=lambda c: c.latency_ms)),
         next_better=min(slower, key=lambda c: c.latency_ms, default=None) if pick else None,
         without_license=others,
-        fastest=min(run, key=lambda c: c.latency_ms),
+        fastest=min(map(found.choice, allowed), key=lambda c: c.latency_ms),
         peers=peer_rows,
         problem=clock.problem or (waiting.problem if clock.measured else None),
         latency_ms=latency_ms,

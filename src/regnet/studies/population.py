@@ -5,7 +5,7 @@ The file study.json describes the study, and the store has the status and result
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -353,9 +353,6 @@ def load(folder: str | Path, select: Select = "last") -> dict[str, Population]:
         trained = [row for row in rows if row.space == name and row.status == "done"]
         done = tuple(row for row in trained if row.number < networks)
         metrics = spaces[name].metric_names if name in spaces else next(study.rows(name)).metrics
-        repeats: dict[int, list[float]] = {}
-        for row in trained:
-            repeats.setdefault(study.network(name, row.number), []).append(error_of(row, select))
         found[name] = Population(
             space=spaces.get(name),
             errors=np.array([error_of(row, select) for row in done]),
@@ -368,7 +365,9 @@ def load(folder: str | Path, select: Select = "last") -> dict[str, Population]:
                 and row.status == "failed"
                 and row.number not in range(networks, study.trainings(name))
             ),
-            repeats={at: np.array(errors) for at, errors in repeats.items() if len(errors) > 1},
+            repeats=repeated(
+                (study.network(name, row.number), error_of(row, select)) for row in trained
+            ),
             replicas=tuple(
                 (study.network(name, row.number), row)
                 for row in rows
@@ -477,6 +476,18 @@ def _check_images(study: Study, found: Mapping[str, str], where: str) -> None:
             f"{study.train}: the images {where} are not those that the study began with: "
             f"their fingerprints are {dict(found)}, and were {dict(study.images)}"
         )
+
+
+def repeated(trainings: Iterable[tuple[int, float]]) -> dict[int, FloatArray]:
+    """Return the errors of the networks that were trained more than once, by their numbers.
+
+    Args:
+        trainings: the number of the network and the error of each training.
+    """
+    found: dict[int, list[float]] = {}
+    for number, error in trainings:
+        found.setdefault(number, []).append(error)
+    return {number: np.array(errors) for number, errors in found.items() if len(errors) > 1}
 
 
 def error_of(row: Row, select: Select) -> float:

@@ -389,7 +389,7 @@ def compare_pairs(
     difference = float(differences.mean())
     mixed = (differences * rng.choice([-1.0, 1.0], size=(repeats, len(a)))).mean(axis=1)
     half = half_width([MeanError.of(differences)], level)
-    return _compared(difference, half, mixed, ks_distance(a, b), level)
+    return compared(difference, half, mixed, ks_distance(a, b), level)
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
@@ -440,7 +440,7 @@ def compare(
     order = rng.permuted(np.broadcast_to(np.arange(len(errors)), (repeats, len(errors))), axis=1)
     ours, theirs = order[:, : len(a)], order[:, len(a) :]
     mixed = _means(errors, weights, ours) - _means(errors, weights, theirs)
-    return _compared(difference, half, mixed, ks_distance(a, b, a_share, b_share), level)
+    return compared(difference, half, mixed, ks_distance(a, b, a_share, b_share), level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,10 +502,18 @@ def student(freedom: float, level: float = 0.95) -> float:
     return math.sqrt(freedom) * math.tan(float(np.interp(level, area / area[-1], angles)))
 
 
-def _compared(
-    difference: float, half: float, mixed: FloatArray, ks: float, level: float
+def compared(
+    difference: float, half: float, mixed: FloatArray, ks: float = 0.0, level: float = 0.95
 ) -> Comparison:
-    """Return the comparison, from half its interval and from differences after permutation."""
+    """Return the comparison of two means.
+
+    Args:
+        difference: the first mean minus the second.
+        half: half the width of its interval; see `half_width`.
+        mixed: the differences after random permutations.
+        ks: distance between the two EDFs.
+        level: level of the interval and of the test.
+    """
     low, high = difference - half, difference + half
     # The tolerance counts differences that are equal up to rounding. The observed arrangement is
     # one of the permutations, hence the 1 in both terms.

@@ -14,9 +14,8 @@ import numpy as np
 from regnet import documents
 from regnet.atomic import write_bytes, writing
 from regnet.data.readers import open_parquet
-from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, DataError, MissingExtraError, in_one_line
-from regnet.studies.population import Population, Select, error_of
+from regnet.studies.population import Population, Select, error_of, repeated
 from regnet.studies.store import Row
 
 SUFFIXES: Final = (".parquet", ".csv", ".json")
@@ -187,21 +186,16 @@ def _population(
             (network, _row(name, 0, row, metrics, failed=error is None))
             for network, row, error in replicas
         ),
-        repeats=_repeats(
-            [(row.number, errors[n]) for n, row in enumerate(rows)]
-            + [(network, error) for network, _, error in replicas]
+        repeats=repeated(
+            (number, error)
+            for number, error in (
+                *((row.number, errors[n]) for n, row in enumerate(rows)),
+                *((network, error) for network, _, error in replicas),
+            )
+            if error is not None
         ),
         select=select,
     )
-
-
-def _repeats(trainings: Iterable[tuple[int, float | None]]) -> dict[int, FloatArray]:
-    """Return the errors of the networks that were trained more than once, by their numbers."""
-    found: dict[int, list[float]] = {}
-    for number, error in trainings:
-        if error is not None:
-            found.setdefault(number, []).append(error)
-    return {number: np.array(errors) for number, errors in found.items() if len(errors) > 1}
 
 
 def _error(row: Mapping[str, Any], select: Select) -> float | None:

@@ -25,7 +25,6 @@ from regnet.devices import find_device
 from regnet.errors import ConfigError, DataError, MissingExtraError, NoSplitError, TrainingError
 from regnet.evaluation.calibration import Calibration, calibrate_on
 from regnet.nn.model import AnyNet
-from regnet.paths import expanded
 from regnet.process_group import Group, joined
 from regnet.training import checkpoint
 from regnet.training import run as runs
@@ -190,8 +189,7 @@ def start(
         _summary_writer()
     if folder is not None:
         for source in filter(None, (run.train, run.val)):
-            if expanded(source).is_dir():
-                refuse_new_class(folder, expanded(source))
+            refuse_new_class(folder, source)
     with (
         joined(find_device(options.device)) as group,
         _own_randomness(group.device),

@@ -126,9 +126,9 @@ class Session:
             calibrate=run.calibrate,
         )
         count = len(self.images.train)
-        self.start = ""
         self.plan = Plan(images=count, recipe=run.recipe, seed=run.seed, group=group)
         self.network = self._built(build or self._created)
+        self.start = digest_of(self.network) if run.pretrained else ""
         self.input = self._input()
         self.teachers = self._teachers()
         self.test = self._test()
@@ -214,8 +214,6 @@ class Session:
             zero_init_last=recipe.zero_init_last,
         )
         network.set_grad_checkpointing(self.options.grad_checkpointing)
-        if run.pretrained:
-            self.start = digest_of(network)
         return network
 
     def _built(self, build: Build) -> AnyNet:

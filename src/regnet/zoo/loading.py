@@ -83,7 +83,7 @@ def load_tensors(
     state, seen = {}, set()
     for name, value in found.items():
         memory = value.untyped_storage()
-        owned = memory.resizable() and memory.data_ptr() not in seen  # mapped memory is neither
+        owned = memory.resizable() and memory.data_ptr() not in seen  # a mapping has a fixed size
         seen.add(memory.data_ptr())
         kind = dtype if value.is_floating_point() else value.dtype
         state[name] = value.to(device, kind, copy=detached and not owned)
