@@ -158,7 +158,9 @@ def command(
             "--data needs --resume; give the images of a new run as the first argument"
         )
     if resume or replay:
-        decided = {*_DECIDED, "out"} - {"val"} if resume else _DECIDED  # images may have moved
+        decided: tuple[str, ...] = _DECIDED
+        if resume:  # --val then says where the same test images are now
+            decided = (*(name for name in _DECIDED if name != "val"), "out")
         refuse_given(context, decided, "would change the run; leave it out, or start a new run")
     if resume is None and out is None:
         raise ConfigError("--out is missing; name a new folder for the results")
