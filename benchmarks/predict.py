@@ -55,7 +55,9 @@ class Step:
 def work(step: Step, device: str) -> tuple[float, float, int]:
     """Do a step; return its start time, its end time, and its number of images."""
     part, question = step.part, step.part.question
-    runner, look, _ = parts._opened(question, part.facts.engine, part.facts.streams, device)
+    runner, look, _ = parts._opened(
+        question, part.facts.engine, part.facts.streams, part.facts.weights, device
+    )
     start = time.monotonic()
     if step.kind == "both":
         predict_part(part, device)

@@ -202,8 +202,8 @@ def claims_line(document: Document) -> Iterator[str]:
     claimed, count = rate(document["rows"])
     yield (
         f"A difference was claimed between identical networks in {claimed} of {count} comparisons "
-        f"({claimed / count:.1%}), half of them under other load. `bench compare`, which reads two "
-        "separate runs, did so in {} of {}, ".format(*rate(two))
+        f"({claimed / count:.1%}), half of them on a loaded machine. `bench compare`, which reads "
+        "two separate runs, did so in {} of {}, ".format(*rate(two))
         + "and the commands that alternate in {} of {}.".format(*rate(others))
     )
 
@@ -255,8 +255,10 @@ def finetune(document: Document) -> Iterator[str]:
     yield ""
     seeds = len({row["seed"] for row in document["rows"]})
     yield (
-        f"Means of {seeds} seeds. The brackets show by how many points `finetune` is better, with "
-        f"the 95 % interval of paired differences. {origin(document)}."
+        f"Means of {seeds} seeds. shapes: synthetic images of six classes; photos: real photos of "
+        "many objects, divided into two arbitrary classes (chance: 50 %). The brackets show by how "
+        f"many points `finetune` is better, with the 95 % interval of paired differences. "
+        f"{origin(document)}."
     )
 
 
@@ -266,7 +268,7 @@ def predict(document: Document) -> Iterator[str]:
     rows = found["rounds"]
     names = {"decode": "decoding alone", "engine": "the engine alone", "both": "a collection"}
     yield from table(
-        ["images/s, median", *names.values(), "of what both alone allow"],
+        ["images/s, median", *names.values(), "share of the sequential limit"],
         [
             [
                 f"{found['model']}, {found['engine']}, {found['processes']} processes",
@@ -311,7 +313,7 @@ def choose(document: Document) -> Iterator[str]:
                 _with(judged, "best"),
             ]
         )
-    header = ["limit", "seconds", "measured", "again, over `import torch`", "chosen", "of all"]
+    header = ["limit", "time, s", "measured", "second call, s", "pick of `choose`", "best of all"]
     yield from table(header, rows)
     yield ""
     errors = ", ".join(
@@ -320,7 +322,9 @@ def choose(document: Document) -> Iterator[str]:
     busy = f" {document['problem']}." if document["problem"] else ""
     yield (
         f"Offline. All {document['networks']} networks were measured afterwards, in "
-        f'{document["exhaustive_seconds"]:.0f} s; the column "of all" shows the best of them. The '
+        f'{document["exhaustive_seconds"]:.0f} s; "best of all" is the best of them. "Measured" is '
+        "the number of networks that `choose` measured. The second call is timed without "
+        "`import torch`. The "
         f"median error of the prediction for networks that were not measured is {errors}.{busy} "
         f"{origin(document)}."
     )
@@ -623,7 +627,7 @@ def prior(document: Document) -> Iterator[str]:
     rows.append(
         ["mean", f"{evidence['left_out_network']:.2f}", f"{evidence['left_out_space']:.2f}"]
     )
-    yield from table(["space", "each network left out", "the space left out"], rows)
+    yield from table(["space", "leave one network out", "leave one space out"], rows)
     yield ""
     known = evidence["published"]
     yield (
@@ -671,7 +675,7 @@ def order_setting(document: Document) -> str:
     return (
         f"{done} of {len(plan['spaces']) * plan['models']} networks, {low / 1e6:.1f} to "
         f"{high / 1e6:.1f} million multiply-adds at 32 pixels, {recipe['epochs']} epochs of "
-        f"{plan['train_images']:,} images of CIFAR-10, tested on {plan['val_images']:,}. "
+        f"{plan['train_images']:,} images of CIFAR-10 (JPEG), tested on {plan['val_images']:,}. "
         f"{document['finished'][:10]}, {'; '.join(document['machines'])}"
     )
 
@@ -700,8 +704,8 @@ def order_summary(document: Document) -> Iterator[str]:
     plan = order_plan()
     yield (
         f"{sum(document['networks'].values())} of {len(plan['spaces']) * plan['models']} networks "
-        "are trained on CIFAR-10. What [the study](docs/study-cifar.md) has found so far about the "
-        "paper's statements: differences of mean error in points, or values, with 95 % intervals."
+        "are trained. So far [the study](docs/study-cifar.md) finds (points of mean error, or "
+        'values, with 95 % intervals; "at equal depth": adjusted for the number of blocks):'
     )
     yield ""
     rows = []

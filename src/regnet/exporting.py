@@ -16,7 +16,7 @@ from regnet import __version__
 from regnet.data.images import ImageSource
 from regnet.data.preprocess import Preprocess
 from regnet.engines.base import AnyPrecision, Runner, Target, tolerance
-from regnet.engines.check import INPUT_SETS, answers, worst_error, wrong
+from regnet.engines.check import INPUT_SETS, answers, check_float32, worst_error, wrong
 from regnet.engines.files import KEY, open_file
 from regnet.engines.formats import FORMATS, Format, Work
 from regnet.engines.int8 import (
@@ -41,7 +41,7 @@ from regnet.errors import (
     in_one_line,
     unknown,
 )
-from regnet.nn.features import Described
+from regnet.nn.features import Described, unwrapped
 from regnet.nn.layers import HaloAttention
 from regnet.nn.model import evaluation_view
 from regnet.zoo.create import preprocess
@@ -216,9 +216,10 @@ def export(
         MissingExtraError: a required package is not installed.
         OSError: the file cannot be written.
     """
-    start, path = time.monotonic(), Path(path)
+    start, path, model = time.monotonic(), Path(path), unwrapped(model)
     check_number("min_agreement", min_agreement, least=0)
     check_number("max_drop", max_drop, least=0)
+    check_float32(model)
     form = _format(path, format, precision)
     if (precision == "int8") != (images is not None):
         raise ConfigError(

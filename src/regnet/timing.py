@@ -8,8 +8,7 @@ were not busy with other work.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -114,9 +113,8 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-@contextmanager
-def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
-    """Yield a function that returns the largest growth of memory, in bytes, since entering.
+def peak_memory(device: torch.device) -> Callable[[], int | None]:
+    """Return a function that returns the largest growth of memory, in bytes, since this call.
 
     On CUDA this is memory of the device's allocator, and on Linux the resident memory of the
     process; elsewhere the function returns None. Memory that the process had freed before but not
@@ -131,7 +129,7 @@ def peak_memory(device: torch.device) -> Iterator[Callable[[], int | None]]:
             return int(torch.cuda.max_memory_allocated(device)) - before
         return max(_resident("VmHWM") - before, 0)
 
-    yield grown
+    return grown
 
 
 def _start_of_peak(device: torch.device) -> int | None:

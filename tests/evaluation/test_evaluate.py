@@ -337,6 +337,7 @@ def test_published_figures_are_compared_at_the_same_setting(model, tmp_path):
 
 def test_answers_that_are_nan_are_refused(model, tmp_path):
     write_folder(tmp_path, 5, names=NAMES)
+    model.eval()
     model.forward = lambda x: torch.full((len(x), 5), float("nan"))
     with pytest.raises(EngineError, match="outputs for images 0 to 4 are not finite"):
         evaluate(model, tmp_path)

@@ -185,10 +185,10 @@ def test_a_network_that_an_engine_cannot_run_is_never_its_pick(monkeypatch):
 def test_the_printed_code_uses_the_chosen_size_and_crop():
     lines = regnet.choose(80, models="regnetv_040*").lines
     assert (
-        "image = dataclasses.replace(regnet.preprocess(model), size=(288, 288), crop_pct=1.0)"
+        "transform = dataclasses.replace(regnet.preprocess(model), size=(288, 288), crop_pct=1.0)"
         in (lines)
     )
-    assert "image = regnet.preprocess(model)" in regnet.choose(30, models="regnety_016*").lines
+    assert "transform = regnet.preprocess(model)" in regnet.choose(30, models="regnety_016*").lines
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_busy_machine_is_reported_first(monkeypatch):
 
     monkeypatch.setattr(choosing, "Waiting", Busy)
     done = command("choose", "--latency-ms", 20, code=0)
-    assert done.stdout.startswith("no claim: the machine is busy: 40%")
+    assert done.stdout.startswith("unreliable, and not saved: the machine is busy: 40%")
 
 
 def test_a_time_taken_on_a_busy_machine_is_taken_again_and_not_saved(monkeypatch):
@@ -257,7 +257,10 @@ def test_a_time_taken_on_a_busy_machine_is_taken_again_and_not_saved(monkeypatch
     assert found.problem is None
     Disturbed.lasting = True
     found = regnet.choose(60, engine="folded", batch_size=3)
-    assert found.doubts[0] == "no claim: the machine is busy; retry on an idle machine"
+    assert (
+        found.doubts[0]
+        == "unreliable, and not saved: the machine is busy; retry on an idle machine"
+    )
     Disturbed.lasting = False
     assert regnet.choose(60, engine="folded", batch_size=3).measured == found.measured
 
@@ -269,7 +272,7 @@ def test_a_race_on_a_busy_machine_is_reported_and_not_saved(monkeypatch):
 
     monkeypatch.setattr(clock_module, "race", busy)
     found = regnet.choose(20)
-    assert found.doubts[0].startswith("no claim: the machine is busy")
+    assert found.doubts[0].startswith("unreliable, and not saved: the machine is busy")
     monkeypatch.setattr(clock_module, "race", race)
     again = regnet.choose(20)
     assert again.measured == 1, "only the race is run again"

@@ -120,7 +120,7 @@ def test_temporary_faults_of_the_metadata_are_retried_too(served, cache):
         (["wrong"] * 2, "did not send the file that was published: the SHA-256 of its bytes"),
         (
             [(503, {})] * 9,
-            "the server answers 503 Service Unavailable; alternatives: set HF_ENDPOINT",
+            "the server answers 503 Service Unavailable; alternatives: weights from another",
         ),
         ([(429, {"Retry-After": "3600"})], "answers 429 Too Many Requests, and asks to wait 3600"),
         ([(403, {})], "the server answers 403"),

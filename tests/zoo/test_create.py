@@ -182,7 +182,7 @@ def test_missing_weights_are_not_replaced_by_random_ones(hub):
         regnet.create("resnet50", pretrained=True)
     with pytest.raises(ConfigError, match="cannot be loaded on the device 'meta'"):
         regnet.create("regnety_cifar", pretrained=True, device="meta")
-    with pytest.raises(WeightsError, match="a config of your own has no published weights"):
+    with pytest.raises(WeightsError, match="a config has no weights; train it first"):
         regnet.create(VARIANTS["regnety_cifar"].config, pretrained=True)
 
 

@@ -35,15 +35,19 @@ def measure_ceilings(device: torch.device, precision: Precision) -> Ceilings:
     """Measure how fast a device copies and multiplies random numbers, as the best of 7 tries."""
     dtype = DTYPES[precision]
     large = device.type != "cpu"
-    source = torch.randn((1 << 28) if large else (1 << 25), device=device).to(dtype)
+    rng = torch.Generator(device).manual_seed(0)
+    count = (1 << 28) if large else (1 << 25)
+    source = torch.randn(count, device=device, generator=rng).to(dtype)
     target = torch.empty_like(source)
     copy = _best(lambda: target.copy_(source), device)
     side = 8192 if large else 1536
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, generator=rng).to(dtype) for _ in range(2))
     matmul = torch.backends.cuda.matmul
     before, matmul.allow_tf32 = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    multiply = _best(lambda: a @ b, device)  # in TF32 if convolutions are
-    matmul.allow_tf32 = before
+    try:
+        multiply = _best(lambda: a @ b, device)  # in TF32 if convolutions are
+    finally:
+        matmul.allow_tf32 = before
     return Ceilings(
         bytes_per_second=2 * source.nbytes / copy, flops_per_second=2 * side**3 / multiply
     )

@@ -28,7 +28,7 @@ from regnet.engines.check import (
 from regnet.engines.files import FileNetwork
 from regnet.engines.optimize import ENGINES, find_engine, optimize
 from regnet.engines.race import Candidate
-from regnet.errors import check_number, in_one_line
+from regnet.errors import check_number, in_one_line, out_of_memory
 from regnet.machine import environment, gpu_state
 from regnet.timing import (
     Samples,
@@ -140,8 +140,6 @@ class _Prepared:
     hosted: list[Tensor]
     """The same images in the memory of the host."""
     layers: tuple[Layer, ...]
-    grown: Callable[[], int | None]
-    """Returns the growth of memory; see `peak_memory`."""
 
 
 class Bench:
@@ -204,8 +202,10 @@ class Bench:
                 found = compare(
                     call_b, call_a, inputs_b, inputs_b=inputs_a, pairs=30, seconds=self.seconds
                 )
-            except RuntimeError:  # out of memory; both networks have rows nevertheless
-                continue
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                continue  # both networks have rows nevertheless
             yield Pair(
                 a=a,
                 b=b,
@@ -232,8 +232,9 @@ class Bench:
 
     def _prepared(self, case: Case, build: Build | None = None) -> "_Prepared | Row":
         """Build and check a case; return a row if it must not be timed."""
-        torch.manual_seed(0)
-        network = load(case.model, trust=self.trust)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            network = load(case.model, trust=self.trust)
         size = case.image_size or network.image_size
         layers = tuple(network.layers(size))
         cost = total(layers)
@@ -252,32 +253,30 @@ class Bench:
         shape = (case.batch_size, network.in_chans, size, size)
         hosted = [torch.randn(shape, generator=rng) for _ in range(INPUT_SETS)]
         inputs = [x.to(self.device) for x in hosted]
-        with peak_memory(self.device) as grown:
-            if case.train:
-                call: Callable[[Tensor], Any] = _training_step(model, target)
-            elif build:
-                call = build(model.eval(), inputs[0], target)
-            else:
-                row, runner = _checked(row, model.eval(), inputs, target)
-                if runner is None:
-                    return row
-                call = runner
-        return _Prepared(
-            row=row, call=call, inputs=inputs, hosted=hosted, layers=layers, grown=grown
-        )
+        grown = peak_memory(self.device)
+        if case.train:
+            call: Callable[[Tensor], Any] = _training_step(model, target)
+        elif build:
+            call = build(model.eval(), inputs[0], target)
+        else:
+            row, runner = _checked(row, model.eval(), inputs, target)
+            if runner is None:
+                return row
+            call = runner
+        call(inputs[0])
+        if case.engine not in (AUTO, BEST):  # a race measures the memory itself
+            row = replace(row, peak_bytes=grown())
+        return _Prepared(row=row, call=call, inputs=inputs, hosted=hosted, layers=layers)
 
     def _samples(self, ready: "_Prepared", *, parts: int = 1) -> Samples:
         seconds = self.seconds / parts
-        found = measure(
+        return measure(
             ready.call,
             ready.inputs,
             calls=max(5, self.calls // parts),
             seconds=seconds,
             warmup_seconds=seconds,
         )
-        if ready.row.case.engine not in (AUTO, BEST):  # a race measures the memory itself
-            ready.row = replace(ready.row, peak_bytes=ready.grown())
-        return found
 
     def _timed(self, ready: "_Prepared", samples: Samples) -> Row:
         """Return the row of a case with its times."""

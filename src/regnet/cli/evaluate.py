@@ -218,7 +218,10 @@ def _print(done: "Evaluation", *, per_class: bool) -> None:
             "setting",
             f"{height} x {width} pixels, crop {look['crop_pct']:g}, {done.engine} {done.precision}",
         ),
-        ("classes by", f"{done.matched_by}{', and only these compete' if done.restricted else ''}"),
+        (
+            "classes matched by",
+            f"{done.matched_by}{', and only these compete' if done.restricted else ''}",
+        ),
         ("top-1", f"{done.top1:.2f} %"),
     ]
     if done.top5 is not None:
@@ -236,7 +239,9 @@ def _print(done: "Evaluation", *, per_class: bool) -> None:
         rows.append(("published", f"none {reason}"))
     print_table(("", ""), rows)
     for confusion in done.confusions[:5]:
-        stdout.print(f"{confusion.images} of {confusion.label} taken for {confusion.answer}")
+        stdout.print(
+            f"{confusion.images} images of {confusion.label} classified as {confusion.answer}"
+        )
     if per_class:
         print_table(
             ("class", ">images", ">top-1"),

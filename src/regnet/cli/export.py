@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from regnet.cli.arguments import AsJson, check_choice, find_images
+from regnet.cli.arguments import AsJson, check_choice, find_images, split
 from regnet.cli.output import print_error, print_json, stderr, stdout
 from regnet.errors import ConfigError
 
@@ -139,7 +139,7 @@ def command(
             format=format,
             precision=precision,  # type: ignore[arg-type]  # checked above
             example=torch.zeros(batch_size or 1, channels, *size),
-            dynamic=not static if dynamic is None else dynamic.split(","),
+            dynamic=not static if dynamic is None else split(dynamic),
             input=input,  # type: ignore[arg-type]  # checked above
             images=files,
             min_agreement=min_agreement,

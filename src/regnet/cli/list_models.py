@@ -94,8 +94,8 @@ def _fast_enough(
     known = timings_here(torch.device("cpu"), 1).fastest()
     if not known:
         raise ConfigError(
-            "no network has been measured on this machine with these threads and versions; run "
-            f"`regnet choose --latency-ms {limit:g}`, which measures some"
+            "no measurement is saved for this machine, number of threads and versions (those on a "
+            f"busy machine are not); run `regnet choose --latency-ms {limit:g}`"
         )
     times = {_name(row): known.get((row.name, _image_size(row)), inf) for row in infos}
     rows = [row for row in infos if times[_name(row)] <= limit]

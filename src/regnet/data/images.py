@@ -137,7 +137,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         whole = stored_as == "PPM" and image.mode.startswith("I")  # Pillow also calls PFM so
         image = _to_8_bits(image, declared or ((0, 65535) if whole else None))
-    if "A" in image.mode or "transparency" in image.info:
+    if _has_transparency(image):
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
@@ -146,9 +146,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
+def _has_transparency(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info
+
+
 def _bytes_per_pixel(image: Image.Image) -> int:
     """Return the memory that `_to_rgb` takes: Pillow stores 4 bytes per color, each step copies."""
-    if "A" in image.mode or "transparency" in image.info:
+    if _has_transparency(image):
         return 24
     if image.mode.startswith("I") or image.mode == "F":
         return 20

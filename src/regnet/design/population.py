@@ -101,7 +101,12 @@ def regnet_population(
         *(np.atleast_1d(value) for value in (w0, wa, wm, depth, group_width, bottleneck_ratio))
     )
     for name, values, valid, needs in (
-        ("w0", w0_, (w0_ > 0) & (w0_ % QUANTUM == 0), f"positive multiples of {QUANTUM}"),
+        (
+            "w0",
+            w0_,
+            (w0_ > 0) & (w0_ <= MOST) & (w0_ % QUANTUM == 0),
+            f"positive multiples of {QUANTUM}, and up to {MOST}",
+        ),
         ("wa", wa_, (wa_ >= 0) & (wa_ <= MOST), f"from 0 to {MOST}"),
         ("wm", wm_, (wm_ > 1) & (wm_ <= MOST), f"greater than 1, and up to {MOST}"),
         (

@@ -11,9 +11,25 @@ from torch import Tensor, nn
 
 from regnet.engines.base import Engine, Runner, Target, relative_error, tolerance
 from regnet.engines.outputs import each
+from regnet.errors import ConfigError
 
 INPUT_SETS: Final = 3
 """Number of inputs, which take turns so that no call can reuse the result of the last one."""
+
+
+def check_float32(model: nn.Module) -> None:
+    """Refuse a model whose weights are not float32, because the reference is computed in float32.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    for tensor in model.parameters():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ConfigError(
+                f"the weights are {kind}, but must be float32; call model.float(), and choose with "
+                "precision what the result computes in"
+            )
 
 
 def answers(model: nn.Module, inputs: Sequence[Tensor]) -> list[Any]:

@@ -21,6 +21,7 @@ from regnet.engines.base import (
     inference,
 )
 from regnet.engines.batches import for_any_batch, mapped
+from regnet.engines.check import check_float32
 from regnet.engines.choices import key_of, recall, remember
 from regnet.engines.compiled import AOTInductor, Compiled, CompiledCUDAGraph
 from regnet.engines.cuda_graph import CUDAGraph, PaddedCUDAGraph
@@ -45,7 +46,7 @@ from regnet.engines.race import (
 from regnet.engines.tensorrt import TensorRT
 from regnet.errors import ConfigError, EngineError, check_number, unknown
 from regnet.machine import what_decides_speed
-from regnet.nn.features import Described
+from regnet.nn.features import Described, unwrapped
 from regnet.nn.model import evaluation_view
 from regnet.zoo.create import create
 
@@ -137,6 +138,7 @@ class Optimized(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
+        self.training = False
         self._restored = restored
         self._eager = inference(evaluation_view(model, always=True))
         self.report = report
@@ -149,6 +151,20 @@ class Optimized(nn.Module):
             batches: images (N, C, H, W) of the height and width that the network was optimized for.
         """
         return map(self._restored, mapped(self._runner, batches))
+
+    def train(self, mode: bool = True) -> "Optimized":  # noqa: FBT001, FBT002 - torch's signature
+        """Change nothing: the result is for inference only, and the model keeps its mode."""
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Optimized":  # noqa: FBT001, FBT002 - torch's signature
+        for tensor in self.model.parameters():
+            new = fn(tensor)
+            if (new.device, new.dtype) != (tensor.device, tensor.dtype):
+                raise ConfigError(
+                    "an optimized network stays on its device and in its precision; convert the "
+                    "model, and optimize it again"
+                )
+        return self
 
     def forward(self, x: Tensor) -> Any:
         if tuple(x.shape[1:]) != tuple(self.report.shape[1:]):
@@ -217,6 +233,8 @@ def optimize(
         check_number("budget_seconds", budget_seconds, least=0)
     if isinstance(model, str):
         model = create(model, pretrained=True).eval()
+    model = unwrapped(model)
+    check_float32(model)
     if isinstance(model, FileNetwork):
         raise ConfigError(
             f"{model.path} is an exported file, which always runs in {model.runtime}; optimize the "

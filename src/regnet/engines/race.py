@@ -177,19 +177,17 @@ class Race:
         """Build and check one candidate; the runner is None if it must not be used."""
         row = candidate(way)
         try:
-            with peak_memory(way.target.device) as grown:
-                if way.images:
-                    return self._build_int8(row, way, way.images)
-                built = build_checked(
-                    way.engine, self.model, self.inputs, self.reference, way.target
-                )
-                row = replace(
-                    row,
-                    reason=built.reason,
-                    build_seconds=built.seconds,
-                    error=built.error,
-                    peak_bytes=grown() if built.runner else None,
-                )
+            if way.images:
+                return self._build_int8(row, way, way.images)
+            grown = peak_memory(way.target.device)
+            built = build_checked(way.engine, self.model, self.inputs, self.reference, way.target)
+            row = replace(
+                row,
+                reason=built.reason,
+                build_seconds=built.seconds,
+                error=built.error,
+                peak_bytes=grown() if built.runner else None,
+            )
             return row, None if built.reason else built.runner
         except EngineError as problem:
             return replace(row, reason=f"unsuitable: {problem}"), None

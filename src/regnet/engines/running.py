@@ -7,7 +7,7 @@ from torch import Tensor
 
 from regnet.engines.base import DTYPES, Precision, Target
 from regnet.engines.batches import for_any_batch
-from regnet.engines.check import INPUT_SETS, answers, build_checked
+from regnet.engines.check import INPUT_SETS, answers, build_checked, check_float32
 from regnet.engines.optimize import find_engine
 from regnet.errors import ConfigError, EngineError, in_one_line, unknown
 from regnet.nn.model import AnyNet
@@ -46,6 +46,7 @@ def running(
                 "another engine, such as folded"
             )
         return (lambda x: network(x.to(kind)).float()), own
+    check_float32(network)
     rng = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=rng).to(device) for _ in range(INPUT_SETS)]
     target = Target(device=device, precision=precision, streams=streams)

@@ -9,22 +9,46 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from regnet.engines.base import Target
 from regnet.errors import EngineError
 from regnet.nn.blocks import Bottleneck
-from regnet.nn.layers import SqueezeExcitation
+from regnet.nn.layers import SqueezeExcitation, StridedDepthwiseConv2d
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def folded(model: Network) -> Network:
-    """Return a copy in evaluation mode with batch norms folded into the preceding convolutions."""
+    """Return a copy in evaluation mode with batch norms folded into the preceding convolutions.
+
+    A convolution or norm that does more than its class says, such as an adapter around it, a hook,
+    or a parametrization, stays as it is.
+
+    Raises:
+        EngineError: a tensor is computed before each call, as by pruning, and cannot be copied.
+    """
+    for name, module in model.named_modules():
+        if any(isinstance(value, Tensor) and value.grad_fn for value in vars(module).values()):
+            raise EngineError(
+                f"{name or type(model).__name__} computes its weight before each call; make the "
+                "change permanent first, as torch.nn.utils.prune.remove does"
+            )
     model = copy.deepcopy(model).eval()
     for module in model.modules():
         for conv, norm in getattr(module, "conv_norm_pairs", ()):
-            if isinstance(bn := getattr(module, norm), nn.BatchNorm2d):
-                setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), bn))
+            pair = getattr(module, conv), getattr(module, norm)
+            if all(map(_is_plain, pair)):
+                setattr(module, conv, fuse_conv_bn_eval(*pair))
                 setattr(module, norm, nn.Identity())
     for parameter in model.parameters():
         parameter.requires_grad = False
     return model
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether this is a convolution or batch norm that does only what its class says."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks)
+    return (
+        type(module) in (nn.Conv2d, StridedDepthwiseConv2d, nn.BatchNorm2d)
+        and not any(hooks)
+        and "forward" not in vars(module)
+    )
 
 
 def placed(model: Network, target: Target) -> Network:

@@ -145,7 +145,8 @@ def _ways(
     # The Hub calls a class "tench, Tinca tinca", so the first name is enough if only one output
     # has it. Two outputs of ImageNet are called "crane".
     plain = [_plain(name) for name in names]
-    once = {key: number for number, key in enumerate(plain) if plain.count(key) == 1}
+    counts = Counter(plain)
+    once = {key: number for number, key in enumerate(plain) if counts[key] == 1}
     yield "names", once, _plain
     numbers = {str(number): number for number in range(num_classes)}
     yield BY_NUMBER, numbers, lambda name: str(int(name)) if name.isdecimal() else name

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from regnet.evaluation.datasets import BY_ORDER, Match, identify, match_classes
 from regnet.evaluation.kept import Kept, kept
 from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
 from regnet.machine import environment
+from regnet.nn.features import unwrapped
 from regnet.nn.model import AnyNet, digest_of, evaluation_view
 from regnet.prediction.images import DEFAULT_MODEL
 from regnet.process_group import Group, joined
@@ -155,7 +156,8 @@ def evaluate(
         WeightsError: there are no such weights.
     """
     images = data if isinstance(data, ImageSet) else open_set(data, split)
-    network = open_model(model, trust=trust) if isinstance(model, str) else model
+    opened = open_model(model, trust=trust) if isinstance(model, str) else model
+    network = cast("AnyNet | FileNetwork", unwrapped(opened))
     if not network.num_classes:
         raise ConfigError("this model has no classifier; create it with num_classes")
     look = _look(network, larger=larger, image_size=image_size, crop_pct=crop_pct)
@@ -178,7 +180,7 @@ def evaluate(
             nullcontext() if keep is None else kept(Path(keep), what, group, images=len(images))
         )
         with folder as saved:
-            there = evaluation_view(network)
+            there = evaluation_view(opened)
             if group.device != home:
                 there = deepcopy(network).eval().to(group.device)
             runner, ran = _runner(there, look, engine, precision, batch_size, group)
@@ -389,7 +391,7 @@ def _judged(
         matched_by=match.how,
         restricted=match.restricted,
         warnings=_warnings(
-            match, scores.find_shuffle(answers, labels, names), failures, named=bool(names)
+            match, scores.find_shuffle(answers, labels, names), failures, named=bool(known)
         ),
         unreadable=tuple(failures.values()),
         preprocess=asdict(look),

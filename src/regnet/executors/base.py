@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from regnet.errors import check_number
+from regnet.errors import ConfigError, check_number
 
 _log = logging.getLogger(__name__)
 
@@ -136,9 +136,11 @@ def check_workers(count: int) -> int:
     """Return a number of workers that is at least 1.
 
     Raises:
-        ConfigError: it is less.
+        ConfigError: it is less, or not a whole number.
     """
     check_number("workers", count, least=1)
+    if type(count) is not int:
+        raise ConfigError(f"workers must be a whole number, got {count!r}")
     return count
 
 

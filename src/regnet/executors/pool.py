@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Final, Generic
 
 from regnet.devices import core_count
-from regnet.errors import ConfigError, ExecutorError
+from regnet.errors import ConfigError, ExecutorError, in_one_line
 from regnet.executors.base import (
     ATTEMPTS,
     POLL_SECONDS,
@@ -220,13 +221,22 @@ def _work(
         try:
             result = with_threads(function, task, device, threads)
         except Exception as error:  # noqa: BLE001 - the parent process raises it
-            result = _Raised(error)
+            result = _Raised(_sendable(error))
         try:
             pipe.send(result)
         except OSError:
             return
         except Exception as error:  # noqa: BLE001 - pickle raises errors of any type
             pipe.send(_Raised(ExecutorError(f"a result cannot be sent: {error}")))
+
+
+def _sendable(error: Exception) -> Exception:
+    """Return an error, or its message if pickle cannot send the error itself."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - pickle raises errors of any type
+        return ExecutorError(in_one_line(error))
+    return error
 
 
 def _end_with(parent: int) -> None:

@@ -277,6 +277,7 @@ class _Fetched:
                     self.part.unlink()
                     before = 0
                 if self.size is not None and before == self.size:
+                    self.part.touch()  # an empty file has no bytes to wait for
                     return
                 try:
                     self._stream(before, bar)

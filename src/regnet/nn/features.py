@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from regnet.design.config import AnyNetConfig, RegNetConfig
@@ -234,11 +235,13 @@ def _steps(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside what `torch.compile` and data parallelism make of it."""
+    """Return the network inside what compilation, data parallelism or averaging make of it."""
     while True:
         if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
             model = inner
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        elif isinstance(
+            model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel
+        ):
             model = model.module
         else:
             return model

@@ -1,12 +1,12 @@
 """AnyNet: a stem, stages and a head, built from a config."""
 
-import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MethodType
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError
 from regnet.nn.blocks import Stage, build_block
-from regnet.nn.features import Described, FeatureInfo, feature_info, run_trunk
+from regnet.nn.features import Described, FeatureInfo, feature_info, run_trunk, unwrapped
 from regnet.nn.init import init_weights, zero_last_norms
 from regnet.nn.layers import ConvNormAct, ScaledStdConv2d, activation_layer, conv2d
 
@@ -225,8 +225,7 @@ class AnyNet(Described):
     def set_grad_checkpointing(self, enable: bool = True) -> None:  # noqa: FBT001, FBT002 - timm's signature
         """Recompute each block's activations in the backward pass instead of storing them.
 
-        This saves memory. Gradients are the same, but batch norms update their running statistics
-        twice per step, as in timm.
+        This saves memory. Gradients and the running statistics of batch norms are the same.
         """
         self.grad_checkpointing = enable
 
@@ -292,24 +291,64 @@ def evaluation_view(model: Module, *, always: bool = False) -> Module:
     """Return a model in evaluation mode that shares its tensors with this one.
 
     The model itself is not changed, so that other threads may use it at the same time, in any mode.
+    Data parallelism is left out, because its wrappers communicate with other processes.
 
     Args:
         model: any module. One that is in evaluation mode already is returned itself.
-        always: return a new module even then, for a caller that stores it.
+        always: return a new module even then, for a caller that stores it. It is not compiled.
+
+    Raises:
+        ConfigError: a module that is in training mode is scripted, or runs a function that was
+            assigned to its `forward`; such a module has to be in evaluation mode itself.
     """
+    inner = unwrapped(model)
     if not always and not any(module.training for module in model.modules()):
-        return model
+        return model if getattr(model, "_orig_mod", None) is inner else cast("Module", inner)
     views: dict[int, nn.Module] = {}
 
     def view(module: nn.Module) -> nn.Module:
+        module = unwrapped(module)
         if id(module) not in views:
-            views[id(module)] = seen = copy.copy(module)
-            children = module._modules.items()
-            seen._modules = {name: child and view(child) for name, child in children}
-            seen.training = False
+            views[id(module)] = _view_of(module, view)
         return views[id(module)]
 
-    return cast("Module", view(model))
+    seen = view(inner)
+    for number, module in views.items():
+        if number == id(module):
+            continue  # not a view
+        # A bound method, such as a `forward` that was replaced, must use the views, too.
+        for name, value in vars(module).items():
+            if isinstance(value, MethodType) and id(value.__self__) in views:
+                vars(module)[name] = MethodType(value.__func__, views[id(value.__self__)])
+    return cast("Module", seen)
+
+
+def _view_of(module: nn.Module, view: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Return a module in evaluation mode with the attributes of this one and views of its children.
+
+    `copy.copy` would run code of the module's class, which wrappers, parametrizations and scripted
+    modules use to share their state, or to refuse.
+    """
+    forward = vars(module).get("forward")
+    forward = getattr(forward, "_torchdynamo_orig_callable", forward)  # before torch.compile
+    if isinstance(module, torch.jit.ScriptModule) or not (
+        forward is None or isinstance(forward, MethodType)
+    ):
+        if any(each.training for each in module.modules()):
+            raise ConfigError(
+                f"{type(module).__name__} is in training mode, and its forward cannot be changed "
+                "to evaluation mode from outside; call eval() on the model first"
+            )
+        return module
+    seen: nn.Module = object.__new__(type(module))
+    vars(seen).update(vars(module))
+    children = module._modules.items()
+    modules = {name: child and view(child) for name, child in children}
+    # `Module.__setattr__` would register the values. A function that `compile` made runs `module`.
+    vars(seen).update(_modules=modules, training=False, _compiled_call_impl=None)
+    if forward is not None:
+        vars(seen)["forward"] = forward
+    return seen
 
 
 def digest_of(model: nn.Module) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import util
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -182,6 +183,7 @@ def predict_collection(
         if out.exists():
             said = _said(out)
             _check_same(out, said, whole)
+            _remove_parts(parts)  # left by a run that was killed after joining them
             return Collected(
                 out=out,
                 images=count,
@@ -194,19 +196,22 @@ def predict_collection(
         facts = _begun(parts, asked, facts)
         there = {name for name in plan if (parts / name).exists()}
         resumed = done = sum(plan[name] for name in there)
-        missing = (
-            Part(
-                number=number,
-                chunk=chunk,
-                question=question,
-                facts=facts,
-                file=parts.absolute() / name,
-            )
-            for (number, chunk), name in zip(enumerate(collection()), plan, strict=True)
-            if name not in there
-        )
+
+        def missing() -> Iterator[Part]:
+            for number, (chunk, name) in enumerate(zip_longest(collection(), plan)):
+                if chunk is None or file_name(number, chunk) != name:
+                    raise DataError(
+                        f"{', '.join(sources)}: the images changed while they were predicted; "
+                        "predict again"
+                    )
+                if name not in there:
+                    file = parts.absolute() / name
+                    yield Part(
+                        number=number, chunk=chunk, question=question, facts=facts, file=file
+                    )
+
         lost: list[str] = []
-        for part, result in executor.run(predict_part, missing):
+        for part, result in executor.run(predict_part, missing()):
             if isinstance(result, Died):
                 lost.append(f"part {part.number}: {result.reason}")
                 continue
@@ -221,8 +226,7 @@ def predict_collection(
         here = environment(torch.device("cpu"))
         said = whole | {"engine": facts.engine, "count": count, "environment": here}
         unreadable = _join([parts / name for name in plan], out, said)
-        for path in (*parts.glob("*.parquet"), parts / FILE):
-            path.unlink()
+        _remove_parts(parts)
     return Collected(
         out=out,
         images=count,
@@ -232,6 +236,11 @@ def predict_collection(
         engine=facts.engine,
         model=model,
     )
+
+
+def _remove_parts(parts: Path) -> None:
+    for path in (*parts.glob("*.parquet"), parts / FILE):
+        path.unlink(missing_ok=True)
 
 
 def _on_gpu(executor: Executor) -> bool:

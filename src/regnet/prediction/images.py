@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from regnet.data.images import ImageSource, image_name
 from regnet.data.preprocess import Preprocess
 from regnet.engines.files import FileNetwork, open_model
-from regnet.errors import ConfigError, ImageError
+from regnet.errors import ConfigError, EngineError, ImageError
 from regnet.nn.features import FeatureNet, unwrapped
 from regnet.nn.model import AnyNet, evaluation_view
 from regnet.zoo.create import preprocess
@@ -123,6 +123,12 @@ def _results(
             stacked = torch.stack(tensors).to(reference.device, reference.dtype)
             with torch.inference_mode():
                 probabilities = network(stacked).float().softmax(1).cpu()
+            if not probabilities.isfinite().all():
+                named = ", ".join(image_name(image) for image in batch)
+                raise EngineError(
+                    f"the outputs for {named} are not finite; check the weights, or use another "
+                    "precision"
+                )
             scores = _top(probabilities, topk, labels_of(model))
         for image, x in zip(batch, inputs, strict=True):
             if isinstance(x, ImageError):

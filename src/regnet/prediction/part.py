@@ -21,7 +21,7 @@ from regnet.engines.batches import mapped
 from regnet.engines.files import FileNetwork, open_model
 from regnet.engines.optimize import QUICK, optimize
 from regnet.engines.running import running
-from regnet.errors import ConfigError, EngineError
+from regnet.errors import ConfigError, EngineError, WeightsError
 from regnet.nn.model import AnyNet, digest_of, evaluation_view
 from regnet.prediction.images import labels_of
 from regnet.zoo.create import create, preprocess
@@ -86,7 +86,7 @@ def look_at(question: Question, device: str) -> Facts:
     where = find_device(device)
     network = _network(question, where)
     classes = network.num_classes
-    columns = question.topk or min(5, classes)
+    columns = min(5, classes) if question.topk is None else question.topk
     if question.features:
         columns = network.config.num_features
     elif not classes:
@@ -158,11 +158,19 @@ def _engine(
 
 @lru_cache(maxsize=1)
 def _opened(
-    question: Question, engine: str, streams: int, device: str
+    question: Question, engine: str, streams: int, weights: str, device: str
 ) -> tuple[Any, Preprocess, list[str]]:
-    """Return the runner, the preprocessing and the class names; built once per process."""
+    """Return the runner, the preprocessing and the class names; built once per process.
+
+    Raises:
+        WeightsError: the model's weights are no longer those of which this is the digest.
+    """
     where = find_device(device)
     network = _network(question, where)
+    if digest_of(network) != weights:
+        raise WeightsError(
+            f"{question.model} was changed while it was used; predict again, into another file"
+        )
     names = [] if question.features else list(labels_of(network))
     if isinstance(network, FileNetwork):
         return network, preprocess(network), names
@@ -185,7 +193,8 @@ def predict_part(part: Part, device: str) -> int:
     import pyarrow.parquet as parquet
 
     where, question = find_device(device), part.question
-    runner, look, names = _opened(question, part.facts.engine, part.facts.streams, device)
+    facts = part.facts
+    runner, look, names = _opened(question, facts.engine, facts.streams, facts.weights, device)
     readers = 0 if where.type == "cpu" else core_count()
     answers: list[Any] = [None] * len(part.chunk)
     errors: list[str | None] = [None] * len(part.chunk)

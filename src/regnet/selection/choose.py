@@ -14,6 +14,7 @@ import torch
 
 from regnet import digest
 from regnet.bench.document import AUTO, BEST
+from regnet.devices import find_device
 from regnet.engines.optimize import ENGINES, QUICK, find_engine
 from regnet.errors import ConfigError, EngineError, check_number
 from regnet.machine import Waiting, environment
@@ -122,7 +123,11 @@ class Chosen:
     @property
     def doubts(self) -> tuple[str, ...]:
         """Reasons to doubt the answer; print them before it."""
-        found = [f"no claim: {self.problem}; retry on an idle machine"] if self.problem else []
+        found = (
+            [f"unreliable, and not saved: {self.problem}; retry on an idle machine"]
+            if self.problem
+            else []
+        )
         if self.prediction_error > DOUBTFUL:
             found.append(
                 "the times marked ~ are predicted, with a median error of "
@@ -137,17 +142,17 @@ class Chosen:
             return ()
         name, size = self.pick.setting.checkpoint, self.pick.setting.image_size
         crop, usual = self.pick.setting.crop_pct, checkpoints()[name].preprocess
-        image = "image = regnet.preprocess(model)"
+        transform = "transform = regnet.preprocess(model)"
         if (usual.size, usual.crop_pct) != ((size, size), crop):
-            image = (
-                "image = dataclasses.replace(regnet.preprocess(model), "
+            transform = (
+                "transform = dataclasses.replace(regnet.preprocess(model), "
                 f"size=({size}, {size}), crop_pct={crop})"
             )
         return (
             f"regnet weights fetch {name}",
             f'model = regnet.create("{name}", pretrained=True).eval()',
             f"fast = regnet.optimize(model, torch.zeros({self.batch_size}, 3, {size}, {size}))",
-            image,
+            transform,
             f"regnet train photos/ --model {name} --out runs/mine",
         )
 
@@ -203,7 +208,7 @@ def choose(
             f"no published weights that fit have the license {license!r}; license=None "
             f"(--license any) allows all {len(every)} of them"
         )
-    where = torch.device(device)
+    where = find_device(device)
     names = _engines(engine, where)
     waiting, timings = Waiting(), timings_here(where, batch_size)
     question = {

@@ -1,6 +1,5 @@
 """Measure networks on a device, and fit a model of their latency to a few of them."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -18,7 +17,7 @@ from regnet.engines.base import ELEMENT_BYTES, AnyPrecision, Layout, Precision, 
 from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.int8 import build_untrained_int8, check_installed
 from regnet.engines.optimize import ENGINES, Report, find_engine, optimize
-from regnet.errors import ConfigError, EngineError
+from regnet.errors import ConfigError, EngineError, out_of_memory
 from regnet.machine import device_name, environment
 from regnet.nn.model import AnyNet
 from regnet.selection.limits import Measured
@@ -159,11 +158,12 @@ class DeviceMeter:
         c = self.conditions
         runners: list[Runner] = []
         shape = (c.batch_size, a.in_chans, c.image_size, c.image_size)
-        inputs = [torch.randn(shape).to(c.device) for _ in range(INPUT_SETS)]
-        # Each network may fit into memory alone, but not both: then they are not compared.
-        with contextlib.suppress(RuntimeError):
+        rng = torch.Generator().manual_seed(0)
+        inputs = [torch.randn(shape, generator=rng).to(c.device) for _ in range(INPUT_SETS)]
+        try:
             for config in (a, b):
-                network: AnyNet = create(config).eval().to(c.device)
+                with torch.random.fork_rng(devices=[]):
+                    network: AnyNet = create(config).eval().to(c.device)
                 if c.in_int8:
                     runners.append(build_untrained_int8(network, inputs[0], c.target))
                     continue
@@ -173,6 +173,10 @@ class DeviceMeter:
                     return None
                 runners.append(built.runner)
             return compare(runners[0], runners[1], inputs, seconds=4 * self.seconds)
+        except RuntimeError as error:
+            # Each network may fit into memory alone, but not both: then they are not compared.
+            if not out_of_memory(error):
+                raise
         return None
 
     @property

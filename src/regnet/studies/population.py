@@ -431,11 +431,7 @@ def _classes_and_side(study: Study, images: Images) -> tuple[int, int | None]:
         raise DataError(
             f"{error}; every image of a set that is held in memory must be readable"
         ) from error
-    if study.recipe.image_size not in (None, height):
-        raise ConfigError(
-            f'the crop "pad" trains on images of the size that they have, {width} x {height} '
-            f"pixels; leave image_size={study.recipe.image_size} out, or use another crop"
-        )
+    study.recipe.check_size(height, width)
     if width != height:
         raise ConfigError(
             f"{images.train.source} has images of {width} x {height} pixels; the crop 'pad' "

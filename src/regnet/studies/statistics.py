@@ -437,9 +437,14 @@ def compare(
     # that they are comparable between the two.
     errors = np.concatenate([a, b])
     weights = np.concatenate([a_share * len(a), b_share * len(b)])
-    order = rng.permuted(np.broadcast_to(np.arange(len(errors)), (repeats, len(errors))), axis=1)
-    ours, theirs = order[:, : len(a)], order[:, len(a) :]
-    mixed = _means(errors, weights, ours) - _means(errors, weights, theirs)
+    mixed = np.empty(repeats)
+    for at in range(0, repeats, 1000):  # in parts, to limit memory
+        order = np.tile(np.arange(len(errors)), (min(1000, repeats - at), 1))
+        order = rng.permuted(order, axis=1)
+        ours, theirs = order[:, : len(a)], order[:, len(a) :]
+        mixed[at : at + len(order)] = _means(errors, weights, ours) - _means(
+            errors, weights, theirs
+        )
     return compared(difference, half, mixed, ks_distance(a, b, a_share, b_share), level)
 
 

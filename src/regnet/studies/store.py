@@ -337,7 +337,7 @@ def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
 
 def _restored(row: Row, outcome: dict[str, Any] | None) -> Row:
     """Return a network with its former outcome."""
-    if outcome is None:
+    if outcome is None or row.outcome is not None:  # a network that cannot be built stays so
         return row
     status: Status = "done" if "error" in outcome else "failed"
     return replace(row, status=status, attempts=1, outcome=outcome)

@@ -124,7 +124,10 @@ def save(saved: dict[str, Any], out: Path, *, newest: int) -> Path:
     # torch does not verify what it reads, so `load_last` compares the file with this digest.
     name = f"{saved['epoch']:04d}-{saved['step']:06d}-{digest.of_file(draft)[:DIGITS]}.pt"
     path = draft.replace(folder / name)
-    for old in saved_paths(out)[:-newest]:
+    paths = saved_paths(out)
+    # Later ones are damaged: the run was resumed from an earlier one.
+    last = 1 + next(at for at, other in enumerate(paths) if other.name == name)
+    for old in (*paths[: max(0, last - newest)], *paths[last:]):
         old.unlink(missing_ok=True)
     for left in folder.glob(".*.pt*"):  # of processes that were killed while writing
         left.unlink(missing_ok=True)

@@ -151,6 +151,24 @@ class Recipe:
             if not fits:
                 raise ConfigError(f"{name} must be {needed}, got {value!r}")
 
+    def check_size(self, height: int, width: int, image_size: int | None = None) -> None:
+        """Refuse a size that the crop "pad" cannot give, because it does not resize images.
+
+        Args:
+            height: height of the training images in pixels.
+            width: width of the training images in pixels.
+            image_size: a size that was asked for beside the recipe's.
+
+        Raises:
+            ConfigError: the recipe crops by padding, and another size was asked for.
+        """
+        asked = {self.image_size, image_size} - {None, height}
+        if self.crop == "pad" and asked:
+            raise ConfigError(
+                f'the crop "pad" trains on images of the size that they have, {width} x {height} '
+                f"pixels; leave image_size={min(filter(None, asked))} out, or use another crop"
+            )
+
     @property
     def peak_lr(self) -> float:
         """The learning rate after warm-up, for this batch size."""

@@ -238,12 +238,7 @@ class Session:
         if recipe.crop == "pad":
             source = self.images.resident(device)
             height, width = source.pixels.shape[2:]
-            asked = {recipe.image_size, self.run.image_size} - {None, height}
-            if asked:
-                raise ConfigError(
-                    f'crop="pad" trains on images of the size that they have, {height} x {width} '
-                    f"pixels; leave image_size={min(filter(None, asked))} out, or use another crop"
-                )
+            recipe.check_size(height, width, self.run.image_size)
             look = replace(look, size=(height, width), crop_pct=1.0)
             if not self.run.pretrained:
                 mean, std = source.colors(look.channels)

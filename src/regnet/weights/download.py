@@ -31,8 +31,9 @@ from regnet.weights.integrity import (
 _log = logging.getLogger(__name__)
 
 WAYS_OUT = (
-    "alternatives: set HF_ENDPOINT to a mirror of the Hub, set HF_HUB_OFFLINE=1 to use only the "
-    "cache, pass a local file as checkpoint_path=, or use regnety_cifar, which needs no download"
+    "alternatives: weights from another publisher (regnet list --pretrained), HF_ENDPOINT with a "
+    "mirror for weights of the Hub, a local file as checkpoint_path=, or regnety_cifar, which "
+    "needs no download"
 )
 
 

@@ -228,7 +228,7 @@ def create(
     row = source.checkpoint
     if card and row and checkpoint_path is not None and not row.license_terms.permissive:
         card = replace(card, license=row.license)
-    if card and row and classes is not None and row.label_names:
+    if card and row and checkpoint_path is None and classes is not None and row.label_names:
         card = card.other_classes(tuple(row.label_names[index] for index in classes))
     if pretrained_cfg_overlay:
         card = (card or Card()).overlaid(pretrained_cfg_overlay, model.config)

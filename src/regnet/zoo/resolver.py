@@ -61,8 +61,8 @@ def find_source(
     if isinstance(name, AnyNetConfig | RegNetConfig):
         if pretrained:
             raise WeightsError(
-                "a config of your own has no published weights; use pretrained=False, or "
-                "checkpoint_path= with a file"
+                "a config has no weights; train it first (regnet train --model), use random "
+                "weights (--random, pretrained=False), or pass a file as checkpoint_path="
             )
         if revision is not None:
             raise ConfigError("a config has no revisions; leave revision out")
