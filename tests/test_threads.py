@@ -12,7 +12,7 @@ import regnet
 from regnet.data.sets import open_set
 from regnet.evaluation.evaluate import evaluate
 from regnet.nn.count import count_flops_torch
-from regnet.nn.model import evaluation_view
+from regnet.nn.views import evaluation_view
 from tests.pictures import pictures, write_folder
 
 

@@ -41,9 +41,9 @@ from regnet.errors import (
     in_one_line,
     unknown,
 )
-from regnet.nn.features import Described, unwrapped
+from regnet.nn.features import Described
 from regnet.nn.layers import HaloAttention
-from regnet.nn.model import evaluation_view
+from regnet.nn.views import evaluation_view, unwrapped
 from regnet.zoo.create import preprocess
 
 

@@ -11,7 +11,7 @@ import torch
 import regnet
 from regnet.engines.files import _OPENERS, KEY, FileNetwork, open_model
 from regnet.errors import ConfigError, NotFoundError
-from regnet.nn.model import digest_of
+from regnet.nn.views import digest_of
 from regnet.zoo.resolver import EXPORTED_SUFFIXES, is_exported
 from tests.command import refused
 from tests.command import regnet as command

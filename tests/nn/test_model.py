@@ -14,7 +14,8 @@ from regnet.errors import ConfigError
 from regnet.nn.features import FeatureNet
 from regnet.nn.init import init_weights
 from regnet.nn.layers import DropPath, conv2d
-from regnet.nn.model import AnyNet, evaluating, evaluation_view
+from regnet.nn.model import AnyNet
+from regnet.nn.views import evaluating, evaluation_view
 from regnet.weights.card import Card, Metric
 from tests import golden
 from tests.marks import long, one_per_family

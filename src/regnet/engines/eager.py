@@ -11,7 +11,7 @@ from regnet.engines.base import (
     inference,
 )
 from regnet.engines.transforms import folded, padded_if_it_pays, placed
-from regnet.nn.model import evaluation_view
+from regnet.nn.views import evaluation_view
 
 
 class Eager:

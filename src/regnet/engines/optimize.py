@@ -46,8 +46,8 @@ from regnet.engines.race import (
 from regnet.engines.tensorrt import TensorRT
 from regnet.errors import ConfigError, EngineError, check_number, unknown
 from regnet.machine import what_decides_speed
-from regnet.nn.features import Described, unwrapped
-from regnet.nn.model import evaluation_view
+from regnet.nn.features import Described
+from regnet.nn.views import evaluation_view, unwrapped
 from regnet.zoo.create import create
 
 ENGINES: Final[tuple[Engine, ...]] = (

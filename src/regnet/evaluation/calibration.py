@@ -22,7 +22,8 @@ from regnet.errors import ConfigError, DataError
 from regnet.evaluation import scores
 from regnet.evaluation.datasets import match_classes
 from regnet.evaluation.scores import Answers
-from regnet.nn.model import AnyNet, evaluation_view
+from regnet.nn.model import AnyNet
+from regnet.nn.views import evaluation_view
 from regnet.zoo.create import preprocess
 
 LEAST_IMAGES: Final = 100

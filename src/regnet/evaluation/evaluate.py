@@ -28,8 +28,8 @@ from regnet.evaluation.datasets import BY_ORDER, Match, identify, match_classes
 from regnet.evaluation.kept import Kept, kept
 from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
 from regnet.machine import environment
-from regnet.nn.features import unwrapped
-from regnet.nn.model import AnyNet, digest_of, evaluation_view
+from regnet.nn.model import AnyNet
+from regnet.nn.views import digest_of, evaluation_view, unwrapped
 from regnet.prediction.images import DEFAULT_MODEL
 from regnet.process_group import Group, joined
 from regnet.weights.card import Card

@@ -8,7 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from regnet.design.complexity import Complexity
-from regnet.nn.model import AnyNet, evaluation_view
+from regnet.nn.model import AnyNet
+from regnet.nn.views import evaluation_view
 from regnet.quiet import quiet
 
 

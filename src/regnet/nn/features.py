@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 from regnet.design.config import AnyNetConfig, RegNetConfig
@@ -232,19 +231,6 @@ def _steps(
             yield from ((f"{name}.{part}", layer) for part, layer in module.named_children())
         else:
             yield name, module
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the network inside what compilation, data parallelism or averaging make of it."""
-    while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        elif isinstance(
-            model, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel
-        ):
-            model = model.module
-        else:
-            return model
 
 
 class Described(nn.Module):

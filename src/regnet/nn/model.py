@@ -1,13 +1,10 @@
 """AnyNet: a stem, stages and a head, built from a config."""
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MethodType
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +12,7 @@ from torch import Tensor, nn
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError
 from regnet.nn.blocks import Stage, build_block
-from regnet.nn.features import Described, FeatureInfo, feature_info, run_trunk, unwrapped
+from regnet.nn.features import Described, FeatureInfo, feature_info, run_trunk
 from regnet.nn.init import init_weights, zero_last_norms
 from regnet.nn.layers import ConvNormAct, ScaledStdConv2d, activation_layer, conv2d
 
@@ -273,92 +270,6 @@ class AnyNet(Described):
 
 RegNet = AnyNet
 """Another name of `AnyNet`: a RegNet is an AnyNet whose config is a `RegNetConfig`."""
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode within a `with` block; restore each module's mode after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def evaluation_view(model: Module, *, always: bool = False) -> Module:
-    """Return a model in evaluation mode that shares its tensors with this one.
-
-    The model itself is not changed, so that other threads may use it at the same time, in any mode.
-    Data parallelism is left out, because its wrappers communicate with other processes.
-
-    Args:
-        model: any module. One that is in evaluation mode already is returned itself.
-        always: return a new module even then, for a caller that stores it. It is not compiled.
-
-    Raises:
-        ConfigError: a module that is in training mode is scripted, or runs a function that was
-            assigned to its `forward`; such a module has to be in evaluation mode itself.
-    """
-    inner = unwrapped(model)
-    if not always and not any(module.training for module in model.modules()):
-        return model if getattr(model, "_orig_mod", None) is inner else cast("Module", inner)
-    views: dict[int, nn.Module] = {}
-
-    def view(module: nn.Module) -> nn.Module:
-        module = unwrapped(module)
-        if id(module) not in views:
-            views[id(module)] = _view_of(module, view)
-        return views[id(module)]
-
-    seen = view(inner)
-    for number, module in views.items():
-        if number == id(module):
-            continue  # not a view
-        # A bound method, such as a `forward` that was replaced, must use the views, too.
-        for name, value in vars(module).items():
-            if isinstance(value, MethodType) and id(value.__self__) in views:
-                vars(module)[name] = MethodType(value.__func__, views[id(value.__self__)])
-    return cast("Module", seen)
-
-
-def _view_of(module: nn.Module, view: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """Return a module in evaluation mode with the attributes of this one and views of its children.
-
-    `copy.copy` would run code of the module's class, which wrappers, parametrizations and scripted
-    modules use to share their state, or to refuse.
-    """
-    forward = vars(module).get("forward")
-    forward = getattr(forward, "_torchdynamo_orig_callable", forward)  # before torch.compile
-    if isinstance(module, torch.jit.ScriptModule) or not (
-        forward is None or isinstance(forward, MethodType)
-    ):
-        if any(each.training for each in module.modules()):
-            raise ConfigError(
-                f"{type(module).__name__} is in training mode, and its forward cannot be changed "
-                "to evaluation mode from outside; call eval() on the model first"
-            )
-        return module
-    seen: nn.Module = object.__new__(type(module))
-    vars(seen).update(vars(module))
-    children = module._modules.items()
-    modules = {name: child and view(child) for name, child in children}
-    # `Module.__setattr__` would register the values. A function that `compile` made runs `module`.
-    vars(seen).update(_modules=modules, training=False, _compiled_call_impl=None)
-    if forward is not None:
-        vars(seen)["forward"] = forward
-    return seen
-
-
-def digest_of(model: nn.Module) -> str:
-    """Return the first 16 digits of the SHA-256 over the names and values of a model's tensors."""
-    found = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        found.update(name.encode())
-        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-        found.update(flat.numpy().data)
-    return found.hexdigest()[:16]
 
 
 class Head(nn.Module):

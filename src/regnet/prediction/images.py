@@ -14,8 +14,9 @@ from regnet.data.images import ImageSource, image_name
 from regnet.data.preprocess import Preprocess
 from regnet.engines.files import FileNetwork, open_model
 from regnet.errors import ConfigError, EngineError, ImageError
-from regnet.nn.features import FeatureNet, unwrapped
-from regnet.nn.model import AnyNet, evaluation_view
+from regnet.nn.features import FeatureNet
+from regnet.nn.model import AnyNet
+from regnet.nn.views import evaluation_view, unwrapped
 from regnet.zoo.create import preprocess
 
 DEFAULT_MODEL = "regnety_cifar"

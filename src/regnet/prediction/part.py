@@ -22,7 +22,8 @@ from regnet.engines.files import FileNetwork, open_model
 from regnet.engines.optimize import QUICK, optimize
 from regnet.engines.running import running
 from regnet.errors import ConfigError, EngineError, WeightsError
-from regnet.nn.model import AnyNet, digest_of, evaluation_view
+from regnet.nn.model import AnyNet
+from regnet.nn.views import digest_of, evaluation_view
 from regnet.prediction.images import labels_of
 from regnet.zoo.create import create, preprocess
 from regnet.zoo.resolver import is_exported

@@ -22,7 +22,8 @@ from regnet.engines.base import DTYPES
 from regnet.errors import ConfigError, TrainingError, out_of_memory
 from regnet.machine import environment
 from regnet.nn.blocks import Stage
-from regnet.nn.model import AnyNet, digest_of
+from regnet.nn.model import AnyNet
+from regnet.nn.views import digest_of
 from regnet.process_group import Group
 from regnet.training.average import Average
 from regnet.training.checkpoint import State

@@ -8,7 +8,8 @@ from torch.nn import functional
 
 from regnet.engines.transforms import folded
 from regnet.errors import ConfigError
-from regnet.nn.model import AnyNet, digest_of
+from regnet.nn.model import AnyNet
+from regnet.nn.views import digest_of
 from regnet.training.input import seed_of
 from regnet.zoo.create import create, preprocess
 

@@ -9,7 +9,7 @@ from regnet.data.augment import normalize
 from regnet.data.loading import load
 from regnet.data.preprocess import Preprocess
 from regnet.data.sets import ImageSet
-from regnet.nn.model import evaluating
+from regnet.nn.views import evaluating
 from regnet.process_group import Group
 
 

@@ -11,8 +11,9 @@ from torch import nn
 from regnet.data.preprocess import Preprocess
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError, WeightsError
-from regnet.nn.features import Described, FeatureNet, unwrapped
+from regnet.nn.features import Described, FeatureNet
 from regnet.nn.model import AnyNet, GlobalPool
+from regnet.nn.views import unwrapped
 from regnet.paths import expanded
 from regnet.weights.card import Card
 from regnet.weights.catalog import find_upstream
@@ -215,6 +216,7 @@ def create(
             classifier=num_classes is not None or bool(features_only),
             classes=classes,
             channels=in_chans is not None,
+            unused=_unused(model, out_indices) if features_only else (),
         )
         _load(model, source, checkpoint_path, checkpoint_key, how, allow, target, kind)
     elif kind is not None:
@@ -234,6 +236,14 @@ def create(
         card = (card or Card()).overlaid(pretrained_cfg_overlay, model.config)
     model.card = card
     return FeatureNet(model, out_indices) if features_only else model
+
+
+def _unused(model: AnyNet, out_indices: int | Sequence[int] | None) -> set[str]:
+    """Return the modules that a feature network of this model leaves out."""
+    kept = FeatureNet(model, out_indices)
+    return {name for name, _ in model.named_children()} - {
+        name for name, _ in kept.named_children()
+    }
 
 
 def _load(

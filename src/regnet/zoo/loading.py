@@ -7,7 +7,7 @@ classifier, or another number of image channels.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from numbers import Integral
@@ -41,6 +41,8 @@ class Adaptation:
     """Rows of the checkpoint's classifier to load, in this order; None: all."""
     channels: bool = False
     """Whether the stem is adapted to another number of image channels; see `adapt_stem`."""
+    unused: Collection[str] = ()
+    """Modules whose weights may be missing, because the model does not keep the modules."""
 
 
 def load_tensors(
@@ -77,9 +79,10 @@ def load_tensors(
     found = _fit_classifier(model, found, allow, plan)
     if allow.channels:
         found = _fit_stem(model, found, plan)
-    fresh = tuple(name for name in HEAD if name in model.state_dict() and name not in found)
-    allowed = fresh if allow.classifier else ()
-    _check(model, found, allowed, source, tensors)
+    missing = [name for name in model.state_dict() if name not in found]
+    allowed = [name for name in missing if allow.classifier and name in HEAD]
+    absent = [name for name in missing if name.partition(".")[0] in allow.unused]
+    _check(model, found, [*allowed, *absent], source, tensors)
     state, seen = {}, set()
     for name, value in found.items():
         memory = value.untyped_storage()
@@ -93,7 +96,7 @@ def load_tensors(
     if allowed:
         model.head.fc.to_empty(device=device).to(dtype)
         init_weights(model.head)
-        state |= {name: model.state_dict()[name] for name in allowed}
+    state |= {name: model.state_dict()[name] for name in (*allowed, *absent)}
     model.load_state_dict(state, strict=True, assign=True)
     _log.info("%s: %d tensors%s", source, len(found), "".join(f"; {step}" for step in plan))
 
