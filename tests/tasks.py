@@ -14,6 +14,17 @@ def fail(task: int, device: str) -> int:
     raise ValueError(f"task {task} is no good")
 
 
+class TwoArguments(Exception):
+    """An error that pickle writes but cannot read."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def fail_oddly(task: int, device: str) -> int:
+    raise TwoArguments("this", "that")
+
+
 def die_at_first(task: tuple[Path, int], device: str) -> int:
     """Return the number of a task; the first process that gets task 1 is killed."""
     mark, number = task

@@ -17,7 +17,7 @@ from regnet.data.images import ImageSource
 from regnet.data.preprocess import Preprocess
 from regnet.engines.base import AnyPrecision, Runner, Target, tolerance
 from regnet.engines.check import INPUT_SETS, answers, check_float32, worst_error, wrong
-from regnet.engines.files import KEY, open_file
+from regnet.engines.files import KEY, FileNetwork, open_file
 from regnet.engines.formats import FORMATS, Format, Work
 from regnet.engines.int8 import (
     Images,
@@ -220,6 +220,8 @@ def export(
     check_number("min_agreement", min_agreement, least=0)
     check_number("max_drop", max_drop, least=0)
     check_float32(model)
+    if isinstance(model, FileNetwork):
+        raise ConfigError(f"{model.path} is an exported file; export the model that it is of")
     form = _format(path, format, precision)
     if (precision == "int8") != (images is not None):
         raise ConfigError(
@@ -256,9 +258,10 @@ def export(
     facts = _facts(model) | said
     if "input_size" in facts and not {"height", "width"} & {*free}:
         facts["input_size"] = shape[1:]  # the file takes no other size
-    metadata = {KEY: json.dumps(facts, default=str)}
     view = evaluation_view(model)
     outputs = form_of(view, example.to(device_of(view)))
+    facts["outputs"] = outputs.names
+    metadata = {KEY: json.dumps(facts, default=str)}
     look = _pixels_look(model, input, form, outputs)
     seen = None
     if images is not None:
@@ -363,7 +366,7 @@ def _pixels_look(model: nn.Module, input: Input, form: Format, outputs: Form) ->
     if not form.pixels:
         able = " and ".join(row.name for row in FORMATS.values() if row.pixels)
         raise ConfigError(f"{form.name} files take float32; {able} files can take uint8")
-    if outputs.names != ("logits",) or not getattr(model, "num_classes", 0):
+    if len(outputs.names) > 1 or not getattr(model, "num_classes", 0):
         raise ConfigError(
             "files that take uint8 return probabilities of classes, but this network has no "
             "classes; use input 'float32'"

@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from regnet import documents
+from regnet.bench import floors
 from regnet.bench.compare import compare_documents
 from regnet.bench.document import Case, Row, read
 from regnet.bench.floors import Ceilings, floor
 from regnet.bench.networks import DEFAULT_MODELS, PAIRINGS, expand, load
 from regnet.bench.report import render
-from regnet.bench.runner import run
+from regnet.bench.runner import Bench, run
 from regnet.design.config import RegNetConfig
 from regnet.design.layers import network_layers
 from regnet.design.variants import VARIANTS
@@ -461,3 +462,24 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, config_file):
     document = json.loads(out.read_text())
     assert not document["complete"]
     assert 1 <= len(document["rows"]) < 59
+
+
+def test_a_bench_leaves_the_random_numbers_alone():
+    before = torch.get_rng_state()
+    row = Bench(torch.device("cpu"), 0.01, 5).alone(Case(model="regnety_cifar", engine="folded"))
+    assert row.peak_bytes is not None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_ceilings_that_fail_leave_the_settings_alone(monkeypatch):
+    def failing(call, device):
+        if torch.backends.cuda.matmul.allow_tf32:
+            raise RuntimeError("on purpose")
+        return 1.0
+
+    monkeypatch.setattr(floors, "_best", failing)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    with pytest.raises(RuntimeError, match="on purpose"):
+        floors.measure_ceilings(torch.device("cpu"), "fp32")
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -222,6 +222,7 @@ def test_population_must_suit_the_norm():
     ("change", "message"),
     [
         ({"w0": [24, 20]}, "w0 must be positive multiples of 8, and up to 10000000, got 20"),
+        ({"w0": [80_000_000]}, "w0 must be .* up to 10000000, got 80000000"),
         ({"wm": [2.0, 1.0]}, "wm must be greater than 1, and up to 10000000, got 1.0"),
         ({"depth": [0, 3]}, "depth must be whole numbers from 1 to 10000, got 0"),
         ({"bottleneck_ratio": [1.0, 1.5]}, "bottleneck_ratio must be whole numbers or .* got 1.5"),

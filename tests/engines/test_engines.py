@@ -4,6 +4,8 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import prune
 
 import regnet
 from regnet.design.config import RegNetConfig
@@ -255,3 +257,48 @@ def test_bad_requests_are_refused(model):
         regnet.optimize(model, precision="int3")
     with pytest.raises(ConfigError, match="no goal 'speed'; there are latency, throughput"):
         regnet.optimize(model, goal="speed")
+
+
+class Doubling(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def wrapped(model):
+    conv = model.s1.b1.conv1.conv
+    model.s1.b1.conv1.conv = nn.Sequential(conv, nn.Hardtanh(-0.1, 0.1))
+
+
+def replaced(model):
+    old = model.s1.b1.conv1.conv
+    new = Doubling(old.in_channels, old.out_channels, 1, bias=False)
+    new.weight = old.weight
+    model.s1.b1.conv1.conv = new
+
+
+def hooked(model):
+    model.s1.b1.conv1.bn.register_forward_hook(lambda module, given, found: 2 * found)
+
+
+def normalized(model):
+    nn.utils.parametrizations.weight_norm(model.s1.b1.conv1.conv)
+
+
+@pytest.mark.parametrize("change", [wrapped, replaced, hooked, normalized])
+def test_what_a_user_changed_is_not_folded(change):
+    model = regnet.create("regnety_cifar", pretrained=True).eval()
+    change(model)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(folded(model)(x), model(x), rtol=1e-4, atol=1e-4)
+    assert isinstance(folded(model).s1.b1.conv2.bn, nn.Identity)
+
+
+def test_a_pruned_network_says_how_to_make_it_permanent():
+    model = regnet.create("regnety_cifar").eval()
+    conv = model.s1.b1.conv1.conv
+    prune.l1_unstructured(conv, "weight", amount=0.5)
+    model(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(EngineError, match=r"s1\.b1\.conv1\.conv .*prune\.remove"):
+        folded(model)
+    prune.remove(conv, "weight")
+    folded(model)

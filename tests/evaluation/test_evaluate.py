@@ -442,3 +442,8 @@ def test_answers_are_not_kept_where_they_would_be_a_class(model, tmp_path):
     with pytest.raises(ConfigError, match="would become a class"):
         evaluate(model, tmp_path / "set", keep=tmp_path / "set/kept")
     assert not (tmp_path / "set/kept").exists()
+
+
+def test_a_model_without_class_names_is_not_warned_about_them(tmp_path):
+    write_folder(tmp_path, 3, names=("a", "b", "c"))
+    assert evaluate(regnet.create("regnety_cifar", num_classes=3).eval(), tmp_path).warnings == ()

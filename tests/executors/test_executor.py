@@ -13,7 +13,15 @@ from regnet.errors import ConfigError, ExecutorError
 from regnet.executors.base import ATTEMPTS, Clock, Died, Executor, InProcess
 from regnet.executors.pool import ProcessPool
 from tests.marks import long, posix
-from tests.tasks import die_always, die_at_first, fail, sleep, square, write_pid_and_sleep
+from tests.tasks import (
+    die_always,
+    die_at_first,
+    fail,
+    fail_oddly,
+    sleep,
+    square,
+    write_pid_and_sleep,
+)
 
 ROOT = Path(__file__).parents[2]
 RAY = pytest.param("ray", marks=[pytest.mark.slow, pytest.mark.xdist_group("ray")])
@@ -192,3 +200,13 @@ def test_a_cluster_needs_workers_too(package: str, tmp_path: Path) -> None:
     make = RayExecutor if package == "ray" else partial(SlurmExecutor, folder=tmp_path)
     with pytest.raises(ConfigError, match="workers must be a number, at least 1, got 0"):
         make(0)
+
+
+def test_an_error_that_cannot_be_sent_keeps_its_message() -> None:
+    with pytest.raises(ExecutorError, match="TwoArguments: this and that"):
+        list(ProcessPool(1).run(fail_oddly, iter([1])))
+
+
+def test_a_number_of_workers_is_whole() -> None:
+    with pytest.raises(ConfigError, match=r"workers must be a whole number, got 2\.5"):
+        ProcessPool(2.5)  # type: ignore[arg-type]

@@ -464,3 +464,47 @@ def test_names_that_are_not_utf8_and_links_in_archives_are_rows(
         rows = {Path(row["path"]).name: row for row in table.to_pylist()}
         assert set(rows) == {"good.png", "\\xff\\xe9.png", "soft.png", "none.png", "again.png"}
         assert [name for name, row in rows.items() if row["error"]] == ["none.png"]
+
+
+def test_weights_that_changed_in_one_process_are_noticed(photos: Path, tmp_path: Path) -> None:
+    model, first = regnet.create("regnety_cifar").eval(), {}
+    for label in (3, 7):
+        with torch.no_grad():
+            model.head.fc.weight.zero_()
+            model.head.fc.bias.copy_(9.0 * (torch.arange(10) == label))
+        model.save_pretrained(tmp_path / "model")
+        out = tmp_path / f"{label}.parquet"
+        predict_collection(photos, out, str(tmp_path / "model"), executor=HERE)
+        first[label] = next(row["indices"][0] for row in rows(out) if row["indices"])
+    assert first == {3: 3, 7: 7}
+
+
+@pytest.mark.parametrize("topk", [0, -1, 11])
+def test_a_number_of_classes_out_of_range_is_refused(
+    photos: Path, tmp_path: Path, topk: int
+) -> None:
+    with pytest.raises(ConfigError, match=f"between 1 and the number of classes, 10; got {topk}"):
+        predict_collection(photos, tmp_path / "a.parquet", executor=HERE, topk=topk)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_of_a_run_that_was_killed_after_joining_are_removed(
+    photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a.parquet"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collection, "_remove_parts", lambda parts: None)
+        predict_collection(photos, out, executor=HERE)
+    assert list(tmp_path.glob("*.parts"))
+    predict_collection(photos, out, executor=HERE)
+    assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_collection_that_changes_while_it_is_predicted_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists = [list(chunks([str(photos)], 5)), list(chunks([str(photos)], 4))]
+    monkeypatch.setattr(collection, "chunks", lambda *_, **__: iter(lists.pop(0)))
+    with pytest.raises(DataError, match="changed while they were predicted"):
+        predict_collection(photos, tmp_path / "a.parquet", executor=HERE)

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 import regnet
-from regnet.errors import ConfigError, ImageError
+from regnet.errors import ConfigError, EngineError, ImageError
 from regnet.prediction.images import BATCH_SIZE, predict_each
 
 PHOTO = Path(__file__).parents[2] / "docs/photos/chelsea.png"
@@ -83,3 +83,29 @@ def test_wrapped_models_can_predict(wrap):
 def test_what_is_no_model_is_named():
     with pytest.raises(ConfigError, match="a network of this library, or a name, got pathlib"):
         regnet.predict("regnety_cifar", PHOTO)
+
+
+def test_outputs_that_are_not_finite_are_refused():
+    model = regnet.create("regnety_cifar", pretrained=True).eval()
+    with torch.no_grad():
+        model.head.fc.bias.fill_(float("nan"))
+    with pytest.raises(EngineError, match="are not finite; check the weights"):
+        regnet.predict(Image.new("RGB", (32, 32)), model)
+
+
+def test_lab_images_are_converted_and_not_blended():
+    rgb = Image.new("RGB", (32, 32), (200, 40, 60))
+    to_lab = ImageCms.buildTransformFromOpenProfiles(
+        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+    )
+    lab = ImageCms.applyTransform(rgb, to_lab).resize((32, 32))
+    look = regnet.preprocess("regnety_cifar")
+    assert torch.equal(look(lab), look(lab.convert("RGB")))
+    assert look(lab).std() > 0.5
+
+
+def test_an_exported_feature_network_is_refused_by_name(tmp_path):
+    model = regnet.create("regnety_cifar", features_only=True)
+    regnet.export(model, tmp_path / "maps.pt2")
+    with pytest.raises(ConfigError, match="this model has no classifier"):
+        regnet.predict(Image.new("RGB", (32, 32)), str(tmp_path / "maps.pt2"), trust=True)

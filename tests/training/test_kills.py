@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from regnet.training import checkpoint
 from regnet.training import run as runs
 from regnet.training.loop import start
 from regnet.training.run import Run
@@ -121,3 +122,20 @@ def test_a_killed_worker_ends_the_run_which_resumes_with_the_same_bits(tmp_path)
             assert "a worker process that reads images was killed" in told
     finished(begin(tmp_path / "out"))
     assert same(tmp_path / "out", tmp_path / "whole")
+
+
+def test_a_checkpoint_outlives_damaged_later_ones(tmp_path: Path) -> None:
+    def saved(step: int, newest: int = 2) -> Path:
+        return checkpoint.save({"epoch": 1, "step": step}, tmp_path, newest=newest)
+
+    saved(0)
+    later = saved(500)
+    later.write_bytes(later.read_bytes()[:-9] + b"damaged!!")
+    resumed = checkpoint.load_last(tmp_path)
+    assert resumed is not None
+    assert resumed["step"] == 0
+    path = saved(100, newest=1)
+    assert checkpoint.saved_paths(tmp_path) == [path]
+    found = checkpoint.load_last(tmp_path)
+    assert found is not None
+    assert found["step"] == 100

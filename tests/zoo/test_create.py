@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import regnet
 from regnet.design.variants import VARIANTS
@@ -278,3 +279,63 @@ def test_factories_take_the_options_of_create():
     stub = (ROOT / "src/regnet/zoo/factories.pyi").read_text(encoding="utf-8")
     for name in options - {"name", "features_only", "out_indices", "absent"}:
         assert f"    {name}: " in stub
+
+
+def test_a_file_gets_no_class_names_of_the_table(tmp_path):
+    model = regnet.create("regnety_cifar")
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+    found = regnet.create(
+        "regnety_cifar.cifar10", checkpoint_path=tmp_path / "mine.pth", classes=[1, 2]
+    )
+    assert found.num_classes == 2
+    assert not found.card.labels
+
+
+@pytest.mark.parametrize("out_indices", [(1, 2), (0,), None])
+def test_a_feature_network_loads_its_own_checkpoint(tmp_path, out_indices):
+    options = {"features_only": True, "out_indices": out_indices}
+    model = regnet.create("regnety_cifar", **options).eval()
+    torch.save(model.state_dict(), tmp_path / "mine.pth")
+    found = regnet.create("regnety_cifar", checkpoint_path=tmp_path / "mine.pth", **options).eval()
+    x = torch.randn(1, 3, 32, 32)
+    assert all(map(torch.equal, found(x), model(x)))
+    if out_indices:
+        with pytest.raises(WeightsError, match="missing s"):
+            regnet.create("regnety_cifar", checkpoint_path=tmp_path / "mine.pth")
+
+
+class Adapter(nn.Module):
+    def __init__(self, base, rank=2):
+        super().__init__()
+        self.base = base
+        self.up = nn.Linear(rank, base.out_features, bias=False)
+        self.down = nn.Linear(base.in_features, rank, bias=False)  # the last layer
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+class Cosine(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs))
+
+    def forward(self, x):
+        return nn.functional.normalize(x) @ nn.functional.normalize(self.weight).T
+
+
+def test_the_outputs_of_any_classifier_are_counted():
+    model = regnet.create("regnety_cifar", pretrained=True).train()
+    labels, fc = model.card.labels, model.head.fc
+    model.head.fc = Adapter(fc)
+    assert (model.num_classes, model.card.labels) == (10, labels)
+    model.head.fc = nn.Sequential(nn.Dropout(), fc)
+    assert (model.num_classes, model.card.labels) == (10, labels)
+    model.head.fc = Cosine(model.num_features, 7)
+    assert (model.num_classes, model.card.labels) == (7, ())
+    model.head.fc = nn.Sequential(nn.Linear(model.num_features, 5), nn.BatchNorm1d(5))
+    assert (model.num_classes, model.card.labels) == (5, ())
+    model.head.fc = nn.Identity()
+    assert (model.num_classes, model.card.labels) == (0, ())
+    model.head.fc = fc
+    assert (model.num_classes, model.card.labels) == (10, labels)

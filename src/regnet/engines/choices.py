@@ -23,7 +23,7 @@ def cache_folder() -> Path:
 
 def key_of(model: nn.Module, facts: Mapping[str, Any]) -> str:
     """Return a key for a network, whatever its weights, and the conditions of its race."""
-    shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
+    shapes = [(k, getattr(value, "shape", value)) for k, value in model.state_dict().items()]
     text = json.dumps([str(model), shapes, facts], sort_keys=True, default=str)
     return digest.of_bytes(text.encode())[:32]
 

@@ -18,7 +18,7 @@ from regnet.engines.compiled import load_package
 from regnet.engines.onnx_runtime import ONNXRuntime, load_onnx
 from regnet.engines.openvino import OpenVINO, core, run_openvino
 from regnet.engines.served import pixels_of
-from regnet.errors import ConfigError, MissingExtraError, NotFoundError, in_one_line
+from regnet.errors import ConfigError, EngineError, MissingExtraError, NotFoundError, in_one_line
 from regnet.nn.features import Described
 from regnet.nn.model import AnyNet
 from regnet.paths import expanded
@@ -62,6 +62,8 @@ class FileNetwork(Described):
         """Shape of the images (N, C, H, W); None for each free size."""
         self._config: AnyNetConfig | RegNetConfig = config_from_dict(facts["config"])
         self.card = Card.from_timm(facts)
+        self.outputs = tuple(facts.get("outputs", ("logits",)))
+        """Names of the outputs."""
         self.runtime = str(facts.get("runtime", path.suffix.removeprefix(".")))
         self.precision = str(facts.get("precision", "fp32"))
         self._runner = for_any_batch(runner, shape[0]) if shape[0] else runner
@@ -76,8 +78,8 @@ class FileNetwork(Described):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
-        return self.config.num_classes
+        """Number of classes; 0 if the file returns feature maps."""
+        return self.config.num_classes if len(self.outputs) == 1 else 0
 
     def forward(self, x: Tensor) -> Any:
         """Return the file's output, or a tuple if it has several outputs."""
@@ -90,10 +92,19 @@ class FileNetwork(Described):
                     "again with the size that you need, or with free sizes (dynamic=True)"
                 )
         if not self.pixels:
-            return self._runner(x)
+            return self._run(x)
         assert self.card is not None
-        found = self._runner(pixels_of(x.float(), self.card.preprocess.for_channels(x.shape[1])))
+        found = self._run(pixels_of(x.float(), self.card.preprocess.for_channels(x.shape[1])))
         return found.clamp_min(torch.finfo(found.dtype).tiny).log()
+
+    def _run(self, x: Tensor) -> Any:
+        try:
+            return self._runner(x)
+        except Exception as error:
+            raise EngineError(
+                f"{self.path} cannot run on an input of shape {tuple(x.shape)}: "
+                f"{in_one_line(error, most=200)}"
+            ) from error
 
 
 def open_model(name: str, *, trust: bool = False) -> AnyNet | FileNetwork:
@@ -143,7 +154,8 @@ def open_file(path: Path, *, trust: bool = False) -> FileNetwork:
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} does not say which images it takes: it has no usable metadata under {KEY!r}; "
-            "write it with `regnet export`"
+            "only networks of this library that `regnet export` wrote have it, not modules around "
+            "them"
         ) from error
 
 

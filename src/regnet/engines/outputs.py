@@ -55,7 +55,8 @@ def form_of(model: nn.Module, example: Tensor) -> Form:
     with torch.no_grad():
         outputs = model(example)
     if isinstance(outputs, Tensor):
-        return Form(("output",), model, lambda outputs: outputs)
+        name = "logits" if isinstance(model, AnyNet) and outputs.ndim == 2 else "output"
+        return Form((name,), model, lambda outputs: outputs)
     if isinstance(outputs, Mapping):
         keys = [key for key, value in outputs.items() if value is not None]
         _check(model, [outputs[key] for key in keys])

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.errors import ConfigError
 from regnet.nn.blocks import Stage
+from regnet.nn.views import evaluation_view
 
 if TYPE_CHECKING:
     from regnet.nn.model import AnyNet
@@ -263,15 +264,15 @@ class Described(nn.Module):
     def card(self) -> "Card | None":
         """What is known about the model and its weights; None if nothing is known."""
         card, classifier = self._card, self._classifier()
-        if card and classifier is not None and not hasattr(classifier, "_has_card"):
-            if card.labels or card.metrics:
-                _log.warning(
-                    "the classifier was replaced, so that the class names and accuracies of the "
-                    "card were dropped; `model.card = model.card.other_classes(names)` names the "
-                    "new classes"
-                )
-            self.card = card.other_classes()
-        return self._card
+        if card is None or classifier is None or self._is_described(classifier):
+            return card
+        if (card.labels or card.metrics) and not hasattr(classifier, "_has_card"):
+            classifier._has_card = False  # type: ignore[assignment]  # warn once
+            _log.warning(
+                "the classifier was replaced, so that the card has no class names and accuracies; "
+                "`model.card = model.card.other_classes(names)` names the new classes"
+            )
+        return card.other_classes()
 
     @card.setter
     def card(self, card: "Card | None") -> None:
@@ -279,6 +280,12 @@ class Described(nn.Module):
         if (classifier := self._classifier()) is not None:
             # Marks the classifier that the card describes. A copy has the mark, a new one does not.
             classifier._has_card = True  # type: ignore[assignment]
+
+    def _is_described(self, classifier: nn.Module) -> bool:
+        """Return whether the card describes this classifier, or one that it only wraps."""
+        known, outputs = self._config, _outputs(classifier, self._config)
+        marked = [m for m in classifier.modules() if getattr(m, "_has_card", False)]
+        return any(m is classifier or _outputs(m, known) == outputs for m in marked)
 
     def _classifier(self) -> nn.Module | None:
         """Return the module that computes the logits; None if the network has no head."""
@@ -298,11 +305,23 @@ class Described(nn.Module):
 
 
 def _outputs(classifier: nn.Module, known: AnyNetConfig | RegNetConfig) -> int:
-    """Count the outputs of a classifier: 0 for the identity, the config's if no layer says."""
+    """Count the outputs of a classifier: 0 for the identity, the config's if nothing says.
+
+    The layers of a sequence say it, otherwise a run: an adapter around a layer has layers of its
+    own, and a module may have no layer at all.
+    """
     if isinstance(classifier, nn.Identity):
         return 0
-    layers = classifier.modules()
+    layers = list(classifier.modules())
     sizes = [getattr(m, "out_features", getattr(m, "out_channels", None)) for m in layers]
+    if isinstance(sizes[0], int):
+        return sizes[0]
+    inputs = [size for m in layers if isinstance(size := getattr(m, "in_features", None), int)]
+    weight = next(classifier.parameters(), None)
+    if not isinstance(classifier, nn.Sequential) and weight is not None:
+        with suppress(Exception), torch.no_grad():
+            vector = weight.new_zeros(1, *(inputs[:1] or weight.shape[-1:]))
+            return int(evaluation_view(classifier)(vector).shape[1])
     return next((size for size in reversed(sizes) if isinstance(size, int)), known.num_classes)
 
 

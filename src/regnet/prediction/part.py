@@ -114,6 +114,11 @@ def _network(question: Question, device: torch.device) -> AnyNet | FileNetwork:
         return create(name, pretrained=True, num_classes=0).eval().to(device)
     network = open_model(name, trust=question.trust)
     if isinstance(network, FileNetwork):
+        if len(network.outputs) > 1:
+            raise ConfigError(
+                f"{name} returns {len(network.outputs)} outputs, such as feature maps; predict "
+                "with a file of a whole network"
+            )
         if question.features and network.num_classes:
             raise ConfigError(
                 f"{name} computes classes, and cannot return features; predict with the model that "

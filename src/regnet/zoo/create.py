@@ -305,6 +305,10 @@ _HINTS: Final = {
     "exportable": "; leave it out, regnet.export accepts every network as it is",
     "feature_cls": "; leave it out, features_only=True builds the only kind of feature network",
     "bottle_ratio": "; pass a config with bottleneck_ratio, which is the inverse of bottle_ratio",
+    "weights": "; the name has the weights, such as "
+    "'regnety_016.IMAGENET1K_V2', and pretrained=True loads them",
+    "num_labels": "; use num_classes",
+    "device_map": "; use device",
     "act_layer": "; pass a config with activation",
 }
 """What to use instead of some options of timm."""

@@ -23,6 +23,7 @@ from regnet.design.variants import VARIANTS
 from regnet.errors import ConfigError, WeightsError
 from regnet.nn.layers import DropPath
 from regnet.nn.model import AnyNet
+from regnet.nn.views import is_plain
 from regnet.paths import expanded
 from regnet.weights.card import OWN, Card, Metric
 from regnet.weights.files import write_safetensors
@@ -171,7 +172,14 @@ def _described_tensors(model: AnyNet) -> dict[str, Tensor]:
         ConfigError: a module differs, so that a folder would load as another network, or a tensor
             is not finite, so that it would not load.
     """
-    tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    for name, value in state.items():
+        if not is_plain(value):
+            raise ConfigError(
+                f"{name} is no ordinary tensor, because the model is quantized, sharded or on the "
+                "device 'meta'; save the model before that, or with torch.save"
+            )
+    tensors = {name: value.detach().cpu() for name, value in state.items()}
     for name, value in tensors.items():
         if not is_finite(value):
             raise ConfigError(
