@@ -183,6 +183,7 @@ def test_an_empty_space_reports_how_many_draws_each_condition_excludes(
     )
     assert "fail flops from 3.6e+08 up to 4e+08" in message
     assert "fail an odd depth" in message
+    assert message.endswith(", at 224 pixels")
 
 
 def test_restrict_narrows_a_parameter_or_limits_a_metric() -> None:

@@ -683,6 +683,10 @@ def test_tables_contain_every_network(done: Path, tmp_path: Path, suffix: str) -
 def test_bad_studies_are_refused(data: Path, study: Study, tmp_path: Path, done: Path) -> None:
     with pytest.raises(ConfigError, match="holds a study already"):
         population.init(done, study)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()
+    with pytest.raises(ConfigError, match="run holds a training run; name another folder"):
+        population.init(tmp_path / "run", study)
     with pytest.raises(ConfigError, match=r"there is no study\.json"):
         population.resume(tmp_path)
     with pytest.raises(ConfigError, match="two spaces are called 'regnetx'"):

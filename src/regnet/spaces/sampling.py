@@ -242,6 +242,8 @@ class _Draws:
         reasons = ", ".join(f"{number:,} fail {name}" for name, number in most if number)
         if not self.right:
             return text
+        if any(name.startswith(("flops", "activations")) for name in self.excluded):
+            reasons = reasons and f"{reasons}, at {self.space.image_size} pixels"
         return f"{text}, and of the {self.right:,} others {reasons or 'all were drawn before'}"
 
 

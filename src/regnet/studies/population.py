@@ -26,6 +26,7 @@ from regnet.studies.store import Row, Store
 from regnet.studies.study import Given, Study
 from regnet.studies.task import Task, fingerprints, train_network
 from regnet.training.input import Images
+from regnet.training.run import FILE as RUN_FILE
 from regnet.training.run import Run
 
 FILE: Final = "study.json"
@@ -92,8 +93,11 @@ def init(
     """
     path = Path(folder)
     with runfolder.owned(path, "beginning a study"):
-        if {FILE, stores.FILE} & set(runfolder.contents(path)):
+        there = set(runfolder.contents(path))
+        if {FILE, stores.FILE} & there:
             raise ConfigError(f"{path} holds a study already; resume it, or name another folder")
+        if RUN_FILE in there:
+            raise ConfigError(f"{path} holds a training run; name another folder for the study")
         if study.objective:
             find_function(study.objective, study.code)
         else:
