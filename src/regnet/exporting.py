@@ -44,6 +44,7 @@ from regnet.errors import (
 from regnet.nn.features import Described
 from regnet.nn.layers import HaloAttention
 from regnet.nn.views import evaluation_view, unwrapped
+from regnet.paths import expanded
 from regnet.zoo.create import preprocess
 
 
@@ -216,7 +217,7 @@ def export(
         MissingExtraError: a required package is not installed.
         OSError: the file cannot be written.
     """
-    start, path, model = time.monotonic(), Path(path), unwrapped(model)
+    start, path, model = time.monotonic(), expanded(path), unwrapped(model)
     check_number("min_agreement", min_agreement, least=0)
     check_number("max_drop", max_drop, least=0)
     check_float32(model)

@@ -206,8 +206,7 @@ def measure(
     window = WINDOW
     first = time_call(call, inputs[0])
     if first * 3 * WINDOW > warmup_seconds:  # use shorter windows if three do not fit
-        window = max(2, int(warmup_seconds / (3 * max(first, 1e-9))))
-        window = min(window, WINDOW)
+        window = max(2, int(warmup_seconds / (3 * first)))
     steady, warmup_calls = warm_up(call, inputs, seconds=warmup_seconds, window=window)
     times: list[float] = []
     device = inputs[0].device

@@ -39,8 +39,6 @@ from regnet.paths import expanded
 ARCHIVES: Final = (".tar", ".parquet")
 """Extensions of files that hold many images."""
 
-COMPRESSED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:

@@ -30,6 +30,7 @@ from regnet.evaluation.scores import Answers, ClassResult, Confusion, Shuffle
 from regnet.machine import environment
 from regnet.nn.model import AnyNet
 from regnet.nn.views import digest_of, evaluation_view, unwrapped
+from regnet.paths import expanded
 from regnet.prediction.images import DEFAULT_MODEL
 from regnet.process_group import Group, joined
 from regnet.weights.card import Card
@@ -164,8 +165,9 @@ def evaluate(
     names: Sequence[str] = network.card.labels if network.card else ()
     match = match_classes(images, names, network.num_classes)
     allowed = _real(Path(real_labels), images) if real_labels is not None else None
+    keep = None if keep is None else expanded(keep)
     if keep is not None and not isinstance(data, ImageSet):
-        refuse_new_class(Path(keep), data)
+        refuse_new_class(keep, data)
     weights, home = digest_of(network), device_of(network)
     with joined(find_device(device) if device is not None else home) as group:
         what = {
@@ -176,9 +178,7 @@ def evaluate(
             "engine": engine,
             "precision": precision,
         }
-        folder = (
-            nullcontext() if keep is None else kept(Path(keep), what, group, images=len(images))
-        )
+        folder = nullcontext() if keep is None else kept(keep, what, group, images=len(images))
         with folder as saved:
             there = evaluation_view(opened)
             if group.device != home:

@@ -25,6 +25,7 @@ from regnet.engines.base import Precision
 from regnet.errors import ConfigError, DataError, ExecutorError, MissingExtraError
 from regnet.executors import Died, Executor, ProcessPool
 from regnet.machine import environment
+from regnet.paths import expanded
 from regnet.prediction.images import DEFAULT_MODEL
 from regnet.prediction.part import (
     Facts,
@@ -137,7 +138,7 @@ def predict_collection(
             "predictions are written with pyarrow, which is not installed; "
             "pip install 'regnet[train]'"
         )
-    out = Path(out)
+    out = expanded(out)
     if out.suffix != ".parquet":
         raise ConfigError(f"{out}: predictions are written as Parquet; name a file *.parquet")
     if half and not features:

@@ -48,26 +48,6 @@ class Run:
     calibrate: bool = False
     """Whether to hold out some training images, and to calibrate the result on them at the end."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all fields, for JSON."""
-        named = isinstance(self.model, str)
-        return {
-            "model": self.model if named else self.model.to_dict(),  # type: ignore[union-attr]
-            "pretrained": self.pretrained,
-            "num_classes": self.num_classes,
-            "in_chans": self.in_chans,
-            "image_size": self.image_size,
-            "train": self.train,
-            "val": self.val,
-            "train_images": self.train_images,
-            "val_images": self.val_images,
-            "teachers": self.teachers,
-            "seed": self.seed,
-            "save_steps": self.save_steps,
-            "calibrate": self.calibrate,
-            "recipe": self.recipe.to_dict(),
-        }
-
     def moved(self, data: str | Path | None, val: str | Path | None) -> "Run":
         """Return the run with new places of its images; None: an unchanged place."""
         train, tests = sources.moved(self.train, self.val, data, val)
