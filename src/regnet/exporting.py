@@ -218,7 +218,7 @@ def export(
         OSError: the file cannot be written.
     """
     start, path, model = time.monotonic(), expanded(path), unwrapped(model)
-    check_number("min_agreement", min_agreement, least=0)
+    check_number("min_agreement", min_agreement, least=0, most=1)
     check_number("max_drop", max_drop, least=0)
     check_float32(model)
     if isinstance(model, FileNetwork):
@@ -239,6 +239,7 @@ def export(
             "halo attention fixes the image size of an exported network; use dynamic=False or "
             "dynamic='batch'"
         )
+    given = example is not None
     if example is None:
         example = torch.zeros(default_shape(model, "latency"))
     device = torch.device("cpu") if form.portable else device_of(model)
@@ -257,8 +258,8 @@ def export(
         # Its programs do not say what they take, and compute nonsense from anything else.
         said["shape"] = [None if AXES.get(n) in free else size for n, size in enumerate(shape)]
     facts = _facts(model) | said
-    if "input_size" in facts and not {"height", "width"} & {*free}:
-        facts["input_size"] = shape[1:]  # the file takes no other size
+    if "input_size" in facts and (given or not {"height", "width"} <= {*free}):
+        facts["input_size"] = shape[1:]  # the size that was asked for, or the only one
     view = evaluation_view(model)
     outputs = form_of(view, example.to(device_of(view)))
     facts["outputs"] = outputs.names

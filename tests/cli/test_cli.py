@@ -310,3 +310,49 @@ def test_too_little_memory_is_reported_in_one_line(tmp_path, workers):
     )  # fmt: skip
     [line] = refused(done, 1, "not enough memory")
     assert line.startswith("error: ")
+
+
+@posix
+def test_work_goes_on_when_nobody_reads_the_progress(tmp_path):
+    command = (
+        f"{sys.executable} -m regnet train shapes --out run --set epochs=1 --set batch_size=16 "
+        "--train-images 48 --val-images 12 --model regnety_cifar 2> >(head -c 1 > /dev/null)"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "run/model/model.safetensors").exists()
+
+
+@posix
+def test_a_link_that_leads_to_itself_is_one_unreadable_image(folder):
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    shutil.copy(PHOTO, folder / "photo.jpg")
+    result = regnet("predict", ".", "--json", cwd=folder)
+    by_name = {Path(row["image"]).name: row for row in json.loads(result.stdout)}
+    assert by_name["photo.jpg"]["classes"]
+    assert by_name["loop.jpg"]["error"]
+
+
+@pytest.mark.parametrize("option", ["--keep", "--calibrate"])
+def test_an_output_folder_does_not_become_a_class(tmp_path, option):
+    write_folder(tmp_path / "set/val", 4, names=("a", "b"))
+    done = regnet("evaluate", "set", option, "set/val/c", "--model", "regnety_cifar", cwd=tmp_path)
+    refused(done, 2, "set/val/c")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--max-drop", "1"), "--max-drop limits int8; add --precision int8"),
+        (("--min-agreement", "0.9"), "--min-agreement limits int8"),
+        (
+            ("--precision", "int8", "--images", "x", "--max-drop", "1"),
+            "--max-drop limits the loss of accuracy on --data",
+        ),
+        (("--random", "--checkpoint", "x.pth"), "--random and --checkpoint both choose"),
+    ],
+)
+def test_options_of_an_export_without_effect_are_refused(tmp_path, options, message):
+    refused(regnet("export", "regnety_cifar", "a.onnx", *options, cwd=tmp_path), 2, message)

@@ -72,8 +72,8 @@ class Row:
     top1_agreement: float | None = None
     """Share of the timed images with the same most probable class as from eager float32."""
     data_top1: float | None = None
-    """Top-1 accuracy on your own images, in percent: of the model run eagerly, or of an exported
-    file as it is."""
+    """Top-1 accuracy on your own images, in percent, at the image size of the case: in half
+    precision by the engine that ran, in float32 by eager PyTorch; of an exported file as it is."""
     data_agreement: float | None = None
     """Share of those images that get the same class as from the first model, in percent."""
     build_seconds: float | None = None

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from regnet.bench.compare import Change
     from regnet.bench.document import Document, Pair, Row
     from regnet.data.sets import ImageSet
+    from regnet.engines.base import Precision
 
 app = typer.Typer(invoke_without_command=True, add_completion=False)
 
@@ -129,6 +130,8 @@ def command(
 
     if train and engine:
         raise ConfigError("--train runs eagerly; leave out --engine")
+    if train and data:
+        raise ConfigError("--data measures the accuracy of inference; leave it or --train out")
     check_folder_of(out, html, plot)
     where = find_device(device)
     earlier = read(against) if against else None
@@ -324,25 +327,43 @@ def _with_accuracy(done: "Document", images: "ImageSet", *, trust: bool) -> "Doc
     from regnet.errors import RegNetError
     from regnet.evaluation.evaluate import Evaluation, evaluate
 
-    found: dict[str, Evaluation] = {}
-    names = dict.fromkeys(row.case.name for row in done.rows if row.latency_ms)
+    found: dict[tuple[Any, ...], Evaluation] = {}
+    measured = [row for row in done.rows if row.latency_ms]
     with ProgressBar("evaluating") as bar:
-        for name in names:
+        for name, size, engine, precision in dict.fromkeys(map(_setting, measured)):
             step = partial(bar.step, f"evaluating {name}")
             try:
-                found[name] = evaluate(
-                    name, images, workers=core_count(), trust=trust, on_images=step
+                found[name, size, engine, precision] = evaluate(
+                    name,
+                    images,
+                    engine=engine,
+                    precision=precision,
+                    image_size=size,
+                    workers=core_count(),
+                    trust=trust,
+                    on_images=step,
                 )
             except RegNetError as error:
                 print_error(f"{name}: accuracy was not measured: {error}")
     first = next(iter(found.values()), None)
     rows = []
     for row in done.rows:
-        one = found.get(row.case.name)
+        one = found.get(_setting(row))
         if one and first:
             row = replace(row, data_top1=one.top1, data_agreement=one.agreement(first))
         rows.append(row)
     return replace(done, rows=tuple(rows))
+
+
+def _setting(row: "Row") -> tuple[str, int | None, str, "Precision"]:
+    """Return what decides the answers of a row's network: name, image size, engine, precision.
+
+    In float32 all engines give the answers of eager PyTorch, because their outputs are checked.
+    """
+    engine, _, precision = (row.ran or "").partition(" ")
+    if precision not in ("fp16", "bf16"):
+        engine, precision = "eager", "fp32"
+    return row.case.name, row.case.image_size, engine, precision  # type: ignore[return-value]
 
 
 def _print_changes(changes: "list[Change]") -> None:

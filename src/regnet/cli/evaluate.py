@@ -95,7 +95,7 @@ def command(
 
     from regnet.atomic import write_bytes
     from regnet.data.layout import SPLITS
-    from regnet.data.sets import open_set
+    from regnet.data.sets import open_set, refuse_new_class
     from regnet.devices import core_count, find_device, launched
     from regnet.documents import plain
     from regnet.engines.base import Precision
@@ -105,6 +105,8 @@ def command(
     check_choice("precision", precision, get_args(Precision))
     check_choice("split", split, tuple(SPLITS))
     check_folder_of(out)
+    for folder in filter(None, (keep, calibrate)):
+        refuse_new_class(folder, data)
     if calibrate is not None:
         check_new_folder(calibrate)
         if is_exported(model):

@@ -5,12 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from regnet.cli.arguments import AsJson, check_choice, find_images, split
+from regnet.cli.arguments import AsJson, check_choice, find_images, refuse_given, split
 from regnet.cli.output import print_error, print_json, stderr, stdout
 from regnet.errors import ConfigError
 
 
 def command(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="A variant, a checkpoint (variant.tag) or a folder.")
     ],
@@ -102,6 +103,12 @@ def command(
             "--batch-size needs --static, or --dynamic without batch; other files take any batch"
         )
     check_choice("input", input, get_args(Input))
+    if precision != "int8":
+        refuse_given(context, ("max_drop", "min_agreement"), "limits int8; add --precision int8")
+    elif data is None:
+        refuse_given(context, ("max_drop",), "limits the loss of accuracy on --data; add --data")
+    if random and checkpoint is not None:
+        raise ConfigError("--random and --checkpoint both choose the weights; give only one")
     if data is not None and precision != "int8":
         raise ConfigError(
             "--data limits the accuracy loss of int8; add --precision int8 and --images"

@@ -25,6 +25,12 @@ class _SafeConsole(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*map(_safe, objects), **options)
 
+    def on_broken_pipe(self) -> None:
+        if not self.stderr:
+            super().on_broken_pipe()
+        # Nobody reads the progress, but the work goes on.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
 
 def _safe(item: Any) -> Any:
     return "\n".join(map(printable, item.split("\n"))) if isinstance(item, str) else item

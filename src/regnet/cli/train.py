@@ -214,11 +214,11 @@ def command(
         if done.calibration is not None:
             stdout.print(calibration_lines(done.calibration))
     if done.stopped_by is not None:
-        import signal
+        import shlex
 
-        stderr.print(f"stopped and saved; resume with: regnet train --resume {done.out}")
-        if done.stopped_by == signal.SIGINT:
-            raise typer.Exit(130)
+        place = shlex.quote(str(done.out))
+        stderr.print(f"stopped and saved; resume with: regnet train --resume {place}")
+        raise typer.Exit(128 + done.stopped_by)
 
 
 def _recipe(

@@ -109,7 +109,7 @@ def _walk(folder: Path, here: Parts, around: frozenset[Path]) -> Iterator[tuple[
         return
     try:
         with os.scandir(folder) as found:
-            entries = sorted((entry.name, entry.is_dir()) for entry in found)
+            entries = sorted((entry.name, _is_folder(entry)) for entry in found)
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed: {error.strerror or error}") from error
     for name, is_folder in entries:
@@ -118,6 +118,13 @@ def _walk(folder: Path, here: Parts, around: frozenset[Path]) -> Iterator[tuple[
         elif not is_hidden([name]):
             yield (*here, name), True
             yield from _walk(folder / name, (*here, name), around | {real})
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself: a file that cannot be read
+        return False
 
 
 def listed(folder: Path) -> Listing:

@@ -228,7 +228,7 @@ def optimize(
         MissingExtraError: images are given, and the packages for int8 are not installed.
     """
     check_number("seconds", seconds, least=0)
-    check_number("min_agreement", min_agreement, least=0)
+    check_number("min_agreement", min_agreement, least=0, most=1)
     if budget_seconds is not None:
         check_number("budget_seconds", budget_seconds, least=0)
     if isinstance(model, str):

@@ -5,6 +5,7 @@ A checkpoint is a safetensors file, several of them (shards) with an index, or a
 and runs no code.
 """
 
+import errno
 import pickle
 import re
 import zipfile
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -257,4 +258,7 @@ def write_safetensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         seen.add(memory)
         kept[name] = value if whole else value.clone(memory_format=torch.contiguous_format)
     with writing(path) as temporary:
-        save_file(kept, temporary, metadata={"format": "pt"})
+        try:
+            save_file(kept, temporary, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(errno.EIO, f"cannot be written, is the disk full? ({error})") from error
