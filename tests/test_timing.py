@@ -176,11 +176,11 @@ PEAK = """
 import torch
 from regnet.timing import peak_memory
 
-with peak_memory(torch.device("cpu")) as grown:
-    block = bytearray(300_000_000)
-    block[::4096] = b"x" * len(block[::4096])
-    del block
-    print(grown())
+grown = peak_memory(torch.device("cpu"))
+block = bytearray(300_000_000)
+block[::4096] = b"x" * len(block[::4096])
+del block
+print(grown())
 """
 
 
