@@ -325,9 +325,7 @@ def test_a_limit_that_nothing_meets_has_a_report(tmp_path):
 
 def test_lists_can_be_limited_by_measured_latency():
     none = command("list", "regnety_*", "--max-latency-ms", 10)
-    refused(
-        none, 2, "no measurement is saved for this machine", "`regnet choose --latency-ms 10`"
-    )
+    refused(none, 2, "no measurement is saved for this machine", "`regnet choose --latency-ms 10`")
     regnet.choose(10)
     done = command("list", "--max-latency-ms", 10, code=0)
     assert "have not been measured on this machine and are left out" in done.stderr
