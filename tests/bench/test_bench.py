@@ -20,6 +20,7 @@ from regnet.bench.floors import Ceilings, floor
 from regnet.bench.networks import DEFAULT_MODELS, PAIRINGS, expand, load
 from regnet.bench.report import render
 from regnet.bench.runner import Bench, run
+from regnet.cli import bench
 from regnet.design.config import RegNetConfig
 from regnet.design.layers import network_layers
 from regnet.design.variants import VARIANTS
@@ -483,3 +484,17 @@ def test_ceilings_that_fail_leave_the_settings_alone(monkeypatch):
     with pytest.raises(RuntimeError, match="on purpose"):
         floors.measure_ceilings(torch.device("cpu"), "fp32")
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize(
+    ("model", "ran", "engine", "precision"),
+    [
+        ("regnety_cifar", "folded bf16 contiguous", "folded", "bf16"),
+        ("regnety_cifar", "openvino fp32", "eager", "fp32"),
+        ("regnety_cifar", None, "eager", "fp32"),
+        ("mine.xml", "openvino bf16", "eager", "fp32"),
+    ],
+)
+def test_accuracy_is_of_the_setting_that_was_timed(model, ran, engine, precision):
+    row = Row(case=Case(model=model, image_size=64), ran=ran)
+    assert bench._setting(row) == (model, 64, engine, precision)

@@ -1,5 +1,6 @@
 """Measure networks: check their outputs, warm up until times are steady, and time single calls."""
 
+import logging
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -28,7 +29,7 @@ from regnet.engines.check import (
 from regnet.engines.files import FileNetwork
 from regnet.engines.optimize import ENGINES, find_engine, optimize
 from regnet.engines.race import Candidate
-from regnet.errors import check_number, in_one_line, out_of_memory
+from regnet.errors import check_number, in_one_line
 from regnet.machine import environment, gpu_state
 from regnet.timing import (
     Samples,
@@ -40,6 +41,8 @@ from regnet.timing import (
     synchronize,
     time_queued,
 )
+
+_log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 
@@ -202,10 +205,9 @@ class Bench:
                 found = compare(
                     call_b, call_a, inputs_b, inputs_b=inputs_a, pairs=30, seconds=self.seconds
                 )
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                continue  # both networks have rows nevertheless
+            except RuntimeError as error:  # such as too little memory; both networks have rows
+                _log.warning("%s and %s were not compared: %s", a, b, in_one_line(error, most=200))
+                continue
             yield Pair(
                 a=a,
                 b=b,

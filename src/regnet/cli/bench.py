@@ -358,10 +358,13 @@ def _with_accuracy(done: "Document", images: "ImageSet", *, trust: bool) -> "Doc
 def _setting(row: "Row") -> tuple[str, int | None, str, "Precision"]:
     """Return what decides the answers of a row's network: name, image size, engine, precision.
 
-    In float32 all engines give the answers of eager PyTorch, because their outputs are checked.
+    In float32 all engines give the answers of eager PyTorch, because their outputs are checked. An
+    exported file has one engine and precision, and takes no other.
     """
-    engine, _, precision = (row.ran or "").partition(" ")
-    if precision not in ("fp16", "bf16"):
+    from regnet.zoo.resolver import is_exported
+
+    engine, precision, *_ = (row.ran or "eager fp32").split()
+    if precision not in ("fp16", "bf16") or is_exported(row.case.name):
         engine, precision = "eager", "fp32"
     return row.case.name, row.case.image_size, engine, precision  # type: ignore[return-value]
 

@@ -72,9 +72,9 @@ def print_table(
     widths = [max(map(cell_len, cells)) for cells in zip(names, *rows, strict=True)]
     gaps = 2 * (len(columns) - 1)
     flexible = [n for n, column in enumerate(columns) if column.startswith("~")]
-    for left, n in enumerate(flexible):
-        room = stdout.width - gaps - sum(widths) + sum(widths[m] for m in flexible[left:])
-        widths[n] = min(widths[n], max(8, room // (len(flexible) - left)))
+    for n in reversed(flexible):
+        excess = max(0, gaps + sum(widths) - stdout.width)
+        widths[n] = max(min(8, widths[n]), widths[n] - excess)
     for name, column, width in zip(names, columns, widths, strict=True):
         justify: Any = "right" if column.startswith(">") else "left"
         grid.add_column(name, justify=justify, no_wrap=True, min_width=width, max_width=width)

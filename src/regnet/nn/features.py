@@ -283,9 +283,12 @@ class Described(nn.Module):
 
     def _is_described(self, classifier: nn.Module) -> bool:
         """Return whether the card describes this classifier, or one that it only wraps."""
-        known, outputs = self._config, _outputs(classifier, self._config)
         marked = [m for m in classifier.modules() if getattr(m, "_has_card", False)]
-        return any(m is classifier or _outputs(m, known) == outputs for m in marked)
+        if not marked or marked[0] is classifier:
+            return bool(marked)
+        known = self._config
+        outputs = _outputs(classifier, known)
+        return any(_outputs(module, known) == outputs for module in marked)
 
     def _classifier(self) -> nn.Module | None:
         """Return the module that computes the logits; None if the network has no head."""

@@ -1,5 +1,6 @@
 """Measure networks on a device, and fit a model of their latency to a few of them."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf
@@ -17,7 +18,7 @@ from regnet.engines.base import ELEMENT_BYTES, AnyPrecision, Layout, Precision, 
 from regnet.engines.check import INPUT_SETS, answers, build_checked
 from regnet.engines.int8 import build_untrained_int8, check_installed
 from regnet.engines.optimize import ENGINES, Report, find_engine, optimize
-from regnet.errors import ConfigError, EngineError, out_of_memory
+from regnet.errors import ConfigError, EngineError, in_one_line
 from regnet.machine import device_name, environment
 from regnet.nn.model import AnyNet
 from regnet.selection.limits import Measured
@@ -27,6 +28,8 @@ from regnet.spaces.sampling import Sample, sample, sample_by_flops
 from regnet.spaces.space import Space
 from regnet.timing import Comparison, compare
 from regnet.zoo.create import create
+
+_log = logging.getLogger(__name__)
 
 Config = AnyNetConfig | RegNetConfig
 
@@ -175,8 +178,7 @@ class DeviceMeter:
             return compare(runners[0], runners[1], inputs, seconds=4 * self.seconds)
         except RuntimeError as error:
             # Each network may fit into memory alone, but not both: then they are not compared.
-            if not out_of_memory(error):
-                raise
+            _log.warning("two networks were not compared: %s", in_one_line(error, most=200))
         return None
 
     @property
