@@ -1,25 +1,27 @@
 """Write design spaces for further studies as JSON files, for `regnet study init --space`.
 
-    python benchmarks/spaces.py principles runs/spaces
+    python benchmarks/spaces.py principles runs/spaces \
+        --order benchmarks/results/order/order.parquet
     python benchmarks/spaces.py families runs/spaces
 
 All spaces have three stages, for images of 32 pixels, and widths that follow a quantized line, so
-that they differ only in the property that their name states. `principles` varies the bottleneck
-ratio and the group width of RegNetX. It also writes the same sampled networks without and with
-squeeze-excitation, for `--configs` and `study analyze --paired`. `families` has spaces that
-resemble RegNetX, RegNetY, EfficientNet, ResNet and ResNeXt.
+that they differ only in the property that their name states. `principles` has what RegNetX lacks:
+smaller bottleneck ratios, depthwise convolutions only, and deeper networks. It also writes the
+networks of RegNetX in the table of `--order` with squeeze-excitation added, for `--configs`.
+`families` has spaces that resemble RegNetX, RegNetY, EfficientNet, ResNet and ResNeXt.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from regnet.atomic import write_bytes
-from regnet.design.config import ArchitectureConfig
-from regnet.spaces import Distribution, Space, find_space, sample
+from regnet.design.config import config_from_dict
+from regnet.spaces import Distribution, Space, find_space
+from regnet.studies.tables import read_table
 
 LARGEST: Final = 4096
 """A group width above every width of a block, so that convolutions have a single group."""
@@ -56,17 +58,14 @@ SEVERAL: Final = Distribution(kind="power2_uniform", low=2, high=32)
 PRINCIPLES: Final = (
     space("b_quarter", b=values(0.25), g=ANY_GROUP),
     space("b_half", b=values(0.5), g=ANY_GROUP),
-    space("b_1", b=values(1), g=ANY_GROUP),
-    space("b_2", b=values(2), g=ANY_GROUP),
-    space("b_4", b=values(4), g=ANY_GROUP),
     space("depthwise", b=values(1), g=values(1)),
-    space("grouped", b=values(1), g=SEVERAL),
     space("as_deep", b=ANY_RATIO, g=ANY_GROUP, wa=Distribution(
         kind="log_uniform", low=4, high=255.9, quantum=0.1)),
 )  # fmt: skip
-"""Spaces of different bottleneck ratios and group widths, and RegNetX with networks about as deep
-as those of AnyNetX_E. With so few multiply-adds, the slopes from 8 on that RegNetX has leave only
-shallow ones. Squeeze-excitation has no space here: it is compared network by network (`paired`)."""
+"""Spaces with bottleneck ratios and group widths of which RegNetX has none or few, and RegNetX with
+networks about as deep as those of AnyNetX_E. With so few multiply-adds, the slopes from 8 on that
+RegNetX has leave only shallow ones. Squeeze-excitation has no space here: it is compared network by
+network (`with_squeeze`)."""
 
 FAMILIES: Final = (
     space("regnetx_like", b=values(1), g=SEVERAL),
@@ -86,37 +85,38 @@ FAMILIES: Final = (
 """Spaces that resemble the families of the paper's tables 3 and 4."""
 
 
-def paired(flops: float, count: int, seed: int) -> Iterator[tuple[str, list[dict[str, object]]]]:
-    """Yield sampled networks of RegNetX, and the same networks with squeeze-excitation."""
-    shared = ArchitectureConfig(stem="cifar", stem_width=16, num_classes=10)
-    plain = replace(
-        space("x", b=values(1), g=ANY_GROUP).restrict(flops=(0.9 * flops, flops)),
-        architecture=shared,
-        image_size=32,
-    )
-    configs = sample(plain, count, seed).configs
-    yield "without_se", [config.to_dict() for config in configs]
-    yield "with_se", [replace(config, se_ratio=0.25).to_dict() for config in configs]
+def with_squeeze(table: Path, count: int) -> list[dict[str, object]]:
+    """Return the first networks of RegNetX in a table, with squeeze-excitation added.
+
+    Each has the number of its counterpart, by which `benchmarks/principles.py` finds the pairs.
+    """
+    populations = read_table(table)
+    name = next((name for name in populations if name.startswith("regnetx")), None)
+    if name is None:
+        sys.exit(f"{table} has no networks of regnetx")
+    rows = sorted(populations[name].rows, key=lambda row: row.number)[:count]
+    if [row.number for row in rows] != list(range(count)):
+        sys.exit(f"{table} lacks some of the first {count} networks of {name}; give fewer --models")
+    return [config_from_dict({**row.config, "se_ratio": 0.25}).to_dict() for row in rows]
 
 
 def main() -> None:
-    """Write the spaces of a study, and for `principles` also the paired networks."""
+    """Write the spaces of a study, and for `principles` networks with squeeze-excitation."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("study", choices=("principles", "families"))
     parser.add_argument("folder", type=Path, help="folder of the files; it is created")
-    parser.add_argument(
-        "--flops", type=float, default=4e6, help="largest flops of the paired networks"
-    )
-    parser.add_argument("--models", type=int, default=24, help="number of the paired networks")
-    parser.add_argument("--seed", type=int, default=2026, help="seed of the paired networks")
+    parser.add_argument("--order", type=Path, help="table that has the networks of RegNetX")
+    parser.add_argument("--models", type=int, default=24, help="number of these networks to use")
     args = parser.parse_args()
+    if (args.study == "principles") != (args.order is not None):
+        parser.error("principles needs --order, and only principles uses it")
     args.folder.mkdir(parents=True, exist_ok=True)
     documents: dict[str, object] = {
         found.name: found.to_dict()
         for found in (PRINCIPLES if args.study == "principles" else FAMILIES)
     }
     if args.study == "principles":
-        documents |= dict(paired(args.flops, args.models, args.seed))
+        documents["with_se"] = with_squeeze(args.order, args.models)
     for name, document in documents.items():
         path = args.folder / f"{name}.json"
         write_bytes(path, (json.dumps(document, indent=1) + "\n").encode())

@@ -13,8 +13,10 @@ import pytest
 import torch
 from scipy import stats
 
+from regnet.design.config import config_from_dict
 from regnet.spaces import Space, sample
 from regnet.studies.population import Population
+from regnet.studies.tables import read_table
 
 pytestmark = pytest.mark.slow
 
@@ -286,9 +288,14 @@ def test_tables_without_a_known_space_are_refused(tmp_path):
     assert done.stderr == "no statement is about the spaces mine\n"
 
 
-@pytest.mark.parametrize("study", ["principles", "families"])
-def test_spaces_of_further_studies_can_be_sampled(study, tmp_path):
-    run("benchmarks/spaces.py", study, tmp_path, "--models", "2").check_returncode()
+ORDER = ROOT / "benchmarks/results/order/order.parquet"
+
+
+@pytest.mark.parametrize(
+    ("study", "options"), [("principles", ("--order", ORDER)), ("families", ())]
+)
+def test_spaces_of_further_studies_can_be_sampled(study, options, tmp_path):
+    run("benchmarks/spaces.py", study, tmp_path, *options, "--models", "2").check_returncode()
     for path in sorted(tmp_path.iterdir()):
         document = json.loads(path.read_text())
         if isinstance(document, list):
@@ -299,10 +306,24 @@ def test_spaces_of_further_studies_can_be_sampled(study, tmp_path):
         space = replace(space, architecture=shared, image_size=32)
         found = sample(space.restrict(flops=(3.6e6, 4e6)), 2)
         assert all(len(config.depths) == 3 for config in found.configs)
-    with_se, without = (
-        json.loads((tmp_path / f"{name}.json").read_text()) if study == "principles" else []
-        for name in ("with_se", "without_se")
-    )
-    for one, other in zip(with_se, without, strict=True):
-        assert one["se_ratio"] == 0.25
-        assert {**one, "se_ratio": 0.0} == other
+    if study == "principles":
+        for config, row in zip(
+            json.loads((tmp_path / "with_se.json").read_text()),
+            read_table(ORDER)["regnetx_3"].rows,
+            strict=False,
+        ):
+            assert config["se_ratio"] == 0.25
+            assert config_from_dict({**config, "se_ratio": 0.0}) == config_from_dict(row.config)
+
+
+def test_pairs_and_parts_of_regnetx_are_compared(principles):
+    """RegNetX of the study of the order is one side of several statements."""
+    populations = read_table(ORDER)
+    regnetx = populations["regnetx_3"]
+    part = principles.parts(regnetx)
+    assert sum(len(part[f"b_{b}"]) for b in (1, 2, 4)) == len(regnetx)
+    assert all(row.metrics["b"] == 2 for row in part["b_2"].rows)
+    squeezed = replace(regnetx, errors=regnetx.errors - 1.5, rows=regnetx.rows)
+    found = {f.statement: f for f in principles.judged({"regnetx": regnetx, "with_se": squeezed})}
+    helps = found["squeeze-excitation helps (RegNetY - RegNetX)"]
+    assert (helps.ours, helps.verdict) == (pytest.approx(-1.5), "seen")

@@ -4,6 +4,7 @@ Each error also derives from the built-in exception that a caller would expect. 
 line that says what was wrong, with which value, and what to do about it.
 """
 
+import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from math import inf, nan
@@ -94,6 +95,11 @@ def unknown(
     hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else ""
     rest = listing or f"there are {', '.join(names)}"
     return f"there is no {kind} {name!r}{hint}; {rest}"
+
+
+def shell(*words: object) -> str:
+    """Return a command to type, for a message: in backquotes, with paths quoted where needed."""
+    return f"`{shlex.join(map(str, words))}`"
 
 
 def check_number(

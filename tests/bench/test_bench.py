@@ -31,6 +31,7 @@ from regnet.timing import Comparison
 from regnet.zoo.create import create as regnet_create
 from tests.command import refused, regnet
 from tests.engines.test_engines import Wrong
+from tests.pictures import write_folder
 
 CPU = torch.device("cpu")
 SMALL = RegNetConfig(depth=2, w0=16, wa=0.0, wm=2.0, num_classes=7)
@@ -498,3 +499,13 @@ def test_ceilings_that_fail_leave_the_settings_alone(monkeypatch):
 def test_accuracy_is_of_the_setting_that_was_timed(model, ran, engine, precision):
     row = Row(case=Case(model=model, image_size=64), ran=ran)
     assert bench._setting(row) == (model, 64, engine, precision)
+
+
+def test_a_missing_accuracy_is_a_failure(tmp_path):
+    write_folder(tmp_path / "photos", 4, names=("cat", "unicorn"))
+    done = regnet(
+        "bench", "--models", "regnety_cifar.cifar10,regnetx_002", "--data", "photos", "--engine",
+        "eager", "--image-size", 32, "--seconds", 0.01, "--calls", 5, "--json", cwd=tmp_path,
+    )  # fmt: skip
+    refused(done, 1, "accuracy was not measured: ")
+    assert all(row["latency_ms"] for row in json.loads(done.stdout)["rows"])

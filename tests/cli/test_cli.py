@@ -88,12 +88,15 @@ def test_a_folder_without_images_is_reported(tmp_path):
         (["predict", PHOTO, "--model", "resnet50"], 2, ["no weights of resnet50"]),
         (["predict", PHOTO, "--topk", "11"], 2, ["between 1 and the number of classes, 10"]),
         (["info", "regnet_y_1_6g"], 2, ["there is no variant 'regnet_y_1_6g'"]),
-        (["info", "regnety_016", "--plot", "/none/x.svg"], 2, ["/none/x.svg", "No such file"]),
+        (
+            ["info", "regnety_016", "--plot", "/none/x.svg"],
+            2,
+            ["/none/x.svg: there is no folder /none"],
+        ),
         (["info", "regnety_016", "--plot", "x.doc"], 2, ["x.doc", ".svg, .png, .pdf"]),
         (["info", "regnety_016", "--plot", "x.pgf"], 2, ["x.pgf"]),
         (["list", "nothing*"], 1, ["no network matches 'nothing*'"]),
         (["predict", "-"], 2, ["no paths on stdin"]),
-        (["predict", ""], 2, ["path is empty"]),
         (["list", "--family", "vit"], 2, ["there is no family 'vit'"]),
     ],
 )
@@ -340,6 +343,78 @@ def test_an_output_folder_does_not_become_a_class(tmp_path, option):
     write_folder(tmp_path / "set/val", 4, names=("a", "b"))
     done = regnet("evaluate", "set", option, "set/val/c", "--model", "regnety_cifar", cwd=tmp_path)
     refused(done, 2, "set/val/c")
+
+
+TABLE = Path(__file__).parents[2] / "benchmarks/results/order/order.parquet"
+
+WRITES = (
+    ("bench", "--quick", "--out"),
+    ("bench", "--quick", "--html"),
+    ("bench", "--quick", "--plot"),
+    ("choose", "--latency-ms", "10", "--html"),
+    ("choose", "--latency-ms", "10", "--plot"),
+    ("evaluate", "photos", "--out"),
+    ("export", "regnety_cifar"),
+    ("info", "regnety_cifar", "--plot"),
+    ("predict", "photos", "--out"),
+    ("search", "--flops", "4M", "--out"),
+    ("study", "export", "study"),
+    ("study", "report", TABLE, "--out"),
+    ("train", "shapes", "--out", "run", "--plot"),
+    ("weights", "convert", "weights.pth"),
+)
+"""Commands that end in the option or argument for a file that they write."""
+
+
+@pytest.mark.parametrize("words", WRITES, ids=lambda words: " ".join(map(str, words)))
+def test_outputs_are_checked_before_the_work(words, tmp_path):
+    (tmp_path / "taken").mkdir()
+    refused(regnet(*words, "taken", cwd=tmp_path), 2, "taken is a folder; name a file")
+    refused(regnet(*words, "no/file", cwd=tmp_path), 2, "there is no folder no; create it first")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_two_outputs_need_two_files(tmp_path):
+    done = regnet("bench", "--quick", "--out", "a", "--html", "./a", cwd=tmp_path)
+    refused(done, 2, "a is named for two outputs")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("search", "--flops", ""), "there is an empty value after --flops"),
+        (("bench", "--models="), "there is an empty value after --models"),
+        (("bench", "--models", ","), "',' names nothing"),
+        (("study", "init", ""), "there is an empty value after init"),
+        (("predict", PHOTO, ""), "there is an empty value after"),
+        (("bench", "--quick", "compare", "a", "b"), "--quick stands before the subcommand"),
+        (("bench", "--json", "compare", "a", "b"), "--json stands before the subcommand"),
+        (("study", "init", "study", "--tolerance", "0.2"), "--tolerance needs --flops"),
+        (("study", "init", "study", "--replicated", "4"), "--replicated needs --replicas"),
+        (("predict", PHOTO, "--out", "a.parquet", "--split", "train"), "--split chooses images"),
+        (("evaluate", "{folder}", "--dataset", "imagenet"), "no published data set 'imagenet'"),
+        (("search", "--flops", "4M", "--pareto", "{folder}"), "exists already; name a new folder"),
+        (("predict", PHOTO, "--model", "{folder}"), "contains no config.json"),
+    ],
+)
+def test_values_without_effect_are_refused(words, message, tmp_path):
+    write_folder(tmp_path / "photos", 4, names=("cat", "dog"))
+    words = [str(word).format(folder=tmp_path / "photos") for word in words]
+    refused(regnet(*words, cwd=tmp_path), 2, message)
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGTERM, *long(signal.SIGHUP)])
+def test_a_signal_ends_a_command_in_order(number, tmp_path):
+    command = [sys.executable, "-m", "regnet", "export", "regnety_cifar", "model.onnx"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as run:
+        while not list(tmp_path.glob(".model.onnx*")) and run.poll() is None:
+            time.sleep(0.01)
+        run.send_signal(number)
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 128 + number, errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -128,18 +128,20 @@ def test_a_refined_space_is_added_and_trained(study):
     regnet("study", "resume", study, "--workers", "1")
     found = json.loads(regnet("study", "status", study, "--json").stdout)
     assert found["narrower"] == {"done": 2}
-    regnet("study", "recover", study)
+    done = regnet("study", "recover", study, code=0)
+    assert "the former file is now" in done.stderr  # it was not damaged
     assert json.loads(regnet("study", "status", study, "--json").stdout) == found
 
 
 @pytest.mark.slow
 def test_failed_networks_are_reported_and_only_failures_are_an_error(data, tmp_path):
     done = regnet(
-        "study", "init", tmp_path / "s", "--data", data, "--space", "regnetx", "--models", "2",
+        "study", "init", tmp_path / "a b", "--data", data, "--space", "regnetx", "--models", "2",
         *SMALL, "--set", "lr=1e30", "--workers", "1", "--run", code=1,
     )  # fmt: skip
     assert "2 networks failed, the first of regnetx: TrainingError: the loss is not" in done.stderr
-    assert "--retry-failed" in done.stderr
+    hint = f"`regnet study run '{tmp_path}/a b' --retry-failed` trains them again"
+    assert hint in done.stderr
 
 
 def test_a_restriction_applies_to_the_spaces_that_have_the_parameter(data, tmp_path):
@@ -244,9 +246,8 @@ def test_a_search_prints_and_writes_what_it_found(tmp_path, monkeypatch):
 
 def test_a_search_needs_a_limit_and_a_place_for_its_answer(tmp_path):
     assert "a search needs a limit" in regnet("search", code=2).stderr
-    for path in (tmp_path / "best.cfg", tmp_path / "none/best.json"):
-        done = regnet("search", "--flops", "1M", "--out", path, code=2)
-        assert "--out must name a .json file in a folder that exists" in done.stderr
+    done = regnet("search", "--flops", "1M", "--out", tmp_path / "best.cfg", code=2)
+    assert "--out must name a .json file" in done.stderr
 
 
 def test_a_study_can_limit_latency_and_reports_the_error_of_its_model(monkeypatch, data, tmp_path):

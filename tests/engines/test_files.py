@@ -1,5 +1,6 @@
 """Tests that exported files are opened by their own metadata and run as they are."""
 
+import json
 import os
 import pickle
 import zipfile
@@ -53,6 +54,8 @@ def test_a_file_gives_the_models_answers_and_describes_itself(model, onnx_file):
 def test_commands_open_a_file(model, onnx_file, photos):
     lines = command("info", onnx_file, code=0).stdout
     assert "onnx, fp32; it takes images of any batch, channels 3, any height, any width" in lines
+    document = json.loads(command("info", onnx_file, "--json", code=0).stdout)
+    assert document["file"]["shape"] == [None, 3, None, None]
     ours = command("predict", photos / "cat", "--model", "regnety_cifar", "--json", code=0).stdout
     theirs = command("predict", photos / "cat", "--model", onnx_file, "--json", code=0).stdout
     assert [row.split(":")[0] for row in ours.splitlines()] == [
@@ -172,7 +175,7 @@ def test_openvino_files_are_opened(model, tmp_path, photos):
     assert (file.runtime, file.shape) == ("openvino", (None, 3, None, None))
     assert "openvino fp32" in command("evaluate", photos, "--model", path, code=0).stdout
     path.with_suffix(".bin").unlink()
-    with pytest.raises(ConfigError, match=r"model\.xml cannot be opened"):
+    with pytest.raises(NotFoundError, match=r"its weights, model\.bin, are not beside it"):
         open_model(str(path))
 
 

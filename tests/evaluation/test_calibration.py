@@ -119,9 +119,11 @@ def test_the_command_saves_a_calibrated_model(tmp_path):
     )  # fmt: skip
     model, out = tmp_path / "run/model", tmp_path / "calibrated"
     command = ["evaluate", "shapes", "--model", str(model), "--calibrate", str(out), "--json"]
-    done = CliRunner().invoke(app, command)
+    document = tmp_path / "found.json"
+    done = CliRunner().invoke(app, [*command, "--out", str(document)])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
+    assert json.loads(document.read_text()) == found
     assert found["calibration"]["top1"] == pytest.approx(found["top1"])
     old, new = (
         regnet.create(f"local-dir:{where}", pretrained=True).eval() for where in (model, out)

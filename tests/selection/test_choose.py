@@ -332,6 +332,8 @@ def test_lists_can_be_limited_by_measured_latency():
     rows = [line.split() for line in done.stdout.splitlines()[2:] if line.strip()]
     assert rows
     assert all(float(row[1]) <= 10 for row in rows)
+    document = json.loads(command("list", "--max-latency-ms", 10, "--json", code=0).stdout)
+    assert all(0 < row["latency_ms"] <= 10 for row in document)
     weights = command("list", "--license", "commercial", "--max-latency-ms", 10, code=0)
     assert "regnetx_002.pycls_in1k" in weights.stdout
     refused(

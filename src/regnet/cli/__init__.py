@@ -6,13 +6,14 @@ it.
 
 import sys
 
-from regnet.cli.interrupt import interrupted, remember_interrupts
+from regnet.cli.interrupt import end_in_order, interrupted, remember_interrupts
 
 
 def run() -> None:
     """Run the command line. Ctrl-C ends it with one line, even while modules are being imported."""
     try:
         remember_interrupts()
+        end_in_order()
         from regnet.cli.main import main
 
         main()

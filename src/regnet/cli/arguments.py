@@ -62,37 +62,68 @@ def refuse_given(context: typer.Context, parameters: Iterable[str], reason: str)
     Raises:
         ConfigError: one of them was given.
     """
+    options = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     for parameter in parameters:
         source = context.get_parameter_source(parameter)
         if source and source.name == "COMMANDLINE":
-            raise ConfigError(f"--{parameter.strip('_').replace('_', '-')} {reason}")
+            raise ConfigError(f"{options[parameter]} {reason}")
 
 
-def check_folder_of(*paths: Path | None) -> None:
-    """Refuse output files whose folder does not exist, before any work is done for them.
+def check_outputs(*files: Path | None, plot: Path | None = None) -> None:
+    """Refuse output files that cannot be written, before any work is done for them.
 
     Raises:
-        ConfigError: the folder of a file does not exist.
+        ConfigError: the folder of a file does not exist, a file is a folder, two files are the
+            same, or a plot has another extension than those of `figures.FORMATS`.
+        MissingExtraError: a plot is asked for, and matplotlib is not installed.
     """
-    for path in filter(None, paths):
+    seen: set[Path] = set()
+    for path in filter(None, (*files, plot)):
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder; name a file")
         if not path.absolute().parent.is_dir():
             raise ConfigError(f"{path}: there is no folder {path.parent}; create it first")
+        if path.resolve() in seen and not path.is_char_device():
+            raise ConfigError(f"{path} is named for two outputs; name different files")
+        seen.add(path.resolve())
+    if plot:
+        from regnet.figures import check_plot_file
+
+        check_plot_file(plot)
 
 
 def check_new_folder(path: Path) -> None:
     """Refuse an output folder that is not empty, before any work is done for it.
 
     Raises:
-        ConfigError: the path is a file or a folder with files, or its parent does not exist.
+        ConfigError: the path is a file or a folder with files, or lies in a file.
     """
-    check_folder_of(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    check_folder(path)
+    if path.exists() and any(path.iterdir()):
         raise ConfigError(f"{path} exists already; name a new folder")
 
 
+def check_folder(path: Path) -> None:
+    """Refuse an output folder that cannot be created.
+
+    Raises:
+        ConfigError: the path, or a part of it, is a file.
+    """
+    nearest = next(part for part in (path, *path.absolute().parents) if part.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{nearest} is a file; name a new folder")
+
+
 def split(text: str) -> list[str]:
-    """Split a comma-separated list, without empty parts."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """Split a comma-separated list, without empty parts.
+
+    Raises:
+        ConfigError: the list has no other parts.
+    """
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise ConfigError(f"{text!r} names nothing; give at least one name or number")
+    return parts
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
@@ -103,7 +134,7 @@ def whole_numbers(option: str, text: str) -> list[int]:
     """
     try:
         numbers = [int(part) for part in split(text)]
-    except ValueError:
+    except (ConfigError, ValueError):
         numbers = []
     if not numbers or min(numbers) < 1:
         raise typer.BadParameter(
@@ -164,8 +195,6 @@ def find_images(images: list[str]) -> tuple[list[str], list[str]]:
             named, failed = find_images([line for line in lines if line.strip() and line != "-"])
             paths += named
             failures += failed if lines else ["there are no paths on stdin"]
-        elif not image:
-            failures.append("an image's path is empty; name a file or a folder")
         elif (folder := Path(image)).is_dir():
             found = listed(folder)
             paths += [str(folder.joinpath(*parts)) for parts in found.files]

@@ -12,7 +12,8 @@ from regnet.cli.arguments import (
     Threads,
     Trust,
     check_choice,
-    check_folder_of,
+    check_outputs,
+    refuse_given,
     set_threads,
     split,
     whole_numbers,
@@ -115,6 +116,9 @@ def command(
     Example: regnet bench --models regnety_004,regnetx_004 --batch-size 1,16 --precision fp32,bf16
     """
     if context.invoked_subcommand:
+        refuse_given(
+            context, context.params, "stands before the subcommand, where it has no effect"
+        )
         return
     from regnet import documents
     from regnet.atomic import write_bytes
@@ -132,7 +136,7 @@ def command(
         raise ConfigError("--train runs eagerly; leave out --engine")
     if train and data:
         raise ConfigError("--data measures the accuracy of inference; leave it or --train out")
-    check_folder_of(out, html, plot)
+    check_outputs(out, html, plot=plot)
     where = find_device(device)
     earlier = read(against) if against else None
     chosen = split(models) if models else list(QUICK_MODELS if quick else DEFAULT_MODELS)
@@ -148,7 +152,7 @@ def command(
     ran = ["eager"] if train else engines
     if layouts[0] != LAYOUTS[0] and {AUTO, BEST} & {*ran}:
         raise ConfigError(f"{AUTO} and {BEST} choose the layout; name engines, or omit --layout")
-    networks = expand(chosen, split(peers or ""))
+    networks = expand(chosen, split(peers) if peers else [])
     if train and (exported := [name for name in networks if is_exported(name)]):
         raise ConfigError(f"{exported[0]} is an exported file, which cannot be trained")
     cases = [
@@ -170,10 +174,6 @@ def command(
         # An exported file has one engine, precision and layout.
         if (kind, order, way) == (precisions[0], layouts[0], ran[0]) or not is_exported(model)
     ]
-    if plot:
-        from regnet.figures import check_plot_file
-
-        check_plot_file(plot)
     set_threads(threads)
     images = open_set(data) if data else None
     limit = min(seconds, 1.0) if quick else seconds
@@ -219,6 +219,8 @@ def command(
     if not any(row.latency_ms for row in done.rows):
         print_error("no case could be measured; the table says why")
         raise typer.Exit(1)
+    if images and any(row.latency_ms and row.data_top1 is None for row in done.rows):
+        raise typer.Exit(1)  # the reasons are printed
 
 
 @app.command()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regnet.cli.arguments import AsJson, Device, Plot, Threads, check_folder_of, set_threads
+from regnet.cli.arguments import AsJson, Device, Plot, Threads, check_outputs, set_threads
 from regnet.cli.output import print_error, print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
 
@@ -62,7 +62,7 @@ def command(
 
     Example: regnet choose --latency-ms 20 --license commercial
     """
-    check_folder_of(plot, html)
+    check_outputs(html, plot=plot)
     from regnet.devices import find_device
     from regnet.selection.choose import choose
 

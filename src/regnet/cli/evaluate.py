@@ -1,21 +1,24 @@
 """`regnet evaluate`: measure accuracy on labelled images, beside the published accuracy."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from regnet.atomic import write_bytes
 from regnet.cli.arguments import (
     AsJson,
     Device,
     Model,
     Trust,
     check_choice,
-    check_folder_of,
     check_new_folder,
+    check_outputs,
 )
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
+from regnet.documents import finite, plain
 from regnet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,23 +91,19 @@ def command(
 
     Example: regnet evaluate imagenet/val --model regnety_016.tv2_in1k --keep runs/evaluation
     """
-    import json
     import warnings
-    from dataclasses import asdict
     from typing import get_args
 
-    from regnet.atomic import write_bytes
     from regnet.data.layout import SPLITS
     from regnet.data.sets import open_set, refuse_new_class
     from regnet.devices import core_count, find_device, launched
-    from regnet.documents import plain
     from regnet.engines.base import Precision
     from regnet.evaluation.evaluate import evaluate
     from regnet.zoo.resolver import is_exported
 
     check_choice("precision", precision, get_args(Precision))
     check_choice("split", split, tuple(SPLITS))
-    check_folder_of(out)
+    check_outputs(out)
     for folder in filter(None, (keep, calibrate)):
         refuse_new_class(folder, data)
     if calibrate is not None:
@@ -152,21 +151,26 @@ def command(
         )
     if not leads:
         return
-    if out:
-        write_bytes(out, json.dumps(asdict(done), indent=1, default=str).encode())
-    temperature = None
+    document = plain(done)
+    _write(out, document)
+    if not as_json:
+        _print(done, per_class=per_class)
     if calibrate is not None:
         temperature = _calibrated(
             model, images, calibrate, device=where, batch_size=batch_size, workers=readers
         )
+        document["calibration"] = temperature
+        _write(out, document)
+        if not as_json:
+            stdout.print(calibration_lines(temperature))
+        stderr.print(f"wrote {calibrate}: its answers are the same, its confidences are calibrated")
     if as_json:
-        facts = {} if temperature is None else {"calibration": plain(temperature)}
-        print_json(plain(done) | facts)
-        return
-    _print(done, per_class=per_class)
-    if temperature is not None:
-        stdout.print(calibration_lines(temperature))
-        stdout.print(f"wrote {calibrate}: its answers are the same, its confidences are calibrated")
+        print_json(document)
+
+
+def _write(out: Path | None, document: dict[str, Any]) -> None:
+    if out:
+        write_bytes(out, json.dumps(finite(document), indent=1).encode())
 
 
 def _calibrated(

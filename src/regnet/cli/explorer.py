@@ -1,8 +1,6 @@
 """`regnet app`: open the explorer in the browser."""
 
-import signal
-import sys
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -24,14 +22,7 @@ def command(
 
     Example: regnet app --port 7861
     """
-    for name in ("SIGTERM", "SIGHUP"):  # exit normally, which removes temporary files
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _end)
     page = launch(port=port, upload_mb=upload_mb, open_browser=open_browser)
     stdout.print(page.local_url)
     stderr.print("press Ctrl-C to stop")
     page.block_thread()
-
-
-def _end(number: int, _frame: object) -> NoReturn:
-    sys.exit(128 + number)

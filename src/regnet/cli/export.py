@@ -5,7 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from regnet.cli.arguments import AsJson, check_choice, find_images, refuse_given, split
+from regnet.cli.arguments import (
+    AsJson,
+    check_choice,
+    check_outputs,
+    find_images,
+    refuse_given,
+    split,
+)
 from regnet.cli.output import print_error, print_json, stderr, stdout
 from regnet.errors import ConfigError
 
@@ -91,6 +98,7 @@ def command(
     from regnet.exporting import export
     from regnet.zoo.create import create
 
+    check_outputs(path)
     check_choice(
         "precision", precision, dict.fromkeys(p for f in FORMATS.values() for p in f.precisions)
     )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regnet.cli.arguments import AsJson, Trust
+from regnet.cli.arguments import AsJson, Trust, check_outputs
 from regnet.cli.output import print_json, print_table, scaled, stderr, stdout
 from regnet.paths import expanded
 
@@ -34,6 +34,7 @@ def command(
 
     Example: regnet info regnety_016.tv2_in1k
     """
+    check_outputs(plot=plot)
     from regnet.design.config import RegNetConfig
     from regnet.zoo.listing import info, info_of_config
     from regnet.zoo.resolver import is_exported
@@ -55,8 +56,19 @@ def command(
     anynet = row.config.anynet()
     if as_json:
         blocks = anynet.blocks()
+        facts_of_file = file and {
+            "runtime": file.runtime,
+            "precision": file.precision,
+            "shape": file.shape,
+            "outputs": file.outputs,
+        }
         print_json(
-            {"info": row, "stages": list(anynet.to_dict()["stages"]), "blocks": list(blocks)}
+            {
+                "info": row,
+                "stages": list(anynet.to_dict()["stages"]),
+                "blocks": list(blocks),
+                "file": facts_of_file,
+            }
         )
         return
     stdout.print(f"{row.label}  ({row.name}, factory {row.factory})\n")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from regnet import documents
 from regnet.cli.arguments import AsJson, parse_count
 from regnet.cli.output import print_error, print_json, print_table, scaled, stderr
 from regnet.errors import ConfigError, check_number
@@ -71,7 +72,11 @@ def command(
     if max_latency_ms is not None:
         infos, times = _fast_enough(infos, max_latency_ms)
     if as_json:
-        print_json(infos)
+        print_json(
+            infos
+            if times is None
+            else [documents.plain(row) | {"latency_ms": times[_name(row)]} for row in infos]
+        )
     elif any(row.checkpoint for row in infos):
         _print_weights(infos, times)
     else:

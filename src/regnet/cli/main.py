@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from io import TextIOWrapper
+from itertools import pairwise
 from typing import Annotated, Any, Final, NoReturn
 
 import typer
@@ -42,14 +43,23 @@ ORDER: Final = (
 """Order of the commands in the help: the order in which a user needs them."""
 
 
-class _InOrder(typer.core.TyperGroup):
+class _Commands(typer.core.TyperGroup):
+    """The commands in their order; an empty argument is refused for all of them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for before, argument in pairwise((self.name or "", *args)):
+            name, equals, value = argument.partition("=")
+            if not argument or (name.startswith("--") and equals and not value):
+                raise ConfigError(f"there is an empty value after {name or before}; give one")
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: Any) -> list[str]:
         return sorted(super().list_commands(ctx), key=ORDER.index)
 
 
 app = typer.Typer(
     name="regnet",
-    cls=_InOrder,
+    cls=_Commands,
     help="RegNets: choose, train, export and benchmark them, and study their design spaces.",
     no_args_is_help=True,
     add_completion=False,

@@ -11,7 +11,7 @@ from regnet.cli.arguments import (
     Threads,
     Trust,
     check_choice,
-    check_folder_of,
+    check_outputs,
     find_images,
 )
 from regnet.cli.executors import Devices, ExecutorName, Gpus, Slurm, executor_of
@@ -86,6 +86,7 @@ def command(
     from typing import get_args
 
     from regnet.data.layout import SPLITS
+    from regnet.data.sources import HUB_PREFIX
     from regnet.engines.base import Precision
     from regnet.prediction.collection import predict_collection
 
@@ -105,7 +106,9 @@ def command(
         return
     check_choice("precision", precision or "fp32", get_args(Precision))
     check_choice("split", split or "val", tuple(SPLITS))
-    check_folder_of(out)
+    check_outputs(out)
+    if split and not any(image.startswith(HUB_PREFIX) for image in images):
+        raise ConfigError("--split chooses images of a data set of the Hub; leave it out")
     if "-" in images:
         listed, failures = find_images(["-"])
         if failures:

@@ -10,6 +10,8 @@ from regnet.cli.arguments import (
     AsJson,
     Device,
     Threads,
+    check_new_folder,
+    check_outputs,
     parse_count,
     parse_duration,
     read_recipe,
@@ -145,10 +147,11 @@ def command(
         latency_ms=latency_ms,
         memory_mb=memory_mb,
     )
-    if out and (out.suffix != ".json" or not out.absolute().parent.is_dir()):
-        raise ConfigError(f"{out}: --out must name a .json file in a folder that exists")
-    if pareto and pareto.exists() and not pareto.is_dir():
-        raise ConfigError(f"{pareto} is a file; name a folder with --pareto")
+    check_outputs(out)
+    if out and out.suffix != ".json":
+        raise ConfigError(f"{out}: --out must name a .json file")
+    if pareto:
+        check_new_folder(pareto)
     where = find_device(device)
     set_threads(threads)
     found = search_space(space)

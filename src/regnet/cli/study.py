@@ -5,13 +5,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from regnet.cli.arguments import AsJson, check_choice, parse_count, read_recipe, refuse_given
+from regnet.cli.arguments import (
+    AsJson,
+    check_choice,
+    check_folder,
+    check_outputs,
+    parse_count,
+    read_recipe,
+    refuse_given,
+)
 from regnet.cli.executors import Devices, ExecutorName, Gpus, Slurm, executor_of
 from regnet.cli.networks import Networks, SetOption, TrainImages, ValImages, Workers
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar, duration
 from regnet.cli.spaces import read_networks, read_space, restricted
-from regnet.errors import ConfigError, unknown
+from regnet.errors import ConfigError, shell, unknown
 
 if TYPE_CHECKING:
     from regnet.executors import Executor
@@ -171,6 +179,10 @@ def init(
             context, _OF_TRAINING,
             "is only for training on images, and the objective trains; leave it out",
         )  # fmt: skip
+    if replicas == 1:
+        refuse_given(context, ("replicated",), "needs --replicas; add it, or leave it out")
+    if flops is None:
+        refuse_given(context, ("tolerance",), "needs --flops; add it, or leave it out")
     if configs and not space:
         refuse_given(
             context, _OF_SPACES,
@@ -409,7 +421,11 @@ def report(
     Example: regnet study report runs/study --out study.html
     """
     where = source if source.is_dir() else Path()
-    _report(source, out or where / REPORT, plots=plots, select=select, seed=seed)
+    out = out or where / REPORT
+    check_outputs(out)
+    if plots:
+        check_folder(plots)
+    _report(source, out, plots=plots, select=select, seed=seed)
 
 
 @app.command("export")
@@ -424,6 +440,7 @@ def export(
     from regnet.studies import population
     from regnet.studies.tables import write_table
 
+    check_outputs(out)
     count = write_table(population.load(folder), out)
     stdout.print(f"{out}: {count} networks")
 
@@ -461,7 +478,8 @@ def refine(
     _print_gain(gain(populations[space], found.spaces[space], *chosen), len(populations[space]))
     population.extend(folder, new)
     stderr.print(
-        f"{folder}: added {study.models} networks of {new.name}; train them with `regnet study run`"
+        f"{folder}: added {study.models} networks of {new.name}; train them with "
+        f"{shell('regnet', 'study', 'run', folder)}"
     )
     status(folder)
 
@@ -487,8 +505,8 @@ def recover(folder: Folder, *, trust: TrustCode = False) -> None:
     from regnet.studies import population
 
     _check_trust(population.read(folder), trust=trust)
-    kept, damaged = population.recover(folder)
-    where = f"; the damaged file is now {damaged}" if damaged else ""
+    kept, former = population.recover(folder)
+    where = f"; the former file is now {former}" if former else ""
     stderr.print(f"recovered {kept} results{where}")
     status(folder)
 
@@ -553,9 +571,10 @@ def _train(folder: Path, executor: "Executor", *, trust: bool, **options: Any) -
                 **options,
                 on_result=Networks(folder, bar).result,
             )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             stderr.print(
-                f"stopped; trained networks are saved. Resume with: regnet study run {folder}"
+                "stopped; trained networks are saved. Resume with "
+                f"{shell('regnet', 'study', 'run', folder)}"
             )
             raise
 
@@ -570,8 +589,9 @@ def _fail_if_all_failed(folder: Path) -> None:
         assert failed[0].outcome is not None, "a failed network has a reason"
         stderr.print(
             f"{len(failed)} networks failed, the first of {failed[0].space}: "
-            f"{failed[0].outcome['reason']}; `regnet study export` lists all, and "
-            "`regnet study run --retry-failed` trains them again"
+            f"{failed[0].outcome['reason']}; "
+            f"{shell('regnet', 'study', 'export', folder, 'networks.csv')} lists all, and "
+            f"{shell('regnet', 'study', 'run', folder, '--retry-failed')} trains them again"
         )
         if not any(len(of_space) for of_space in found.values()):
             raise typer.Exit(1)

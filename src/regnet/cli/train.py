@@ -7,11 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from regnet.cli.arguments import AsJson, Threads, read_recipe, refuse_given, set_threads
+from regnet.cli.arguments import (
+    AsJson,
+    Threads,
+    check_outputs,
+    read_recipe,
+    refuse_given,
+    set_threads,
+)
 from regnet.cli.evaluate import calibration_lines
 from regnet.cli.output import print_json, print_table, stderr, stdout
 from regnet.cli.progress import ProgressBar
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, shell
 
 if TYPE_CHECKING:
     from regnet.training.loop import Trained
@@ -147,10 +154,8 @@ def command(
 
     from regnet.allocator import keep_freed_memory
     from regnet.devices import launched
-    from regnet.figures import check_plot_file
 
-    if plot:
-        check_plot_file(plot)
+    check_outputs(plot=plot)
     if sum(value is not None for value in (data, resume, replay)) != 1:
         raise ConfigError("give one of: the training images, --resume FOLDER, --replay RUN.json")
     if moved and not resume:
@@ -214,10 +219,8 @@ def command(
         if done.calibration is not None:
             stdout.print(calibration_lines(done.calibration))
     if done.stopped_by is not None:
-        import shlex
-
-        place = shlex.quote(str(done.out))
-        stderr.print(f"stopped and saved; resume with: regnet train --resume {place}")
+        again = shell("regnet", "train", "--resume", done.out)
+        stderr.print(f"stopped and saved; resume with {again}")
         raise typer.Exit(128 + done.stopped_by)
 
 

@@ -42,7 +42,7 @@ def trained_search(
             found = search_with_data(
                 folder, limits, on_step=bar.step, on_round=begins, **options, **measuring
             )
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             stderr.print(
                 "stopped; trained networks are saved. Run the same command again to resume"
             )

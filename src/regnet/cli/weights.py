@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regnet.cli.arguments import AsJson
+from regnet.cli.arguments import AsJson, check_outputs
 from regnet.cli.output import print_error, print_json, print_table, scaled, stderr, stdout
-from regnet.errors import WeightsError
+from regnet.errors import WeightsError, shell
 
 if TYPE_CHECKING:
     from regnet.weights.catalog import Checkpoint
@@ -83,7 +83,8 @@ def verify(
         found = verify_cached(row, how)
         if names and not found:
             raise WeightsError(
-                f"{row.id} is not on this machine; download it with `regnet weights fetch {row.id}`"
+                f"{row.id} is not on this machine; download it with "
+                f"{shell('regnet', 'weights', 'fetch', row.id)}"
             )
         results += found
     if as_json:
@@ -171,6 +172,7 @@ def convert(
 
     Example: regnet weights convert RegNetY-1.6GF_dds_8gpu.pyth regnety_016.safetensors
     """
+    check_outputs(out)
     from regnet.weights.convert import convert_file
 
     done = convert_file(file, out, to=to, key=key, bgr=bgr, ignore_objects=ignore_objects)

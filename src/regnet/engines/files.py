@@ -169,17 +169,25 @@ def _open_onnx(path: Path) -> Opened:
     model = onnx.load(path, load_external_data=False)
     for tensor in _tensors(model.graph):
         for entry in tensor.external_data:
-            outside = Path(entry.value).name != entry.value
-            if entry.key == "location" and (outside or (path.parent / entry.value).is_symlink()):
+            if entry.key != "location":
+                continue
+            weights = path.parent / entry.value
+            if weights.name != entry.value or weights.is_symlink():
                 raise ConfigError(
                     f"{path}: it refers to weights in {entry.value!r}, outside its folder; export "
                     "the network again"
                 )
+            _check_weights(path, weights)
     [images] = model.graph.input
     sizes = images.type.tensor_type.shape.dim
     shape = tuple(size.dim_value if size.HasField("dim_value") else None for size in sizes)
     said = {entry.key: entry.value for entry in model.metadata_props}
     return load_onnx(path, Target(device=CPU)), shape, said.get(KEY)
+
+
+def _check_weights(path: Path, weights: Path) -> None:
+    if not weights.is_file():
+        raise NotFoundError(f"{path}: its weights, {weights.name}, are not beside it; copy both")
 
 
 def _tensors(graph: Any) -> Iterator[Any]:
@@ -195,7 +203,9 @@ def _tensors(graph: Any) -> Iterator[Any]:
 
 def _open_openvino(path: Path) -> Opened:
     # The file of weights is named, so that OpenVINO does not look for another one.
-    model = core().read_model(path, path.with_suffix(".bin"))
+    weights = path.with_suffix(".bin")
+    _check_weights(path, weights)
+    model = core().read_model(path, weights)
     text = model.get_rt_info(KEY).astype(str) if model.has_rt_info(KEY) else None
     [images] = model.inputs
     shape = tuple(None if size.is_dynamic else size.get_length() for size in images.partial_shape)

@@ -22,7 +22,7 @@ from regnet.engines.base import Precision
 from regnet.engines.files import FileNetwork, open_model
 from regnet.engines.optimize import device_of
 from regnet.engines.running import running
-from regnet.errors import ConfigError, DataError, EngineError
+from regnet.errors import ConfigError, DataError, EngineError, unknown
 from regnet.evaluation import scores
 from regnet.evaluation.datasets import BY_ORDER, Match, identify, match_classes
 from regnet.evaluation.kept import Kept, kept
@@ -34,6 +34,7 @@ from regnet.paths import expanded
 from regnet.prediction.images import DEFAULT_MODEL
 from regnet.process_group import Group, joined
 from regnet.weights.card import Card
+from regnet.weights.catalog import checkpoints
 from regnet.zoo.create import preprocess
 
 SAME: Final = 0.1
@@ -161,6 +162,8 @@ def evaluate(
     network = cast("AnyNet | FileNetwork", unwrapped(opened))
     if not network.num_classes:
         raise ConfigError("this model has no classifier; create it with num_classes")
+    if dataset is not None:
+        _check_dataset(dataset, network)
     look = _look(network, larger=larger, image_size=image_size, crop_pct=crop_pct)
     names: Sequence[str] = network.card.labels if network.card else ()
     match = match_classes(images, names, network.num_classes)
@@ -435,6 +438,16 @@ def _warnings(
     if failures:
         found.append(f"{len(failures)} images cannot be read and do not count in the accuracy")
     return tuple(found)
+
+
+def _check_dataset(name: str, network: AnyNet | FileNetwork) -> None:
+    """Refuse the name of a data set for which neither a checkpoint nor the card has an accuracy."""
+    metrics = [metric for row in checkpoints().values() for metric in row.metrics]
+    if network.card:
+        metrics += network.card.metrics
+    known = sorted({metric.dataset for metric in metrics})
+    if name not in known:
+        raise ConfigError(unknown("published data set", name, known))
 
 
 def _published(

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from regnet import documents
 from regnet.atomic import write_bytes
-from regnet.errors import ConfigError, StudyError
+from regnet.errors import ConfigError, StudyError, shell
 
 FILE: Final = "results.jsonl"
 
@@ -54,8 +54,8 @@ class Journal:
             return {}
         except (ConfigError, KeyError, TypeError) as error:
             raise StudyError(
-                f"{error}; `regnet study recover {self.folder}` rebuilds it from the results "
-                "that are intact"
+                f"{error}; {shell('regnet', 'study', 'recover', self.folder)} rebuilds it from the "
+                "results that are intact"
             ) from error
 
     def readable(self) -> dict[Key, dict[str, Any]]:

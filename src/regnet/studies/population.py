@@ -16,7 +16,7 @@ from regnet import runfolder
 from regnet.data import sources
 from regnet.design.config import config_from_dict
 from regnet.design.widths import FloatArray
-from regnet.errors import ConfigError, DataError, ImageError, StudyError, check_number
+from regnet.errors import ConfigError, DataError, ImageError, StudyError, check_number, shell
 from regnet.executors import Died, Executor, ProcessPool
 from regnet.selection.device import learn_latency
 from regnet.spaces.custom import KIND, find_function
@@ -268,7 +268,7 @@ def recover(folder: str | Path) -> tuple[int, Path | None]:
     """Rebuild a damaged or lost store from all results that can still be read.
 
     Returns:
-        The number of recovered results, and the new path of the damaged file; None if there was no
+        The number of recovered results, and the new path of the former file; None if there was no
         file.
 
     Raises:
@@ -331,8 +331,8 @@ def _check_complete(study: Study, store: Store) -> list[Row]:
     rows = store.rows()
     if 0 < len(rows) < study.count:
         raise StudyError(
-            f"{store.path} has {len(rows)} of {study.count} networks; `regnet study run "
-            f"{store.folder}` or `regnet study recover {store.folder}` adds the missing ones"
+            f"{store.path} has {len(rows)} of {study.count} networks; "
+            f"{shell('regnet', 'study', 'recover', store.folder)} adds the missing ones"
         )
     return rows
 

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 from filelock import FileLock, Timeout
 
 from regnet import digest
-from regnet.errors import StudyError
+from regnet.errors import StudyError, shell
 from regnet.studies.journal import Journal
 
 FILE: Final = "study.db"
@@ -89,8 +89,8 @@ class Store:
         self.owner = ""
         if not create and not self.path.is_file():
             raise StudyError(
-                f"{self.path} is missing; `regnet study recover {folder}` rebuilds it with the "
-                f"results of {self.journal.path.name}"
+                f"{self.path} is missing; {shell('regnet', 'study', 'recover', folder)} rebuilds "
+                f"it with the results of {self.journal.path.name}"
             )
         with self._explained():
             self._connection = sqlite3.connect(
@@ -243,8 +243,9 @@ class Store:
         lost = [key for key, outcome in results.items() if finished.get(key) != outcome]
         if lost:
             raise StudyError(
-                f"{self.path} lacks {len(lost)} of {len(results)} results; `regnet study recover "
-                f"{self.folder}` restores them from {self.journal.path.name}"
+                f"{self.path} lacks {len(lost)} of {len(results)} results; "
+                f"{shell('regnet', 'study', 'recover', self.folder)} restores them from "
+                f"{self.journal.path.name}"
             )
 
     def _rows(self, where: str, values: Sequence[Any] = ()) -> list[Row]:
@@ -291,8 +292,9 @@ class Store:
             if transient and "decode" not in reason:
                 raise StudyError(f"{self.path}: {reason}; committed results are safe") from error
             raise StudyError(
-                f"{self.path} is damaged ({reason[:200]}); `regnet study recover {self.folder}` "
-                "saves what can be read, and `regnet study run` trains the rest again"
+                f"{self.path} is damaged ({reason[:200]}); "
+                f"{shell('regnet', 'study', 'recover', self.folder)} saves what can be read, and "
+                f"{shell('regnet', 'study', 'run', self.folder)} trains the rest again"
             ) from error
 
 
@@ -304,7 +306,7 @@ def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
         rows: all networks of the study, without results.
 
     Returns:
-        The number of recovered results, and the new path of the damaged file; None if there was no
+        The number of recovered results, and the new path of the former file; None if there was no
         file.
 
     Raises:
@@ -323,11 +325,11 @@ def recover(folder: Path, rows: Sequence[Row]) -> tuple[int, Path | None]:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".recover-") as new:
         with Store(Path(new), create=True) as store:
             store.add(restored)
-        damaged = folder / f"{FILE}.damaged-{uuid.uuid4().hex[:8]}"
+        former = folder / f"{FILE}.former-{uuid.uuid4().hex[:8]}"
         for suffix in _PARTS:
             part = path.with_name(path.name + suffix)
             if part.exists():
-                moved = part.rename(damaged.with_name(damaged.name + suffix))
+                moved = part.rename(former.with_name(former.name + suffix))
                 kept = kept or moved
         (Path(new) / FILE).rename(path)
     found = [row for row in restored if row.outcome is not None]
@@ -400,20 +402,21 @@ def _taken(path: Path) -> Iterator[bool]:
 def _row(values: Sequence[Any]) -> Row:
     """Build a row from the columns of the table; raise ValueError if it is damaged."""
     at, space, number, config, metrics, seed, status, attempts, outcome, written = values
-    row = Row(
-        id=at,
-        space=space,
-        number=number,
-        config=json.loads(config),
-        metrics=json.loads(metrics),
-        seed=seed,
-        status=status,
-        attempts=attempts,
-        outcome=json.loads(outcome) if outcome is not None else None,
-    )
-    if _digest(row, status, outcome) != written:
-        raise ValueError(f"{space} number {number} is not as it was written")
-    return row
+    with contextlib.suppress(TypeError):  # a flipped bit can give a value another type
+        row = Row(
+            id=at,
+            space=space,
+            number=number,
+            config=json.loads(config),
+            metrics=json.loads(metrics),
+            seed=seed,
+            status=status,
+            attempts=attempts,
+            outcome=json.loads(outcome) if outcome is not None else None,
+        )
+        if _digest(row, status, outcome) == written:
+            return row
+    raise ValueError(f"{space!r} number {number!r} is not as it was written")
 
 
 def _digest(row: Row, status: str, outcome: str | None) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from regnet import documents
 from regnet.atomic import writing
-from regnet.errors import WeightsError
+from regnet.errors import WeightsError, shell
 from regnet.paths import LFS_ADVICE, is_lfs_pointer
 from regnet.weights import inert
 from regnet.weights.inert import LEGACY_MAGIC
@@ -215,10 +215,10 @@ def _read_pickle(path: Path, *, ignore_objects: bool) -> Any:
     except Exception as error:
         raise WeightsError(f"{path}: not a readable torch file ({_line(error)})") from error
     if not ignore_objects and (strange := sorted(o for o in objects if not _SETTINGS.fullmatch(o))):
+        again = ("regnet", "weights", "convert", path, "OUT.safetensors", "--ignore-objects")
         raise WeightsError(
             f"{path}: contains Python objects besides its tensors ({strange[0]}), which could run "
-            f"code; `regnet weights convert {path} OUT.safetensors --ignore-objects` saves the "
-            "tensors and runs no code"
+            f"code; {shell(*again)} saves the tensors and runs no code"
         )
     return loaded
 

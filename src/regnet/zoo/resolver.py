@@ -10,7 +10,7 @@ from regnet import documents
 from regnet.data.preprocess import Preprocess
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_json
 from regnet.design.variants import VARIANTS, Variant
-from regnet.errors import ConfigError, NotFoundError, WeightsError
+from regnet.errors import ConfigError, NotFoundError, WeightsError, shell
 from regnet.paths import expanded
 from regnet.weights.catalog import Checkpoint, checkpoints_of, find_checkpoint, find_upstream
 from regnet.weights.identify import variants_with
@@ -182,8 +182,8 @@ def _weights_file(path: Path) -> Source:
     found = networks(read_object(path))
     if not found:
         raise WeightsError(
-            f"{path}: it contains no network of a known format; `regnet weights inspect {path}` "
-            "lists its contents"
+            f"{path}: it contains no network of a known format; "
+            f"{shell('regnet', 'weights', 'inspect', path)} lists its contents"
         )
     kind = found[0].kind
     fitting = variants_with(kind.signature)
@@ -229,4 +229,11 @@ def _usual_preprocess(variant: Variant, path: Path) -> Preprocess:
 def _folder(folder: Path) -> Source:
     if not folder.is_dir():
         raise NotFoundError(f"there is no folder {folder}")
+    if not (folder / CONFIG_FILE).exists():
+        inside = folder / "model"
+        if (inside / CONFIG_FILE).is_file():
+            raise NotFoundError(f"{folder} is a training run, whose model is {inside}; name that")
+        raise NotFoundError(
+            f"{folder} contains no {CONFIG_FILE}; name a folder that `save_pretrained` wrote"
+        )
     return read_repository(folder / CONFIG_FILE)
