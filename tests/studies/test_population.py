@@ -487,7 +487,7 @@ def test_flipped_bits_of_a_store_give_no_other_results(
             (folder / left).unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("column", ["space", "config", "metrics", "outcome"])
+@pytest.mark.parametrize("column", ["space", "number", "outcome"])
 def test_a_value_of_another_type_is_damage(done: Path, tmp_path: Path, column: str) -> None:
     """SQLite stores the type with each value, so a flipped bit can turn text into bytes."""
     folder = copied(done, tmp_path / "s")
