@@ -97,6 +97,7 @@ def test_a_folder_without_images_is_reported(tmp_path):
         (["info", "regnety_016", "--plot", "x.pgf"], 2, ["x.pgf"]),
         (["list", "nothing*"], 1, ["no network matches 'nothing*'"]),
         (["predict", "-"], 2, ["no paths on stdin"]),
+        (["predict", "https://a.b/c.jpg"], 2, ["https://a.b/c.jpg: this is an address"]),
         (["list", "--family", "vit"], 2, ["there is no family 'vit'"]),
     ],
 )

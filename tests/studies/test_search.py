@@ -23,17 +23,15 @@ from regnet.spaces.paper import search_space
 from regnet.spaces.space import Space
 from regnet.studies import population
 from regnet.studies.search import (
-    SHARES,
     Searched,
     Trained,
     _difference,
     front,
     search_with_data,
-    shortened,
     trainings,
 )
 from regnet.studies.search_report import render
-from regnet.training.recipe import RECIPES, Recipe
+from regnet.training.recipe import Recipe
 from tests.command import refused, regnet
 from tests.pictures import write_folder
 
@@ -186,18 +184,6 @@ def test_a_budget_reduces_the_number_of_candidates(data: Path, tmp_path: Path) -
     budget = each * trainings(5, len(rows["published"]), 2)
     found = searched(tmp_path / "less", data, candidates=7, budget=float(budget))
     assert found.candidates == 5
-
-
-@pytest.mark.parametrize("name", sorted(RECIPES))
-@pytest.mark.parametrize("share", SHARES)
-def test_shortened_recipes_are_valid(name: str, share: float) -> None:
-    recipe = RECIPES[name]
-    epochs = max(1, round(share * recipe.epochs))
-    found = shortened(recipe, epochs)
-    assert found.epochs == epochs
-    assert found.warmup_epochs <= recipe.warmup_epochs
-    assert found.warmup_epochs + found.clean_epochs <= epochs
-    assert shortened(recipe, recipe.epochs) == recipe
 
 
 @given(

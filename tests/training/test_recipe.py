@@ -195,6 +195,7 @@ def test_omitted_settings_follow_from_the_epochs(name, epochs):
     assert found.epochs == epochs
     for part in ("warmup_epochs", "clean_epochs"):
         assert 0 <= getattr(found, part) <= min(getattr(base, part), epochs - 1)
+    assert found.warmup_epochs + found.clean_epochs <= epochs
     if epochs > base.epochs:
         assert found.warmup_epochs == base.warmup_epochs
     given = find_recipe(name, epochs=10, warmup_epochs=4)

@@ -59,6 +59,8 @@ def open_image(source: ImageSource) -> Image.Image:
             return _to_rgb(source)
     if not isinstance(source, (str, Path)):
         raise ImageError(f"an image must be a path or a Pillow image, got {type(source).__name__}")
+    if isinstance(source, str) and "://" in source:
+        raise ImageError(f"{source}: this is an address; download the image and give its path")
     path = Path(source)
     with _explained(str(path)):
         if path.is_dir():

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 
 from regnet import documents, runfolder
 from regnet.data.sets import ImageSet
-from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
+from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.devices import core_count
 from regnet.errors import ConfigError, StudyError
 from regnet.executors import Executor
@@ -201,7 +201,7 @@ def search_with_data(
                 val=val or data,
                 train_images=train_images,
                 val_images=val_images,
-                recipe=shortened(recipe, epochs),
+                recipe=recipe.changed(epochs=epochs),
                 replicas=repeats,
                 seed=seed_of(seed, name) % 2**31,
             )
@@ -211,8 +211,8 @@ def search_with_data(
         return population.load(where)
 
     size = begun["image_size"]
-    left = [_measured(row) for row in begun["candidates"]]
-    published = [_measured(row) for row in begun["published"]]
+    left = [documents.build(Measured, row) for row in begun["candidates"]]
+    published = [documents.build(Measured, row) for row in begun["published"]]
     errors: dict[int, float] = {}
     for number, share in enumerate(SHARES, 1):
         epochs = max(1, round(share * recipe.epochs))
@@ -259,14 +259,6 @@ def search_with_data(
         conditions=begun["conditions"],
         doubts=(f"latencies are doubtful: {problem}",) if problem else (),
     )
-
-
-def shortened(recipe: Recipe, epochs: int) -> Recipe:
-    """Return a recipe for fewer epochs, with warmup and clean epochs shortened in proportion."""
-    part = epochs / recipe.epochs
-    warmup = min(recipe.warmup_epochs, max(0, epochs - 1), ceil(part * recipe.warmup_epochs))
-    clean = min(recipe.clean_epochs, epochs - warmup, round(part * recipe.clean_epochs))
-    return replace(recipe, epochs=epochs, warmup_epochs=warmup, clean_epochs=clean)
 
 
 def front(rows: Sequence[Trained]) -> tuple[Trained, ...]:
@@ -371,14 +363,6 @@ def _shape(images: Images, recipe: Recipe) -> tuple[int, int]:
 
 def _side(images: ImageSet) -> int:
     return int(images.open(0).size[0])
-
-
-def _measured(values: Mapping[str, Any]) -> Measured:
-    config = config_from_dict(values["config"])
-    reference = values.get("reference_ms")
-    return Measured(
-        **{**values, "config": config, "reference_ms": tuple(reference) if reference else None}
-    )
 
 
 def _described(space: Space) -> dict[str, Any]:

@@ -237,9 +237,10 @@ class Recipe:
         follows: dict[str, Any] = {}
         epochs, batch = changes.get("epochs"), changes.get("batch_size")
         if type(epochs) is int and epochs > 0:
-            for name in ("warmup_epochs", "clean_epochs"):
-                part = getattr(self, name) * min(1.0, epochs / self.epochs)
-                follows[name] = min(math.ceil(part), epochs - 1)
+            part = min(1.0, epochs / self.epochs)
+            warmup = min(math.ceil(part * self.warmup_epochs), epochs - 1)
+            clean = min(math.ceil(part * self.clean_epochs), epochs - max(1, warmup))
+            follows = {"warmup_epochs": warmup, "clean_epochs": clean}
         if type(batch) is int and batch > 0 and (micro := self.micro_batch_size):
             fitting = range(min(micro, batch), 0, -1)
             follows["micro_batch_size"] = next(size for size in fitting if batch % size == 0)
