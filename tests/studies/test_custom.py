@@ -398,6 +398,27 @@ def test_fields_of_an_objective_cannot_change_its_error(
         assert row.outcome["also"]["epochs"] == expected
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("error", [-3.5, 0.25, 1200.0])
+def test_the_table_of_an_objective_has_no_percentages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, error: float
+) -> None:
+    values = iter([error, error + 0.125])
+    monkeypatch.setattr(sys.modules[__name__], "judge", lambda *_: next(values), raising=False)
+    found = Study(spaces=(find_space("regnetx"),), models=2, objective=f"{__name__}:judge")
+    monkeypatch.setattr("regnet.studies.task._BRIEF", 0.0)
+    population.init(tmp_path / "s", found)
+    population.resume(tmp_path / "s", executor=InProcess())
+    table = tmp_path / f"s{suffix}"
+    write_table(population.load(tmp_path / "s"), table)
+    again = read_table(table)
+    assert again["regnetx"].errors.tolist() == [error, error + 0.125]
+    assert '"unit": ""' in render(None, again)
+    text = regnet("study", "analyze", table, code=0).stdout
+    assert text == regnet("study", "analyze", tmp_path / "s", code=0).stdout
+    assert "min error  mean error" in text
+
+
 def test_a_record_without_a_json_form_is_a_failed_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -343,16 +343,16 @@ def analyze(
     from regnet.studies import population
     from regnet.studies.analysis import analyze as analyzed
 
-    found = analyzed(
-        _populations(source, select), seed=seed, normalize=normalize, bins=bins, paired=paired
-    )
+    populations = _populations(source, select)
+    found = analyzed(populations, seed=seed, normalize=normalize, bins=bins, paired=paired)
     study = population.read(source) if source.is_dir() else None
     if as_json:
         print_json({"study": study.to_dict() if study else None, **found.to_dict()})
         return
     if study:
         _tell_of_the_rest(source)
-    percent, digits = ("", ".4g") if study and study.objective else (" %", ".2f")
+    units = {population.unit for population in populations.values()}
+    percent, digits = (" %", ".2f") if units == {"%"} else ("", ".4g")
     print_table(
         ("space", ">networks", ">failed", f">min error{percent}", f">mean error{percent}"),
         [
@@ -616,6 +616,5 @@ def _report(
     write_bytes(out, render(study, populations, seed=seed).encode())
     stderr.print(f"report: {out}")
     if plots:
-        unit = "" if study and study.objective else "%"
-        for path in save_plots(populations, plots, seed=seed, unit=unit):
+        for path in save_plots(populations, plots, seed=seed):
             stderr.print(f"plot: {path}")

@@ -50,7 +50,7 @@ class Population:
     space: Space | None
     """None if the space is not known, as for a table."""
     errors: FloatArray
-    """Test errors in percent, measured with averaged weights if the recipe averages them."""
+    """Test errors, measured with averaged weights if the recipe averages them."""
     metrics: Mapping[str, FloatArray]
     """Values of each metric: of the space's `metric_names`, or of the columns of a table."""
     rows: tuple[Row, ...]
@@ -63,6 +63,8 @@ class Population:
     """Errors of the networks that were trained more than once, by the numbers of the networks."""
     select: Select = "last"
     """The epoch that the errors are of."""
+    unit: str = "%"
+    """Unit of the errors; empty if they come from an objective."""
 
     def __len__(self) -> int:
         """Number of networks that were trained."""
@@ -378,6 +380,7 @@ def load(folder: str | Path, select: Select = "last") -> dict[str, Population]:
                 if row.space == name and row.number in range(networks, study.trainings(name))
             ),
             select=select,
+            unit="" if study.objective else "%",
         )
     return found
 

@@ -83,7 +83,7 @@ def render(study: Study | None, populations: Mapping[str, Population], *, seed: 
         "warnings": analysis.warnings,
         "beside": _beside(populations, list(analysis.spaces)),
         "empty": empty,
-        "unit": "" if study and study.objective else "%",
+        "unit": _unit(populations),
     }
     return pages.render(
         "regnet.studies",
@@ -95,7 +95,7 @@ def render(study: Study | None, populations: Mapping[str, Population], *, seed: 
 
 
 def save_plots(
-    populations: Mapping[str, Population], folder: Path, *, seed: int = 0, unit: str = "%"
+    populations: Mapping[str, Population], folder: Path, *, seed: int = 0
 ) -> tuple[Path, ...]:
     """Save the plots of the report as SVG files, and return their paths.
 
@@ -106,13 +106,13 @@ def save_plots(
         populations: the populations by the names of their spaces, as `load` returns them.
         folder: folder to save the files in; it is created if needed.
         seed: seed of the bootstraps and permutations.
-        unit: unit of the errors; empty if they come from an objective.
 
     Raises:
         ConfigError: no network is trained yet.
         MissingExtraError: matplotlib is not installed.
         OSError: the files cannot be written.
     """
+    unit = _unit(populations)
     error = f"error, {unit}" if unit else "error"
     paths = [folder / f"{name}.svg" for name in ("edf", "search")]
     check_plot_file(paths[0])
@@ -162,6 +162,10 @@ def save_plots(
         paths.append(folder / "networks.svg")
         save_figure(_extremes(found, f" {unit}" if unit else ""), paths[-1])
     return tuple(paths)
+
+
+def _unit(populations: Mapping[str, Population]) -> str:
+    return next((population.unit for population in populations.values()), "%")
 
 
 def _ranked(population: Population) -> tuple[list[int], list[int]]:

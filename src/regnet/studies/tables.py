@@ -27,7 +27,7 @@ _TRAINED: Final = ("seconds", "host", "device", "threads", "torch", "code", "fin
 _log = logging.getLogger(__name__)
 
 _NO_METRICS: Final = frozenset(
-    {"space", "number", "error", "lowest_error", "reason", "seed", "config", "epochs",
+    {"space", "number", "error", "lowest_error", "unit", "reason", "seed", "config", "epochs",
      "also", "repeats_network", "train_images", "val_images", *_TRAINED}
 )  # fmt: skip
 """Columns that are not metrics of a network."""
@@ -38,7 +38,7 @@ def write_table(populations: Mapping[str, Population], path: Path) -> int:
 
     The columns are space, number, the error of the last epoch, the lowest error of any epoch, the
     reason if the network failed, all metrics, the machine and the images of the training, the seed,
-    and config and epochs as JSON.
+    and config and epochs as JSON. Errors of an objective have the column `unit`, which is empty.
 
     Args:
         populations: the populations by the names of their spaces, as `load` returns them.
@@ -57,8 +57,11 @@ def write_table(populations: Mapping[str, Population], path: Path) -> int:
     rows = []
     for population in populations.values():
         networks = (*population.rows, *population.failed)
-        rows += [_cells(row) for row in sorted(networks, key=lambda row: row.number)]
-        rows += [_cells(row) | {"repeats_network": number} for number, row in population.replicas]
+        unit = {} if population.unit == "%" else {"unit": population.unit}
+        rows += [_cells(row) | unit for row in sorted(networks, key=lambda row: row.number)]
+        rows += [
+            _cells(row) | unit | {"repeats_network": number} for number, row in population.replicas
+        ]
     # Spaces have different metrics; a metric that a space lacks is an empty cell in its rows.
     names = list(dict.fromkeys(name for row in rows for name in row))
     if path.suffix == ".csv":
@@ -108,9 +111,10 @@ def read_table(path: Path, select: Select = "last") -> dict[str, Population]:
     There are two kinds of tables:
 
     - Parquet and CSV files with a row per network, as `write_table` writes them, or any other with
-      a column `error` in percent. The column `space` separates populations; without it the table is
-      one population with the name of the file. Every other numeric column is a metric of the
-      network. A network without an error counts as failed.
+      a column `error` in percent, or with an empty column `unit` beside it. The column `space`
+      separates populations; without it the table is one population with the name of the file.
+      Every other numeric column is a metric of the network. A network without an error counts as
+      failed.
     - JSON files of NDS (Radosavovic et al. 2019, github.com/facebookresearch/nds): a list of jobs
       with `min_test_top1` and `test_ep_top1`, which are errors. The metrics are `params`, `flops`,
       `acts` and the numbers in `net`.
@@ -167,8 +171,9 @@ def _population(
                 "%s: %s is left out for %s, because %d of %d networks have no number there",
                 path, column, name, len(values) - numbers, len(values),
             )  # fmt: skip
+    unit = cells[0].get("unit", "%") or ""
     wrong = [errors[n] for n in done if not 0 <= (errors[n] or 0) <= 100]
-    if wrong:
+    if wrong and unit:
         raise DataError(
             f"{path}: errors must be in percent, from 0 to 100; {name} has {wrong[0]!r}"
         )
@@ -195,6 +200,7 @@ def _population(
             if error is not None
         ),
         select=select,
+        unit=str(unit),
     )
 
 
