@@ -1,4 +1,4 @@
-"""SHA-256 digests of bytes, files and JSON values, to notice when they change."""
+"""Digests of bytes, files and JSON values, to notice when they change."""
 
 import hashlib
 import json
@@ -28,6 +28,17 @@ def of_file(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def is_git_blob(path: Path, sha1: str) -> bool:
+    """Return whether a small file has this SHA-1, by itself or as git computes it.
+
+    The Hub names small files as git does, and some mirrors by the SHA-1 of the content alone.
+    """
+    data = path.read_bytes()
+    header = b"blob %d\0" % len(data)
+    return sha1 in {hashlib.sha1(part, usedforsecurity=False).hexdigest()
+                    for part in (data, header + data)}  # fmt: skip
 
 
 def of_json(value: Any) -> str:

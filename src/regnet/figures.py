@@ -4,14 +4,16 @@ Each subpackage draws its own figures; this module creates, finishes and saves t
 an optional package (`pip install 'regnet[report]'`), and is imported when a figure is made.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from importlib import util
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from regnet import digest
 from regnet.atomic import write_bytes
-from regnet.errors import ConfigError, MissingExtraError
+from regnet.errors import ConfigError, MissingExtraError, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
 
 FORMATS: Final = (".svg", ".png", ".pdf")
 """File extensions that a figure can be saved with."""
+
+_LONGEST: Final = 40
+"""Longest name, in characters, for which a figure has room."""
 
 
 def check_plot_file(path: Path) -> None:
@@ -36,6 +41,26 @@ def check_plot_file(path: Path) -> None:
         raise MissingExtraError(
             "plots need matplotlib, which is not installed; pip install 'regnet[report]'"
         ) from error
+
+
+def as_drawn(name: str) -> str:
+    """Return a name from outside as a text that matplotlib draws letter by letter.
+
+    Without this, dollar signs would begin a formula, a label that begins with an underscore would
+    be missing in the legend, and control characters would make an SVG file that is not XML. Long
+    names are cut.
+    """
+    text = printable(name)
+    text = (text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…").replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def as_file_name(name: str) -> str:
+    """Return a name from outside as a part of a file name, which is different for each name."""
+    safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100]
+    return (
+        safe if safe == name else f"{safe}-{digest.of_bytes(name.encode('utf-8', 'replace'))[:8]}"
+    )
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -81,7 +106,7 @@ def label_points(axes: "Axes", points: Sequence[tuple[float, float, str, Any]]) 
 
     for (x, y, text, color), (left, down) in zip(points, marks, strict=True):
         label = axes.annotate(
-            text,
+            as_drawn(text),
             (x, y),
             textcoords="offset points",
             xytext=(0, 0),

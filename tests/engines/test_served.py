@@ -5,6 +5,7 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -12,9 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import regnet
 from regnet.data.images import open_image
+from regnet.data.preprocess import Preprocess
 from regnet.engines.files import open_model
 from regnet.engines.served import EXAMPLE, Input, pixels_of
 from regnet.errors import ConfigError
@@ -129,6 +132,47 @@ def test_the_script_serves_without_torch(file: Path, tmp_path: Path) -> None:
     assert first.endswith(best.label)
     shown = float(first.split()[-2].rstrip("%"))
     assert shown == pytest.approx(100 * best.probability, abs=0.2)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P", "CMYK", "1"])
+@pytest.mark.parametrize(
+    "look",
+    [
+        Preprocess(size=(32, 48)),
+        Preprocess(size=(48, 32), crop_pct=0.7),
+        Preprocess(size=(32, 32), resize="squash"),
+    ],
+)
+def test_the_script_sees_the_pixels_that_predict_sees(
+    look: Preprocess, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ("photo.tif" if mode == "CMYK" else "photo.png")
+    drawn = Image.effect_noise((90, 71), 80).convert("RGBA")
+    drawn.putalpha(Image.linear_gradient("L").resize(drawn.size))
+    (drawn if mode == "RGBA" else drawn.convert(mode)).save(path)
+    seen = []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda _: session)
+    session = SimpleNamespace(
+        get_modelmeta=lambda: SimpleNamespace(
+            custom_metadata_map={"regnet": json.dumps(look.to_timm())}
+        ),
+        run=lambda _, given: seen.append(given["images"]) or [[np.zeros(10)]],
+    )
+    monkeypatch.setattr(sys, "argv", ["serve.py", "model.onnx", str(path)])
+    exec(resources.files("regnet.engines").joinpath(EXAMPLE).read_text("utf-8"), {})
+    expected = np.asarray(look.crop(open_image(path)))
+    assert np.array_equal(seen[0][0], expected)
+
+
+def test_the_script_refuses_images_of_16_bits(file: Path, tmp_path: Path) -> None:
+    script, path = tmp_path / "serve.py", tmp_path / "deep.png"
+    script.write_text(resources.files("regnet.engines").joinpath(EXAMPLE).read_text("utf-8"))
+    Image.new("I;16", (40, 40), 30_000).save(path)
+    ended = subprocess.run(
+        [sys.executable, "-I", script, file, path], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == f"{path}: the image has more than 8 bits per color; convert it first\n"
 
 
 @pytest.mark.slow

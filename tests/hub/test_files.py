@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from regnet.data.sets import fetch as fetch_set
 from regnet.data.sets import open_set
 from regnet.errors import DataError, RegNetError, WeightsError
 from regnet.hub import transfer
@@ -82,6 +83,41 @@ def test_small_files_and_data_sets_are_fetched_as_safely(served, cache, monkeypa
     with pytest.raises(DataError):
         open_set("hf:owner/name", "train")
     inside(cache)
+
+
+@pytest.mark.parametrize("damage", [b'{"a": 2}', b'{"a"', b""])
+def test_a_damaged_small_file_in_the_cache_is_replaced(served, cache, damage):
+    served.repos[REPO][NAME] = b'{"a": 1}'
+    path = fetch_file(REPO, NAME, None, Fetch(cache_dir=cache))
+    path.resolve().write_bytes(damage)
+    assert fetch_file(REPO, NAME, None, Fetch(cache_dir=cache)).read_bytes() == b'{"a": 1}'
+
+
+def test_a_wrong_small_file_does_not_enter_the_cache(served, cache):
+    served.repos[REPO][NAME] = b'{"a": 1}'
+    served.faults = ["wrong"]
+    assert fetch_file(REPO, NAME, None, Fetch(cache_dir=cache)).read_bytes() == b'{"a": 1}'
+    served.faults = ["wrong"] * 2
+    again = Fetch(cache_dir=cache, force_download=True)
+    with pytest.raises(WeightsError, match="not JSON"):
+        fetch_file(REPO, NAME, None, again)
+    served.repos[REPO][NAME] = b'{"a": 3}'
+    assert fetch_file(REPO, NAME, None, again).read_bytes() == b'{"a": 3}'
+
+
+def test_an_etag_that_is_no_digest_is_not_held_against_a_file(served, cache):
+    served.metadata = [{"ETag": "0123456789" * 4} for _ in range(9)]
+    assert fetch_file(REPO, NAME, None, Fetch(cache_dir=cache)).read_bytes() == b"{}"
+
+
+def test_a_cut_data_set_in_the_cache_is_replaced(served, cache, monkeypatch):
+    data = b"PAR1" + b"x" * 100 + b"PAR1"
+    served.repos["datasets/owner/name"] = {"data/train.parquet": data}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    [path] = fetch_set("owner/name", "train")
+    path.resolve().write_bytes(data[:50])
+    [again] = fetch_set("owner/name", "train")
+    assert again.read_bytes() == data
 
 
 @pytest.mark.parametrize("name", OUT)

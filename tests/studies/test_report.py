@@ -1,19 +1,23 @@
 """Tests of the report of a study in a real browser, and of its plots."""
 
+import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from typer.testing import CliRunner
 
 from regnet.cli.main import app
+from regnet.errors import printable
 from regnet.spaces.paper import SPACES, find_space
 from regnet.studies.analysis import analyze
 from regnet.studies.population import Population
 from regnet.studies.report import render, save_plots
 from regnet.studies.store import Row
 from regnet.studies.study import Study
+from regnet.studies.tables import read_table
 from regnet.training.recipe import find_recipe
 
 DEVICE = "a <!--<script> </script> CPU"
@@ -161,6 +165,35 @@ def test_the_report_contains_the_analysis(study: Study, populations: dict[str, P
     result = analyze(populations, seed=3).spaces["regnetx"]
     assert f'"minimum": {result.minimum}' in text
     assert "{{" not in text
+
+
+@pytest.mark.parametrize(
+    "names", [("a/b", "/../../up"), ("cost $5^$", "w$_$"), ("_hidden", "a\x01b"), ("n" * 300, "ü")]
+)
+def test_plots_have_names_from_outside_letter_by_letter(
+    names: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Space names in tables of other tools may contain anything, and write only into the folder."""
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    rows = [
+        {"space": name, "error": 40.0 + at, "flops": 1e6 + at, "w$_$": at}
+        for name in names for at in range(6)
+    ]  # fmt: skip
+    table = tmp_path / "in/mine.csv"
+    table.parent.mkdir()
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    folder = tmp_path / "out/plots"
+    paths = save_plots(read_table(table), folder)
+    assert len(paths) == len(set(paths)) == 4
+    assert set(tmp_path.rglob("*.svg")) == set(paths)
+    assert all(path.parent == folder for path in paths)
+    for path in paths:
+        ElementTree.parse(path)
+    edf = (folder / "edf.svg").read_text()
+    assert all(printable(name)[:20] in edf for name in names)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from regnet.bench.document import Document, Row
 from regnet.errors import ConfigError
-from regnet.figures import check_plot_file, finish, label_points, new_figure, save_figure
+from regnet.figures import as_drawn, check_plot_file, finish, label_points, new_figure, save_figure
 
 Value = Callable[[Row], float | None]
 
@@ -42,7 +42,9 @@ def save_benchmark(document: Document, path: Path) -> None:
         raise ConfigError(f"{path}: no case was measured, so there is nothing to plot")
     figure = new_figure(6 * len(panels), 5.5)
     facts = document.environment
-    figure.suptitle(f"{facts['device']}, {facts['threads']} threads, {facts['date'][:10]}")
+    figure.suptitle(
+        f"{as_drawn(facts['device'])}, {facts['threads']} threads, {facts['date'][:10]}"
+    )
     for axes, (x, y, settings) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):

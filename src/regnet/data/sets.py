@@ -8,10 +8,11 @@ pickled and sent to other processes.
 """
 
 import json
+import os
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -385,6 +386,12 @@ def _labelled(
     )
 
 
+def _ends_as_parquet(path: Path) -> bool:
+    """Return whether a file ends as a Parquet file does, which one that was cut does not."""
+    with path.open("rb") as file:
+        return path.stat().st_size > 8 and file.seek(-4, os.SEEK_END) > 0 and file.read() == b"PAR1"
+
+
 def fetch(asked: str, split: Split) -> list[Path]:
     """Return the Parquet files of a split of a data set of the Hub, downloaded if necessary.
 
@@ -415,10 +422,11 @@ def fetch(asked: str, split: Split) -> list[Path]:
             get: Callable[[str], Path] = root.joinpath
         else:
             info = retrying(lambda: HfApi().dataset_info(repository, revision=commit))
-            get = Repository(
+            there = Repository(
                 name=repository, type="dataset", revision=info.sha or "",
                 cache=Path(constants.HF_HUB_CACHE), also=commit or "main",
-            ).get  # fmt: skip
+            )  # fmt: skip
+            get = partial(there.get, intact=_ends_as_parquet)
             names = sorted(s.rfilename for s in info.siblings or ())
             held = [Path(n) for n in names if n.endswith(".parquet")]
         held = [path for path in held if Path(folder) in path.parents]

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from regnet.design.config import AnyNetConfig, RegNetConfig
-from regnet.figures import check_plot_file, finish, new_figure, save_figure
+from regnet.figures import as_drawn, check_plot_file, finish, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,6 +49,6 @@ def save_block_widths(config: AnyNetConfig | RegNetConfig, path: Path, *, title:
     check_plot_file(path)
     figure = new_figure(6, 4)
     axes = figure.add_subplot()
-    axes.set_title(title)
+    axes.set_title(as_drawn(title))
     draw_block_widths(config, axes)
     save_figure(figure, path)

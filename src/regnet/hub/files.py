@@ -8,6 +8,7 @@ answer that it uses, and a value that is not in the form of the Hub never become
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal
@@ -65,9 +66,16 @@ class Repository:
         )
         return Path(found) if isinstance(found, str) else None
 
-    def get(self, name: str) -> Path:
-        """Return a file from the cache, or download it; only for revisions that never change."""
-        return self.cached(name) or self.fetch(name)
+    def get(self, name: str, intact: Callable[[Path], bool]) -> Path:
+        """Return a file from the cache, or download it; only for revisions that never change.
+
+        Args:
+            name: name of the file in the repository.
+            intact: a quick test of a file in the cache; one that fails it is verified, and
+                downloaded again if it is damaged.
+        """
+        found = self.cached(name)
+        return found if found and intact(found) else self.fetch(name)
 
     def fetch(
         self,
@@ -127,6 +135,7 @@ class Repository:
             blob,
             size=found.size,
             sha256=sha256 or declared,
+            sha1=etag if re.fullmatch(r"[0-9a-f]{40}", etag) and most <= SMALL else None,
             headers=build_hf_headers(token=self.token, library_name="regnet"),
             name=label or name,
             most=most,

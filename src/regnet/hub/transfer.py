@@ -120,6 +120,7 @@ def transfer(
     *,
     size: int | None = None,
     sha256: str | None = None,
+    sha1: str | None = None,
     headers: Mapping[str, str] | None = None,
     name: str | None = None,
     most: int = MOST,
@@ -133,6 +134,8 @@ def transfer(
         target: path of the result; the file is complete and verified when it appears there.
         size: size in bytes that the file must have, if known.
         sha256: SHA-256 of the file, or its first digits, if known.
+        sha1: what is probably the SHA-1 of a small file. A file with another one is downloaded
+            again, once.
         headers: headers of the request; `Authorization` is sent only to the host of the URL.
         name: text of the progress bar; None: the name of the target.
         most: size limit in bytes.
@@ -147,7 +150,11 @@ def transfer(
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target), _part_of(target) as part:
         if target.exists() and not again:
-            if not sha256 or digest.of_file(target).startswith(sha256):
+            if sha256:
+                intact = digest.of_file(target).startswith(sha256)
+            else:
+                intact = not sha1 or digest.is_git_blob(target, sha1)
+            if intact:
                 return
             target.unlink()  # damaged on the disk
         if not sha256:
@@ -161,6 +168,8 @@ def transfer(
                 )  # fmt: skip
                 fetched.fill(name or target.name)
                 _check(part, url, size=size, sha256=sha256, check=check)
+                if sha1 and not (last or sha256 or digest.is_git_blob(part, sha1)):
+                    raise Damaged(f"{url} did not send the file that it announced")
                 break
             except Damaged as error:
                 part.unlink(missing_ok=True)

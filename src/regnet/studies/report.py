@@ -11,7 +11,7 @@ from regnet import pages
 from regnet.design.complexity import complexity
 from regnet.design.config import AnyNetConfig, RegNetConfig, config_from_dict
 from regnet.design.widths import FloatArray
-from regnet.figures import check_plot_file, finish, new_figure, save_figure
+from regnet.figures import as_drawn, as_file_name, check_plot_file, finish, new_figure, save_figure
 from regnet.selection.search import nearest_published, published_like
 from regnet.spaces.custom import KIND
 from regnet.spaces.space import COMPLEXITY, LATENCY
@@ -124,18 +124,20 @@ def save_plots(
     for number, (name, result) in enumerate(analysis.spaces.items()):
         color = COLORS[number % len(COLORS)]
         digits = ".1f" if unit else ".3g"
-        label = f"{name} [{result.minimum:{digits}} | {result.mean:{digits}}]"
+        label = f"{as_drawn(name)} [{result.minimum:{digits}} | {result.mean:{digits}}]"
         curve = _edf(populations[name], seed)
         edf_axes.step(curve["errors"], curve["share"], where="post", color=color, label=label)
         edf_axes.fill_between(curve["at"], curve["low"], curve["high"], color=color, alpha=shade)
         sizes = list(result.search)
         means, low, high = np.array([(b.mean, b.low, b.high) for b in result.search.values()]).T
-        search_axes.plot(sizes, means, ".-", color=color, label=name)
+        search_axes.plot(sizes, means, ".-", color=color, label=as_drawn(name))
         search_axes.fill_between(sizes, low, high, color=color, alpha=shade)
-        path = folder / f"space-{name}.svg"
+        path = folder / f"space-{as_file_name(name)}.svg"
         figure = new_figure(12, 3 * -(-len(result.best) // 4))
         panels = figure.subplots(-(-len(result.best) // 4), 4, squeeze=False).ravel()
-        figure.suptitle(f"{name}: {error} against each parameter, and where the best ones lie")
+        figure.suptitle(
+            f"{as_drawn(name)}: {error} against each parameter, and where the best ones lie"
+        )
         for axes, metric in zip(panels, result.best, strict=False):
             _draw_metric(axes, populations[name], metric, result, color)
         for axes in panels[::4]:
@@ -183,7 +185,7 @@ def _learning_curves(populations: Mapping[str, Population], error: str) -> "Figu
         for style, chosen in zip(("-", "--"), _ranked(population), strict=True):
             for rank, at in enumerate(chosen):
                 curve = np.array(_model(population, at)["curve"]).reshape(-1, 3)
-                label = name if style == "-" and not rank else None
+                label = as_drawn(name) if style == "-" and not rank else None
                 color = COLORS[number % len(COLORS)]
                 axes.plot(curve[:, 0], curve[:, 2], style, color=color, label=label, lw=1)
     axes.set(xlabel="epoch", ylabel=f"test {error}")
@@ -207,7 +209,7 @@ def _extremes(populations: Mapping[str, Population], unit: str) -> "Figure":
                 axes.plot(model["line"], ":", color="0.4")
             edges = np.arange(len(model["widths"]) + 1) - 0.5
             axes.stairs(model["widths"], edges, color=COLORS[number % len(COLORS)], lw=1.5)
-            axes.set_title(f"{name}, error {model['error']:.3g}{unit}", fontsize=9)
+            axes.set_title(f"{as_drawn(name)}, error {model['error']:.3g}{unit}", fontsize=9)
             axes.set_ylim(bottom=0)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.grid(alpha=0.3)
@@ -226,7 +228,7 @@ def _draw_metric(
     axes.axvspan(best.low, best.high, color=color, alpha=0.12)
     axes.axvline(best.median, color=color)
     axes.plot(population.metrics[metric], population.errors, ".", color="0.3", ms=4)
-    axes.set_xlabel(metric)
+    axes.set_xlabel(as_drawn(metric))
     _readable_ticks(axes, metric, population.metrics[metric])
     axes.grid(alpha=0.3)
 

@@ -5,6 +5,7 @@ Other files are saved in the folder `regnet` beside it. A file is verified befor
 cache, and each time it is taken from there (`integrity`).
 """
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -102,6 +103,13 @@ def fetch(row: Checkpoint, how: Fetch | None = None) -> Path:
         return _from_hub(row, how) if row.repo else _from_url(row, how)
 
 
+def _json(path: Path) -> None:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError as error:
+        raise WeightsError(f"{path.stat().st_size:,} bytes that are not JSON") from error
+
+
 def fetch_file(repo: str, name: str, revision: str | None, how: Fetch | None = None) -> Path:
     """Return a small file of a repository of the Hub, such as its `config.json`.
 
@@ -128,7 +136,10 @@ def fetch_file(repo: str, name: str, revision: str | None, how: Fetch | None = N
             )
         try:
             # If the file is in the cache, it is not worth waiting for a server that is down.
-            return repository.fetch(name, most=SMALL, attempts=1 if held else None)
+            return repository.fetch(
+                name, most=SMALL, attempts=1 if held else None, again=how.force_download,
+                check=_json if name.endswith(".json") else anything,
+            )  # fmt: skip
         except errors.EntryNotFoundError as error:
             raise NotFoundError(f"the repository has no {name}") from error
         except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError):
