@@ -146,6 +146,7 @@ def test_the_public_names_are_these():
         "train",
     ]
     assert all(hasattr(regnet, name) for name in regnet.__all__)
+    assert not hasattr(regnet, "create.weights")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ else:
 
         Importing torch takes seconds, and code that needs only the math or the tables avoids it.
         """
-        if not name.startswith("__") and find_spec(f"{__name__}.{name}"):
+        if name.isidentifier() and not name.startswith("__") and find_spec(f"{__name__}.{name}"):
             return import_module(f"{__name__}.{name}")
         public = import_module(f"{__name__}.public")
         if name != "__all__" and name not in public.__all__:

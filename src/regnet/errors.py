@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from math import inf, nan
-from numbers import Real
+from numbers import Integral, Real
 from typing import cast
 
 
@@ -126,6 +126,25 @@ def check_number(
         ends = [f"at least {least:g}"] * (least > -inf) + [f"at most {most:g}"] * (most < inf)
         needed = " and ".join(ends)
         raise ConfigError(f"{name} must be a number{needed and ', ' + needed}, got {value!r}")
+
+
+def check_whole(name: str, value: object, *, least: int, most: float = inf) -> int:
+    """Return a whole number as Python's `int`, in which nothing overflows.
+
+    Args:
+        name: the name of the option, for the error message.
+        value: the value that was given; NumPy's whole numbers are accepted.
+        least: the smallest allowed value.
+        most: the largest allowed value.
+
+    Raises:
+        ConfigError: the value is not a whole number, or is out of range.
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or not least <= int(cast("int", value)) <= most:
+        ends = f" from {least} to {most}" if most < inf else f" of at least {least}"
+        raise ConfigError(f"{name} must be a whole number{ends}; got {value!r}")
+    return int(cast("int", value))
 
 
 def out_of_memory(error: BaseException) -> bool:

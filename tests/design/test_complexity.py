@@ -246,5 +246,18 @@ def test_population_refuses_what_it_cannot_count():
 def test_image_must_have_pixels():
     config = VARIANTS["regnetx_002"].config
     assert complexity(config, np.int64(224)) == complexity(config, (224, 224))
-    with pytest.raises(ConfigError, match="at least 1 pixel each way, got 0"):
-        complexity(VARIANTS["regnetx_002"].config, 0)
+    assert complexity(config, [224, 224]) == complexity(config, 224)
+    for size in (0, -1, 224.5, True, "224", (224, 224, 3), None, (8, 0), np.ones(2)):
+        with pytest.raises(ConfigError, match="image_size must be a"):
+            complexity(config, size)
+    with pytest.raises(ConfigError, match=r"complexity takes a config, such as model.config"):
+        complexity(AnyNet(config), 32)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.int32, np.int64])
+def test_small_integers_do_not_overflow(kind):
+    """NumPy would compute the counts in the type of the side of the image."""
+    config = VARIANTS["regnety_320"].config
+    found = complexity(config, kind(127))
+    assert found == complexity(config, 127)
+    assert all(type(value) is int for value in (found.flops, found.params, found.activations))

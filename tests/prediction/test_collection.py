@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,10 +230,15 @@ def test_other_predictions_are_neither_mixed_nor_overwritten(photos: Path, tmp_p
     before = out.read_bytes()
     other = tmp_path / "other"
     regnet.create("regnety_cifar").save_pretrained(other)
+    relabelled = regnet.create("regnety_cifar", pretrained=True)
+    assert relabelled.card
+    relabelled.card = replace(relabelled.card, labels=tuple("abcdefghij"))
+    relabelled.save_pretrained(tmp_path / "relabelled")
     for options, what in (
         ({"topk": 2}, "rows"),
         ({"features": True}, "rows"),
         ({"model": str(other)}, "weights"),
+        ({"model": str(tmp_path / "relabelled")}, "labels"),
         ({"engine": "eager"}, "engine_asked"),
     ):
         with pytest.raises(ConfigError, match=f"contains other predictions: {what} "):
@@ -319,6 +325,36 @@ def test_answers_that_are_nan_are_refused(photos: Path, tmp_path: Path) -> None:
             photos, tmp_path / "out.parquet", str(tmp_path / "broken"), engine="eager",
             executor=HERE,
         )  # fmt: skip
+
+
+def test_features_too_large_for_float16_are_refused(photos: Path, tmp_path: Path) -> None:
+    large = regnet.create("regnety_cifar", pretrained=True)
+    norms = [module for module in large.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        norms[-1].weight.mul_(1e6)
+        norms[-1].bias.mul_(1e6)
+    large.save_pretrained(tmp_path / "large")
+    options: dict[str, Any] = {"features": True, "engine": "eager", "executor": HERE}
+    out, model = tmp_path / "out.parquet", str(tmp_path / "large")
+    with pytest.raises(EngineError, match=r"too large for float16; leave out --float16"):
+        predict_collection(photos, out, model, half=True, **options)
+    predict_collection(photos, tmp_path / "whole.parquet", model, **options)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("damage", [b"", b"PAR1", None])
+def test_a_damaged_part_is_made_again(photos: Path, tmp_path: Path, damage: bytes | None) -> None:
+    predict_collection(photos, tmp_path / "a.parquet", executor=HERE)
+    out = tmp_path / "out.parquet"
+    unfinished(photos, out)
+    part, *others = sorted((tmp_path / "out.parquet.parts").glob("*.parquet"))
+    part.write_bytes(part.read_bytes()[:-9] if damage is None else damage)
+    draft = part.with_name(f".{part.name}.abc")  # as a killed process leaves it
+    draft.touch()
+    found = predict_collection(photos, out, executor=HERE)
+    assert found.resumed == sum(len(rows(other)) for other in others)
+    assert rows(out) == rows(tmp_path / "a.parquet")
+    assert not part.parent.exists()
 
 
 @posix

@@ -64,7 +64,7 @@ def test_models_of_other_dtypes_can_predict():
     assert regnet.predict(PHOTO, model)[0].classes[0].label == "cat"
 
 
-@pytest.mark.parametrize("topk", [0, 11])
+@pytest.mark.parametrize("topk", [0, 11, 3.0, True])
 def test_topk_outside_its_range_is_refused(topk):
     with pytest.raises(ConfigError, match=f"between 1 and the number of classes, 10; got {topk}"):
         regnet.predict(PHOTO, topk=topk)

@@ -353,6 +353,9 @@ def test_limits_are_checked() -> None:
         Limits()
     with pytest.raises(ConfigError, match="latency_ms must be a positive number, got -1"):
         Limits(latency_ms=-1)
+    for value in ("1", True, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="flops must be a number, got"):
+            Limits(flops=value)
     with pytest.raises(ConfigError, match="there is no space to search 'regnetz'"):
         search_space("regnetz")
 

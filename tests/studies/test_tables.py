@@ -178,3 +178,16 @@ def test_a_column_with_missing_numbers_is_named(
     assert list(found["a"].metrics) == ["depth"]
     assert list(found["b"].metrics) == ["flops", "depth"]
     assert "flops is left out for a, because 1 of 2 networks have no number there" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_of_another_tool_can_be_written_again(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "theirs.csv"
+    path.write_text("space,error,flops\na,40.5,1\na,41,2\na,,3\nb,42,3\n")
+    found = read_table(str(path))
+    assert write_table(found, str(tmp_path / f"ours{suffix}")) == 4
+    again = read_table(tmp_path / f"ours{suffix}")
+    for name, population in found.items():
+        assert again[name].errors.tolist() == population.errors.tolist()
+        assert again[name].metrics["flops"].tolist() == population.metrics["flops"].tolist()
+        assert len(again[name].failed) == len(population.failed)

@@ -253,6 +253,9 @@ def test_info_describes_variants_and_checkpoints():
     assert regnet.info("regnety_016", image_size=448).complexity.flops > 4 * 1.6e9
     assert regnet.info("regnety_cifar.cifar10").checkpoints == ("regnety_cifar.cifar10",)
     assert regnet.is_model("regnety_cifar.cifar10")
+    assert not regnet.is_model(Path("regnety_cifar"))
+    with pytest.raises(ConfigError, match="the name of a model must be"):
+        regnet.info(Path("regnety_cifar"))
     with pytest.raises(WeightsError, match="no weights tagged 'v2'"):
         regnet.info("regnety_cifar.v2")
 

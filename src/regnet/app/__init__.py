@@ -6,6 +6,8 @@ It needs gradio (`pip install 'regnet[app]'`), and `regnet app` starts it. This 
 
 import atexit
 import os
+import socket
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,6 +53,16 @@ def launch(*, port: int = PORT, upload_mb: int = UPLOAD_MB, open_browser: bool =
         raise ConfigError(
             f"port must be 1 to 65535 and upload_mb at least 1; got {port} and {upload_mb}"
         )
+    with closing(socket.socket()) as free:
+        try:
+            if os.name == "posix":  # as the server does it; Windows would allow a taken port
+                free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind((HOST, port))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ConfigError(
+                f"port {port} cannot be used ({reason.lower()}); choose another"
+            ) from error
     # gradio reads both variables when it is imported. Uploads are in the temporary folder, so that
     # they are removed with it.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"

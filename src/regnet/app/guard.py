@@ -25,13 +25,19 @@ REPORT_POLICY: Final = (
 )
 """Policy of a report. It allows no server, because a report contains its scripts and pictures."""
 
+DEFAULT_PORT: Final = 80
+"""Port of addresses that name none."""
+
 
 class Guard:
     """ASGI middleware that refuses other hosts and origins, and adds the policy to responses."""
 
     def __init__(self, app: App, *, port: int) -> None:
         self.app = app
-        self.hosts = {f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost")}
+        names = ("127.0.0.1", "localhost")
+        self.hosts = {f"{name}:{port}".encode() for name in names}
+        if port == DEFAULT_PORT:  # browsers leave it out
+            self.hosts |= {name.encode() for name in names}
         self.origins = {b"http://" + host for host in self.hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

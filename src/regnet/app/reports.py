@@ -32,4 +32,7 @@ def page(path: Path) -> str:
             f"{path.name}: neither a report (.html) that `regnet bench --html` or "
             "`regnet study report` wrote, nor a document (.json) of `regnet bench --out`"
         ) from error
-    return report.render(document.read(path))
+    try:
+        return report.render(document.read(path))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(str(path), path.name)) from error

@@ -16,6 +16,9 @@ from regnet.errors import ConfigError
 SCHEMA: Final = 3
 """Version of the document; see docs/benchmark.md."""
 
+NAMED: Final = frozenset({"device", "threads", "date"})
+"""Facts of the environment that reports and plots show."""
+
 AUTO: Final = "auto"
 """Name that stands for the engine that `regnet.optimize` finds for each network, among those that
 need no compiler and therefore build in seconds."""
@@ -192,7 +195,10 @@ class Document:
             raise ConfigError(
                 f"its schema is {schema}, and this version reads {SCHEMA}; measure again"
             )
-        return build(cls, values)
+        found = build(cls, values)
+        if lacking := sorted(NAMED - found.environment.keys()):
+            raise ConfigError(f"its environment lacks {lacking[0]!r}")
+        return found
 
 
 def read(path: Path) -> Document:

@@ -166,7 +166,6 @@ def _print(found: "Chosen") -> None:
     stdout.print("")
     for line in found.lines:
         stdout.print(f"  {line}", markup=False, highlight=False)
-    stderr.print(
-        f"\n~: predicted, with a median error of {found.prediction_error:.0%}; "
-        f"{found.measured} networks measured now"
-    )
+    guessed = f"~: predicted, with a median error of {found.prediction_error:.0%}; "
+    count = f"{found.measured} network{'s' * (found.measured != 1)} measured now"
+    stderr.print(f"\n{guessed * found.predicted}{count}")

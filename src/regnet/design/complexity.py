@@ -16,6 +16,7 @@ from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig
 from regnet.design.layers import ImageSize, Layer, network_layers, population_layers
 from regnet.design.population import StagePopulation
 from regnet.design.widths import IntArray, bottleneck_widths
+from regnet.errors import ConfigError
 
 Count = TypeVar("Count", int, IntArray)
 
@@ -40,8 +41,13 @@ def complexity(config: AnyNetConfig | RegNetConfig, image_size: ImageSize = 224)
         image_size: side, or (height, width), of the image in pixels.
 
     Raises:
-        ConfigError: a side of the image is less than one pixel.
+        ConfigError: a side of the image is less than one pixel, or the first argument is no config.
     """
+    if not hasattr(config, "anynet"):
+        raise ConfigError(
+            "complexity takes a config, such as model.config or regnet.info(name).config; got "
+            f"{type(config).__name__}"
+        )
     return total(network_layers(config.anynet(), image_size))
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from math import prod
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from regnet.design.blocks import BlockConfig, expand
@@ -23,7 +23,7 @@ from regnet.design.widths import (
     round_to_groups,
     stage_runs,
 )
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, check_whole
 
 if TYPE_CHECKING:
     from regnet.design.explain import Explanation
@@ -457,13 +457,8 @@ def _require_choices(config: ArchitectureConfig) -> None:
 def _require_whole(config: Any, *names: str, least: int, most: int = MOST) -> None:
     """Check fields, and replace NumPy's numbers, which JSON cannot express, by Python's."""
     for name in names:
-        value = getattr(config, name)
-        whole = isinstance(value, Integral) and not isinstance(value, bool)
-        if not whole or not least <= value <= most:
-            raise ConfigError(
-                f"{name} must be a whole number from {least} to {most}; got {value!r}"
-            )
-        object.__setattr__(config, name, int(value))
+        value = check_whole(name, getattr(config, name), least=least, most=most)
+        object.__setattr__(config, name, value)
 
 
 def _require_number(config: Any, *names: str) -> None:

@@ -5,7 +5,7 @@ sums over these layers. The same code lists the layers of one network, with inte
 population, with arrays (n,) of integers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,9 +22,9 @@ from regnet.design.blocks import (
 from regnet.design.config import AnyNetConfig, ArchitectureConfig
 from regnet.design.population import StagePopulation
 from regnet.design.widths import bottleneck_widths
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, check_whole
 
-ImageSize = int | tuple[int, int]
+ImageSize = int | Sequence[int]
 """Side of a square image, or (height, width), in pixels."""
 
 Kind = Literal["conv", "pool", "squeeze", "excite", "attention", "norm"]
@@ -355,9 +355,10 @@ def classifier(width: Any, num_classes: int, area: Any) -> Layer:
 
 
 def _sides(image_size: ImageSize) -> tuple[int, int]:
-    height, width = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    if height < 1 or width < 1:
-        raise ConfigError(f"image_size must be at least 1 pixel each way, got {image_size!r}")
+    sides = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
+    if len(sides) != 2 or isinstance(image_size, str):
+        raise ConfigError(f"image_size must be a side or (height, width), got {image_size!r}")
+    height, width = (check_whole("image_size", side, least=1) for side in sides)
     return height, width
 
 

@@ -195,7 +195,7 @@ def predict_collection(
                 model=model,
             )
         facts = _begun(parts, asked, facts)
-        there = {name for name in plan if (parts / name).exists()}
+        there = {name for name, images in plan.items() if _is_whole(parts / name, images)}
         resumed = done = sum(plan[name] for name in there)
 
         def missing() -> Iterator[Part]:
@@ -239,8 +239,19 @@ def predict_collection(
     )
 
 
+def _is_whole(part: Path, images: int) -> bool:
+    """Return whether a part is there, with as many rows as images; a damaged one is made again."""
+    import pyarrow.parquet as parquet
+
+    try:
+        return bool(parquet.read_metadata(part).num_rows == images)
+    except Exception:  # noqa: BLE001 - on damaged files, pyarrow raises whatever it hits
+        return False
+
+
 def _remove_parts(parts: Path) -> None:
-    for path in (*parts.glob("*.parquet"), parts / FILE):
+    drafts = parts.glob(".*.parquet.*")  # of a process that was killed while it wrote
+    for path in (*parts.glob("*.parquet"), *drafts, parts / FILE):
         path.unlink(missing_ok=True)
 
 
@@ -265,6 +276,7 @@ def _asked(question: Question, facts: Facts) -> dict[str, Any]:
         "model": question.model,
         "rows": f"{facts.columns} {what}" + (" as float16" if question.half else ""),
         "weights": facts.weights,
+        "labels": facts.labels,
         "preprocess": facts.preprocess,
         "precision": question.precision,
         "engine_asked": question.engine,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -102,12 +103,7 @@ def predict_each(
     if not network.num_classes:
         raise ConfigError("this model has no classifier; create it with num_classes=...")
     classes = network.num_classes
-    topk = min(5, classes) if topk is None else topk
-    if not 1 <= topk <= classes:
-        raise ConfigError(
-            f"topk must lie between 1 and the number of classes, {classes}; got {topk}"
-        )
-    return _results(images, network, topk)
+    return _results(images, network, check_topk(topk, classes))
 
 
 def _results(
@@ -154,6 +150,22 @@ def _top(
             ClassScore(index=index, label=labels[index], probability=value)
             for value, index in zip(row_values, row_indices, strict=True)
         )
+
+
+def check_topk(topk: int | None, classes: int) -> int:
+    """Return the number of classes to report per image; None: 5, or all if there are fewer.
+
+    Raises:
+        ConfigError: it is not a whole number between 1 and the number of classes.
+    """
+    if topk is None:
+        return min(5, classes)
+    if isinstance(topk, bool) or not isinstance(topk, Integral) or not 1 <= topk <= classes:
+        raise ConfigError(
+            "topk must be a whole number between 1 and the number of classes, "
+            f"{classes}; got {topk!r}"
+        )
+    return int(topk)
 
 
 def labels_of(model: AnyNet | FileNetwork) -> Sequence[str]:

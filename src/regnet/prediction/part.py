@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from regnet import digest
 from regnet.atomic import writing
 from regnet.data.collection import Chunk
 from regnet.data.loading import load
@@ -24,7 +25,7 @@ from regnet.engines.running import running
 from regnet.errors import ConfigError, EngineError, WeightsError
 from regnet.nn.model import AnyNet
 from regnet.nn.views import digest_of, evaluation_view
-from regnet.prediction.images import labels_of
+from regnet.prediction.images import check_topk, labels_of
 from regnet.zoo.create import create, preprocess
 from regnet.zoo.resolver import is_exported
 
@@ -56,6 +57,8 @@ class Facts:
 
     weights: str
     """First 16 digits of the SHA-256 over its tensors."""
+    labels: str
+    """The same over the names of its classes."""
     preprocess: dict[str, Any]
     columns: int
     """Classes per row, or length of the feature vector."""
@@ -87,20 +90,19 @@ def look_at(question: Question, device: str) -> Facts:
     where = find_device(device)
     network = _network(question, where)
     classes = network.num_classes
-    columns = min(5, classes) if question.topk is None else question.topk
     if question.features:
         columns = network.config.num_features
     elif not classes:
         raise ConfigError(
             "this model has no classifier; add features=True (--features) for its features"
         )
-    elif not 1 <= columns <= classes:
-        raise ConfigError(
-            f"topk must lie between 1 and the number of classes, {classes}; got {columns}"
-        )
+    else:
+        columns = check_topk(question.topk, classes)
+    labels = () if question.features else labels_of(network)
     engine, streams = _engine(question, network, where)
     return Facts(
         weights=digest_of(network),
+        labels=digest.of_json(list(labels))[:16],
         preprocess=preprocess(network).to_timm(),
         columns=columns,
         engine=engine,
@@ -222,6 +224,11 @@ def predict_part(part: Part, device: str) -> int:
                 raise EngineError(
                     f"the outputs for {part.chunk.names[indices[0]]} and the images after it are "
                     "not finite; check the weights, or use another precision"
+                )
+            if question.half and outputs.abs().max() > torch.finfo(torch.float16).max:
+                raise EngineError(
+                    f"features of {part.chunk.names[indices[0]]} or the images after it are too "
+                    "large for float16; leave out --float16 (half=True)"
                 )
             for index, row in zip(indices, _rows(outputs, part), strict=True):
                 answers[index] = row

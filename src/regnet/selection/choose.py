@@ -121,6 +121,12 @@ class Chosen:
     environment: dict[str, Any]
 
     @property
+    def predicted(self) -> bool:
+        """Whether a time of the answer is a prediction."""
+        others = (self.next_better, self.without_license)
+        return not all(row.measured for row in (*self.front, *filter(None, others)))
+
+    @property
     def doubts(self) -> tuple[str, ...]:
         """Reasons to doubt the answer; print them before it."""
         found = (
@@ -128,7 +134,7 @@ class Chosen:
             if self.problem
             else []
         )
-        if self.prediction_error > DOUBTFUL:
+        if self.predicted and self.prediction_error > DOUBTFUL:
             found.append(
                 "the times marked ~ are predicted, with a median error of "
                 f"{self.prediction_error:.0%}"

@@ -1,12 +1,11 @@
 """Limits on the cost of a network, measured costs, and the result of a search."""
 
 from dataclasses import asdict, dataclass
-from math import inf
 from typing import Any, Final
 
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.engines.base import AnyPrecision
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, check_number
 from regnet.timing import Comparison
 
 DOUBTFUL: Final = 0.3
@@ -66,7 +65,8 @@ class Limits:
                 "a search needs a limit: set flops, params, activations, latency_ms or memory_mb"
             )
         for name, value in self.given.items():
-            if not 0 < value < inf:
+            check_number(name, value)
+            if value <= 0:
                 raise ConfigError(f"{name} must be a positive number, got {value!r}")
 
     @property

@@ -33,7 +33,7 @@ _NO_METRICS: Final = frozenset(
 """Columns that are not metrics of a network."""
 
 
-def write_table(populations: Mapping[str, Population], path: Path) -> int:
+def write_table(populations: Mapping[str, Population], path: str | Path) -> int:
     """Write a table with a row per network that was trained or failed.
 
     The columns are space, number, the error of the last epoch, the lowest error of any epoch, the
@@ -52,6 +52,7 @@ def write_table(populations: Mapping[str, Population], path: Path) -> int:
         MissingExtraError: Parquet needs pyarrow, which is not installed.
         OSError: the file cannot be written.
     """
+    path = Path(path)
     if path.suffix not in SUFFIXES[:2]:
         raise ConfigError(f"{path}: the file of a table must end in .csv or .parquet")
     rows = []
@@ -105,7 +106,7 @@ def _cells(row: Row) -> dict[str, Any]:
     }
 
 
-def read_table(path: Path, select: Select = "last") -> dict[str, Population]:
+def read_table(path: str | Path, select: Select = "last") -> dict[str, Population]:
     """Read the populations of a table, by the names of their spaces.
 
     There are two kinds of tables:
@@ -127,6 +128,7 @@ def read_table(path: Path, select: Select = "last") -> dict[str, Population]:
         DataError: the file cannot be read, or is not such a table.
         MissingExtraError: Parquet needs pyarrow, which is not installed.
     """
+    path = Path(path)
     readers = {".parquet": _read_parquet, ".csv": _read_csv, ".json": _read_nds}
     if path.suffix not in readers:
         raise DataError(f"{path}: the file of a table must end in {', '.join(SUFFIXES)}")
@@ -228,6 +230,8 @@ def _row(
         return json.loads(value) if isinstance(value, str) else value
 
     known = {name: cells.get(name) for name in _TRAINED if cells.get(name) is not None}
+    if not failed:
+        known["error"] = cells.get("lowest_error", cells.get("error"))
     return Row(
         id=0,
         space=space,

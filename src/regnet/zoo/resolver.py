@@ -121,6 +121,8 @@ def find_model(name: str) -> tuple[Variant, Checkpoint | None]:
         ConfigError: there is no such variant.
         WeightsError: there are no such weights.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"the name of a model must be text, got {type(name).__name__} {name!r}")
     if row := find_upstream(name):
         return VARIANTS[row.variant], row
     variant, tag = find_variant(name)
