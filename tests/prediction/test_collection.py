@@ -351,8 +351,8 @@ def test_a_damaged_part_is_made_again(photos: Path, tmp_path: Path, damage: byte
     part.write_bytes(part.read_bytes()[:-9] if damage is None else damage)
     draft = part.with_name(f".{part.name}.abc")  # as a killed process leaves it
     draft.touch()
-    found = predict_collection(photos, out, executor=HERE)
-    assert found.resumed == sum(len(rows(other)) for other in others)
+    intact = sum(len(rows(other)) for other in others)
+    assert predict_collection(photos, out, executor=HERE).resumed == intact
     assert rows(out) == rows(tmp_path / "a.parquet")
     assert not part.parent.exists()
 
