@@ -23,7 +23,7 @@ from regnet.training.recipe import RECIPES, Recipe
 from regnet.training.run import Facts, Run, SavedOptions, read
 from regnet.training.session import Options
 from tests.faults import file_sizes_restored, flipped_bits, limit_file_size
-from tests.marks import long, posix, times
+from tests.marks import linux, long, posix, times
 from tests.pictures import write_folder
 from tests.training.test_recipe import TINY
 
@@ -545,6 +545,32 @@ def test_unreadable_images_are_replaced_and_reported(tmp_path):
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"^10 images in a row cannot be read; the last: "):
         train(TINY, tmp_path, tmp_path / "out2", recipe=recipe, options=Options(workers=1))
+
+
+def test_unreadable_images_seen_before_a_stop_are_reported(tmp_path):
+    folder = write_folder(tmp_path / "train", 24, size=(70, 70))
+    (folder / "red/0003.png").write_bytes(b"no image")
+    recipe = replace(STREAMED, repeats=1, batch_size=8)
+
+    def stop(at):
+        if at.step == at.steps:
+            signal.raise_signal(signal.SIGINT)
+
+    halted = Options(workers=1, on_step=stop)
+    train(TINY, tmp_path, tmp_path / "out", recipe=recipe, options=halted)
+    done = resume(tmp_path / "out", options=Options(workers=1))
+    [reason] = done.log[0]["unreadable"]
+    assert "red/0003.png: not an image" in reason
+
+
+@linux
+def test_a_class_whose_name_is_not_utf8_is_trained_and_saved(tmp_path):
+    write_folder(tmp_path / "train", 12, size=(32, 32), names=("cat", "dog"))
+    (tmp_path / "train/dog").rename(os.fsdecode(os.fsencode(tmp_path) + b"/train/\xff"))
+    done = train(TINY, tmp_path, tmp_path / "out", recipe=replace(SHORT, epochs=1))
+    model = regnet.create(f"local-dir:{tmp_path / 'out/model'}", pretrained=True)
+    assert set(model.card.labels) == {"cat", "\\udcff"}
+    assert done.top1 is None
 
 
 def test_small_images_may_differ_in_size(tmp_path):

@@ -76,8 +76,11 @@ def told(skipped: Mapping[str, int]) -> str:
 
 
 def normal(name: str) -> str:
-    """Return a name in Unicode form NFC, because file systems differ in how they encode accents."""
-    return unicodedata.normalize("NFC", name)
+    """Return a name in Unicode form NFC, because file systems differ in how they encode accents.
+
+    Bytes that are not UTF-8 become escape sequences, so that every file can hold the name.
+    """
+    return unicodedata.normalize("NFC", name.encode("utf-8", "backslashreplace").decode())
 
 
 def is_hidden(parts: Iterable[str]) -> bool:

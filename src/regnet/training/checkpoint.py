@@ -4,7 +4,7 @@ import errno
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +47,8 @@ class State:
     """Seconds of training so far in this epoch."""
     best: float = -1.0
     """Highest test accuracy so far, in percent; negative before the first test."""
+    unreadable: set[str] = field(default_factory=set)
+    """Reasons why images of this epoch could not be read, in this process."""
 
     def to_dict(self, group: Group) -> dict[str, Any] | None:
         """Return complete tensors on the CPU to the leading process, and None to the others.
@@ -62,6 +64,7 @@ class State:
         momentum = _whole(momentum, group)
         average = _whole(self.average.tensors, group) if self.average else None
         sums = group.sum(self.sums.clone()).cpu()
+        unreadable = sorted(set().union(*group.gather(self.unreadable)))
         if not group.leads:
             return None
         return {
@@ -74,6 +77,7 @@ class State:
             "step": self.step,
             "seconds": self.seconds,
             "best": self.best,
+            "unreadable": unreadable,
         }
 
     def restore(self, saved: dict[str, Any], *, leads: bool) -> None:
@@ -97,6 +101,7 @@ class State:
         self.seconds = saved["seconds"]
         if leads:
             self.sums.copy_(saved["sums"])
+            self.unreadable.update(saved.get("unreadable", ()))
 
 
 def save(saved: dict[str, Any], out: Path, *, newest: int) -> Path:

@@ -456,9 +456,9 @@ class _Loop:
         began = time.monotonic()
         row |= session.measure()
         row["test_seconds"] = time.monotonic() - began
-        if unreadable := sorted(set().union(*self.group.gather(session.unreadable))):
+        if unreadable := sorted(set().union(*self.group.gather(state.unreadable))):
             row["unreadable"] = unreadable
-        session.unreadable.clear()
+        state.unreadable.clear()
         state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
         state.sums.zero_()
         score = _score(row)

@@ -133,7 +133,6 @@ class Session:
         self.input = self._input()
         self.teachers = self._teachers()
         self.test = self._test()
-        self.unreadable: set[str] = set()
         self.forward: nn.Module = self.network
         if group.size > 1 and options.parallel == "fsdp":
             _shard(self.network, group)
@@ -329,7 +328,7 @@ class Session:
                 state.scaler.scale(loss / len(batches)).backward()
             count = len(batch.labels)
             state.sums += torch.stack([loss.detach() * count, hits, torch.full_like(hits, count)])
-            self.unreadable.update(batch.unreadable)
+            state.unreadable.update(batch.unreadable)
         if recipe.clip_norm is not None:
             state.scaler.unscale_(state.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_norm)
