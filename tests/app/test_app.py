@@ -1,5 +1,6 @@
 """Tests of the explorer, driven in a real browser as a person would use it."""
 
+import asyncio
 import contextlib
 import functools
 import http.client
@@ -12,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ import torch
 import regnet
 from regnet import app, documents
 from regnet.app import reports
+from regnet.app.guard import Guard
 from regnet.app.page import _config, _parameterized, _values
 from regnet.bench.document import Case
 from regnet.bench.report import render
@@ -189,6 +192,50 @@ def test_documents_become_reports(bench_document, tmp_path):
     assert reports.page(path) == render(bench_document)
 
 
+def test_a_report_with_a_long_title_is_recognized(bench_document, tmp_path):
+    device = "a machine with a long name " * 60
+    environment = {**bench_document.environment, "device": device}
+    path = tmp_path / "bench.html"
+    path.write_text(render(replace(bench_document, environment=environment)))
+    assert device in reports.page(path)
+
+
+@pytest.mark.parametrize("lacking", ["device", "threads", "date"])
+def test_a_document_that_says_too_little_is_refused_by_its_name(bench_document, tmp_path, lacking):
+    environment = {k: v for k, v in bench_document.environment.items() if k != lacking}
+    path = tmp_path / "bench.json"
+    documents.write(path, replace(bench_document, environment=environment))
+    with pytest.raises(ConfigError, match=rf"^bench\.json: its environment lacks '{lacking}'"):
+        reports.page(path)
+
+
+@pytest.mark.parametrize(
+    ("port", "host", "status"),
+    [
+        (80, b"127.0.0.1", 200),  # browsers leave the default port out
+        (80, b"localhost:80", 200),
+        (7860, b"127.0.0.1:7860", 200),
+        (7860, b"127.0.0.1", 403),
+        (80, b"example.org", 403),
+    ],
+)
+def test_the_default_port_may_be_left_out(port, host, status):
+    async def inner(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def answered():
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"host", host), (b"origin", b"http://" + host)]
+        await Guard(inner, port=port)({"type": "http", "headers": headers}, None, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(answered()) == status
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
@@ -209,7 +256,8 @@ def test_a_port_in_use_is_reported():
         taken.bind((app.HOST, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port {port} cannot be used"):
+        message = rf"^port {port} cannot be used \(address already in use\); choose another$"
+        with pytest.raises(ConfigError, match=message):
             app.launch(port=port)
 
 
