@@ -2,6 +2,7 @@ import copy
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -187,6 +188,14 @@ def test_a_feature_map_that_does_not_exist_is_refused():
 def test_feature_maps_must_differ(indices):
     with pytest.raises(ConfigError, match="at least one index of a feature map, and each once"):
         regnet.create("regnetx_002", features_only=True, out_indices=indices)
+
+
+@pytest.mark.parametrize("indices", [np.array([1, 3]), torch.tensor([1, 3]), range(1, 4, 2)])
+def test_indices_of_feature_maps_may_be_arrays(indices):
+    model = FeatureNet(AnyNet(SMALL), indices)
+    assert model.feature_info.out_indices == (1, 3)
+    assert all(type(index) is int for index in model.feature_info.out_indices)
+    assert FeatureNet(AnyNet(SMALL), np.int64(2)).feature_info.out_indices == (3, 4)
 
 
 def test_attached_modules_do_not_change_the_output():

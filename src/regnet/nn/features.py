@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from numbers import Integral
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
@@ -61,20 +62,20 @@ class FeatureInfo(tuple[FeatureMap, ...]):
         """
         info = super().__new__(cls, maps)
         count = len(info)
-        if isinstance(out_indices, int):
+        if isinstance(out_indices, int | Integral):
             if not 0 < out_indices <= count:
                 raise ConfigError(
                     f"there are no {out_indices} last feature maps; the network has {count}"
                 )
-            out_indices = range(-out_indices, 0)
-        indices = range(count) if out_indices is None else out_indices
+            out_indices = range(-int(out_indices), 0)
+        indices = list(range(count) if out_indices is None else out_indices)
         for index in indices:
             if not -count <= index < count:
                 raise ConfigError(f"there is no feature map {index}; the network has {count}")
-        info.out_indices = tuple(sorted(index % count for index in indices))
+        info.out_indices = tuple(sorted(int(index) % count for index in indices))
         if not indices or len(set(info.out_indices)) < len(indices):
             raise ConfigError(
-                f"give at least one index of a feature map, and each once; got {list(indices)}"
+                f"give at least one index of a feature map, and each once; got {indices}"
             )
         return info
 
