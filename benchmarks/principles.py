@@ -335,12 +335,15 @@ def _steps(populations: Populations) -> Iterator[tuple[dict[str, Any], Compariso
             "networks": (len(a.errors), len(b.errors)),
         }
         if statement.paired:
+            pairs = len({row.number for row in a.rows} & {row.number for row in b.rows})
+            claim["networks"] = (pairs, pairs)
+        if min(claim["networks"]) < FEWEST:
+            yield claim, None
+            continue
+        if statement.paired:
             both = {statement.second: b, statement.first: a}
             [pair] = analyze(both, paired=True).pairs
             yield claim, pair.comparison
-            continue
-        if min(claim["networks"]) < FEWEST:
-            yield claim, None
             continue
         strata = [(Networks.of(a), Networks.of(b))]
         claim["at_equal_depth"] = at_equal_depth(strata)

@@ -327,3 +327,7 @@ def test_pairs_and_parts_of_regnetx_are_compared(principles):
     found = {f.statement: f for f in principles.judged({"regnetx": regnetx, "with_se": squeezed})}
     helps = found["squeeze-excitation helps (RegNetY - RegNetX)"]
     assert (helps.ours, helps.verdict) == (pytest.approx(-1.5), "seen")
+    assert helps.networks == (len(regnetx), len(regnetx))
+    few = replace(squeezed, errors=squeezed.errors[:4], rows=squeezed.rows[:4])
+    found = {f.statement: f for f in principles.judged({"regnetx": regnetx, "with_se": few})}
+    assert found[helps.statement].verdict == "too few networks"
