@@ -135,7 +135,7 @@ STATEMENTS: Final = (
               paper=-0.5, expects="lower", first="anynetx_e", second="anynetx_d"),
     Statement(says="widths should follow a quantized line (RegNetX - E)", source="figure 9",
               paper=-1.7, expects="lower", first="regnetx", second="anynetx_e"),
-    Statement(says="the same with networks as deep as those of E (w_a from 4 on)",
+    Statement(says="the same with deeper networks (w_a from 4 on)",
               source="figure 9", paper=None, expects="lower", first="as_deep",
               second="anynetx_e"),
     Statement(says="all steps together (RegNetX - A)", source="figure 9",

@@ -63,9 +63,9 @@ PRINCIPLES: Final = (
         kind="log_uniform", low=4, high=255.9, quantum=0.1)),
 )  # fmt: skip
 """Spaces with bottleneck ratios and group widths of which RegNetX has none or few, and RegNetX with
-networks about as deep as those of AnyNetX_E. With so few multiply-adds, the slopes from 8 on that
-RegNetX has leave only shallow ones. Squeeze-excitation has no space here: it is compared network by
-network (`with_squeeze`)."""
+deeper networks, nearly as deep as those of AnyNetX_E. With so few multiply-adds, the slopes from 8
+on that RegNetX has leave only shallow ones. Squeeze-excitation has no space here: it is compared
+network by network (`with_squeeze`)."""
 
 FAMILIES: Final = (
     space("regnetx_like", b=values(1), g=SEVERAL),
