@@ -30,7 +30,7 @@ def of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def is_git_blob(path: Path, sha1: str) -> bool:
+def has_sha1(path: Path, sha1: str) -> bool:
     """Return whether a small file has this SHA-1, by itself or as git computes it.
 
     The Hub names small files as git does, and some mirrors by the SHA-1 of the content alone.

@@ -58,9 +58,9 @@ def as_drawn(name: str) -> str:
 def as_file_name(name: str) -> str:
     """Return a name from outside as a part of a file name, which is different for each name."""
     safe = re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100]
-    return (
-        safe if safe == name else f"{safe}-{digest.of_bytes(name.encode('utf-8', 'replace'))[:8]}"
-    )
+    if safe == name:
+        return name
+    return f"{safe}-{digest.of_bytes(name.encode('utf-8', 'replace'))[:8]}"
 
 
 def new_figure(width: float, height: float) -> "Figure":

@@ -150,11 +150,7 @@ def transfer(
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target), _part_of(target) as part:
         if target.exists() and not again:
-            if sha256:
-                intact = digest.of_file(target).startswith(sha256)
-            else:
-                intact = not sha1 or digest.is_git_blob(target, sha1)
-            if intact:
+            if _matches(target, sha256, sha1):
                 return
             target.unlink()  # damaged on the disk
         if not sha256:
@@ -168,7 +164,7 @@ def transfer(
                 )  # fmt: skip
                 fetched.fill(name or target.name)
                 _check(part, url, size=size, sha256=sha256, check=check)
-                if sha1 and not (last or sha256 or digest.is_git_blob(part, sha1)):
+                if not (last or sha256 or _matches(part, None, sha1)):
                     raise Damaged(f"{url} did not send the file that it announced")
                 break
             except Damaged as error:
@@ -221,6 +217,13 @@ def locked(target: Path) -> Iterator[None]:
 
     with WeakFileLock(_lock_file(target)):
         yield
+
+
+def _matches(path: Path, sha256: str | None, sha1: str | None) -> bool:
+    """Return whether a file has its digest, if one is known; a SHA-256 says more than a SHA-1."""
+    if sha256:
+        return digest.of_file(path).startswith(sha256)
+    return not sha1 or digest.has_sha1(path, sha1)
 
 
 def _check(part: Path, url: str, *, size: int | None, sha256: str | None, check: Check) -> None:
