@@ -97,7 +97,7 @@ def test_every_part_of_the_plan_for_a_gpu_runs_dry(dry):
     assert len(slowest) == 3
     assert all(row["ms_in_all"] > 0 for row in slowest)
     assert not any("reason" in row for row in rows_of(dry, "everyday"))
-    assert [row["workers"] for row in rows_of(dry, "populations")] == [1, 2]
+    assert [row["workers"] for row in rows_of(dry, "populations")] == [2]
     assert len(rows_of(dry, "grouped")) > 1
 
 

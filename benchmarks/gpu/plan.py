@@ -53,7 +53,7 @@ PARTS: Final = (
     Part("populations", 0.10, "populations.py"),
     Part(
         "grouped", 0.05, "grouped_convs.py", ("--device", "cuda"),
-        ("--device", "cpu", "--models", "regnetx_002", "--batch-size", "1", "--precisions", "fp16",
+        ("--device", "cpu", "--models", "regnetx_002", "--batch-size", "1", "--precisions", "fp32",
          "--image-size", "32"),
     ),
 )  # fmt: skip

@@ -171,6 +171,27 @@ def test_memory_equals_a_value_worked_out_by_hand() -> None:
     assert many.tolist() == [expected]
 
 
+def test_memory_follows_the_blocks_of_dilated_and_inverted_networks() -> None:
+    """Their strides and bottleneck widths are not those that the stages name."""
+    plain = VARIANTS["regnetx_002"].config
+    params = complexity(plain, 224).params
+    # The third stage at stride 1: input, and the bottleneck twice, at 28 pixels. The largest maps
+    # are still those of the first stage: 32 channels in, and 24 at 112 and at 56 pixels.
+    first = (32 + 24) * 112**2 + 24 * 56**2
+    dilated = replace(plain, output_stride=8)
+    assert memory_bytes(dilated, 224, batch_size=1, element_bytes=1) == params + first
+    dilated = replace(plain, output_stride=2)  # the fourth stage: 152 channels in, and 2 times 368
+    most = (152 + 2 * 368) * 112**2
+    assert memory_bytes(dilated, 224, batch_size=1, element_bytes=1) == params + most
+    # RegNetZ expands the input of a block, here 32 channels to 96; the stage is 48 channels wide.
+    inverted = VARIANTS["regnetz_b16"].config
+    params = complexity(inverted, 224).params
+    block = inverted.blocks()[0]
+    assert (block.width_in, block.bottleneck_width, block.stride) == (32, 96, 2)
+    first = (32 + 96) * 112**2 + 96 * 56**2
+    assert memory_bytes(inverted, 224, batch_size=1, element_bytes=1) == params + first
+
+
 def test_memory_limits_the_sample() -> None:
     conditions = Conditions(device=CPU, engine="folded", batch_size=2)
     found = sample_candidates(

@@ -103,11 +103,9 @@ def memory_bytes(
     Returns:
         A number of bytes.
     """
-    stages = config.anynet().stages
+    first = [block for block in config.anynet().blocks() if block.index == 1]
     maps = _largest_maps(
-        config,
-        image_size,
-        [(s.width, s.width / s.bottleneck_ratio, s.stride) for s in stages],
+        config, image_size, [(b.width, b.bottleneck_width, b.stride) for b in first]
     )
     return int(element_bytes * (complexity(config, image_size).params + batch_size * maps))
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from regnet.design.complexity import Complexity
 from regnet.design.config import ArchitectureConfig
@@ -91,6 +90,9 @@ def _count_task(task: tuple[int, CustomConfig, str | None], device: str) -> Cost
 
 def count_network(network: CustomConfig, device: str, folder: str | None = None) -> Cost:
     """Return the complexity of a network, or the reason why it cannot be built or run."""
+    # It imports Triton, which every process of every study would wait for.
+    from torch.utils.flop_counter import FlopCounterMode
+
     try:
         with torch.device(device):
             module = _module(network, folder)
