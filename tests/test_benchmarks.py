@@ -1,6 +1,5 @@
 """Tests that the benchmarks which people run themselves still work."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,10 +12,12 @@ import pytest
 import torch
 from scipy import stats
 
+from benchmarks import principles
 from regnet.design.config import config_from_dict
 from regnet.spaces import Space, sample
 from regnet.studies.population import Population
 from regnet.studies.tables import read_table
+from scripts.tables.engines import gpu_headline
 
 pytestmark = pytest.mark.slow
 
@@ -116,16 +117,13 @@ def test_parts_that_are_cut_off_leave_their_rows(tmp_path):
 
 @pytest.mark.xdist_group("plan")  # one process runs the plan for all tests
 def test_the_table_of_the_headline_is_made_from_any_part_of_its_rows(dry):
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "scripts/write_tables.py")
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
     document = json.loads((dry / "headline.json").read_text())
     for count in range(len(document["rows"]) + 1):
-        found = list(tables.gpu_headline({**document, "rows": document["rows"][:count]}))
+        found = list(gpu_headline({**document, "rows": document["rows"][:count]}))
         assert len(found) >= 4
         assert ("regnety_080, batch 1" in "".join(found)) == (count > 0)
     failed = {"model": "regnetx_080", "batch_size": 1, "reason": "out of memory"}
-    found = list(tables.gpu_headline({**document, "rows": [failed, *document["rows"]]}))
+    found = list(gpu_headline({**document, "rows": [failed, *document["rows"]]}))
     assert "regnetx_080" not in "".join(found)
 
 
@@ -140,17 +138,6 @@ def test_the_gpu_check_reports_a_missing_gpu(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.fixture(scope="module")
-def principles():
-    spec = importlib.util.spec_from_file_location("principles", ROOT / "benchmarks/principles.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["principles"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def population(errors, **metrics):
     return Population(
         space=None,
@@ -160,7 +147,7 @@ def population(errors, **metrics):
     )
 
 
-def test_kinds_are_compared_within_spaces(principles):
+def test_kinds_are_compared_within_spaces():
     """A kind of network is not judged worse because it is frequent in a space of high errors."""
     rng = np.random.default_rng(0)
 
@@ -184,7 +171,7 @@ def test_kinds_are_compared_within_spaces(principles):
     assert better.p_value < 0.01
 
 
-def test_one_space_is_compared_as_welch_does(principles):
+def test_one_space_is_compared_as_welch_does():
     rng = np.random.default_rng(0)
     a, b = rng.normal(40, 3, 14), rng.normal(42, 6, 11)
     strata = [(principles.Networks(a, a), principles.Networks(b, b))]
@@ -193,7 +180,7 @@ def test_one_space_is_compared_as_welch_does(principles):
     assert (found.low, found.high) == pytest.approx((welch.low, welch.high), abs=1e-4)
 
 
-def test_a_difference_that_is_one_of_depth_vanishes_at_equal_depth(principles):
+def test_a_difference_that_is_one_of_depth_vanishes_at_equal_depth():
     """The first kind is shallower, and every block costs half a point; the kinds are the same."""
     rng = np.random.default_rng(0)
     depths = np.arange(3, 23), np.arange(8, 28)
@@ -211,7 +198,7 @@ def test_a_difference_that_is_one_of_depth_vanishes_at_equal_depth(principles):
     assert high < 0
 
 
-def test_statements_are_judged_by_the_populations(principles):
+def test_statements_are_judged_by_the_populations():
     rng = np.random.default_rng(1)
     means = {
         "anynetx_a": 46, "anynetx_b": 46.3, "anynetx_c": 50, "anynetx_d": 42, "anynetx_e": 44,
@@ -248,7 +235,7 @@ def test_statements_are_judged_by_the_populations(principles):
     }
 
 
-def test_a_value_is_not_judged_by_noise(principles):
+def test_a_value_is_not_judged_by_noise():
     """With errors that have nothing to do with depth, no statement about depth is seen or refuted,
     although a single network lies above the paper's value."""
     rng = np.random.default_rng(0)
@@ -261,7 +248,7 @@ def test_a_value_is_not_judged_by_noise(principles):
     assert verdicts == ["not told apart"] * 20
 
 
-def test_spaces_that_have_just_begun_are_too_few(principles):
+def test_spaces_that_have_just_begun_are_too_few():
     def some(count):
         return population(np.arange(count) + 40, d=np.arange(count) + 3)
 
@@ -316,7 +303,7 @@ def test_spaces_of_further_studies_can_be_sampled(study, options, tmp_path):
             assert config_from_dict({**config, "se_ratio": 0.0}) == config_from_dict(row.config)
 
 
-def test_pairs_and_parts_of_regnetx_are_compared(principles):
+def test_pairs_and_parts_of_regnetx_are_compared():
     """RegNetX of the study of the order is one side of several statements."""
     populations = read_table(ORDER)
     regnetx = populations["regnetx_3"]
