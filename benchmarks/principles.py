@@ -55,9 +55,6 @@ FEWEST_BESIDE: Final = 8
 REPEATS: Final = 10_000
 MAX_BINS: Final = 10
 
-PLANNED: Final = 64
-"""Number of networks of each space in the finished study."""
-
 POWER: Final = 1.96 + 0.84
 """A true difference of this many standard errors is seen in four of five studies."""
 
@@ -192,22 +189,21 @@ def main() -> None:
     findings = judged({**parts(populations.get("regnetx")), **populations})
     if not findings:
         sys.exit(f"no statement is about the spaces {', '.join(populations)}")
+    seconds = [
+        row.outcome["seconds"]
+        for population in populations.values()
+        for row in (*population.rows, *(row for _, row in population.replicas))
+        if row.outcome
+    ]
     document = {
         "margin": MARGIN,
         "finished": analysis.finished,
         "machines": analysis.machines,
         "networks": {name: len(population) for name, population in populations.items()},
         "failed": sum(len(population.failed) for population in populations.values()),
-        "minutes": float(
-            np.median(
-                [
-                    row.outcome["seconds"] / 60
-                    for population in populations.values()
-                    for row in population.rows
-                    if row.outcome
-                ]
-            )
-        ),
+        "repeated": sum(len(population.replicas) for population in populations.values()),
+        "minutes": float(np.median(seconds)) / 60,
+        "hours": sum(seconds) / 3600,
         "complexity": complexity({n: populations[n] for n in ORDER if n in populations}),
         "findings": [asdict(finding) for finding in findings],
     }
@@ -251,7 +247,8 @@ def complexity(order: Populations) -> dict[str, Any] | None:
     networks = {name: Networks.of(population) for name, population in order.items()}
     errors = np.concatenate([one.errors for one in networks.values()])
     depths = np.concatenate([one.depths for one in networks.values()])
-    space = _indicators([len(one.errors) for one in networks.values()])
+    counts = [len(one.errors) for one in networks.values()]
+    space, fewest = _indicators(counts), min(counts)
     with_depth = np.column_stack([space, depths - depths.mean()])
     adjusted, _, _ = _least_squares(with_depth, errors)
     return {
@@ -265,7 +262,8 @@ def complexity(order: Populations) -> dict[str, Any] | None:
         "at_equal_depth": dict(zip(networks, map(float, adjusted), strict=False)),
         "explained_by_space": _explained(space, errors),
         "explained_with_depth": _explained(with_depth, errors),
-        "detectable": POWER * _deviation(space, errors) * math.sqrt(2 / PLANNED),
+        "detectable": POWER * _deviation(space, errors) * math.sqrt(2 / fewest),
+        "fewest": fewest,
         "weighted": [
             {
                 "metric": metric,

@@ -10,19 +10,25 @@ from .markdown import RESULTS, Document, Tables, table
 
 
 def order_plan() -> Document:
-    """The description of the study, with the networks that it will have."""
+    """The description of the study."""
     plan: Document = json.loads((RESULTS / "order/study.json").read_text(encoding="utf-8"))
     return plan
+
+
+def counted(spaces: Document) -> str:
+    """How many networks were trained, of how many spaces."""
+    counts = [found["models"] for found in spaces.values()]
+    each = " to ".join(str(count) for count in dict.fromkeys((min(counts), max(counts))))
+    return f"{sum(counts)} networks, {each} of each space"
 
 
 def order_setting(document: Document) -> str:
     """What was trained, on what, until when."""
     plan = order_plan()
-    done = sum(found["models"] + found["failed"] for found in document["spaces"].values())
     low, high = plan["spaces"][0]["limits"]["flops"]
     recipe = plan["recipe"]
     return (
-        f"{done} of {len(plan['spaces']) * plan['models']} networks, {low / 1e6:.1f} to "
+        f"{counted(document['spaces'])}, {low / 1e6:.1f} to "
         f"{high / 1e6:.1f} million multiply-adds at 32 pixels, {recipe['epochs']} epochs of "
         f"{plan['train_images']:,} images of CIFAR-10 (JPEG), tested on {plan['val_images']:,}. "
         f"{document['finished'][:10]}, {'; '.join(document['machines'])}"
@@ -52,17 +58,16 @@ def order(document: Document) -> Iterator[str]:
 
 def order_line(document: Document) -> Iterator[str]:
     """The study in a sentence or two."""
-    spaces, plan = document["spaces"], order_plan()
+    spaces = document["spaces"]
     first, *_, last = spaces
     [pair] = [p for p in document["pairs"] if (p["first"], p["second"]) == (last, first)]
     found = pair["comparison"]
     what = {"better": "lower than", "worse": "higher than"}.get(
         found["verdict"], "not told apart from"
     )
-    done, all_of_them = sum(x["models"] for x in spaces.values()), len(spaces) * plan["models"]
     yield (
-        f"So far {done} of {all_of_them} networks of six design spaces are trained on "
-        f"CIFAR-10. RegNetX has a mean error of {spaces[last]['mean']:.1f} %, {what} the "
+        f"{counted(spaces)}, were trained on CIFAR-10. RegNetX has a mean error of "
+        f"{spaces[last]['mean']:.1f} %, {what} the "
         f"{spaces[first]['mean']:.1f} % of AnyNetX_A (difference "
         f"{found['difference']:+.1f} points, 95 % {found['low']:+.1f} to {found['high']:+.1f})"
         + ("; with so few networks the interval is rough." if document["warnings"] else ".")
@@ -76,10 +81,10 @@ def order_summary(document: Document) -> Iterator[str]:
     done = sum(n for name, n in document["networks"].items() if name in of_order)
     further = sum(document["networks"].values()) - done
     yield (
-        f"{done} of {len(plan['spaces']) * plan['models']} networks of the six spaces are trained"
+        f"[Our study](docs/study-cifar.md) on CIFAR-10 trained {done} networks of the six spaces"
         + (f", and {further} that test one principle each" if further else "")
-        + ". So far [the study](docs/study-cifar.md) finds (points of mean error, or "
-        'values, with 95 % intervals; "at equal depth": adjusted for the number of blocks):'
+        + ". It finds (points of mean error, or values, with 95 % intervals; "
+        '"at equal depth": adjusted for the number of blocks):'
     )
     yield ""
     rows = []
@@ -145,9 +150,10 @@ def order_complexity(document: Document) -> Iterator[str]:
 
 def order_power(document: Document) -> Iterator[str]:
     """What the study cannot show."""
-    least = document["complexity"]["detectable"]
+    found = document["complexity"]
+    least = found["detectable"]
     yield (
-        f"With {order_plan()['models']} networks of each space, a difference of {least:.1f} points "
+        f"With {found['fewest']} networks of each space, a difference of {least:.1f} points "
         "would be seen in four of five studies before the correction for several comparisons, and "
         "smaller ones more rarely."
     )
@@ -214,8 +220,9 @@ def principles(document: Document) -> Iterator[str]:
     yield (
         "Differences are points of mean error. "
         f"{sum(document['networks'].values())} networks were trained and {document['failed']} "
-        f"failed. The median training took {document['minutes']:.1f} minutes on one of two cores "
-        f"that did other work as well. {document['finished'][:10]}."
+        f"failed; {document['repeated'] or 'none'} were trained again with another seed. They took "
+        f"{document['hours']:.0f} hours of one core, which often did other work as well; the "
+        f"median training took {document['minutes']:.1f} minutes. {document['finished'][:10]}."
     )
 
 
