@@ -1,9 +1,10 @@
 """Fit the prior of `regnet search` to finished studies, and write it together with its evidence.
 
-    python scripts/fit_prior.py benchmarks/results/order
+    python scripts/fit_prior.py benchmarks/results/order benchmarks/results/principles \\
+        benchmarks/results/ratios
 
-Each study is a folder with study.json and results.jsonl. Its networks have no squeeze-excitation
-and about equal flops. The prior is a ridge regression of the logarithm of the error; the strength
+Each study is a folder with study.json and results.jsonl. Its networks have about equal flops; those
+with squeeze-excitation, of which the features say nothing, do not count. The prior is a ridge regression of the logarithm of the error; the strength
 of the ridge is chosen by leaving out one space at a time. The evidence holds rank correlations
 between predictions and errors, averaged over spaces in proportion to their numbers of networks:
 once with each network left out of the fit, and once with its complete space left out. The prior is
@@ -50,6 +51,8 @@ def rows_of(folders: list[Path]) -> tuple[Array, Array, Array, list[str], int]:
             sizes.add(study.image_size(name))
             for row, error in zip(each.rows, each.errors, strict=True):
                 config = config_from_dict(row.config)
+                if config.se_ratio:
+                    continue
                 cost = complexity(config, study.image_size(name))
                 features.append(features_of_stages(stages_of(config), cost)[0])
                 errors.append(np.log(error))
