@@ -21,6 +21,7 @@ import torch
 
 import regnet
 from regnet.atomic import write_bytes
+from regnet.engines.race import NOT_TRIED
 from regnet.machine import environment
 from regnet.timing import compare
 
@@ -59,7 +60,7 @@ def row(name: str, batch_size: int) -> dict[str, Any]:
         "interval": [found.low, found.high],
         "problem": found.problem,
         "not_tried": {str(c): c.reason for c in short.report.candidates if c.reason and
-                      c.reason.startswith("not tried")},
+                      c.reason.startswith(NOT_TRIED)},
     }  # fmt: skip
 
 

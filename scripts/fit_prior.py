@@ -1,16 +1,16 @@
 """Fit the prior of `regnet search` to finished studies, and write it together with its evidence.
 
-    python scripts/fit_prior.py benchmarks/results/order benchmarks/results/principles \\
-        benchmarks/results/ratios
+    python scripts/fit_prior.py benchmarks/results/{order,principles,ratios}
 
 Each study is a folder with study.json and results.jsonl. Its networks have about equal flops; those
-with squeeze-excitation, of which the features say nothing, do not count. The prior is a ridge regression of the logarithm of the error; the strength
-of the ridge is chosen by leaving out one space at a time. The evidence holds rank correlations
-between predictions and errors, averaged over spaces in proportion to their numbers of networks:
-once with each network left out of the fit, and once with its complete space left out. The prior is
-also compared with pycls's published networks on ImageNet, by the part of their errors that flops
-alone do not explain. The weights are scaled down where necessary so that the predictions for these
-networks spread no more than that unexplained part does.
+with squeeze-excitation, of which the features say nothing, do not count. The prior is a ridge
+regression of the logarithm of the error; the strength of the ridge is chosen by leaving out one
+space at a time. The evidence holds rank correlations between predictions and errors, averaged over
+spaces in proportion to their numbers of networks: once with each network left out of the fit, and
+once with its complete space left out. The prior is also compared with pycls's published networks on
+ImageNet, by the part of their errors that flops alone do not explain. The weights are scaled down
+where necessary so that the predictions for these networks spread no more than that unexplained part
+does.
 """
 
 import argparse

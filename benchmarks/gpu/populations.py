@@ -100,7 +100,7 @@ def main() -> None:
         running.kill()
     subprocess.run(
         [sys.executable, "-m", "regnet", "study", "export", str(folder / "study"),
-         "--out", str(folder / "study.parquet")],
+         str(folder / "study.parquet")],
         check=True,
     )  # fmt: skip
 

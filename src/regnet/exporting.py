@@ -45,7 +45,7 @@ from regnet.nn.features import Described
 from regnet.nn.layers import HaloAttention
 from regnet.nn.views import evaluation_view, unwrapped
 from regnet.paths import expanded
-from regnet.zoo.create import preprocess
+from regnet.zoo.create import create, preprocess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +156,7 @@ class _Judge:
 
 
 def export(
-    model: nn.Module,
+    model: nn.Module | str,
     path: str | Path,
     *,
     format: str | None = None,
@@ -178,9 +178,10 @@ def export(
     config, the preprocessing and the class names as JSON under the key `regnet`.
 
     Args:
-        model: any module that takes images and returns a tensor, or a list, tuple or dictionary of
-            tensors, in any mode; it is not changed. Outputs are named after the results: `logits`,
-            `s1`, ... for feature maps, the keys of a dictionary, or else `output_0`, ...
+        model: a model, or the name of one with weights, as `create` takes it. Any module that takes
+            images and returns a tensor, or a list, tuple or dictionary of tensors, can be exported,
+            in any mode; it is not changed. Outputs are named after the results: `logits`, `s1`, ...
+            for feature maps, the keys of a dictionary, or else `output_0`, ...
         path: the file to write; for OpenVINO the `.xml`, and the weights are written to a `.bin`
             beside it.
         format: a name in `FORMATS`; None: the format of the extension of the path.
@@ -217,7 +218,10 @@ def export(
         MissingExtraError: a required package is not installed.
         OSError: the file cannot be written.
     """
-    start, path, model = time.monotonic(), expanded(path), unwrapped(model)
+    start, path = time.monotonic(), expanded(path)
+    if isinstance(model, str):
+        model = create(model, pretrained=True)
+    model = unwrapped(model)
     check_number("min_agreement", min_agreement, least=0, most=1)
     check_number("max_drop", max_drop, least=0)
     check_float32(model)

@@ -15,7 +15,7 @@ from regnet.data import loading
 from regnet.data.loading import load
 from regnet.data.preprocess import Preprocess
 from regnet.data.sets import open_set
-from regnet.errors import DataError
+from regnet.errors import ConfigError, DataError
 from tests.marks import linux
 from tests.pictures import write_folder
 
@@ -43,6 +43,20 @@ def test_no_workers_are_used_if_shared_memory_is_too_small(images, monkeypatch, 
         assert ("--shm-size" in caplog.text) == (count < 2)
     monkeypatch.setattr(loading, "_free_shared_memory", lambda: 0)
     assert torch.equal(read(images, 2), here)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0, "workers": 0}, "batch_size must be a whole number of at least 1; got 0"),
+        ({"batch_size": -5, "workers": 0}, "batch_size must be .* at least 1; got -5"),
+        ({"batch_size": 2.5, "workers": 0}, "batch_size must be a whole number"),
+        ({"batch_size": 4, "workers": -1}, "workers must be .* at least 0; got -1"),
+    ],
+)
+def test_impossible_numbers_of_images_and_workers_are_refused(images, options, message):
+    with pytest.raises(ConfigError, match=message):
+        next(load(images, range(len(images)), LOOK, **options))
 
 
 SMALL_SHM = """

@@ -240,7 +240,7 @@ def test_an_engine_with_wrong_outputs_is_not_timed(model, monkeypatch):
     reasons = {c.engine: c.reason for c in report.candidates}
     assert reasons["wrong"].startswith("wrong: its outputs differ by 1.0e+00")
     assert reasons["same_memory"].startswith("wrong: its outputs differ")
-    assert reasons["broken"] == "RuntimeError: no such thing"
+    assert reasons["broken"] == "failed: RuntimeError: no such thing"
     assert reasons["eager"] is None
     assert [c.engine for c in report.candidates if c.latency_ms is None] == [
         "wrong", "same_memory", "broken",

@@ -107,6 +107,14 @@ def test_a_file_that_cannot_be_opened_says_why(onnx_file, tmp_path):
     with pytest.raises(ConfigError, match="does not say which images it takes"):
         open_model(str(foreign))
     refused(command("predict", onnx_file.parent, "--model", foreign), 2, "foreign.onnx")
+    model = onnx.load(onnx_file)
+    [facts] = [entry for entry in model.metadata_props if entry.key == KEY]
+    description = json.loads(facts.value)
+    del description["config"]["kind"]
+    facts.value = json.dumps(description)
+    onnx.save(model, foreign)
+    with pytest.raises(ConfigError, match=r"foreign\.onnx: its description .* needs a kind"):
+        open_model(str(foreign))
     refused(
         command("train", "shapes", "--model", onnx_file, "--out", tmp_path / "x"),
         2, "is an exported file, which has no modules to train",

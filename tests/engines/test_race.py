@@ -7,7 +7,8 @@ import regnet
 from regnet.design.config import RegNetConfig
 from regnet.engines import int8, race
 from regnet.engines import optimize as module
-from regnet.engines.base import DTYPES, inference
+from regnet.engines.base import DTYPES, Target, inference
+from regnet.engines.optimize import find_engine
 from regnet.errors import ConfigError, MissingExtraError
 from regnet.timing import Comparison, Samples
 from tests.pictures import pictures
@@ -89,6 +90,48 @@ def test_the_fastest_wins_and_the_report_says_by_how_much(monkeypatch, model):
     again = run(monkeypatch, model, engines)
     assert again.remembered
     assert again.winner == report.winner
+
+
+def failing(error):
+    engine = Known("b", fp32=5.0)
+
+    def build(*_):
+        engine.built.append("fp32")
+        raise error
+
+    engine.build = build
+    return engine
+
+
+def test_an_engine_that_fails_is_not_tried_at_every_call(monkeypatch, model):
+    engines = [Known("eager", fp32=10.0), failing(RuntimeError("no such thing"))]
+    first = run(monkeypatch, model, engines)
+    assert reasons(first)["b fp32"] == "failed: RuntimeError: no such thing"
+    again = run(monkeypatch, model, engines)
+    assert again.remembered
+    assert engines[1].built == ["fp32"]
+    assert reasons(again) == reasons(first)
+    assert not run(monkeypatch, model, engines, refresh=True).remembered
+    assert engines[1].built == ["fp32", "fp32"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), OSError(28, "full")]
+)
+def test_a_lack_of_memory_or_space_is_not_remembered(monkeypatch, model, error):
+    engines = [Known("eager", fp32=10.0), failing(error)]
+    run(monkeypatch, model, engines)
+    assert not run(monkeypatch, model, engines).remembered
+    assert engines[1].built == ["fp32", "fp32"]
+
+
+def test_compilers_need_a_c_compiler(monkeypatch):
+    target = Target(device=torch.device("cpu"))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    for name in ("compiled", "aot_inductor"):
+        assert "no-such-compiler is not installed" in find_engine(name).obstacle(target)
+    monkeypatch.setenv("CXX", "sh")
+    assert find_engine("compiled").obstacle(target) is None
 
 
 def test_a_precision_that_lost_on_two_engines_is_not_built_again(monkeypatch, model):

@@ -343,6 +343,15 @@ def test_answers_that_are_nan_are_refused(model, tmp_path):
         evaluate(model, tmp_path)
 
 
+def test_arguments_in_the_wrong_order_or_range_are_refused(model, tmp_path):
+    write_folder(tmp_path, 5, names=NAMES)
+    with pytest.raises(ConfigError, match=r"path, hf:owner/name or shapes; got AnyNet"):
+        evaluate(str(tmp_path), model)
+    for options in ({"batch_size": 0}, {"batch_size": -5, "engine": "folded"}, {"workers": -1}):
+        with pytest.raises(ConfigError, match="must be a whole number of at least"):
+            evaluate(model, tmp_path, **options)
+
+
 def test_a_reported_precision_is_the_one_that_was_used(model, tmp_path):
     write_folder(tmp_path, 5, names=NAMES)
     with pytest.raises(ConfigError, match="eager computes in the precision of the weights, fp32"):

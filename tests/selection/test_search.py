@@ -13,13 +13,13 @@ import torch
 import regnet
 import regnet.selection.search as searching
 from regnet.design.complexity import complexity, memory_bytes, population_memory_bytes
-from regnet.design.config import RegNetConfig
+from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig, StageConfig
 from regnet.design.variants import PLAIN, VARIANTS
 from regnet.engines.optimize import ENGINES
 from regnet.errors import ConfigError, EngineError
 from regnet.selection.device import Conditions
 from regnet.selection.limits import Found, Limits, Measured
-from regnet.selection.prior import FEATURES, prior
+from regnet.selection.prior import FEATURES, prior, stages_of
 from regnet.selection.search import EQUAL, NEAR, flops_range, sample_candidates, search
 from regnet.spaces import latency, paper
 from regnet.spaces.latency import LatencyModel, features_of_config
@@ -169,6 +169,24 @@ def test_memory_equals_a_value_worked_out_by_hand() -> None:
         params=networks.complexity.params, batch_size=2, element_bytes=4,
     )  # fmt: skip
     assert many.tolist() == [expected]
+
+
+@pytest.mark.parametrize("block", ["bottleneck", "basic", "vanilla"])
+@pytest.mark.parametrize("ratio", [0.25, 1.0, 4.0])
+def test_populations_need_the_memory_of_their_networks(block: str, ratio: float) -> None:
+    """Only blocks with a bottleneck have a bottleneck ratio."""
+    stages = tuple(
+        StageConfig(depth=2, width=width, group_width=16, bottleneck_ratio=ratio, stride=2)
+        for width in (64, 128)
+    )
+    config = AnyNetConfig(stages=stages, block=block)  # type: ignore[arg-type]
+    architecture = ArchitectureConfig(block=block)  # type: ignore[arg-type]
+    cost = complexity(config, 64)
+    [many] = population_memory_bytes(
+        stages_of(config), architecture, 64,
+        params=np.array([cost.params]), batch_size=2, element_bytes=4,
+    )  # fmt: skip
+    assert many == memory_bytes(config, 64, batch_size=2, element_bytes=4)
 
 
 def test_memory_follows_the_blocks_of_dilated_and_inverted_networks() -> None:
@@ -355,11 +373,11 @@ def test_the_file_of_the_best_config_is_a_name_of_a_model(tmp_path: Path) -> Non
         ({"engine": "cuda_graph"}, EngineError, "cuda_graph cannot be used here: "),
         ({"engine": "eagre"}, ConfigError, "eagre"),
         ({"precision": "fp64"}, ConfigError, "there is no precision 'fp64'; did you mean 'fp16'"),
-        ({"probes": 3}, ConfigError, "probes must be at least 8, got 3"),
-        ({"batch_size": 0}, ConfigError, "batch_size must be at least 1, got 0"),
+        ({"probes": 3}, ConfigError, "probes must be a whole number of at least 8; got 3"),
+        ({"batch_size": 0}, ConfigError, "batch_size must be a whole number of at least 1; got 0"),
         ({"space": find_space("anynetx_a")}, ConfigError, "a space of RegNets, got anynetx_a"),
         ({"device": "gpu"}, ConfigError, "there is no device 'gpu'"),
-        ({"seed": -1}, ConfigError, "seed must be at least 0, got -1"),
+        ({"seed": -1}, ConfigError, "seed must be a whole number of at least 0; got -1"),
     ],
 )
 def test_a_device_or_engine_that_cannot_run_is_refused(

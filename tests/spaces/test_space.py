@@ -310,7 +310,7 @@ def test_a_space_for_small_images() -> None:
         (lambda: Space(name="x", family="regnet", parameters={}), "'b' is missing"),
         (lambda: Space.from_dict({"name": "x"}), "not a design space"),
         (lambda: SPACES["regnetx"].where("p", lambda s: s.metric("d") > 3).to_dict(), "are code"),
-        (lambda: sample(SPACES["regnetx"], 0), "count must be at least 1, got 0"),
+        (lambda: sample(SPACES["regnetx"], 0), "count must be a whole number of at least 1; got 0"),
     ],
 )
 def test_impossible_spaces_are_refused(make: Any, message: str) -> None:

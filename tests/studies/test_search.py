@@ -161,9 +161,9 @@ def test_another_search_in_the_folder_is_refused(data: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"candidates": 3}, "candidates must be at least 4, got 3"),
-        ({"replicas": 1}, "replicas must be from 2 to 10, got 1"),
-        ({"replicas": 11}, "replicas must be from 2 to 10, got 11"),
+        ({"candidates": 3}, "candidates must be a whole number of at least 4; got 3"),
+        ({"replicas": 1}, "replicas must be a whole number from 2 to 10; got 1"),
+        ({"replicas": 11}, "replicas must be a whole number from 2 to 10; got 11"),
         ({"limits": Limits(latency_ms=0.01)}, r"the fastest network of this space takes \d"),
         ({"budget": 1e-6}, r"a budget of 0 minutes is too short: 4 candidates take about"),
     ],

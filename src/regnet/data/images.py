@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regnet.errors import ImageError, NotFoundError
+from regnet.paths import expanded
 
 FORMATS: Final = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are opened, recognized by content rather than by file name. Decoders of other
@@ -61,7 +62,7 @@ def open_image(source: ImageSource) -> Image.Image:
         raise ImageError(f"an image must be a path or a Pillow image, got {type(source).__name__}")
     if isinstance(source, str) and "://" in source:
         raise ImageError(f"{source}: this is an address; download the image and give its path")
-    path = Path(source)
+    path = expanded(source)
     with _explained(str(path)):
         if path.is_dir():
             raise ImageError("is a folder, not an image file")

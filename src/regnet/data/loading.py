@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from regnet.data.readers import Reader
 from regnet.data.sets import ImageSet
-from regnet.errors import DataError, ImageError
+from regnet.errors import DataError, ImageError, check_whole
 
 _log = logging.getLogger(__name__)
 
@@ -78,8 +78,11 @@ def load(
         workers: number of worker processes; 0 loads the images in this process.
 
     Raises:
+        ConfigError: `batch_size` or `workers` is not such a number.
         DataError: a worker was killed, or has stopped sending batches.
     """
+    batch_size = check_whole("batch_size", batch_size, least=1)
+    workers = check_whole("workers", workers, least=0)
     found = _Transformed(images, transform)
     batches = [list(indices[at : at + batch_size]) for at in range(0, len(indices), batch_size)]
     workers = min(workers, len(indices) // batch_size)  # one batch is not worth a process

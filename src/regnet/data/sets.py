@@ -225,10 +225,15 @@ def open_set(source: str | Path, split: Split = "val") -> ImageSet:
         split: the split to open if the source has several.
 
     Raises:
+        ConfigError: the source is neither a string nor a path.
         NoSplitError: the source has only other splits.
         DataError: the source does not exist, contains no images, or lacks what a set needs.
         MissingExtraError: the source is a Parquet file, and pyarrow is not installed.
     """
+    if not isinstance(source, (str, Path)):
+        raise ConfigError(
+            f"images are given as a path, hf:owner/name or shapes; got {type(source).__name__}"
+        )
     if source == shapes.NAME:
         return _drawn(split)
     if str(source).startswith(HUB_PREFIX):

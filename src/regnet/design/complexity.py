@@ -13,9 +13,15 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from regnet.design.config import AnyNetConfig, ArchitectureConfig, RegNetConfig
-from regnet.design.layers import ImageSize, Layer, network_layers, population_layers
+from regnet.design.layers import (
+    ImageSize,
+    Layer,
+    inner_widths,
+    network_layers,
+    population_layers,
+)
 from regnet.design.population import StagePopulation
-from regnet.design.widths import IntArray, bottleneck_widths
+from regnet.design.widths import IntArray
 from regnet.errors import ConfigError
 
 Count = TypeVar("Count", int, IntArray)
@@ -123,13 +129,13 @@ def population_memory_bytes(
 
     Args:
         population: the stages of each network.
-        architecture: what all networks share; only its stem matters here.
+        architecture: what all networks share; its stem and its kind of block matter here.
         image_sizes: side of the images in pixels: one number, or an array (n,).
         params: number of parameters of each network, an array (n,).
         batch_size: images per call.
         element_bytes: bytes per number; 4 in fp32.
     """
-    inner = bottleneck_widths(population.widths, population.bottleneck_ratios)
+    inner = inner_widths(population, architecture)
     stages = zip(population.widths.T, inner.T, population.strides, strict=True)
     maps = _largest_maps(architecture, image_sizes, list(stages))
     return np.asarray(element_bytes * (params + batch_size * maps), dtype=np.int64)

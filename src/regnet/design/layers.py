@@ -21,7 +21,7 @@ from regnet.design.blocks import (
 )
 from regnet.design.config import AnyNetConfig, ArchitectureConfig
 from regnet.design.population import StagePopulation
-from regnet.design.widths import bottleneck_widths
+from regnet.design.widths import IntArray, bottleneck_widths
 from regnet.errors import ConfigError, check_whole
 
 ImageSize = int | Sequence[int]
@@ -75,6 +75,16 @@ class Layer:
         if self.kind in ("norm", "attention"):
             return 0
         return self.width * self.area * self.times
+
+
+def inner_widths(population: StagePopulation, architecture: ArchitectureConfig) -> IntArray:
+    """Return the widths inside the blocks of each stage, an array (n, stages).
+
+    Basic and vanilla blocks have no bottleneck, whatever their ratio is.
+    """
+    if architecture.block in ("basic", "vanilla"):
+        return population.widths
+    return bottleneck_widths(population.widths, population.bottleneck_ratios)
 
 
 def network_layers(config: AnyNetConfig, image_size: ImageSize) -> Iterator[Layer]:
@@ -134,7 +144,7 @@ def population_layers(
             "a population cannot have bottleneck_from='input', an output_stride or a "
             "normfree_bottleneck; count such networks one at a time, with complexity"
         )
-    inner = bottleneck_widths(population.widths, population.bottleneck_ratios)
+    inner = inner_widths(population, architecture)
     if architecture.norm != "batch" and np.any(
         np.concatenate((population.widths, inner)) % NORM_GROUP_WIDTH
     ):

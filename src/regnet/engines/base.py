@@ -109,10 +109,12 @@ def tolerance(target: Target) -> float:
 def relative_error(found: Any, expected: Any) -> float:
     """Return norm(found - expected) / norm(expected) in float64; the largest of several outputs.
 
-    NaN if shapes differ, or if an error is not finite.
+    NaN if their number or shapes differ, or if an error is not finite.
     """
-    pairs = zip(listed(found), listed(expected), strict=True)
-    errors = [_relative_error(ours, theirs) for ours, theirs in pairs]
+    ours, theirs = listed(found), listed(expected)
+    if len(ours) != len(theirs):
+        return math.nan
+    errors = [_relative_error(a, b) for a, b in zip(ours, theirs, strict=True)]
     return max(errors) if all(map(math.isfinite, errors)) else math.nan
 
 

@@ -74,12 +74,16 @@ def build_checked(
     return Built(runner=runner, seconds=seconds, error=finite_or_none(error), reason=reason)
 
 
+WRONG: Final = "wrong: "
+"""Beginning of the reason to reject outputs."""
+
+
 def wrong(error: float, target: Target) -> str | None:
     """Return the reason to reject outputs with this error; None if the target allows the error."""
     if error <= tolerance(target):
         return None
     # Also if the error is nan.
-    return f"wrong: its outputs differ by {error:.1e}, more than {tolerance(target):.0e}"
+    return f"{WRONG}its outputs differ by {error:.1e}, more than {tolerance(target):.0e}"
 
 
 def finite_or_none(error: float) -> float | None:

@@ -1,5 +1,8 @@
 """Engines that compile a network into one program: torch.compile and AOTInductor."""
 
+import os
+import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +22,14 @@ from regnet.engines.program import capture
 from regnet.engines.transforms import folded, placed
 
 
+def _compiler_obstacle(target: Target) -> str | None:
+    """Return whether the C++ compiler that Inductor calls on a CPU is missing."""
+    compiler = os.environ.get("CXX", "g++")
+    if sys.platform == "linux" and target.device.type == "cpu" and not shutil.which(compiler):
+        return f"needs a C++ compiler, and {compiler} is not installed"
+    return half_obstacle(target)
+
+
 class Compiled:
     """torch.compile, with the weights frozen as constants."""
 
@@ -26,7 +37,7 @@ class Compiled:
     compiles = True
 
     def obstacle(self, target: Target) -> str | None:
-        return half_obstacle(target)
+        return _compiler_obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         run = casting(_compiled(placed(folded(model), target)), target)
@@ -77,7 +88,7 @@ class AOTInductor:
         if target.device.type == "cuda":
             # The crash cannot be caught, and a compiled CUDA graph runs without Python as well.
             return "loading a package crashed the process on CUDA (torch 2.11, H200)"
-        return half_obstacle(target)
+        return _compiler_obstacle(target)
 
     def build(self, model: nn.Module, example: Tensor, target: Target) -> Runner:
         with tempfile.TemporaryDirectory() as folder:

@@ -151,6 +151,8 @@ def open_file(path: Path, *, trust: bool = False) -> FileNetwork:
     try:
         facts = json.loads(text or "")
         return FileNetwork(path, runner, shape, facts)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: its description cannot be used: {error}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} does not say which images it takes: it has no usable metadata under {KEY!r}; "

@@ -34,6 +34,8 @@ from regnet.engines.openvino import OpenVINO
 from regnet.engines.outputs import form_of
 from regnet.engines.program import shared_programs
 from regnet.engines.race import (
+    LASTING,
+    NOT_TRIED,
     Candidate,
     Key,
     OnStep,
@@ -76,12 +78,6 @@ collection of images is predicted on one, "auto" takes the fastest of these engi
 
 STREAMS: Final = ("onnx_runtime", "openvino")
 """Engines that can compute several pieces of a batch at the same time (`Target.streams`)."""
-
-NOT_TRIED: Final = "not tried: "
-
-LASTING: Final = ("wrong: ", "unsuitable: ", NOT_TRIED)
-"""Beginnings of the reasons that would be the same in another race. A saved result is used only if
-every candidate has a time, such a reason, or an obstacle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,11 +374,12 @@ def _chosen(engines: Sequence[str] | str) -> tuple[Engine, ...]:
 def _recalled(ways: Sequence[Way], race: Mapping[Key, Candidate]) -> list[Candidate] | None:
     """Return the results of all candidates in an earlier race; None if one has to be tried now.
 
-    Times of several races are not compared. What was not tried may have been left out because of
-    the other candidates, so that this only holds for the same ones.
+    Each candidate must have a time, a lasting reason or an obstacle. Times of several races are not
+    compared. What was not tried may have been left out because of the other candidates, so that
+    this only holds for the same ones.
     """
     same = race.keys() == {way.key for way in ways}
-    lasting = LASTING if same else tuple(text for text in LASTING if text != NOT_TRIED)
+    lasting = (*LASTING, NOT_TRIED) if same else LASTING
     rows = []
     for way in ways:
         row = race.get(way.key)

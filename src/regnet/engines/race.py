@@ -14,10 +14,17 @@ import torch
 from torch import nn
 
 from regnet.engines.base import AnyPrecision, Engine, Layout, Runner, Target
-from regnet.engines.check import INPUT_SETS, answers, build_checked, finite_or_none, worst_error
+from regnet.engines.check import (
+    INPUT_SETS,
+    WRONG,
+    answers,
+    build_checked,
+    finite_or_none,
+    worst_error,
+)
 from regnet.engines.compiled import least_seconds
 from regnet.engines.int8 import Images, build_int8, floats
-from regnet.errors import EngineError, in_one_line
+from regnet.errors import EngineError, in_one_line, out_of_memory
 from regnet.timing import (
     Comparison,
     bootstrap_median,
@@ -53,6 +60,15 @@ kernels with less Python in between."""
 STREAMING: Final = 1.5
 """An engine that takes this many times as long as the fastest one is not tried with streams,
 because streams gained a third at most."""
+
+NOT_TRIED: Final = "not tried: "
+UNSUITABLE: Final = "unsuitable: "
+FAILED: Final = "failed: "
+"""Beginnings of the reasons why a candidate was left out, like `WRONG`."""
+
+LASTING: Final = (WRONG, UNSUITABLE, FAILED)
+"""Beginnings of the reasons that would be the same in another race. `NOT_TRIED` is not one of them,
+because another candidate may have been the cause."""
 
 OnStep = Callable[[str, int, int], None]
 """Takes the current step, the number of finished candidates, and their total."""
@@ -162,8 +178,8 @@ class Race:
         """Try candidates that may win, cheap ones first; return all rows and the fastest runner."""
         for number, way in enumerate(sorted(ways, key=_cost)):
             self.on_step(f"building {way.engine.name} {way.precision}", number, len(ways))
-            if reason := None if way.engine.obstacle(way.target) else self._hopeless(way):
-                self.rows[way.key] = candidate(way, reason=reason)
+            if why := None if way.engine.obstacle(way.target) else self._hopeless(way):
+                self.rows[way.key] = candidate(way, reason=f"{NOT_TRIED}{why}")
             else:
                 self._enter(way)
             _log.info("%s", _told(self.rows[way.key]))
@@ -190,9 +206,12 @@ class Race:
             )
             return row, None if built.reason else built.runner
         except EngineError as problem:
-            return replace(row, reason=f"unsuitable: {problem}"), None
+            return replace(row, reason=f"{UNSUITABLE}{problem}"), None
         except Exception as problem:  # noqa: BLE001 - an engine may raise anything
-            return replace(row, reason=in_one_line(problem, most=200)), None
+            # Memory and disks may have room at another time; other failures come back.
+            passing = out_of_memory(problem) or isinstance(problem, OSError)
+            reason = in_one_line(problem, most=200)
+            return replace(row, reason=reason if passing else f"{FAILED}{reason}"), None
 
     def _build_int8(
         self, row: Candidate, way: Way, images: Images
@@ -208,7 +227,7 @@ class Race:
         seconds = time.monotonic() - start
         row = replace(
             row,
-            reason=problem and f"wrong: {problem}",
+            reason=problem and f"{WRONG}{problem}",
             build_seconds=seconds,
             error=finite_or_none(worst_error(runner, self.inputs, self.reference)),
             agreement=agreement,
@@ -294,32 +313,27 @@ class Race:
             left = self.budget - spent
             if left <= (COMPILING if way.engine.compiles else 0):
                 need = f", and a compiler takes {COMPILING:.0f} s" if left > 0 else ""
-                return (
-                    f"not tried: {max(left, 0):.0f} s of budget_seconds={self.budget:g} were left"
-                    f"{need}"
-                )
+                return f"{max(left, 0):.0f} s of budget_seconds={self.budget:g} were left{need}"
         if self.exhaustive:
             return None
         for other in COVERED.get(name, ()):
             if (other, *way.key[1:]) in ran:
-                return f"not tried: {other} runs the same kernels with less Python in between"
+                return f"{other} runs the same kernels with less Python in between"
         for other, engines in self._losses(way).items():
             if len(engines) >= 2:
-                return (
-                    f"not tried: {way.precision} was slower than {other} on {' and '.join(engines)}"
-                )
+                return f"{way.precision} was slower than {other} on {' and '.join(engines)}"
         best = fastest(list(ran.values()))
         batch = ran.get((*way.key[:3], 0)) if way.target.streams else None
         if batch and best and batch.latency_ms and best.latency_ms:
             ratio = batch.latency_ms / best.latency_ms
             if ratio > STREAMING:
-                return f"not tried: without streams it took {ratio:.1f} times as long as {best}"
+                return f"without streams it took {ratio:.1f} times as long as {best}"
         if way.engine.compiles and best and (bound := self._bound(way)) is not None:
             # The speed of the machine may have changed since, so the leader is timed again.
             leader = 1e3 * min(time_call(self.runners[best.key], x) for x in self.inputs)
             if REST * bound > leader:
                 return (
-                    f"not tried: the convolutions alone take {bound:.2f} ms in oneDNN, which it "
+                    f"the convolutions alone take {bound:.2f} ms in oneDNN, which it "
                     f"calls, and {best} takes {leader:.2f} ms in total"
                 )
         return None

@@ -22,7 +22,7 @@ from regnet.engines.base import Precision
 from regnet.engines.files import FileNetwork, open_model
 from regnet.engines.optimize import device_of
 from regnet.engines.running import running
-from regnet.errors import ConfigError, DataError, EngineError, unknown
+from regnet.errors import ConfigError, DataError, EngineError, check_whole, unknown
 from regnet.evaluation import scores
 from regnet.evaluation.datasets import BY_ORDER, Match, identify, match_classes
 from regnet.evaluation.kept import Kept, kept
@@ -157,6 +157,7 @@ def evaluate(
         EngineError: the engine cannot run the network, or its outputs are not finite.
         WeightsError: there are no such weights.
     """
+    batch_size = check_whole("batch_size", batch_size, least=1)
     images = data if isinstance(data, ImageSet) else open_set(data, split)
     opened = open_model(model, trust=trust) if isinstance(model, str) else model
     network = cast("AnyNet | FileNetwork", unwrapped(opened))
@@ -167,7 +168,7 @@ def evaluate(
     look = _look(network, larger=larger, image_size=image_size, crop_pct=crop_pct)
     names: Sequence[str] = network.card.labels if network.card else ()
     match = match_classes(images, names, network.num_classes)
-    allowed = _real(Path(real_labels), images) if real_labels is not None else None
+    allowed = _real(expanded(real_labels), images) if real_labels is not None else None
     keep = None if keep is None else expanded(keep)
     if keep is not None and not isinstance(data, ImageSet):
         refuse_new_class(keep, data)

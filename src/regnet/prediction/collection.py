@@ -22,7 +22,7 @@ from regnet.atomic import writing
 from regnet.data.collection import Chunk, chunks
 from regnet.data.layout import Split
 from regnet.engines.base import Precision
-from regnet.errors import ConfigError, DataError, ExecutorError, MissingExtraError
+from regnet.errors import ConfigError, DataError, ExecutorError, MissingExtraError, check_whole
 from regnet.executors import Died, Executor, ProcessPool
 from regnet.machine import environment
 from regnet.paths import expanded
@@ -138,6 +138,11 @@ def predict_collection(
             "predictions are written with pyarrow, which is not installed; "
             "pip install 'regnet[train]'"
         )
+    if not isinstance(model, str):
+        raise ConfigError(
+            "model must be a name or a file, which each process can open; save yours with "
+            f"save_pretrained('mine'), and pass 'local-dir:mine'; got {type(model).__name__}"
+        )
     out = expanded(out)
     if out.suffix != ".parquet":
         raise ConfigError(f"{out}: predictions are written as Parquet; name a file *.parquet")
@@ -153,6 +158,8 @@ def predict_collection(
     start = time.monotonic()
     executor = executor or ProcessPool()
     gpu = _on_gpu(executor)
+    if batch_size is None:
+        batch_size = GPU_BATCH_SIZE if gpu else BATCH_SIZE
     question = Question(
         model=model,
         features=features,
@@ -160,7 +167,7 @@ def predict_collection(
         topk=topk,
         engine=engine,
         precision=precision,
-        batch_size=batch_size or (GPU_BATCH_SIZE if gpu else BATCH_SIZE),
+        batch_size=check_whole("batch_size", batch_size, least=1),
         trust=trust,
     )
     parts = out.with_name(out.name + ".parts")

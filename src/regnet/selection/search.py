@@ -21,7 +21,7 @@ from regnet.design.variants import PLAIN, VARIANTS
 from regnet.design.widths import FloatArray
 from regnet.devices import find_device
 from regnet.engines.base import ELEMENT_BYTES, AnyPrecision
-from regnet.errors import ConfigError, EngineError, check_number, unknown
+from regnet.errors import ConfigError, EngineError, check_number, check_whole, unknown
 from regnet.selection.device import (
     Conditions,
     DeviceMeter,
@@ -237,8 +237,7 @@ def _check_options(*, precision: str, **numbers: int) -> None:
         raise ConfigError(unknown("precision", precision, ELEMENT_BYTES))
     least = {"batch_size": 1, "image_size": 1, "probes": 8, "finalists": 1, "seed": 0}
     for name, value in numbers.items():
-        if value < least[name]:
-            raise ConfigError(f"{name} must be at least {least[name]}, got {value}")
+        check_whole(name, value, least=least[name])
 
 
 def flops_range(limits: Limits, space: Space, seed: int = 0) -> tuple[float, float]:

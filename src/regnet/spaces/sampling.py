@@ -18,7 +18,7 @@ from regnet.design.widths import (
     round_to_groups,
     width_exponents,
 )
-from regnet.errors import ConfigError
+from regnet.errors import ConfigError, check_whole
 from regnet.spaces.latency import FEATURES, features_of_layers
 from regnet.spaces.space import COMPLEXITY, LATENCY, Space
 
@@ -156,8 +156,7 @@ def sample(space: Space, count: int, rng: np.random.Generator | int = 0) -> Samp
         ConfigError: the space is custom, `count` is less than 1, or the space has too few networks;
             the message then says how many draws each condition excludes.
     """
-    if count < 1:
-        raise ConfigError(f"count must be at least 1, got {count}")
+    count = check_whole("count", count, least=1)
     _check_built_in(space)
     draws = _Draws(space, np.random.default_rng(rng))
     kept: list[Sample] = []

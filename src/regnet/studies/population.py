@@ -18,6 +18,7 @@ from regnet.design.config import config_from_dict
 from regnet.design.widths import FloatArray
 from regnet.errors import ConfigError, DataError, ImageError, StudyError, check_number, shell
 from regnet.executors import Died, Executor, ProcessPool
+from regnet.paths import expanded
 from regnet.selection.device import learn_latency
 from regnet.spaces.custom import KIND, find_function
 from regnet.spaces.space import Space
@@ -93,7 +94,7 @@ def init(
             cannot be saved.
         DataError: the images cannot be used.
     """
-    path = Path(folder)
+    path = expanded(folder)
     with runfolder.owned(path, "beginning a study"):
         there = set(runfolder.contents(path))
         if {FILE, stores.FILE} & there:
@@ -156,7 +157,7 @@ def extend(folder: str | Path, space: Space) -> Study:
         StudyError: the store of the study is damaged.
         DataError: the images cannot be used.
     """
-    path = Path(folder)
+    path = expanded(folder)
     read(path)
     with runfolder.owned(path, "adding a space"):
         study = read(path)
@@ -180,7 +181,7 @@ def read(folder: str | Path) -> Study:
     Raises:
         ConfigError: the folder holds no study.
     """
-    path = Path(folder)
+    path = expanded(folder)
     study = Study.from_dict(runfolder.begun(path, FILE, "a study"))
     path = path if path.is_dir() else path.parent
     return _placed(study, path, sources.from_beside)
@@ -227,7 +228,7 @@ def resume(
         StudyError: the store is damaged or cannot be written, processes do not start, or many
             networks in a row fail. Committed results stay in the store.
     """
-    path = Path(folder)
+    path = expanded(folder)
     began = study = read(path)
     train, tests = sources.moved(study.train, study.val, data, val)
     study = replace(study, train=train, val=tests)
@@ -278,10 +279,10 @@ def recover(folder: str | Path) -> tuple[int, Path | None]:
         StudyError: a process is training the study.
     """
     read(folder)
-    with runfolder.owned(Path(folder), "recovering the study"):
+    with runfolder.owned(expanded(folder), "recovering the study"):
         study = read(folder)
         rows = [row for name in study.names for row in study.rows(name)]
-        return stores.recover(Path(folder), rows)
+        return stores.recover(expanded(folder), rows)
 
 
 def counts(folder: str | Path) -> dict[str, dict[str, int]]:
@@ -291,7 +292,7 @@ def counts(folder: str | Path) -> dict[str, dict[str, int]]:
         ConfigError: there is no study.
     """
     study = read(folder)
-    with Store(Path(folder)) as store:
+    with Store(expanded(folder)) as store:
         _check_complete(study, store)
         return store.counts()
 
@@ -299,7 +300,7 @@ def counts(folder: str | Path) -> dict[str, dict[str, int]]:
 def progress(folder: str | Path) -> tuple[int, int]:
     """Return the number of trained or failed networks, and of all, without checking the store."""
     read(folder)
-    with Store(Path(folder)) as store:
+    with Store(expanded(folder)) as store:
         found = store.counts().values()
     ended = sum(of_space.get(state, 0) for of_space in found for state in ("done", "failed"))
     return ended, sum(count for of_space in found for count in of_space.values())
@@ -318,7 +319,7 @@ def work(folder: str | Path) -> float:
     study = read(folder)
     if study.objective:
         return math.nan
-    with Store(Path(folder)) as store:
+    with Store(expanded(folder)) as store:
         left = [row for row in store.rows() if row.outcome is None]
     images = study.train_images or len(_open(study).train)
     return sum(3 * row.metrics["flops"] * images * study.recipe.epochs for row in left)
@@ -351,7 +352,7 @@ def load(folder: str | Path, select: Select = "last") -> dict[str, Population]:
         StudyError: the store of the study is damaged.
     """
     study = read(folder)
-    with Store(Path(folder)) as store:
+    with Store(expanded(folder)) as store:
         rows = [row for row in _check_complete(study, store) if row.outcome is not None]
     found, spaces = {}, {space.name: space for space in study.spaces}
     for name in study.names:

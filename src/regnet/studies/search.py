@@ -19,8 +19,9 @@ from regnet import documents, runfolder
 from regnet.data.sets import ImageSet
 from regnet.design.config import AnyNetConfig, RegNetConfig
 from regnet.devices import core_count
-from regnet.errors import ConfigError, StudyError
+from regnet.errors import ConfigError, StudyError, check_whole
 from regnet.executors import Executor
+from regnet.paths import expanded
 from regnet.selection.limits import Limits, Measured
 from regnet.selection.search import Contenders, OnStep, contenders
 from regnet.spaces.paper import search_space
@@ -170,11 +171,9 @@ def search_with_data(
         DataError: the images cannot be used.
         StudyError: trainings that the search needs failed.
     """
-    path = Path(folder)
-    if candidates < FEWEST:
-        raise ConfigError(f"candidates must be at least {FEWEST}, got {candidates}")
-    if replicas - 1 not in range(1, 10):
-        raise ConfigError(f"replicas must be from 2 to 10, got {replicas}")
+    path = expanded(folder)
+    candidates = check_whole("candidates", candidates, least=FEWEST)
+    replicas = check_whole("replicas", replicas, least=2, most=10)
     images = Images.open(data, val or data, train_images=train_images, val_images=val_images)
     question = {
         "limits": limits,
@@ -211,23 +210,27 @@ def search_with_data(
         return population.load(where)
 
     size = begun["image_size"]
-    left = [documents.build(Measured, row) for row in begun["candidates"]]
+    # By their numbers in search.json, which are also their names.
+    left = {at: documents.build(Measured, row) for at, row in enumerate(begun["candidates"])}
     published = [documents.build(Measured, row) for row in begun["published"]]
     errors: dict[int, float] = {}
     for number, share in enumerate(SHARES, 1):
         epochs = max(1, round(share * recipe.epochs))
-        groups = [_given("candidates", left, size)]
+        groups = [_given("candidates", list(left.values()), size)]
         # Published networks may have another number of stages than the candidates, and all networks
         # of a population must have the same number.
         if published:
             groups.append(_given("published", published, size))
         found = train(f"round-{number}", groups, epochs)
-        errors = _errors(found["candidates"])
+        numbers, errors = list(left), _errors(found["candidates"])
         if number < len(SHARES):
             keep = max(2, ceil(len(left) / 2))
             best = sorted(errors, key=errors.__getitem__)[:keep]
-            left = [left[at] for at in sorted(best)]
-    trained = [_trained(f"candidate {at}", left[at], error) for at, error in errors.items()]
+            left = {numbers[at]: left[numbers[at]] for at in sorted(best)}
+    trained = [
+        _trained(f"candidate {numbers[at]}", left[numbers[at]], error)
+        for at, error in errors.items()
+    ]
     pick = min(trained, key=lambda row: row.error)
     rivals = [
         _trained(published[at].name, published[at], error)
@@ -246,7 +249,7 @@ def search_with_data(
     deviation = None
     if against is not None:
         deviation = sqrt(fmean(variance(_repeats(again[n], replicas)) for n in ("pick", "rival")))
-    rows = [*left, *published]
+    rows = [*left.values(), *published]
     problem = next((row.problem for row in rows if row.problem), None)
     return Searched(
         pick=pick,

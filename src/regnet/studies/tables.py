@@ -15,6 +15,7 @@ from regnet import documents
 from regnet.atomic import write_bytes, writing
 from regnet.data.readers import open_parquet
 from regnet.errors import ConfigError, DataError, MissingExtraError, in_one_line
+from regnet.paths import expanded
 from regnet.studies.population import Population, Select, error_of, repeated
 from regnet.studies.store import Row
 
@@ -52,7 +53,7 @@ def write_table(populations: Mapping[str, Population], path: str | Path) -> int:
         MissingExtraError: Parquet needs pyarrow, which is not installed.
         OSError: the file cannot be written.
     """
-    path = Path(path)
+    path = expanded(path)
     if path.suffix not in SUFFIXES[:2]:
         raise ConfigError(f"{path}: the file of a table must end in .csv or .parquet")
     rows = []
@@ -128,7 +129,7 @@ def read_table(path: str | Path, select: Select = "last") -> dict[str, Populatio
         DataError: the file cannot be read, or is not such a table.
         MissingExtraError: Parquet needs pyarrow, which is not installed.
     """
-    path = Path(path)
+    path = expanded(path)
     readers = {".parquet": _read_parquet, ".csv": _read_csv, ".json": _read_nds}
     if path.suffix not in readers:
         raise DataError(f"{path}: the file of a table must end in {', '.join(SUFFIXES)}")

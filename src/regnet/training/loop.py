@@ -25,6 +25,7 @@ from regnet.devices import find_device
 from regnet.errors import ConfigError, DataError, MissingExtraError, NoSplitError, TrainingError
 from regnet.evaluation.calibration import Calibration, calibrate_on
 from regnet.nn.model import AnyNet
+from regnet.paths import expanded
 from regnet.process_group import Group, joined
 from regnet.training import checkpoint
 from regnet.training import run as runs
@@ -184,7 +185,7 @@ def start(
     Raises:
         What `train` raises.
     """
-    folder, options = Path(out) if out is not None else None, options or Options()
+    folder, options = None if out is None else expanded(out), options or Options()
     if options.tensorboard:
         _summary_writer()
     if folder is not None:
@@ -238,7 +239,7 @@ def resume(
     Raises:
         What `train` raises; ConfigError if the folder holds no run.
     """
-    folder = Path(out)
+    folder = expanded(out)
     began, facts = runs.read(folder)
     run = began.moved(data, val)
     options = options or Options.of_run(facts)
@@ -557,8 +558,9 @@ class _Loop:
             # Nothing could be resumed, or Python allows no handlers in this thread.
             yield
             return
-        # Signals that are ignored already, as `nohup` does with SIGHUP, stay ignored.
-        before = {s: h for s in STOPS if (h := signal.getsignal(s)) is not signal.SIG_IGN}
+        # Signals that are ignored already, as `nohup` does with SIGHUP, stay ignored. So do those
+        # whose handler is not Python's (None), because it could not be restored.
+        before = {s: h for s in STOPS if (h := signal.getsignal(s)) not in (signal.SIG_IGN, None)}
 
         def note(number: int, _: object) -> None:
             self.stopped_by = number
