@@ -35,9 +35,12 @@ import numpy as np
 
 from regnet.atomic import write_bytes
 from regnet.design.widths import FloatArray
+from regnet.spaces import sample
 from regnet.studies import statistics
 from regnet.studies.analysis import analyze
+from regnet.studies.journal import FILE
 from regnet.studies.population import Population
+from regnet.studies.population import read as read_study
 from regnet.studies.statistics import Comparison, MeanError
 from regnet.studies.tables import read_table
 
@@ -54,6 +57,9 @@ FEWEST_BESIDE: Final = 8
 
 REPEATS: Final = 10_000
 MAX_BINS: Final = 10
+
+DRAWS: Final = 1000
+"""Number of networks of each space that are drawn, but not trained, to learn its mean depth."""
 
 POWER: Final = 1.96 + 0.84
 """A true difference of this many standard errors is seen in four of five studies."""
@@ -87,6 +93,9 @@ class Finding:
     at_equal_depth: tuple[float, float, float] | None = None
     """The difference that remains when depth is held equal, by least squares, and its interval.
     None for values, and for pairs, which have the same depth."""
+    at_own_depth: tuple[float, float, float] | None = None
+    """The difference if the networks of each side had the mean depth of their space, from which the
+    trained ones differ by chance, and its interval; None where spaces or depths are not known."""
     drawn: tuple[float, float, float] | None = None
     """For values: median and 95 % interval of the parameter in all networks of the population."""
 
@@ -132,7 +141,7 @@ STATEMENTS: Final = (
               paper=-0.5, expects="lower", first="anynetx_e", second="anynetx_d"),
     Statement(says="widths should follow a quantized line (RegNetX - E)", source="figure 9",
               paper=-1.7, expects="lower", first="regnetx", second="anynetx_e"),
-    Statement(says="the same with deeper networks (w_a from 4 on)",
+    Statement(says="a quantized line with deeper networks (w_a from 4 on; RegNetX - E)",
               source="figure 9", paper=None, expects="lower", first="as_deep",
               second="anynetx_e"),
     Statement(says="all steps together (RegNetX - A)", source="figure 9",
@@ -145,7 +154,7 @@ STATEMENTS: Final = (
               paper=None, expects="lower", first="b_1", second="b_2"),
     Statement(says="b = 1 beats the bottleneck b = 4", source="figure 11",
               paper=None, expects="lower", first="b_1", second="b_4"),
-    Statement(says="depthwise convolutions lose (g > 1 - g = 1, all with b = 1)",
+    Statement(says="grouped convolutions beat depthwise ones, with b = 1",
               source="figure 14", paper=None, expects="lower", first="grouped",
               second="depthwise"),
     Statement(says="squeeze-excitation helps (RegNetY - RegNetX)", source="figure 14",
@@ -159,8 +168,8 @@ ORDER: Final = ("anynetx_a", "anynetx_b", "anynetx_c", "anynetx_d", "anynetx_e",
 """The spaces in the paper's order."""
 
 SPLITS: Final = (
-    ("no bottleneck is best (b = 1 against b > 1)", "section 4", "b", ORDER[1:]),
-    ("depthwise convolutions lose (g > 1 against g = 1)", "section 4", "g", ORDER[2:]),
+    ("no bottleneck (b = 1) beats a bottleneck (b > 1)", "section 4", "b", ORDER[1:]),
+    ("grouped convolutions (g > 1) beat depthwise ones (g = 1)", "section 4", "g", ORDER[2:]),
 )
 """Comparisons within populations: statement, source, parameter, and the spaces whose stages share
 one value of it."""
@@ -186,7 +195,8 @@ def main() -> None:
                 sys.exit(f"{table}: there are two populations of the space {known}")
             populations[known] = one
     analysis = analyze(populations)
-    findings = judged({**parts(populations.get("regnetx")), **populations})
+    depths = {name: depth for table in args.tables for name, depth in mean_depths(table)}
+    findings = judged({**parts(populations.get("regnetx")), **populations}, depths)
     if not findings:
         sys.exit(f"no statement is about the spaces {', '.join(populations)}")
     seconds = [
@@ -205,6 +215,7 @@ def main() -> None:
         "minutes": float(np.median(seconds)) / 60,
         "hours": sum(seconds) / 3600,
         "complexity": complexity({n: populations[n] for n in ORDER if n in populations}),
+        "mean_depths": depths,
         "findings": [asdict(finding) for finding in findings],
     }
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
@@ -222,8 +233,6 @@ def parts(regnetx: Population | None) -> Populations:
     """
     if regnetx is None or not {"b", "g"} <= regnetx.metrics.keys():
         return {}
-    b, g = regnetx.metrics["b"], regnetx.metrics["g"]
-    chosen = {"b_1": b == 1, "b_2": b == 2, "b_4": b == 4, "grouped": (b == 1) & (g > 1)}
     return {
         name: Population(
             space=None,
@@ -231,8 +240,29 @@ def parts(regnetx: Population | None) -> Populations:
             metrics={metric: values[part] for metric, values in regnetx.metrics.items()},
             rows=tuple(compress(regnetx.rows, part)),
         )
-        for name, part in chosen.items()
+        for name, part in _masks(regnetx.metrics["b"], regnetx.metrics["g"]).items()
     }
+
+
+def _masks(b: FloatArray, g: FloatArray) -> dict[str, Any]:
+    """Return which networks of RegNetX belong to each part, by their ratios and group widths."""
+    return {"b_1": b == 1, "b_2": b == 2, "b_4": b == 4, "grouped": (b == 1) & (g > 1)}
+
+
+def mean_depths(table: Path) -> Iterator[tuple[str, float]]:
+    """Yield the mean depth of each space whose networks a table holds, and of the parts of RegNetX.
+
+    The spaces are those of the study in the table's folder; without one they are not known.
+    """
+    if not (table.parent / FILE).exists():
+        return
+    for space in read_study(table.parent).spaces:
+        drawn, name = sample(space, DRAWS), space.name.removesuffix("_3")
+        depths = drawn.metric("d")
+        yield name, float(depths.mean())
+        if name == "regnetx":
+            for part, chosen in _masks(drawn.metric("b"), drawn.metric("g")).items():
+                yield part, float(depths[chosen].mean())
 
 
 def complexity(order: Populations) -> dict[str, Any] | None:
@@ -261,6 +291,7 @@ def complexity(order: Populations) -> dict[str, Any] | None:
         "means": {name: float(one.errors.mean()) for name, one in networks.items()},
         "at_equal_depth": dict(zip(networks, map(float, adjusted), strict=False)),
         "explained_by_space": _explained(space, errors),
+        "explained_by_depth": _explained(np.column_stack([np.ones(len(depths)), depths]), errors),
         "explained_with_depth": _explained(with_depth, errors),
         "detectable": POWER * _deviation(space, errors) * math.sqrt(2 / fewest),
         "fewest": fewest,
@@ -292,9 +323,14 @@ def _bins(order: Populations, metric: str) -> int:
     return 0
 
 
-def judged(populations: Populations) -> list[Finding]:
-    """Return all findings; the p-values are corrected for all differences together."""
-    claims = [*_steps(populations), *_splits(populations)]
+def judged(populations: Populations, depths: Mapping[str, float] | None = None) -> list[Finding]:
+    """Return all findings; the p-values are corrected for all differences together.
+
+    Args:
+        populations: the networks of each space.
+        depths: the mean depth of each space, for `Finding.at_own_depth`.
+    """
+    claims = [*_steps(populations, depths or {}), *_splits(populations)]
     judged_alone = [comparison for _, comparison in claims if comparison]
     adjusted = iter(statistics.adjust(judged_alone))
     differences = []
@@ -319,7 +355,9 @@ def judged(populations: Populations) -> list[Finding]:
     return [*differences, *_values(populations)]
 
 
-def _steps(populations: Populations) -> Iterator[tuple[dict[str, Any], Comparison | None]]:
+def _steps(
+    populations: Populations, depths: Mapping[str, float]
+) -> Iterator[tuple[dict[str, Any], Comparison | None]]:
     """Yield the claims about two populations, as fields of a finding, and their comparisons."""
     for statement in STATEMENTS:
         a, b = populations.get(statement.first), populations.get(statement.second)
@@ -345,6 +383,9 @@ def _steps(populations: Populations) -> Iterator[tuple[dict[str, Any], Compariso
             continue
         strata = [(Networks.of(a), Networks.of(b))]
         claim["at_equal_depth"] = at_equal_depth(strata)
+        if {statement.first, statement.second} <= depths.keys():
+            wanted = depths[statement.first], depths[statement.second]
+            claim["at_own_depth"] = at_own_depth(*strata[0], *wanted)
         yield claim, stratified(strata, MARGIN if statement.expects == "no loss" else 0.0)
 
 
@@ -406,6 +447,31 @@ def at_equal_depth(strata: Strata) -> tuple[float, float, float]:
     found, variances, freedom = _least_squares(np.column_stack([kind, depths, spaces]), errors)
     half = statistics.student(freedom) * math.sqrt(variances[0])
     return float(found[0]), float(found[0] - half), float(found[0] + half)
+
+
+def at_own_depth(
+    first: Networks, second: Networks, depth: float, other: float
+) -> tuple[float, float, float] | None:
+    """Return the difference of two spaces at these mean depths, and its 95 % interval.
+
+    The mean error of each side is moved along its own regression of the error on the depth. Both
+    the difference of plain means and this one estimate the difference of the two spaces; this one
+    is free of the chance by which the trained networks are too deep or too shallow. None if all
+    networks of a side have the same depth.
+    """
+    means, variances, freedoms = [], [], []
+    for one, wanted in ((first, depth), (second, other)):
+        if np.ptp(one.depths) == 0:
+            return None
+        x = np.column_stack([np.ones(len(one.depths)), one.depths - wanted])
+        found, squared, freedom = _least_squares(x, one.errors)
+        means.append(float(found[0]))
+        variances.append(float(squared[0]))
+        freedoms.append(freedom)
+    total = sum(variances)
+    welch = total**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+    half, difference = statistics.student(welch) * math.sqrt(total), means[0] - means[1]
+    return difference, difference - half, difference + half
 
 
 def _indicators(counts: Sequence[int]) -> FloatArray:

@@ -228,8 +228,8 @@ def test_statements_are_judged_by_the_populations():
         "depths should not fall either": "opposite",
         "widths should follow a quantized line": "seen",
         "all steps together": "seen",
-        "no bottleneck is best": "too few networks",
-        "depthwise convolutions lose": "too few networks",
+        "no bottleneck": "too few networks",
+        "grouped convolutions": "too few networks",
         "the best networks have about 20 blocks": "opposite",
         "the best networks have w_m near 2.5": "seen",
     }
@@ -276,6 +276,32 @@ def test_tables_without_a_known_space_are_refused(tmp_path):
 
 
 ORDER = ROOT / "benchmarks/results/order/order.parquet"
+
+
+def test_the_chance_of_drawn_depths_is_taken_out():
+    """Two samples of one law that differ in depth by chance, around the same mean depth of 10."""
+    rng = np.random.default_rng(0)
+    first, second = (
+        principles.Networks(30 + 0.8 * d + rng.normal(0, 0.5, len(d)), d.astype(float))
+        for d in (rng.integers(1, 14, 40), rng.integers(6, 20, 40))
+    )
+    assert principles.stratified([(first, second)]).high < 0
+    difference, low, high = principles.at_own_depth(first, second, 10, 10)
+    assert low < 0 < high
+    assert abs(difference) < 0.5
+    difference, low, high = principles.at_own_depth(first, second, 10, 15)
+    assert low < -4 < high, "the spaces differ in depth, which is a difference of the spaces"
+    flat = principles.Networks(first.errors, np.full(40, 7.0))
+    assert principles.at_own_depth(first, flat, 10, 10) is None
+
+
+def test_depths_of_spaces_are_those_of_many_draws():
+    depths = dict(principles.mean_depths(ORDER))
+    assert {*principles.ORDER, "b_1", "b_2", "b_4", "grouped"} == {*depths}
+    assert depths["b_1"] < depths["regnetx"] < depths["b_4"]
+    trained = read_table(ORDER)["anynetx_c_3"].metrics["d"]
+    assert depths["anynetx_c"] == pytest.approx(trained.mean(), abs=2)
+    assert not dict(principles.mean_depths(ROOT / "benchmarks/results/study.parquet"))
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def order_complexity(document: Document) -> Iterator[str]:
     rows = [
         [
             f"`{name}`",
-            f"{found['depths'][name]:.1f}",
+            f"{found['depths'][name]:.1f} ({document['mean_depths'][name]:.1f})",
             f"{found['correlation'][name]:+.2f}",
             f"{found['means'][name]:.1f}",
             f"{found['at_equal_depth'][name]:.1f}",
@@ -136,14 +136,14 @@ def order_complexity(document: Document) -> Iterator[str]:
     ]
     heads = [f"at equal {one['metric']} ({one['bins']} bins), %" for one in found["weighted"]]
     yield from table(
-        ["space", "mean depth", "rank correlation of depth and error", "mean error, %",
-         f"at {found['depth']:.1f} blocks, %", *heads],
+        ["space", "mean depth (of 1,000 draws)", "rank correlation of depth and error",
+         "mean error, %", f"at {found['depth']:.1f} blocks, %", *heads],
         rows,
     )  # fmt: skip
     yield ""
     yield (
-        f"Which space a network is from explains {100 * found['explained_by_space']:.0f} % of the "
-        "variance of errors; space and depth together explain "
+        f"Depth explains {100 * found['explained_by_depth']:.0f} % of the variance of errors, the "
+        f"space {100 * found['explained_by_space']:.0f} %, and both together "
         f"{100 * found['explained_with_depth']:.0f} %."
     )
 
@@ -206,14 +206,16 @@ def principles(document: Document) -> Iterator[str]:
                 "" if found["paper"] is None else f"{found['paper']:{sign}.1f}",
                 "" if found["ours"] is None else finding(found),
                 "" if found["p_value"] is None else f"{found['p_value']:.3f}",
+                interval(*found["at_own_depth"]) if found["at_own_depth"] else "",
                 interval(*found["at_equal_depth"]) if found["at_equal_depth"] else "",
                 interval(*drawn, "") if drawn else "",
                 found["verdict"],
             ]
         )
     yield from table(
-        ["the paper's statement", "networks", "paper", "here (95 %)", "p", "at equal depth (95 %)",
-         "of all networks (95 %)", "verdict"],
+        ["the paper's statement, or what follows from it", "networks", "paper", "here (95 %)", "p",
+         "at each space's mean depth (95 %)", "at equal depth (95 %)", "of all networks (95 %)",
+         "verdict"],
         rows,
     )  # fmt: skip
     yield ""
