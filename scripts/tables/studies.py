@@ -53,7 +53,10 @@ def order(document: Document) -> Iterator[str]:
         rows,
     )  # fmt: skip
     yield ""
-    yield f"{order_setting(document)}. Best of 8: mean over random draws of 8 networks."
+    yield (
+        f"{order_setting(document)}. Best of 8: mean over random draws of 8 networks, with "
+        "replacement."
+    )
 
 
 def order_line(document: Document) -> Iterator[str]:
