@@ -120,11 +120,29 @@ def load(path: Path, what: str) -> Any:
         ConfigError: the file cannot be read, is too large, or is not JSON.
     """
     try:
-        return json.loads(text_of(path, what))
+        return parsed(text_of(path, what))
     except ConfigError:
         raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not {what} ({error})") from error
+
+
+def parsed(text: str) -> Any:
+    """Return the content of JSON text in which no key is given twice.
+
+    Raises:
+        ValueError: the text is not such JSON.
+    """
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        again = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {again!r} is given twice")
+    return found
 
 
 def unsealed(values: Any, path: Path, what: str) -> dict[str, Any]:

@@ -66,6 +66,52 @@ def test_splits_are_opened_by_name(tmp_path):
     assert len(open_set(tmp_path / "hub")) == 3
 
 
+@pytest.mark.parametrize("place", [".cache/a.parquet", "__MACOSX/a.parquet", "red/.a.parquet"])
+def test_hidden_parquet_files_are_no_data(tmp_path, place):
+    write_folder(tmp_path, 6)
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    write_parquet(tmp_path / place, 9)
+    assert len(open_set(tmp_path)) == 6
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    write_parquet(rows / "test.parquet", 4)
+    (rows / "._test.parquet").write_bytes(b"AppleDouble")
+    assert len(open_set(rows)) == 4
+
+
+def test_whole_numbers_may_be_floats(tmp_path):
+    """As pandas leaves them where it joined tables."""
+    whole = open_set(write_parquet(tmp_path / "a.parquet", 3, labels=[0.0, 2.0, 1.0]))
+    assert whole.labels.tolist() == [0, 2, 1]
+    assert whole.labels.dtype == np.int64
+    with pytest.raises(DataError, match="must all be whole numbers"):
+        open_set(write_parquet(tmp_path / "b.parquet", 3, labels=[0.5, 2.0, 1.0]))
+
+
+def test_links_to_the_folder_around_them_are_not_followed(tmp_path):
+    write_parquet(tmp_path / "a.parquet", 4)
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner/loop").symlink_to(tmp_path)
+    assert len(open_set(tmp_path)) == 4
+    with pytest.raises(DataError):
+        open_set(tmp_path / "inner/loop/inner/none")
+
+
+def test_parquet_files_without_images_do_not_hide_those_with_images(tmp_path):
+    """As after `regnet predict photos/ --out photos/predictions.parquet`."""
+    table = pyarrow.table({"path": ["a.jpg"], "labels": [["cat"]]})
+    folder = write_folder(tmp_path / "photos", 6)
+    parquet.write_table(table, folder / "predictions.parquet")
+    assert len(open_set(folder)) == 6
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    parquet.write_table(table, rows / "predictions.parquet")
+    with pytest.raises(DataError, match="needs columns 'image'"):
+        open_set(rows)
+    write_parquet(rows / "test.parquet", 4)
+    assert len(open_set(rows)) == 4
+
+
 def test_parquet_and_tar_hold_the_same_as_folders(tmp_path):
     folder = write_folder(tmp_path / "set", 11)
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
@@ -207,7 +253,9 @@ def test_other_files_and_folders_are_refused(tmp_path, monkeypatch):
     refused(tmp_path / "b.parquet", r"needs columns 'image' \(or 'img'\) and 'label', has text")
     refused(write_parquet(tmp_path / "c.parquet", 3, labels=[0, 1, 3]), "run from 0 to 3, but")
     refused(write_parquet(tmp_path / "d.parquet", 3, labels=[-1, 1, 2]), "run from -1 to 2")
-    refused(write_parquet(tmp_path / "e.parquet", 3, labels=[0, None, 2]), "some are missing")
+    refused(
+        write_parquet(tmp_path / "e.parquet", 3, labels=[0, None, 2]), "must all be whole numbers"
+    )
     refused(write_parquet(tmp_path / "f.parquet", 0, labels=[]), "has no rows")
 
 

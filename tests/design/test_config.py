@@ -140,6 +140,8 @@ def test_numpy_numbers_become_python_numbers():
     ("text", "message"),
     [
         ("{", "a config must be JSON text"),
+        ('{"depth": 13, "w0": 24, "depth": 20}', "the key 'depth' is given twice"),
+        ("9" * 5000, "a config must be JSON text"),
         ("[1]", "a config must be a JSON object, got list"),
         ("[" * 100_000, "a config must be JSON text"),
         ('{"kind": "vgg"}', "'regnet' or 'anynet'; got 'vgg'"),

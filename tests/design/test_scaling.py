@@ -69,7 +69,7 @@ def test_any_factor_gives_a_network(factor: float, name: str) -> None:
 @pytest.mark.parametrize(
     ("factor", "strategy", "message"),
     [
-        (0, "dWr", "factor must lie between 0.001 and 1000, got 0"),
+        (0, "dWr", "factor must be a number, at least 0.001 and at most 1000, got 0"),
         (2, "dWR", "there is no strategy 'dWR'; did you mean 'dWr'"),
         (2, 1.5, "must lie from 0 to 1, got 1.5"),
     ],

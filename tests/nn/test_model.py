@@ -182,6 +182,9 @@ def test_a_feature_network_loads_the_state_dict_of_the_complete_network():
 def test_a_feature_map_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="there is no feature map 7; the network has 5"):
         regnet.create("regnetx_002", features_only=True, out_indices=(7,))
+    for indices in ((1.5,), "12", 1.5):
+        with pytest.raises(ConfigError, match="out_indices must be whole numbers, got"):
+            regnet.create("regnetx_002", features_only=True, out_indices=indices)
 
 
 @pytest.mark.parametrize("indices", [(), (4, -1), (0, 0)])

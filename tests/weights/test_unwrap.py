@@ -253,6 +253,24 @@ def test_tensors_beside_the_network_are_named(tmp_path, caplog):
     assert "left out: own_head.weight, own_head.bias" in caplog.text
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_modules_beside_those_of_the_network_are_named(tmp_path, caplog, prefix, library):
+    """A subclass of a network, with a head or buffers of its own, writes such a file."""
+    state = from_native(STATE, FORMATS[library])
+    own = {"proj.weight": torch.zeros(3, 3), "mean": torch.zeros(3), "neck.fc.bias": torch.zeros(2)}
+    saved = {f"{prefix}{name}": value for name, value in (state | own).items()}
+    torch.save(saved, tmp_path / "a.pth")
+    found = regnet.create(CONFIG, checkpoint_path=tmp_path / "a.pth").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in STATE.items())
+    assert "proj.weight" in caplog.text
+    # Inside a module of the network, a tensor of another name may be what the network needs.
+    stem = next(name for name in saved if name.startswith(f"{prefix}stem."))
+    torch.save({f"{stem}.extra": torch.zeros(3), **saved}, tmp_path / "b.pth")
+    with pytest.raises(WeightsError, match="extra"):
+        regnet.create(CONFIG, checkpoint_path=tmp_path / "b.pth")
+
+
 @pytest.mark.parametrize(
     "layers",
     [

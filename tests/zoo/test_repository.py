@@ -1,6 +1,7 @@
 """Tests of repositories in timm's layout: they are written, uploaded and read back."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -500,6 +501,14 @@ def test_transformers_squeeze_with_relu_whatever_the_other_layers_have(tmp_path)
             {"size": {"shortest_edge": 256}, "crop_size": {"height": 192, "width": 192}},
             ((192, 192), 0.75, "short_side"),
         ),
+        (
+            {"size": {"height": 256, "width": 256}, "crop_size": {"height": 224, "width": 224}},
+            ((224, 224), 0.875, "squash"),
+        ),
+        (
+            {"size": {"height": 256, "width": 256}, "crop_size": 224, "do_center_crop": False},
+            ((256, 256), 1.0, "squash"),
+        ),
     ],
 )
 def test_the_preprocessing_of_transformers_is_read(tmp_path, values, expected):
@@ -512,12 +521,23 @@ def test_the_preprocessing_of_transformers_is_read(tmp_path, values, expected):
 
 
 @pytest.mark.parametrize(
-    "values", [{"do_resize": False}, {"rescale_factor": 1.0}, {"resample": 9}, []]
+    ("values", "words"),
+    [
+        ({"do_resize": False}, "do_resize=False has no counterpart"),
+        ({"rescale_factor": 1.0}, "rescale_factor=1.0 has no counterpart"),
+        ({"resample": 9}, "9"),
+        ([], "config of an image processor"),
+        ({"size": {"longest_edge": 256}}, "size={'longest_edge': 256} has no counterpart"),
+        (
+            {"size": {"height": 256, "width": 512}, "crop_size": 224},
+            "keeps another share of the height than of the width",
+        ),
+    ],
 )
-def test_unsupported_settings_of_a_processor_are_refused(tmp_path, values):
+def test_unsupported_settings_of_a_processor_are_refused(tmp_path, values, words):
     path = write_config(tmp_path, **TRANSFORMERS_Y)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
-    with pytest.raises(WeightsError, match="no network can be built from it"):
+    with pytest.raises(WeightsError, match=f"no network can be built from it.*{re.escape(words)}"):
         read_repository(path)
 
 

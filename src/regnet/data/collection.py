@@ -25,6 +25,7 @@ from regnet.data.readers import (
     Files,
     Reader,
     Rows,
+    image_column,
     linked,
     mark,
     open_parquet,
@@ -136,7 +137,7 @@ def _usable(path: Path, without: Collection[Path]) -> bool:
     resolved = path.resolve()
     if any(place == resolved or place in resolved.parents for place in without):
         return False
-    return suffix != ".parquet" or _image_column(path) is not None
+    return suffix != ".parquet" or image_column(path) is not None
 
 
 def _kind(path: Path) -> str:
@@ -190,7 +191,7 @@ def _each(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _in_parquet(path: Path, size: int) -> Iterator[Chunk]:
-    column = _image_column(path)
+    column = image_column(path)
     if column is None:
         raise DataError(f"{path}: has no image column; name it one of {', '.join(IMAGE_COLUMNS)}")
     with open_parquet(path) as file:
@@ -207,15 +208,3 @@ def _in_parquet(path: Path, size: int) -> Iterator[Chunk]:
                 reader=reader,
                 first=first,
             )
-
-
-def _image_column(path: Path) -> str | None:
-    """Return the column with images, as bytes or in the Hub's form; None if there is none."""
-    with open_parquet(path) as file:
-        schema = file.schema_arrow
-    for name in IMAGE_COLUMNS:
-        if name in schema.names:
-            kind = str(schema.field(name).type)
-            if kind.startswith(("binary", "large_binary", "struct")):
-                return name
-    return None

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path, PurePosixPath
 from typing import Final, Literal, TypeAlias
 
@@ -95,20 +96,26 @@ def _reason_to_skip(parts: Parts) -> str | None:
     return None if suffix in IMAGE_SUFFIXES else suffix or "without an extension"
 
 
-def walk(folder: Path) -> Iterator[tuple[Parts, bool]]:
-    """Yield each path in a folder, at any depth and in order, and whether it is a folder.
+def walk(folder: Path, depth: float = inf) -> Iterator[tuple[Parts, bool]]:
+    """Yield each path in a folder, in order, and whether it is a folder.
 
     Hidden folders are left out. Links are followed, except links to a folder that contains them.
+
+    Args:
+        folder: the folder.
+        depth: the most parts that a path may have.
 
     Raises:
         DataError: a folder cannot be listed.
     """
-    yield from _walk(folder, (), frozenset())
+    yield from _walk(folder, (), frozenset(), depth)
 
 
-def _walk(folder: Path, here: Parts, around: frozenset[Path]) -> Iterator[tuple[Parts, bool]]:
+def _walk(
+    folder: Path, here: Parts, around: frozenset[Path], depth: float
+) -> Iterator[tuple[Parts, bool]]:
     real = folder.resolve()
-    if real in around:
+    if real in around or len(here) == depth:
         return
     try:
         with os.scandir(folder) as found:
@@ -120,7 +127,7 @@ def _walk(folder: Path, here: Parts, around: frozenset[Path]) -> Iterator[tuple[
             yield (*here, name), False
         elif not is_hidden([name]):
             yield (*here, name), True
-            yield from _walk(folder / name, (*here, name), around | {real})
+            yield from _walk(folder / name, (*here, name), around | {real}, depth)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:

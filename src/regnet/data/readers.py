@@ -170,6 +170,18 @@ class Rows:
         return self.__dict__ | {"_last": None}
 
 
+def image_column(path: Path) -> str | None:
+    """Return the column with images, as bytes or in the Hub's form; None if there is none."""
+    with open_parquet(path) as file:
+        schema = file.schema_arrow
+    for name in IMAGE_COLUMNS:
+        if name in schema.names:
+            kind = str(schema.field(name).type)
+            if kind.startswith(("binary", "large_binary", "struct")):
+                return name
+    return None
+
+
 def column_of(columns: Sequence[str], known: Sequence[str]) -> str | None:
     """Return the first of the known names that is a column."""
     return next((name for name in known if name in columns), None)

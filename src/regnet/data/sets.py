@@ -35,6 +35,7 @@ from regnet.data.layout import (
     missing_shards,
     of_split,
     told,
+    walk,
 )
 from regnet.data.readers import (
     IMAGE_COLUMNS,
@@ -43,6 +44,7 @@ from regnet.data.readers import (
     Rows,
     Stored,
     column_of,
+    image_column,
     linked,
     mark,
     open_parquet,
@@ -266,11 +268,26 @@ def _drawn(split: Split) -> ImageSet:
 
 
 def _parquet_in(folder: Path) -> list[Path]:
-    """Return the Parquet files in a folder, or up to two folders deep as in copies from the Hub."""
-    for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"):
-        if files := sorted(folder.glob(pattern)):
-            return files
-    return []
+    """Return the Parquet files in a folder, or up to two folders deep as in copies from the Hub.
+
+    Those without images, such as predictions, are left out if there are others or class folders.
+    """
+    found = [
+        parts
+        for parts, is_folder in walk(folder, depth=3)
+        if not (is_folder or is_hidden(parts)) and parts[-1].lower().endswith(".parquet")
+    ]
+    least = min(map(len, found), default=0)
+    files = [folder.joinpath(*parts) for parts in found if len(parts) == least]
+    with_images = [file for file in files if _may_hold_images(file)]
+    return with_images if with_images or listed(folder).files else files
+
+
+def _may_hold_images(file: Path) -> bool:
+    try:
+        return image_column(file) is not None
+    except DataError:  # whoever opens the file reports what is wrong
+        return True
 
 
 def refuse_new_class(out: Path, source: str | Path) -> None:
@@ -489,8 +506,10 @@ def _open_parquet(files: Sequence[Path], source: str) -> ImageSet:
         classes = tuple(sorted(set(labels)))
         numbers = {name: number for number, name in enumerate(classes)}
         labels = [numbers[label] for label in labels]
+    # pandas turns whole numbers into floats where it joins tables.
+    labels = [int(x) if isinstance(x, float) and x.is_integer() else x for x in labels]
     if any(not isinstance(label, int) for label in labels):
-        raise DataError(f"{source}: labels must all be numbers, or all be names; some are missing")
+        raise DataError(f"{source}: labels must all be whole numbers, or all be names")
     if max(labels) < 0:
         raise NoSplitError(f"{source}: its labels are not public, all are {max(labels)}")
     if max(labels) >= max(len(labels), MOST_CLASSES):

@@ -12,6 +12,7 @@ from math import prod
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
+from regnet import documents
 from regnet.design.blocks import BlockConfig, expand
 from regnet.design.widths import (
     MOST,
@@ -412,8 +413,8 @@ def config_from_json(text: str) -> "AnyNetConfig | RegNetConfig":
         ConfigError: the text is not JSON, or does not describe a valid config.
     """
     try:
-        data = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        data = documents.parsed(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"a config must be JSON text: {error}") from error
     if not isinstance(data, Mapping):
         raise ConfigError(f"a config must be a JSON object, got {type(data).__name__}")

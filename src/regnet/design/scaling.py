@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from regnet.design.config import AnyNetConfig, RegNetConfig, StageConfig
 from regnet.design.widths import QUANTUM, round_to_groups
-from regnet.errors import ConfigError, unknown
+from regnet.errors import ConfigError, check_number, check_whole, unknown
 
 Strategy = Literal["d", "w", "r", "dw", "wr", "dr", "dwr", "dWr"]
 
@@ -72,8 +72,8 @@ def scale(
             the network. Widths are not rounded for `bottleneck_from="input"`, nor for norms over
             groups of channels.
     """
-    if not 1e-3 <= factor <= 1e3:
-        raise ConfigError(f"factor must lie between 0.001 and 1000, got {factor!r}")
+    check_number("factor", factor, least=1e-3, most=1e3)
+    image_size = check_whole("image_size", image_size, least=1)
     of_depth, of_width, of_size = _exponents(strategy)
     depth, width, size = factor**of_depth, factor ** (of_width / 2), factor ** (of_size / 2)
     anynet = config.anynet()

@@ -1,6 +1,7 @@
 """Feature maps: which maps a network has, and a module that returns them as a list."""
 
 import logging
+import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -68,11 +69,16 @@ class FeatureInfo(tuple[FeatureMap, ...]):
                     f"there are no {out_indices} last feature maps; the network has {count}"
                 )
             out_indices = range(-int(out_indices), 0)
-        indices = list(range(count) if out_indices is None else out_indices)
-        for index in indices:
-            if not -count <= index < count:
-                raise ConfigError(f"there is no feature map {index}; the network has {count}")
-        info.out_indices = tuple(sorted(int(index) % count for index in indices))
+        try:
+            indices = list(
+                map(operator.index, range(count) if out_indices is None else out_indices)
+            )
+        except TypeError as error:
+            raise ConfigError(f"out_indices must be whole numbers, got {out_indices!r}") from error
+        for number in indices:
+            if not -count <= number < count:
+                raise ConfigError(f"there is no feature map {number}; the network has {count}")
+        info.out_indices = tuple(sorted(number % count for number in indices))
         if not indices or len(set(info.out_indices)) < len(indices):
             raise ConfigError(
                 f"give at least one index of a feature map, and each once; got {indices}"

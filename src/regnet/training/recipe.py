@@ -4,12 +4,12 @@ A recipe holds everything that decides the result, except the network, the image
 only decides the speed (device, processes, compiler) is an option of `train`.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal, get_args, get_origin
 
+from regnet import documents
 from regnet.engines.base import Precision
 from regnet.errors import ConfigError, check_number, unknown
 
@@ -322,8 +322,8 @@ def recipe_from_json(text: str) -> Recipe:
         ConfigError: the text is not the JSON of a recipe.
     """
     try:
-        values = json.loads(text)
-    except ValueError as error:
+        values = documents.parsed(text)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"a recipe must be JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"a recipe must be a JSON object, got {type(values).__name__}")

@@ -80,23 +80,35 @@ def detect(keys: Iterable[str]) -> tuple[Format, KeyTable]:
     Raises:
         WeightsError: there is no such format; the message lists keys that the closest format lacks.
     """
+    row, table, strangers = closest(keys)
+    if not strangers:
+        return row, table
+    count = len(strangers)
+    shown = ", ".join(strangers[:3]) + (f" and {count - 3} more" if count > 3 else "")
+    raise WeightsError(
+        f"its tensor names match no known format; the closest, {row.title}, does not have {shown}"
+    )
+
+
+def closest(keys: Iterable[str]) -> tuple[Format, KeyTable, list[str]]:
+    """Return the format that explains the most keys, its table, and the keys that it lacks.
+
+    Raises:
+        WeightsError: there are no keys.
+    """
     names = tuple(keys)
-    closest: tuple[int, str, list[str]] | None = None
+    found: tuple[Format, KeyTable, list[str]] | None = None
     for row in FORMATS.values():
         parts = [key for key in names if not row.ignored.match(key)]
         for table in row.tables(parts):
             strangers = [key for key in parts if not table.knows_theirs(key)]
             if parts and not strangers:
-                return row, table
-            if parts and (closest is None or len(strangers) < closest[0]):
-                closest = (len(strangers), row.title, strangers)
-    if closest is None:
+                return row, table, []
+            if parts and (found is None or len(strangers) < len(found[2])):
+                found = row, table, strangers
+    if found is None:
         raise WeightsError("it contains no tensors")
-    count, title, strangers = closest
-    shown = ", ".join(strangers[:3]) + (f" and {count - 3} more" if count > 3 else "")
-    raise WeightsError(
-        f"its tensor names match no known format; the closest, {title}, does not have {shown}"
-    )
+    return found
 
 
 def to_native(

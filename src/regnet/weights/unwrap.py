@@ -16,12 +16,14 @@ from torch import Tensor
 
 from regnet.errors import WeightsError
 from regnet.weights.files import check_plain, read_object
-from regnet.weights.formats import STEM_WEIGHTS, to_native
+from regnet.weights.formats import STEM_WEIGHTS, closest, to_native
 from regnet.weights.identify import Signature, num_classes, signature_of_shapes
 from regnet.weights.inert import Ignored
 
 _DEPTH: Final = 6
 """The most containers around a network, and the most parts of a prefix."""
+_FEWEST: Final = 5
+"""A network has at least as many tensors."""
 _DEEPEST: Final = 30
 """The most levels of nested modules."""
 _AVERAGE: Final = re.compile(r"(?<![a-z])(ema|swa|polyak)(?![a-z])|average|shadow|EMA")
@@ -196,16 +198,18 @@ def _module_state(module: Ignored, depth: int = 0) -> dict[str, Any] | None:
 def _networks_in(keys: tuple[str, ...], tensors: dict[str, Tensor]) -> Iterator[Found]:
     """Yield the networks among named tensors, by the prefix of their names."""
     plain = {_INSIDE.sub("", name): value for name, value in tensors.items()}
-    taken: list[str] = []
-    rows = []
-    for prefix in _prefixes(plain):
-        if any(prefix.startswith(other) for other in taken):
-            continue
-        inner = {n.removeprefix(prefix): v for n, v in plain.items() if n.startswith(prefix)}
-        if (kind := _kind(inner)) is not None:
-            taken.append(prefix)
-            rows.append((prefix, inner, kind))
-    left_out = [n for n, v in plain.items() if v.numel() > 1 and not n.startswith(tuple(taken))]
+    rows: list[tuple[str, dict[str, Tensor], Kind]] = []
+    for choose in (dict, _without_siblings):
+        for prefix in [] if rows else _prefixes(plain):
+            if any(prefix.startswith(other) for other, _, _ in rows):
+                continue
+            inner = choose(
+                {n.removeprefix(prefix): v for n, v in plain.items() if n.startswith(prefix)}
+            )
+            if (kind := _kind(inner)) is not None:
+                rows.append((prefix, inner, kind))
+    used = {prefix + name for prefix, inner, _ in rows for name in inner}
+    left_out = [n for n, v in plain.items() if v.numel() > 1 and n not in used]
     # PyTorch's AveragedModel has a counter, `n_averaged`, beside the averaged module.
     averaged = tuple(
         f"{n.removesuffix('n_averaged')}module." for n in plain if n.endswith("n_averaged")
@@ -222,6 +226,19 @@ def _networks_in(keys: tuple[str, ...], tensors: dict[str, Tensor]) -> Iterator[
         )
 
 
+def _without_siblings(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors without modules beside those of a network, such as a head of one's own.
+
+    Nothing is left out of a module that the network has: there it would be missing.
+    """
+    if len(tensors) < _FEWEST:
+        return tensors
+    _, _, strangers = closest(tensors)
+    beside = {name.partition(".")[0] for name in strangers}
+    known = {name.partition(".")[0] for name in tensors.keys() - set(strangers)}
+    return {n: v for n, v in tensors.items() if n.partition(".")[0] not in beside - known}
+
+
 def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
     """Return all prefixes of names that end with a dot, and the empty one; short ones first."""
     found = {"": None}  # a dict, unlike a set, preserves the order of the file
@@ -234,7 +251,7 @@ def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def _kind(tensors: dict[str, Tensor]) -> Kind | None:
     """Return the kind of a complete network in a known format; None for anything else."""
-    if len(tensors) < 5:
+    if len(tensors) < _FEWEST:
         return None
     try:
         native, _ = to_native(tensors)

@@ -338,6 +338,8 @@ def _read_processor(path: Path) -> dict[str, Any]:
         values = documents.load(path, "the config of an image processor")
     except FileNotFoundError:
         return {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path.name}: not the config of an image processor")
     for name, plain in _PLAIN.items():
         if values.get(name, plain) not in (plain, None):
             raise ConfigError(f"{path.name}: {name}={values[name]!r} has no counterpart here")
@@ -352,14 +354,25 @@ def _read_processor(path: Path) -> dict[str, Any]:
     }
     size = values.get("size", 224)
     size = size if isinstance(size, Mapping) else {"shortest_edge": size}
-    side, crop = size.get("shortest_edge"), values.get("crop_size")
-    if side is None:  # both sides are given, so the image is squashed to them
-        found |= {"input_size": [3, size["height"], size["width"]], "crop_pct": 1.0}
-        found["crop_mode"] = "squash"
-    elif crop is not None and values.get("do_center_crop", True):
+    if not ("shortest_edge" in size or {"height", "width"} <= size.keys()):
+        raise ConfigError(f"{path.name}: size={values['size']!r} has no counterpart here")
+    side = size.get("shortest_edge")
+    crop = values.get("crop_size") if values.get("do_center_crop", True) else None
+    if crop is not None:
         height, width = (
             (crop["height"], crop["width"]) if isinstance(crop, Mapping) else (crop, crop)
         )
+    if side is None:  # both sides are given, so the image is squashed to them
+        sides = size["height"], size["width"]
+        height, width = sides if crop is None else (height, width)
+        if height * sides[1] != width * sides[0]:
+            raise ConfigError(
+                f"{path.name}: crop_size={crop!r} of size={size!r} has no counterpart here, since "
+                "it keeps another share of the height than of the width"
+            )
+        found |= {"input_size": [3, height, width], "crop_pct": height / sides[0]}
+        found["crop_mode"] = "squash"
+    elif crop is not None:
         found |= {"input_size": [3, height, width], "crop_pct": min(height, width) / side}
     # Without a center crop, the rule is ConvNextImageProcessor's: below 384 pixels the image is
     # resized by crop_pct and cropped, from 384 on it is squashed.
