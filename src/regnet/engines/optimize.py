@@ -72,9 +72,13 @@ PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
 
 LAYOUTS: Final[tuple[Layout, ...]] = ("channels_last", "contiguous")
 
-QUICK: Final = ("folded", "onnx_runtime", "openvino")
-"""Engines that build within seconds, PyTorch's own first. Where a network is chosen for a CPU, or a
-collection of images is predicted on one, "auto" takes the fastest of these engines."""
+QUICK: Final[Mapping[str, tuple[str, ...]]] = {
+    "cpu": ("folded", "onnx_runtime", "openvino"),
+    "cuda": ("folded", "cuda_graph", "fused"),
+}
+"""Engines that build within seconds, by type of device; the first one belongs to PyTorch. Where a
+network is chosen for a CPU, or a collection of images is predicted, "auto" takes the fastest of
+these engines."""
 
 STREAMS: Final = ("onnx_runtime", "openvino")
 """Engines that can compute several pieces of a batch at the same time (`Target.streams`)."""

@@ -150,9 +150,7 @@ def _engine(
         # Building the engine here reports one that cannot run the model before any part begins.
         running(view, _shape(question, network), question.engine, question.precision, device)
         return question.engine, 0
-    engines: Any = QUICK if question.engine == "auto" and device.type == "cpu" else "auto"
-    if question.engine == "auto" and device.type == "cuda":
-        engines = ("folded", "cuda_graph", "fused")
+    engines: Any = QUICK.get(device.type, "auto") if question.engine == "auto" else "auto"
     found = optimize(
         network,
         torch.zeros(_shape(question, network), device=device),

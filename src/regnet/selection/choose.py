@@ -25,7 +25,7 @@ from regnet.selection.published import Measure, Setting, efficientnets, settings
 from regnet.selection.timings import Network, Predictor, is_plain, timings_here
 from regnet.weights.catalog import checkpoints
 
-OUTSIDE: Final = QUICK[1:]
+OUTSIDE: Final = QUICK["cpu"][1:]
 """Engines besides the reference that "auto" tries if they are installed."""
 
 PROBES: Final = 10
