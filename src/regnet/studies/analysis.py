@@ -193,7 +193,9 @@ def _paired(first: Population, second: Population, seed: int) -> Comparison:
 
 
 def _machine(outcome: Mapping[str, Any]) -> str:
-    return f"{outcome['device']}, {outcome['threads']} threads, torch {outcome['torch']}"
+    threads = outcome["threads"]
+    several = "s" if threads != 1 else ""
+    return f"{outcome['device']}, {threads} thread{several}, torch {outcome['torch']}"
 
 
 def _weights(
