@@ -4,7 +4,20 @@ from itertools import combinations
 
 import pytest
 
-from regnet.figures import finish, label_points, new_figure
+from regnet.figures import finish, label_points, new_figure, save_figure
+
+
+@pytest.mark.parametrize("format", ["svg", "png", "pdf"])
+def test_the_same_figure_gives_the_same_file(tmp_path, format):
+    for name in ("a", "b"):
+        figure = new_figure(3, 2)
+        axes = figure.add_subplot()
+        axes.fill_between([0, 1], [0, 1], [1, 2], alpha=0.1)
+        axes.plot([0, 1], [0, 1], "o", label="points")
+        finish(axes)
+        save_figure(figure, tmp_path / f"{name}.{format}")
+    first, second = ((tmp_path / f"{name}.{format}").read_bytes() for name in ("a", "b"))
+    assert first == second
 
 
 @pytest.mark.parametrize("scale", ["linear", "log"])

@@ -154,9 +154,15 @@ def inside_page(draw: Callable[[], "Figure"]) -> str | None:
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure atomically, in the format of the extension of the path.
 
+    The same figure gives the same bytes, without a date or random names.
+
     Raises:
         OSError: the file cannot be written.
     """
-    drawing = BytesIO()
-    figure.savefig(drawing, format=path.suffix.lower().removeprefix("."))
+    import matplotlib
+
+    drawing, format = BytesIO(), path.suffix.lower().removeprefix(".")
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with matplotlib.rc_context({"svg.hashsalt": "regnet"}):
+        figure.savefig(drawing, format=format, metadata=dates.get(format))
     write_bytes(path, drawing.getvalue())

@@ -246,7 +246,9 @@ def test_an_engine_with_wrong_outputs_is_not_timed(model, monkeypatch):
         "wrong", "same_memory", "broken",
     ]  # fmt: skip
     monkeypatch.setattr(module, "ENGINES", (Broken(),))
-    with pytest.raises(EngineError, match="none of these engines works here: broken fp32: failed: Runtime"):
+    with pytest.raises(
+        EngineError, match="none of these engines works here: broken fp32: failed: Runtime"
+    ):
         regnet.optimize(model, images())
 
 
