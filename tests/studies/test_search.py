@@ -232,11 +232,10 @@ def space_config() -> Any:
 def test_the_command_prints_and_writes_what_it_found(data: Path, tmp_path: Path) -> None:
     words = (
         "search", "--latency-ms", 1000, "--flops", "6M", "--data", data, "--space", "regnetx",
-        "--stem", "cifar", "--engine", "folded", "--recipe", "cifar", "--set", "epochs=4",
+        "--stem", "cifar", "--engine", "folded", "--recipe", "cifar", "--set", "epochs=2",
         "--set", "warmup_epochs=1", "--set", "batch_size=12", "--set", "clean_epochs=0",
         "--set", "precision=fp32", "--candidates", 4, "--replicas", 2, "--probes", 8,
-        "--seconds", 0.02, "--workers", 1, "--folder", tmp_path / "s",
-        "--out", tmp_path / "best.json",
+        "--seconds", 0.02, "--folder", tmp_path / "s", "--out", tmp_path / "best.json",
     )  # fmt: skip
     done = regnet(*words, code=0)
     assert "4 candidates; errors of the last round" in done.stdout
