@@ -233,7 +233,10 @@ def _without_siblings(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     if len(tensors) < _FEWEST:
         return tensors
-    _, _, strangers = closest(tensors)
+    try:
+        _, _, strangers = closest(tensors)
+    except WeightsError:
+        return tensors
     beside = {name.partition(".")[0] for name in strangers}
     known = {name.partition(".")[0] for name in tensors.keys() - set(strangers)}
     return {n: v for n, v in tensors.items() if n.partition(".")[0] not in beside - known}
